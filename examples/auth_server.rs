@@ -1,0 +1,44 @@
+//! Runs the test server alone, for clients in any language.
+//!
+//! ```text
+//! cargo run --example auth_server -- --port 0 --token-lifetime 5
+//! ```
+//!
+//! It prints its address, and ends on Ctrl-C.
+
+use std::{process::ExitCode, time::Duration};
+
+use tower_bearer::{BoxError, testing::AuthServer};
+
+const USAGE: &str = "usage: auth_server [--port PORT] [--token-lifetime SECONDS] [--api-key KEY] [--tls]";
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, BoxError> {
+    let mut server = AuthServer::builder();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--tls" {
+            server = server.tls(true);
+            continue;
+        }
+        let Some(value) = arguments.next() else {
+            eprintln!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        };
+        server = match argument.as_str() {
+            "--port" => server.port(value.parse()?),
+            "--token-lifetime" => server.token_lifetime(Duration::try_from_secs_f64(value.parse()?)?),
+            "--api-key" => server.api_key(value),
+            _ => {
+                eprintln!("{USAGE}");
+                return Ok(ExitCode::from(2));
+            }
+        };
+    }
+    let server = server.start().await?;
+    println!("listening on {}", server.uri());
+    println!("API key      {}", server.api_key());
+    tokio::signal::ctrl_c().await?;
+    println!("{:#?}", server.counters());
+    Ok(ExitCode::SUCCESS)
+}

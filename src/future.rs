@@ -1,0 +1,399 @@
+//! [`ResponseFuture`]: one request's way through the layer, as a state machine.
+//!
+//! ```text
+//! (no token) Waiting ─▶ Sending ─▶ answer ──────────────────────────────▶ caller
+//!                                   │ challenge                              ▲
+//!                                   ▼                                        │
+//!                               Refreshing ─▶ Draining ─▶ BackingOff ─▶ Retrying
+//!                                   │ no other token, nothing to send again
+//!                                   ▼
+//!                             caller (the challenge, unchanged)
+//! ```
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Buf;
+use http::{Request, Response, Version};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+use tower::{
+    load_shed::error::Overloaded,
+    retry::backoff::{Backoff, ExponentialBackoff},
+    util::Oneshot,
+};
+use tower_service::Service;
+
+use crate::{
+    error::{BoxError, Error},
+    layer::{BearerAuthLayer, Existing},
+    provider::Waiting,
+    replay::{Head, Replay},
+    service::{Shared, authorize},
+    token::Token,
+};
+
+/// The most that is read of a refused answer's body, so that its connection can serve again.
+const MAX_DRAINED: usize = 64 * 1024;
+
+/// The longest that is waited for that body.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+
+pin_project! {
+    /// The future of [`BearerAuth`](crate::BearerAuth).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the attempt under way, and nothing else: a token refresh that it started goes on.
+    pub struct ResponseFuture<S, R, B, ResBody>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        #[pin]
+        state: State<S, Request<R::Body>, ResBody>,
+        // What is kept to send the request again; none for one that has no token of ours.
+        attempt: Option<Attempt<R::Spare>>,
+        shared: Arc<Shared<S, R>>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, Req, ResBody>
+    where
+        S: Service<Req>,
+    {
+        // There is no token yet. Holds the service that was made ready.
+        Waiting {
+            token: Waiting,
+            ready: Option<(S, Req)>,
+        },
+        Sending {
+            #[pin]
+            response: S::Future,
+        },
+        // The challenge is kept whole: it is the answer if there is no other token.
+        Refreshing {
+            token: Waiting,
+            challenge: Option<Response<ResBody>>,
+        },
+        Draining {
+            #[pin]
+            body: ResBody,
+            drained: usize,
+            #[pin]
+            timeout: Sleep,
+            retry: Option<Box<Retry<Req, ResBody>>>,
+        },
+        BackingOff {
+            retry: Option<Box<Retry<Req, ResBody>>>,
+        },
+        Retrying {
+            #[pin]
+            response: Oneshot<S, Req>,
+            challenge: Option<Response<ResBody>>,
+        },
+        Failed {
+            error: Option<Error>,
+        },
+    }
+}
+
+/// How long a retry waits before it is sent.
+type Delay = Pin<Box<Sleep>>;
+
+/// A request that is about to be sent again.
+struct Retry<Req, ResBody> {
+    request: Req,
+    backoff: Option<Delay>,
+    /// The answer if this retry is shed before it is sent; `None` if it had to be drained.
+    challenge: Option<Response<ResBody>>,
+}
+
+/// What is kept of a request while its answer is awaited.
+pub(crate) struct Attempt<Spare> {
+    /// The token that it was sent with.
+    token: Option<Token>,
+    /// `None` if it cannot be sent again.
+    kept: Option<(Head, Spare)>,
+    retries: u32,
+    backoff: Option<ExponentialBackoff>,
+}
+
+impl<Spare> Attempt<Spare> {
+    #[inline]
+    pub(crate) fn new(token: Token, kept: Option<(Head, Spare)>) -> Self {
+        Self { token: Some(token), ..Self::without_token(kept) }
+    }
+
+    fn without_token(kept: Option<(Head, Spare)>) -> Self {
+        Self { token: None, kept, retries: 0, backoff: None }
+    }
+}
+
+impl<S, R, B, ResBody> ResponseFuture<S, R, B, ResBody>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    /// A request that was sent with a token.
+    #[inline]
+    pub(crate) fn sending(
+        response: S::Future,
+        attempt: Attempt<R::Spare>,
+        shared: &Arc<Shared<S, R>>,
+    ) -> Self {
+        Self { state: State::Sending { response }, attempt: Some(attempt), shared: Arc::clone(shared) }
+    }
+
+    /// A request that was sent with its caller's own credentials.
+    pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
+        Self { state: State::Sending { response }, attempt: None, shared: Arc::clone(shared) }
+    }
+
+    /// A request that is to be sent as soon as there is a token.
+    pub(crate) fn waiting(
+        token: Waiting,
+        ready: S,
+        request: Request<R::Body>,
+        kept: Option<(Head, R::Spare)>,
+        shared: &Arc<Shared<S, R>>,
+    ) -> Self {
+        Self {
+            state: State::Waiting { token, ready: Some((ready, request)) },
+            attempt: Some(Attempt::without_token(kept)),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// A request that was not sent.
+    pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
+        Self { state: State::Failed { error: Some(error) }, attempt: None, shared: Arc::clone(shared) }
+    }
+}
+
+impl<S, R, B, ResBody> Future for ResponseFuture<S, R, B, ResBody>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    ResBody: Body,
+{
+    type Output = Result<Response<ResBody>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let step = match this.state.as_mut().project() {
+                StateProj::Sending { response } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    answered(this.attempt, this.shared, response)
+                }
+                StateProj::Waiting { token, ready } => {
+                    let token = ready!(token.as_mut().poll(cx))?;
+                    let (mut service, mut request) = taken(ready);
+                    // A request whose own header is kept has not waited.
+                    authorize(&mut request, &token, Existing::Replace)?;
+                    if let Some(attempt) = this.attempt {
+                        attempt.token = Some(token);
+                    }
+                    Step::Next(State::Sending { response: service.call(request) })
+                }
+                StateProj::Refreshing { token, challenge } => {
+                    let token = ready!(token.as_mut().poll(cx));
+                    refreshed(this.attempt, this.shared, token.ok(), taken(challenge))
+                }
+                StateProj::Draining { mut body, drained, timeout, retry } => {
+                    if timeout.poll(cx).is_pending() {
+                        while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
+                            // An empty frame counts too: there may be no end of them.
+                            *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
+                            if *drained > MAX_DRAINED {
+                                break;
+                            }
+                        }
+                    }
+                    Step::Next(State::BackingOff { retry: retry.take() })
+                }
+                StateProj::BackingOff { retry } => {
+                    if let Some(backoff) = retry.as_mut().and_then(|retry| retry.backoff.as_mut()) {
+                        ready!(backoff.as_mut().poll(cx));
+                    }
+                    let retry = *taken(retry);
+                    let response = Oneshot::new(this.shared.service(), retry.request);
+                    Step::Next(State::Retrying { response, challenge: retry.challenge })
+                }
+                StateProj::Retrying { response, challenge } => match ready!(response.poll(cx)) {
+                    Ok(response) => answered(this.attempt, this.shared, response),
+                    Err(error) => return Poll::Ready(shed(error.into(), challenge.take())),
+                },
+                StateProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
+            };
+            match step {
+                Step::Answer(response) => return Poll::Ready(Ok(response)),
+                // Drops what was there: the service that was ready is gone before a retry waits for readiness
+                // (`ConcurrencyLimit(1)` would never get ready otherwise), and so is a body that was drained.
+                Step::Next(state) => this.state.set(state),
+            }
+        }
+    }
+}
+
+/// What follows from an answer, or from the end of a state.
+enum Step<S, Req, ResBody>
+where
+    S: Service<Req>,
+{
+    Answer(Response<ResBody>),
+    Next(State<S, Req, ResBody>),
+}
+
+/// An answer has arrived: the caller's, unless it is a challenge to a token of ours.
+#[inline]
+fn answered<S, R, B, ResBody>(
+    attempt: &mut Option<Attempt<R::Spare>>,
+    shared: &Shared<S, R>,
+    response: Response<ResBody>,
+) -> Step<S, Request<R::Body>, ResBody>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>>,
+{
+    match attempt {
+        Some(Attempt { token: Some(_), .. }) if shared.layer.challenge.matches(&response) => {
+            challenged(attempt, shared, response)
+        }
+        _ => {
+            // Recording stops here: an answer's body may be read while the request's is still being sent.
+            *attempt = None;
+            Step::Answer(response)
+        }
+    }
+}
+
+/// Asks for another token, if the request can be sent again; else for the next request's sake, without waiting.
+#[cold]
+fn challenged<S, R, B, ResBody>(
+    attempt: &mut Option<Attempt<R::Spare>>,
+    shared: &Shared<S, R>,
+    challenge: Response<ResBody>,
+) -> Step<S, Request<R::Body>, ResBody>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>>,
+{
+    let layer = &shared.layer;
+    layer.retry.deposit();
+    if let Some(Attempt { token: Some(token), kept, retries, .. }) = attempt {
+        let can_retry = *retries < layer.retry.retries()
+            && kept.as_ref().is_some_and(|(_, spare)| layer.replay.hold(spare));
+        if can_retry {
+            let token = layer.provider.replace(token);
+            return Step::Next(State::Refreshing { token, challenge: Some(challenge) });
+        }
+        layer.provider.replace_behind(token);
+    }
+    *attempt = None;
+    Step::Answer(challenge)
+}
+
+/// The provider has answered a challenge: the request is sent again, or the challenge is the answer.
+fn refreshed<S, R, B, ResBody>(
+    attempt: &mut Option<Attempt<R::Spare>>,
+    shared: &Shared<S, R>,
+    token: Option<Token>,
+    challenge: Response<ResBody>,
+) -> Step<S, Request<R::Body>, ResBody>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>>,
+    ResBody: Body,
+{
+    let again = token.zip(attempt.as_mut()).and_then(|(token, attempt)| attempt.again(&shared.layer, token));
+    let Some((request, backoff)) = again else {
+        // Nothing more is sent, and an upload that was held goes on.
+        *attempt = None;
+        return Step::Answer(challenge);
+    };
+    // Only HTTP/1 has to have read one answer before its connection can serve the next request.
+    let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();
+    Step::Next(if drain {
+        State::Draining {
+            body: challenge.into_body(),
+            drained: 0,
+            timeout: sleep(DRAIN_TIMEOUT),
+            retry: Some(Box::new(Retry { request, backoff, challenge: None })),
+        }
+    } else {
+        State::BackingOff { retry: Some(Box::new(Retry { request, backoff, challenge: Some(challenge) })) }
+    })
+}
+
+impl<Spare> Attempt<Spare> {
+    /// The request once more, with `token`, and how long to wait first; `None` if it is not to be sent again.
+    fn again<R, B>(
+        &mut self,
+        layer: &BearerAuthLayer<R>,
+        token: Token,
+    ) -> Option<(Request<R::Body>, Option<Delay>)>
+    where
+        R: Replay<B, Spare = Spare>,
+    {
+        // The first retry with a token that the API has not seen refused waits for nothing, and costs nothing.
+        let is_new = self.token.as_ref().is_none_or(|refused| !refused.same(&token));
+        let free = is_new && self.retries == 0;
+        if !free && !layer.retry.withdraw() {
+            return None;
+        }
+        let (head, spare) = self.kept.take()?;
+        let (body, spare) = layer.replay.again(spare)?;
+        let mut request = head.request(body);
+        authorize(&mut request, &token, Existing::Replace).ok()?;
+        self.kept = spare.map(|spare| (head, spare));
+        self.retries += 1;
+        self.token = Some(token);
+        let backoff = self.backoff.get_or_insert_with(|| layer.retry.make_backoff());
+        Some((request, (!free).then(|| Box::pin(backoff.next_backoff()))))
+    }
+}
+
+/// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.
+fn shed<ResBody>(
+    error: BoxError,
+    challenge: Option<Response<ResBody>>,
+) -> Result<Response<ResBody>, BoxError> {
+    match challenge {
+        Some(challenge) if error.is::<Overloaded>() => Ok(challenge),
+        _ => Err(error),
+    }
+}
+
+/// What a state holds until it ends.
+///
+/// # Panics
+///
+/// If the future is polled again after it was ready, as futures do.
+fn taken<T>(slot: &mut Option<T>) -> T {
+    match slot.take() {
+        Some(value) => value,
+        None => panic!("`ResponseFuture` polled after it was ready"),
+    }
+}
+
+impl<S, R, B, ResBody> fmt::Debug for ResponseFuture<S, R, B, ResBody>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,97 @@
+//! A tower layer that gives any HTTP client a bearer token that is always fresh.
+//!
+//! # Why
+//!
+//! A bearer token runs out, or is revoked. Then every request under way gets a 401 at once, and each of them asks for
+//! another token: the auth endpoint is stormed, a refresh token that can be used only once is used twice, uploads that
+//! cannot be sent again are lost. This crate has one place where that is done right: one refresh for everybody, in a
+//! task that no caller can cancel, and each refused request sent again, its body included.
+//!
+//! # Ten lines
+//!
+//! ```no_run
+//! # #[cfg(feature = "api-video")]
+//! # async fn run() -> Result<(), tower_bearer::BoxError> {
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Empty;
+//! use hyper_rustls::HttpsConnectorBuilder;
+//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use tower::{ServiceBuilder, ServiceExt};
+//! use tower_bearer::BearerAuthLayer;
+//!
+//! let https = HttpsConnectorBuilder::new().with_webpki_roots().https_only().enable_all_versions().build();
+//! let client = ServiceBuilder::new()
+//!     .layer(BearerAuthLayer::new("your api.video API key"))
+//!     .service(Client::builder(TokioExecutor::new()).build(https));
+//!
+//! let request = Request::get("https://ws.api.video/videos").body(Empty::<Bytes>::new())?;
+//! let response = client.oneshot(request).await?;
+//! println!("{}", response.status());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What happens on a 401
+//!
+//! 1. The refused token, and no other, is to be replaced: if the [`TokenProvider`] has a newer one already, that is taken.
+//! 2. Otherwise one flight for everybody fetches the next from the [`TokenSource`], in a task of its own.
+//! 3. The refused answer is drained within bounds, so that its connection serves again.
+//! 4. The request is sent again, with what [`replay`] has kept of its body; after a backoff, if that token was refused too.
+//! 5. When nothing is left to try, the caller gets the API's last answer as it is.
+//!
+//! Which answers count as a refusal is told in [`challenge`], how often and how soon in [`RetryPolicy`].
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util's, over rustls with ring and Mozilla's roots |
+//! | `native-roots` | no | that client trusts the operating system's root certificates instead |
+//! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
+//! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
+//!
+//! # Where next
+//!
+//! [`BearerAuthLayer`] for the layer's options, [`replay`] for bodies that are not `Clone`, [`TokenSource`] for another
+//! token service, `testing` for tests.
+//!
+//! # Runtime
+//!
+//! A tokio runtime with time enabled. Flights run on the runtime of the caller that starts them.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod challenge;
+mod error;
+mod future;
+mod layer;
+mod provider;
+pub mod replay;
+mod retry;
+mod service;
+mod source;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod testing;
+mod token;
+
+#[cfg(feature = "api-video")]
+#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
+pub use self::source::ApiVideo;
+pub use self::{
+    error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
+    future::ResponseFuture,
+    layer::{BearerAuthLayer, Existing},
+    provider::{Status, TokenProvider, TokenProviderBuilder},
+    replay::ReplayBody,
+    retry::RetryPolicy,
+    service::BearerAuth,
+    source::TokenSource,
+    token::{Token, TokenBuilder},
+};
+
+/// README.md's code, tested as this crate's documentation is.
+#[cfg(all(doctest, feature = "api-video"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

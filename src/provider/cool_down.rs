@@ -1,0 +1,60 @@
+//! [`CoolDown`]: a pause that doubles each time it is begun again, until it is reset.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A pause after a failure, doubling from a least to a most length.
+#[derive(Debug)]
+pub(super) struct CoolDown {
+    min: Duration,
+    max: Duration,
+    /// How long the next pause is.
+    next: Duration,
+    until: Option<Instant>,
+}
+
+impl CoolDown {
+    pub(super) fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, next: min, until: None }
+    }
+
+    /// Begins a pause. One that has been over for longer than the next would last is forgotten first.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.next) {
+            self.reset();
+        }
+        self.until = now.checked_add(self.next);
+        self.next = self.next.saturating_mul(2).min(self.max);
+    }
+
+    pub(super) fn is_active(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = self.min;
+        self.until = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_doubles_while_failures_follow_each_other_and_forgets_old_ones() {
+        let second = Duration::from_secs(1);
+        let mut cool_down = CoolDown::new(second, second * 60);
+        let mut now = Instant::now();
+        for length in [1, 2, 4, 8, 16, 32, 60, 60] {
+            cool_down.begin(now);
+            assert!(cool_down.is_active(now + second * length - Duration::from_nanos(1)), "{length}");
+            now += second * length;
+            assert!(!cool_down.is_active(now), "{length}");
+        }
+        now += second * 61;
+        cool_down.begin(now);
+        assert!(!cool_down.is_active(now + second));
+    }
+}

@@ -1,0 +1,310 @@
+//! What a recorded body promises to the connection that sends it.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Wake,
+};
+
+use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender};
+
+use super::*;
+
+const LIMIT: usize = 100;
+
+type Source = Channel<Bytes, BoxError>;
+
+fn recorded() -> (Sender<Bytes, BoxError>, ReplayBody<Source>, Rewind<Source>) {
+    let (sender, source) = Channel::new(16);
+    let (body, rewind) = ReplayBody::record(source, LIMIT);
+    (sender, body, rewind.unwrap())
+}
+
+async fn send(sender: &mut Sender<Bytes, BoxError>, data: &'static str) {
+    sender.send_data(Bytes::from_static(data.as_bytes())).await.unwrap();
+}
+
+async fn next<B>(body: &mut ReplayBody<B>) -> Option<Result<Recorded, BoxError>>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    let mut body = pin!(body.frame());
+    poll_fn(|cx| body.as_mut().poll(cx))
+        .await
+        .map(|frame| frame.map(|frame| Recorded::try_from(frame).ok().unwrap()))
+}
+
+async fn data<B>(body: &mut ReplayBody<B>) -> Bytes
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    match next(body).await {
+        Some(Ok(Recorded::Data(data))) => data,
+        _ => panic!("no data"),
+    }
+}
+
+async fn trailers<B>(body: &mut ReplayBody<B>) -> HeaderMap
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    match next(body).await {
+        Some(Ok(Recorded::Trailers(trailers))) => trailers,
+        _ => panic!("no trailers"),
+    }
+}
+
+fn is_pending<B>(body: &mut ReplayBody<B>) -> bool
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    poll_once(body, Waker::noop()).is_pending()
+}
+
+fn poll_once<B>(body: &mut ReplayBody<B>, waker: &Waker) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    Pin::new(body).poll_frame(&mut Context::from_waker(waker))
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn every_attempt_gets_the_same_frames_and_trailers() {
+    let (mut sender, mut body, rewind) = recorded();
+    send(&mut sender, "one").await;
+    send(&mut sender, "two").await;
+    let mut sent = HeaderMap::new();
+    sent.insert("x-checksum", "abc".parse().unwrap());
+    sender.send_trailers(sent.clone()).await.unwrap();
+    drop(sender);
+    for _ in 0..3 {
+        assert_eq!(data(&mut body).await, "one");
+        assert_eq!(data(&mut body).await, "two");
+        assert_eq!(trailers(&mut body).await, sent);
+        assert!(next(&mut body).await.is_none());
+        assert!(next(&mut body).await.is_none());
+        body = rewind.rewind().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn data_is_kept_by_reference_count() {
+    let (mut sender, mut body, rewind) = recorded();
+    send(&mut sender, "shared").await;
+    let first = data(&mut body).await;
+    let second = data(&mut rewind.rewind().unwrap()).await;
+    assert_eq!(first.as_ptr(), second.as_ptr());
+}
+
+#[tokio::test]
+async fn a_new_attempt_takes_over_where_the_old_one_was() {
+    let (mut sender, mut old, rewind) = recorded();
+    send(&mut sender, "one").await;
+    assert_eq!(data(&mut old).await, "one");
+    let woken = Arc::new(Woken::default());
+    assert!(poll_once(&mut old, &Arc::clone(&woken).into()).is_pending());
+
+    let mut new = rewind.rewind().unwrap();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1, "the old attempt is not told of its end");
+    let error = next(&mut old).await.unwrap().err().unwrap();
+    assert!(error.is::<Superseded>());
+    assert!(!old.is_end_stream());
+
+    send(&mut sender, "two").await;
+    assert_eq!(data(&mut new).await, "one");
+    assert_eq!(data(&mut new).await, "two");
+    assert!(next(&mut old).await.unwrap().err().unwrap().is::<Superseded>());
+}
+
+#[tokio::test]
+async fn a_held_attempt_reads_nothing_until_it_is_let_go() {
+    let (mut sender, mut body, rewind) = recorded();
+    send(&mut sender, "one").await;
+    assert!(rewind.hold());
+    let woken = Arc::new(Woken::default());
+    assert!(poll_once(&mut body, &Arc::clone(&woken).into()).is_pending());
+    drop(rewind);
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1, "the attempt is not told to go on");
+    assert_eq!(data(&mut body).await, "one");
+}
+
+#[tokio::test]
+async fn a_held_attempt_is_superseded_by_the_next() {
+    let (mut sender, mut old, rewind) = recorded();
+    assert!(rewind.hold());
+    assert!(is_pending(&mut old));
+    let mut new = rewind.rewind().unwrap();
+    assert!(next(&mut old).await.unwrap().is_err());
+    send(&mut sender, "one").await;
+    assert_eq!(data(&mut new).await, "one");
+}
+
+#[tokio::test]
+async fn over_the_limit_the_record_is_freed_and_the_attempt_goes_on() {
+    let (mut sender, mut body, rewind) = recorded();
+    let full = Bytes::from(vec![b'x'; LIMIT]);
+    sender.send_data(full.clone()).await.unwrap();
+    assert_eq!(data(&mut body).await, full);
+    assert!(rewind.hold());
+    assert!(rewind.rewind().is_some_and(|again| {
+        body = again;
+        true
+    }));
+    assert_eq!(data(&mut body).await, full);
+
+    send(&mut sender, "y").await;
+    assert_eq!(data(&mut body).await, "y");
+    assert!(full.is_unique(), "the record is still held");
+    assert!(!rewind.hold());
+    assert!(rewind.rewind().is_none());
+    send(&mut sender, "z").await;
+    assert_eq!(data(&mut body).await, "z");
+    drop(sender);
+    assert!(next(&mut body).await.is_none());
+}
+
+#[tokio::test]
+async fn trailers_count_against_the_limit() {
+    let (mut sender, mut body, rewind) = recorded();
+    let mut sent = HeaderMap::new();
+    sent.insert("x-long", "x".repeat(LIMIT).parse().unwrap());
+    sender.send_trailers(sent.clone()).await.unwrap();
+    assert_eq!(trailers(&mut body).await, sent);
+    assert!(rewind.rewind().is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_over_the_limit_is_not_recorded() {
+    let (body, rewind) = ReplayBody::record(Full::new(Bytes::from(vec![0; LIMIT + 1])), LIMIT);
+    assert!(rewind.is_none());
+    assert_eq!(body.size_hint().exact(), Some(LIMIT as u64 + 1));
+    assert_eq!(body.collect().await.unwrap().to_bytes().len(), LIMIT + 1);
+}
+
+#[tokio::test]
+async fn an_empty_body_is_sent_again_for_nothing() {
+    let (body, rewind) = ReplayBody::record(Empty::<Bytes>::new(), 1);
+    let rewind = rewind.unwrap();
+    assert!(rewind.hold());
+    for body in [body, rewind.rewind().unwrap(), rewind.rewind().unwrap()] {
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+        assert!(body.collect().await.unwrap().to_bytes().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_stream_and_an_exact_length_stay_what_they_are() {
+    let (mut body, rewind) = ReplayBody::record(Full::new(Bytes::from_static(b"hello")), LIMIT);
+    let rewind = rewind.unwrap();
+    for _ in 0..2 {
+        assert!(!body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(5));
+        assert_eq!(data(&mut body).await, "hello");
+        // Right after the last frame: HTTP/2 would send an empty one otherwise.
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+        body = rewind.rewind().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_length_counts_what_is_recorded_and_what_is_not_read_yet() {
+    /// Two frames, and an exact length.
+    struct Two(Vec<&'static str>);
+
+    impl Body for Two {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            Poll::Ready(self.0.pop().map(|data| Ok(Frame::data(data.into()))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0.iter().map(|data| data.len() as u64).sum())
+        }
+    }
+
+    let (mut body, rewind) = ReplayBody::record(Two(vec!["world", "hi"]), LIMIT);
+    let rewind = rewind.unwrap();
+    let mut lengths = vec![body.size_hint().exact()];
+    data(&mut body).await;
+    lengths.push(body.size_hint().exact());
+    body = rewind.rewind().unwrap();
+    lengths.push(body.size_hint().exact());
+    data(&mut body).await;
+    lengths.push(body.size_hint().exact());
+    drop(rewind);
+    data(&mut body).await;
+    lengths.push(body.size_hint().exact());
+    assert_eq!(lengths, [Some(7), Some(5), Some(7), Some(5), Some(0)]);
+}
+
+#[tokio::test]
+async fn a_body_that_fails_is_never_sent_again() {
+    let (mut sender, mut body, rewind) = recorded();
+    send(&mut sender, "half").await;
+    assert_eq!(data(&mut body).await, "half");
+    sender.abort(std::io::Error::other("the disk is gone").into());
+    let error = next(&mut body).await.unwrap().err().unwrap();
+    assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().to_string(), "the disk is gone");
+    assert!(!rewind.hold());
+    assert!(rewind.rewind().is_none());
+}
+
+#[tokio::test]
+async fn recording_stops_with_its_handle_and_what_is_recorded_still_arrives() {
+    let (mut sender, mut body, rewind) = recorded();
+    let kept = Bytes::from(b"kept".to_vec());
+    sender.send_data(kept.clone()).await.unwrap();
+    drop(data(&mut body).await);
+    assert!(!kept.is_unique());
+    let mut body = rewind.rewind().unwrap();
+    drop(rewind);
+    assert_eq!(data(&mut body).await, "kept");
+    assert!(kept.is_unique(), "a frame that was given for the last time is still held");
+    send(&mut sender, "more").await;
+    assert_eq!(data(&mut body).await, "more");
+}
+
+#[tokio::test]
+async fn a_source_that_panics_poisons_nothing() {
+    struct Panics;
+
+    impl Body for Panics {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            panic!("the source's own panic")
+        }
+    }
+
+    let (mut body, rewind) = ReplayBody::record(Panics, LIMIT);
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| is_pending(&mut body)));
+    assert!(polled.is_err());
+    assert!(!body.is_end_stream());
+    drop(rewind);
+}

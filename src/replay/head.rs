@@ -1,0 +1,157 @@
+//! [`Head`]: what is kept of a request besides its body, flat.
+//!
+//! A clone of a `HeaderMap` costs an allocation for nearly every value that has never been cloned, and hashing for every
+//! name. Here names and values are written one after the other into one buffer, and parsed again only if the request is
+//! sent again, which is rare.
+
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
+
+/// Added to a value's length where the value is marked sensitive. No value comes near it.
+const SENSITIVE: u32 = 1 << 31;
+
+/// Everything of a request that is not its body. It is taken before a token is added, and so never holds one.
+pub(crate) struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    extensions: Extensions,
+    /// For each header: the name's length (2 bytes) and the value's (4 bytes, with its mark), the name, the value.
+    headers: Vec<u8>,
+    header_count: usize,
+}
+
+impl Head {
+    pub(crate) fn of(parts: &Parts) -> Self {
+        Self {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            extensions: parts.extensions.clone(),
+            headers: flatten(&parts.headers),
+            header_count: parts.headers.len(),
+        }
+    }
+
+    /// The request that this was the head of, with `body`.
+    pub(crate) fn request<B>(&self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.extensions_mut() = self.extensions.clone();
+        *request.headers_mut() = self.headers();
+        request
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(self.header_count + 1);
+        let mut rest = self.headers.as_slice();
+        while let Some((name, value, after)) = next_header(rest) {
+            headers.append(name, value);
+            rest = after;
+        }
+        headers
+    }
+}
+
+fn flatten(headers: &HeaderMap) -> Vec<u8> {
+    if headers.is_empty() {
+        return Vec::new();
+    }
+    let length = headers.iter().map(|(name, value)| 6 + name.as_str().len() + value.len()).sum();
+    let mut flat = Vec::with_capacity(length);
+    for (name, value) in headers {
+        let name = name.as_str().as_bytes();
+        // http's own limits: a name is at most 2¹⁶-1 bytes; a value of 2 GiB would not have been sent.
+        let (name_length, value_length) = (name.len() as u16, value.len() as u32 & !SENSITIVE);
+        let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
+        flat.extend_from_slice(&name_length.to_le_bytes());
+        flat.extend_from_slice(&(value_length | mark).to_le_bytes());
+        flat.extend_from_slice(name);
+        flat.extend_from_slice(&value.as_bytes()[..value_length as usize]);
+    }
+    flat
+}
+
+fn next_header(flat: &[u8]) -> Option<(HeaderName, HeaderValue, &[u8])> {
+    let (name_length, flat) = flat.split_first_chunk()?;
+    let (value_length, flat) = flat.split_first_chunk()?;
+    let value_length = u32::from_le_bytes(*value_length);
+    let (name, flat) = flat.split_at_checked(u16::from_le_bytes(*name_length).into())?;
+    let (value, flat) = flat.split_at_checked((value_length & !SENSITIVE) as usize)?;
+    // Both were valid when they were written.
+    let name = HeaderName::from_bytes(name).ok()?;
+    let mut value = HeaderValue::from_bytes(value).ok()?;
+    value.set_sensitive(value_length & SENSITIVE != 0);
+    Some((name, value, flat))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    fn restored(request: Request<()>) -> Request<()> {
+        let (parts, ()) = request.into_parts();
+        Head::of(&parts).request(())
+    }
+
+    #[test]
+    fn a_head_comes_back_as_it_was() {
+        let mut request = Request::builder()
+            .method("PURGE")
+            .uri("https://example.com:8443/a?b=c")
+            .version(Version::HTTP_2)
+            .header("x-repeated", "1")
+            .header("accept", "*/*")
+            .header("x-repeated", "2")
+            .header("x-repeated", "3")
+            .header("x-empty", "")
+            .header("x-latin", HeaderValue::from_bytes(b"caf\xe9").unwrap())
+            .extension("kept")
+            .body(())
+            .unwrap();
+        request.headers_mut().get_mut("accept").unwrap().set_sensitive(true);
+        let expected = request.clone();
+        let restored = restored(request);
+        assert_eq!(restored.method(), "PURGE");
+        assert_eq!(restored.uri(), expected.uri());
+        assert_eq!(restored.version(), Version::HTTP_2);
+        assert_eq!(restored.extensions().get::<&str>(), Some(&"kept"));
+        assert_eq!(restored.headers(), expected.headers());
+        let repeated: Vec<_> = restored.headers().get_all("x-repeated").iter().collect();
+        assert_eq!(repeated, ["1", "2", "3"]);
+        assert!(restored.headers()["accept"].is_sensitive());
+        assert!(!restored.headers()["x-empty"].is_sensitive());
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_come_back_as_they_were(
+            headers in prop::collection::vec(
+                ("[a-z0-9!#$%&'*+.^_`|~-]{1,40}", prop::collection::vec(32..=255_u8, 0..80), any::<bool>()),
+                0..60,
+            ),
+        ) {
+            let mut map = HeaderMap::new();
+            for (name, value, sensitive) in headers {
+                let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(&value)) else {
+                    continue;
+                };
+                value.set_sensitive(sensitive);
+                map.append(name, value);
+            }
+            let mut request = Request::new(());
+            *request.headers_mut() = map.clone();
+            let restored = restored(request);
+            prop_assert_eq!(restored.headers(), &map);
+            for name in map.keys() {
+                let marks = |map: &HeaderMap| -> Vec<bool> {
+                    map.get_all(name).iter().map(HeaderValue::is_sensitive).collect()
+                };
+                prop_assert_eq!(marks(restored.headers()), marks(&map));
+            }
+        }
+    }
+}

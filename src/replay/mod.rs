@@ -1,0 +1,66 @@
+//! How a request is sent again: [`Replay`] and its strategies for the body, `head` for the rest.
+//!
+//! # Which strategy
+//!
+//! | what is wrapped | what to add | sent again |
+//! |---|---|---|
+//! | a client whose body is `Clone` (`Full<Bytes>`, `Empty`, `String`) | nothing: [`Cloned`] | always |
+//! | hyper-util's client with a streamed body | [`.buffered(limit)`](crate::BearerAuthLayer::buffered) | up to the limit |
+//! | a service with a body type of its own, such as tonic's | [`.replay_with(limit, tonic::body::Body::new)`](crate::BearerAuthLayer::replay_with) | up to the limit |
+//! | a body that knows how to clone itself, such as kube's | [`.clone_with(Body::try_clone)`](crate::BearerAuthLayer::clone_with) | as the body allows |
+//! | anything | [`.no_replay()`](crate::BearerAuthLayer::no_replay) | never |
+//!
+//! # What is sent again
+//!
+//! Method, URI, version, headers (repeated names in order, sensitive marks kept), extensions, and the body with its
+//! trailers.
+
+mod body;
+mod head;
+mod strategies;
+
+pub(crate) use self::head::Head;
+pub use self::{
+    body::{ReplayBody, Rewind, Superseded},
+    strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
+};
+
+/// How a request body of type `B` is sent again: the bound that
+/// [`BearerAuthLayer`](crate::BearerAuthLayer)'s parameter has to meet.
+///
+/// Its strategies are [`Cloned`] (the default), [`Buffered`], [`ReplayWith`], [`CloneWith`] and [`NoReplay`]; the
+/// layer's methods choose one.
+///
+/// When a body does not fit, the compiler says so best where the call is written `Service::call(&mut service, request)`:
+/// method syntax only says that there is no such method.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot send a request body of type `{B}` twice",
+    label = "this body cannot be sent again after a 401 by `{Self}`",
+    note = "the default strategy, `Cloned`, needs a body that is `Clone`",
+    note = "for any other body, pick one on the layer: `.buffered(limit)` if the inner service takes any body, \
+            `.replay_with(limit, InnerBody::new)` if it has a body type of its own, `.clone_with(InnerBody::try_clone)` \
+            if its body can be cloned by a function, or `.no_replay()`"
+)]
+pub trait Replay<B>: Clone {
+    /// The body that the inner service is sent.
+    type Body;
+
+    /// What is kept while an answer is awaited, to send the body again.
+    ///
+    /// It is dropped as soon as the body will not be sent again; what was recorded for it can then go.
+    type Spare;
+
+    /// Starts the first attempt. Without a spare the body is not sent again.
+    fn begin(&self, body: B) -> (Self::Body, Option<Self::Spare>);
+
+    /// Stops the attempt under way where it is, if it still runs, and says whether the body can be sent again.
+    ///
+    /// Dropping the spare lets the attempt go on. Default: nothing is stopped, and it can be.
+    fn hold(&self, spare: &Self::Spare) -> bool {
+        let _ = spare;
+        true
+    }
+
+    /// Starts another attempt, which ends the one before it; `None` if it cannot be done after all.
+    fn again(&self, spare: Self::Spare) -> Option<(Self::Body, Option<Self::Spare>)>;
+}

@@ -1,0 +1,164 @@
+//! The ways to send a body again, one type each; [`BearerAuthLayer`](crate::BearerAuthLayer)'s methods name them.
+
+use std::{convert::Infallible, fmt};
+
+use http_body::Body;
+
+use super::{
+    Replay,
+    body::{ReplayBody, Rewind},
+};
+use crate::error::BoxError;
+
+/// Clones the body before it is sent: the default. The body type stays what it is.
+///
+/// For a body in memory (`Full<Bytes>`, `String`, `Empty`) a clone shares or copies the bytes, whatever their number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cloned;
+
+/// Without this, the compiler says that the body is not `Clone`, and not what to do about it.
+#[diagnostic::do_not_recommend]
+impl<B: Clone> Replay<B> for Cloned {
+    type Body = B;
+    type Spare = B;
+
+    #[inline]
+    fn begin(&self, body: B) -> (B, Option<B>) {
+        (body.clone(), Some(body))
+    }
+
+    fn again(&self, spare: B) -> Option<(B, Option<B>)> {
+        Some((spare.clone(), Some(spare)))
+    }
+}
+
+/// Records what is read of a body, up to a limit; see [`BearerAuthLayer::buffered`](crate::BearerAuthLayer::buffered).
+#[derive(Clone, Copy, Debug)]
+pub struct Buffered {
+    limit: usize,
+}
+
+impl Buffered {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit }
+    }
+}
+
+impl<B> Replay<B> for Buffered
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Body = ReplayBody<B>;
+    type Spare = Rewind<B>;
+
+    fn begin(&self, body: B) -> (ReplayBody<B>, Option<Rewind<B>>) {
+        ReplayBody::record(body, self.limit)
+    }
+
+    fn hold(&self, spare: &Rewind<B>) -> bool {
+        spare.hold()
+    }
+
+    fn again(&self, spare: Rewind<B>) -> Option<(ReplayBody<B>, Option<Rewind<B>>)> {
+        let body = spare.rewind()?;
+        Some((body, Some(spare)))
+    }
+}
+
+/// [`Buffered`], for an inner service with a body type of its own; see
+/// [`BearerAuthLayer::replay_with`](crate::BearerAuthLayer::replay_with).
+#[derive(Clone, Copy)]
+pub struct ReplayWith<F> {
+    buffered: Buffered,
+    wrap: F,
+}
+
+impl<F> ReplayWith<F> {
+    pub(crate) fn new(limit: usize, wrap: F) -> Self {
+        Self { buffered: Buffered::new(limit), wrap }
+    }
+}
+
+impl<B, F, W> Replay<B> for ReplayWith<F>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+    F: Fn(ReplayBody<B>) -> W + Clone,
+{
+    type Body = W;
+    type Spare = Rewind<B>;
+
+    fn begin(&self, body: B) -> (W, Option<Rewind<B>>) {
+        let (body, spare) = self.buffered.begin(body);
+        ((self.wrap)(body), spare)
+    }
+
+    fn hold(&self, spare: &Rewind<B>) -> bool {
+        spare.hold()
+    }
+
+    fn again(&self, spare: Rewind<B>) -> Option<(W, Option<Rewind<B>>)> {
+        let (body, spare) = self.buffered.again(spare)?;
+        Some(((self.wrap)(body), spare))
+    }
+}
+
+impl<F> fmt::Debug for ReplayWith<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayWith").field("limit", &self.buffered.limit).finish_non_exhaustive()
+    }
+}
+
+/// Clones the body by a function; see [`BearerAuthLayer::clone_with`](crate::BearerAuthLayer::clone_with).
+#[derive(Clone, Copy)]
+pub struct CloneWith<F> {
+    clone: F,
+}
+
+impl<F> CloneWith<F> {
+    pub(crate) fn new(clone: F) -> Self {
+        Self { clone }
+    }
+}
+
+impl<B, F> Replay<B> for CloneWith<F>
+where
+    F: Fn(&B) -> Option<B> + Clone,
+{
+    type Body = B;
+    type Spare = B;
+
+    fn begin(&self, body: B) -> (B, Option<B>) {
+        let spare = (self.clone)(&body);
+        (body, spare)
+    }
+
+    fn again(&self, spare: B) -> Option<(B, Option<B>)> {
+        Some(self.begin(spare))
+    }
+}
+
+impl<F> fmt::Debug for CloneWith<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloneWith").finish_non_exhaustive()
+    }
+}
+
+/// Sends nothing again; see [`BearerAuthLayer::no_replay`](crate::BearerAuthLayer::no_replay).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoReplay;
+
+impl<B> Replay<B> for NoReplay {
+    type Body = B;
+    type Spare = Infallible;
+
+    #[inline]
+    fn begin(&self, body: B) -> (B, Option<Infallible>) {
+        (body, None)
+    }
+
+    fn again(&self, spare: Infallible) -> Option<(B, Option<Infallible>)> {
+        match spare {}
+    }
+}

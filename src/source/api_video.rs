@@ -1,0 +1,543 @@
+//! [`ApiVideo`]: api.video's disposable bearer token, by refresh token where there is one, else by API key.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{ACCEPT, CONTENT_TYPE},
+    uri::Scheme,
+};
+use http_body::Body;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use super::{
+    TokenSource,
+    client::default_client,
+    endpoint::{Answer, Endpoint, ExchangeError},
+    retry_after::retry_after,
+    token_response,
+};
+use crate::{
+    error::{BoxError, Error, SourceError},
+    token::Token,
+};
+
+const PRODUCTION: &str = "https://ws.api.video";
+const SANDBOX: &str = "https://sandbox.api.video";
+
+/// What the documents say a token lives for; taken where an answer does not say.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
+
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A refresh token whose use may have been lost this often is spent, as far as we can tell.
+const MAX_LOST: u8 = 2;
+
+const MAX_KEY_LEN: usize = 1024;
+
+/// How the client names itself, as api.video's own clients do.
+const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
+const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
+
+/// api.video's disposable bearer token ("Bearer Token Authentication" in its documents).
+///
+/// ```
+/// use tower_bearer::{ApiVideo, TokenProvider};
+///
+/// let provider = TokenProvider::new(ApiVideo::sandbox("your API key"));
+/// ```
+///
+/// # Order of grants
+///
+/// `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent; if that is refused (400,
+/// 401, 403), `POST /auth/api-key` with the API key; if that is refused, a permanent error. So the key travels as
+/// seldom as the documents ask.
+///
+/// A refresh token is spent by its use. Where the answer to one is lost, it is tried once more, and then counts as spent.
+/// It is also spent whenever anybody authenticates with the same key: a second process on one key costs both of them a
+/// refused refresh, and so an authentication by key, each time the other renews its token.
+///
+/// # What is not trusted
+///
+/// At most 64 KiB of an answer are read, within one deadline ([`timeout`](Self::timeout)). A redirect is not followed: it
+/// would carry the key elsewhere. Plaintext `http` is refused for any host but loopback
+/// ([`insecure_base_url`](Self::insecure_base_url)).
+///
+/// # Clones
+///
+/// A clone shares the key: keep one to replace it later ([`set_key`](Self::set_key)).
+#[derive(Clone)]
+pub struct ApiVideo {
+    credential: Arc<Mutex<Credential>>,
+    base_url: Uri,
+    plaintext_anywhere: bool,
+    client: Client,
+    timeout: Duration,
+    origin_app: Option<HeaderValue>,
+}
+
+/// What the next grant is made with.
+struct Credential {
+    key: SecretString,
+    /// Counts the keys.
+    revision: u64,
+    /// The token last granted was granted to this key.
+    granted_revision: u64,
+    /// How often the use of a refresh token may have been lost, by its token's generation.
+    lost: (u64, u8),
+}
+
+#[derive(Clone)]
+enum Client {
+    /// Made when it is first needed: loading root certificates takes a while.
+    Default(Arc<OnceLock<Result<Endpoint, SourceError>>>),
+    Given(Endpoint),
+}
+
+enum Grant<'a> {
+    RefreshToken(&'a str),
+    ApiKey(&'a str),
+}
+
+/// How a grant failed, as far as the next grant is concerned.
+enum Failure {
+    /// The credential was answered with a refusal.
+    Refused(StatusCode),
+    /// The request may have been acted upon, and its result is gone.
+    Lost(SourceError),
+    /// Nothing was spent.
+    Other(SourceError),
+}
+
+impl ApiVideo {
+    /// api.video's production environment.
+    ///
+    /// An empty or ill-formed key is an error when it is first used.
+    pub fn new(api_key: impl Into<String>) -> Self {
+        Self::at(api_key.into(), Uri::from_static(PRODUCTION))
+    }
+
+    /// api.video's sandbox environment; its API key is another than production's.
+    pub fn sandbox(api_key: impl Into<String>) -> Self {
+        Self::at(api_key.into(), Uri::from_static(SANDBOX))
+    }
+
+    fn at(key: String, base_url: Uri) -> Self {
+        Self {
+            credential: Arc::new(Mutex::new(Credential {
+                key: key.into(),
+                revision: 0,
+                granted_revision: 0,
+                lost: (0, 0),
+            })),
+            base_url,
+            plaintext_anywhere: false,
+            client: Client::Default(Arc::default()),
+            timeout: EXCHANGE_TIMEOUT,
+            origin_app: None,
+        }
+    }
+
+    /// Sets where the auth endpoints are, such as a proxy or a test server: `https`, or `http` on loopback.
+    ///
+    /// A path is kept as a prefix. A URL that cannot serve is an error when it is first used.
+    pub fn base_url(mut self, base_url: Uri) -> Self {
+        self.base_url = base_url;
+        self.plaintext_anywhere = false;
+        self
+    }
+
+    /// As [`base_url`](Self::base_url), but plaintext `http` may go to any host: whoever listens has the API key.
+    ///
+    /// For meshes whose sidecar does the TLS.
+    pub fn insecure_base_url(mut self, base_url: Uri) -> Self {
+        self.base_url = base_url;
+        self.plaintext_anywhere = true;
+        self
+    }
+
+    /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
+    /// connect timeout of 5 s and idle connections kept for 15 s.
+    ///
+    /// The client must not retry a request that may have been sent, nor follow redirects. It must not be wrapped in the
+    /// layer that it serves: the flight would wait for itself.
+    pub fn with_client<C, ResBody>(mut self, client: C) -> Self
+    where
+        C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send,
+        ResBody: Body + Send + 'static,
+        ResBody::Data: Send,
+        ResBody::Error: Into<BoxError>,
+    {
+        self.client = Client::Given(Endpoint::new(client));
+        self
+    }
+
+    /// Sets how long one exchange with an auth endpoint may take, from connecting to the end of its answer. Default:
+    /// 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Names the application to api.video (`AV-Origin-App: name:version`). Default: not named.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] unless the name is 1 to 50 characters of `A-Z a-z 0-9 - _`, and the version is one to
+    /// three numbers with dots between them.
+    pub fn origin_app(mut self, name: &str, version: &str) -> Result<Self, Error> {
+        let name_fits = (1..=50).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let version_fits = version.split('.').count() <= 3 && version.split('.').all(number);
+        let value = HeaderValue::try_from(format!("{name}:{version}")).ok();
+        match value.filter(|_| name_fits && version_fits) {
+            Some(value) => self.origin_app = Some(value),
+            None => {
+                return Err(Error::InvalidOption(
+                    "origin_app takes a name of 1 to 50 of A-Z a-z 0-9 - _, and a version x[.y[.z]]".into(),
+                ));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Replaces the API key, in all clones. The next grant uses it; a cool-down after the old key's refusal is over.
+    ///
+    /// The current access token stays in use until it ages or is refused.
+    pub fn set_key(&self, api_key: impl Into<String>) {
+        let mut credential = self.credential();
+        credential.key = api_key.into().into();
+        credential.revision += 1;
+    }
+
+    fn credential(&self) -> MutexGuard<'_, Credential> {
+        self.credential.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn grant(&self, grant: Grant<'_>) -> Result<Token, Failure> {
+        let endpoint = self.endpoint().map_err(Failure::Other)?;
+        let url = self.url(grant.path()).map_err(Failure::Other)?;
+        let request = self.request(&url, grant.body()).map_err(Failure::Other)?;
+        let requested_at = Instant::now().into_std();
+        let answer = endpoint.send(request, self.timeout).await.map_err(|error| {
+            let not_sent = matches!(error, ExchangeError::NotSent(_));
+            let message = format!("no token from {url}: {error}");
+            let error = SourceError::unavailable(message).with_cause(error);
+            if not_sent { Failure::Other(error) } else { Failure::Lost(error) }
+        })?;
+        if answer.status.is_success() {
+            // The refresh token was spent on an answer that is of no use.
+            return token_response::parse(&answer.body, requested_at, DEFAULT_LIFETIME)
+                .map_err(Failure::Lost);
+        }
+        Err(refusal(&answer, &url))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, SourceError> {
+        match &self.client {
+            Client::Given(endpoint) => Ok(endpoint.clone()),
+            Client::Default(made) => made.get_or_init(|| default_client().map(Endpoint::new)).clone(),
+        }
+    }
+
+    /// Where to ask: the base URL with `path` added. It has no secret in it, and may be shown.
+    fn url(&self, path: &str) -> Result<Uri, SourceError> {
+        let wrong = |what: &'static str| Err(SourceError::configuration(what));
+        let (Some(scheme), Some(authority)) = (self.base_url.scheme(), self.base_url.authority()) else {
+            return wrong("the base URL has no scheme or no host: give one such as https://ws.api.video");
+        };
+        if authority.as_str().contains('@') {
+            return wrong("the base URL has a user name or password: remove it");
+        }
+        if authority.host().is_empty() {
+            return wrong("the base URL has no host: give one such as https://ws.api.video");
+        }
+        if self.base_url.query().is_some() {
+            return wrong("the base URL has a query: remove it");
+        }
+        if *scheme == Scheme::HTTP {
+            if !self.plaintext_anywhere && !is_loopback(authority.host()) {
+                return wrong(
+                    "the base URL is plaintext http to another host: use https, or insecure_base_url if you must",
+                );
+            }
+        } else if *scheme != Scheme::HTTPS {
+            return wrong("the base URL is neither https nor http");
+        }
+        let prefix = self.base_url.path().trim_end_matches('/');
+        Uri::builder()
+            .scheme(scheme.clone())
+            .authority(authority.clone())
+            .path_and_query(format!("{prefix}{path}"))
+            .build()
+            .or_else(|_| wrong("the base URL has no valid path"))
+    }
+
+    fn request(&self, url: &Uri, body: String) -> Result<Request<String>, SourceError> {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .header(ORIGIN_CLIENT, concat!("tower-bearer:", env!("CARGO_PKG_VERSION")));
+        if let Some(app) = &self.origin_app {
+            request = request.header(ORIGIN_APP, app);
+        }
+        request.body(body).map_err(|error| {
+            SourceError::configuration("the request to the auth endpoint cannot be built").with_cause(error)
+        })
+    }
+
+    /// The API key, if it can be one, and its revision.
+    fn key(&self) -> Result<(SecretString, u64), SourceError> {
+        let credential = self.credential();
+        let key = credential.key.expose_secret();
+        let wrong = |what: &'static str| Err(SourceError::configuration(what));
+        if key.is_empty() {
+            return wrong("the API key is empty: copy it from api.video's dashboard, under API Keys");
+        }
+        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return wrong(
+                "the API key has a space, a line break or another character that no key has: copy it again from \
+                 api.video's dashboard, under API Keys",
+            );
+        }
+        Ok((credential.key.clone(), credential.revision))
+    }
+
+    /// The refresh token to spend, if one is left. It counts as lost from now on, until [`found`](Self::found).
+    fn spend<'a>(&self, previous: Option<&'a Token>) -> Option<(&'a str, u64)> {
+        let token = previous?;
+        let (refresh_token, generation) = (token.refresh_token()?, token.generation());
+        let mut credential = self.credential();
+        // Another key may be another account's.
+        if credential.revision != credential.granted_revision {
+            return None;
+        }
+        if credential.lost.0 != generation {
+            credential.lost = (generation, 0);
+        }
+        if credential.lost.1 >= MAX_LOST {
+            return None;
+        }
+        // Before it is sent: the flight may be dropped at any await from here on.
+        credential.lost.1 += 1;
+        Some((refresh_token, generation))
+    }
+
+    /// A refresh token's use was not lost after all.
+    fn found(&self, generation: u64) {
+        let mut credential = self.credential();
+        if credential.lost.0 == generation {
+            credential.lost.1 = credential.lost.1.saturating_sub(1);
+        }
+    }
+
+    /// A refresh token will never be of use again.
+    fn spent(&self, generation: u64) {
+        self.credential().lost = (generation, MAX_LOST);
+    }
+
+    /// Whether a refresh token is not to be tried again.
+    fn is_spent(&self, generation: u64) -> bool {
+        self.credential().lost == (generation, MAX_LOST)
+    }
+
+    /// Tries the refresh token; `None` when the API key's turn has come.
+    async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
+        let (refresh_token, generation) = self.spend(previous)?;
+        match self.grant(Grant::RefreshToken(refresh_token)).await {
+            Ok(token) => Some(Ok(token)),
+            Err(Failure::Refused(_)) => {
+                self.spent(generation);
+                None
+            }
+            Err(Failure::Lost(error)) => (!self.is_spent(generation)).then_some(Err(error)),
+            Err(Failure::Other(error)) => {
+                self.found(generation);
+                Some(Err(error))
+            }
+        }
+    }
+
+    async fn authenticate(&self) -> Result<Token, SourceError> {
+        let (key, revision) = self.key()?;
+        let token = match self.grant(Grant::ApiKey(key.expose_secret())).await {
+            Ok(token) => token,
+            Err(Failure::Lost(error) | Failure::Other(error)) => return Err(error),
+            Err(Failure::Refused(status)) => {
+                let host = self.base_url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+                return Err(SourceError::refused(format!(
+                    "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
+                    status.as_u16()
+                )));
+            }
+        };
+        self.credential().granted_revision = revision;
+        Ok(token)
+    }
+}
+
+impl TokenSource for ApiVideo {
+    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+        match self.refresh(previous).await {
+            Some(result) => result,
+            None => self.authenticate().await,
+        }
+    }
+
+    fn revision(&self) -> u64 {
+        self.credential().revision
+    }
+}
+
+impl fmt::Debug for ApiVideo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiVideo")
+            .field("host", &self.base_url.host())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Grant<'_> {
+    fn path(&self) -> &'static str {
+        match self {
+            Self::RefreshToken(_) => "/auth/refresh",
+            Self::ApiKey(_) => "/auth/api-key",
+        }
+    }
+
+    fn body(&self) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Body<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            refresh_token: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            api_key: Option<&'a str>,
+        }
+
+        let (refresh_token, api_key) = match self {
+            Self::RefreshToken(refresh_token) => (Some(*refresh_token), None),
+            Self::ApiKey(api_key) => (None, Some(*api_key)),
+        };
+        // Two texts always serialize; an empty body would be refused by the endpoint.
+        serde_json::to_string(&Body { refresh_token, api_key }).unwrap_or_default()
+    }
+}
+
+/// What an answer other than a success means.
+fn refusal(answer: &Answer, url: &Uri) -> Failure {
+    let status = answer.status;
+    let code = status.as_u16();
+    match code {
+        400 | 401 | 403 => Failure::Refused(status),
+        408 | 429 | 500..=599 => {
+            let error = SourceError::unavailable(format!("{url} answered HTTP {code}"));
+            Failure::Other(match retry_after(status, &answer.headers) {
+                Some(delay) => error.with_retry_after(delay),
+                None => error,
+            })
+        }
+        300..=399 => Failure::Other(SourceError::configuration(format!(
+            "{url} answered with a redirect (HTTP {code}), which is not followed: set the final base URL"
+        ))),
+        404 | 405 | 410 | 415 => Failure::Other(SourceError::configuration(format!(
+            "{url} is no auth endpoint (HTTP {code}): check the base URL"
+        ))),
+        _ => Failure::Other(SourceError::invalid_response(format!("{url} answered HTTP {code}"))),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(base_url: &'static str) -> Result<String, String> {
+        let source = ApiVideo::new("key").base_url(Uri::from_static(base_url));
+        source.url("/auth/refresh").map(|url| url.to_string()).map_err(|error| {
+            assert!(!error.is_transient());
+            error.to_string()
+        })
+    }
+
+    #[test]
+    fn a_base_url_keeps_its_path_as_a_prefix() {
+        for (base_url, expected) in [
+            ("https://ws.api.video", "https://ws.api.video/auth/refresh"),
+            ("https://gateway.example:8443/video/", "https://gateway.example:8443/video/auth/refresh"),
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000/auth/refresh"),
+            ("http://[::1]:3000", "http://[::1]:3000/auth/refresh"),
+            ("http://LOCALHOST", "http://localhost/auth/refresh"),
+        ] {
+            assert!(url(base_url).unwrap().eq_ignore_ascii_case(expected), "{base_url}");
+        }
+    }
+
+    #[test]
+    fn a_base_url_that_cannot_serve_is_an_error_that_says_what_to_do() {
+        for (base_url, hint) in [
+            ("/auth", "no host"),
+            ("ws.api.video:443", "no scheme"),
+            ("https://user:canary@ws.api.video", "user name"),
+            ("https://ws.api.video/?key=canary", "query"),
+            ("http://ws.api.video", "use https"),
+            ("http://127.0.0.1.example.com", "use https"),
+            ("ftp://ws.api.video", "neither"),
+        ] {
+            let error = url(base_url).unwrap_err();
+            assert!(error.contains(hint) && !error.contains("canary"), "{base_url}: {error}");
+        }
+        let sidecar = Uri::from_static("http://sidecar");
+        assert!(ApiVideo::new("key").insecure_base_url(sidecar).url("/x").is_ok());
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_one_is_an_error_that_says_what_to_do() {
+        for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
+            let error = ApiVideo::new(bad).key().err().unwrap();
+            assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
+            assert!(!error.is_transient());
+        }
+        assert!(ApiVideo::new("kq5z3-_x").key().is_ok());
+    }
+
+    #[test]
+    fn an_application_is_named_within_api_videos_rules() {
+        let named = |name: &str, version: &str| ApiVideo::new("key").origin_app(name, version).is_ok();
+        let longest = "a".repeat(50);
+        for (name, version) in [("my-app_1", "1"), ("a", "1.2"), (&longest, "1.2.3")] {
+            assert!(named(name, version), "{name}:{version}");
+        }
+        let too_long = "a".repeat(51);
+        for (name, version) in
+            [("", "1"), (&too_long, "1"), ("a b", "1"), ("a", ""), ("a", "1.2.3.4"), ("a", "1."), ("a", "v1")]
+        {
+            assert!(!named(name, version), "{name}:{version}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_escaped_in_json_and_shown_nowhere() {
+        assert_eq!(Grant::ApiKey("a\"b").body(), r#"{"apiKey":"a\"b"}"#);
+        assert_eq!(Grant::RefreshToken("r").body(), r#"{"refreshToken":"r"}"#);
+        assert!(!format!("{:?}", ApiVideo::new("canary")).contains("canary"));
+    }
+}

@@ -1,0 +1,74 @@
+//! [`TokenSource`]: where tokens come from, and the sources that the crate brings.
+//!
+//! A source makes one attempt per call and says what came of it; when to call it, and how often, is the provider's.
+
+#[cfg(feature = "api-video")]
+mod api_video;
+#[cfg(feature = "api-video")]
+mod client;
+#[cfg(feature = "api-video")]
+mod endpoint;
+#[cfg(feature = "api-video")]
+mod retry_after;
+#[cfg(feature = "api-video")]
+mod token_response;
+
+use std::{future::Future, sync::Arc};
+
+#[cfg(feature = "api-video")]
+pub use self::api_video::ApiVideo;
+
+use crate::{error::SourceError, token::Token};
+
+/// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens: what you implement for another token service.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_bearer::{SourceError, Token, TokenSource};
+///
+/// /// Asks the agent that runs beside this process.
+/// struct Agent;
+///
+/// impl TokenSource for Agent {
+///     async fn fetch(&self, _previous: Option<&Token>) -> Result<Token, SourceError> {
+///         let text = std::fs::read_to_string("/run/agent/token")
+///             .map_err(|error| SourceError::unavailable("the agent has no token yet").with_cause(error))?;
+///         Ok(Token::builder(text.trim()).expires_in(Duration::from_secs(300)).build()?)
+///     }
+/// }
+/// ```
+pub trait TokenSource: Send + Sync + 'static {
+    /// Obtains one token, in one attempt.
+    ///
+    /// `previous` is the token that the provider published last, expired or refused or not; its refresh token, if any,
+    /// is for this call to spend. The provider calls this from a task of its own, never twice at a time, and does the
+    /// retries; a source that waits for a peer should bound that wait.
+    ///
+    /// # Errors
+    ///
+    /// A [`SourceError`] whose kind says whether to try again. No message may hold a secret.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped when the flight's time is up
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends something has to
+    /// remember before it sends that the outcome may never be known.
+    fn fetch(&self, previous: Option<&Token>) -> impl Future<Output = Result<Token, SourceError>> + Send;
+
+    /// Changes whenever the credential does. Default: never.
+    ///
+    /// A changed revision ends the cool-down that followed the old credential's refusal.
+    fn revision(&self) -> u64 {
+        0
+    }
+}
+
+impl<T: TokenSource> TokenSource for Arc<T> {
+    fn fetch(&self, previous: Option<&Token>) -> impl Future<Output = Result<Token, SourceError>> + Send {
+        T::fetch(self, previous)
+    }
+
+    fn revision(&self) -> u64 {
+        T::revision(self)
+    }
+}

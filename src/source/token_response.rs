@@ -1,0 +1,160 @@
+//! The token endpoint's successful answer (RFC 6749 §5.1), read with suspicion.
+
+use std::time::{Duration, Instant};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
+
+use crate::{error::SourceError, token::Token};
+
+#[derive(Deserialize)]
+struct TokenResponse {
+    access_token: Option<SecretString>,
+    refresh_token: Option<SecretString>,
+    token_type: Option<String>,
+    expires_in: Option<Value>,
+    error: Option<IgnoredAny>,
+}
+
+/// Reads the token out of `body`, which answers a request that was sent at `requested_at`.
+///
+/// # Errors
+///
+/// [`SourceError::invalid_response`], with none of the answer's bytes in it: serde's own message would quote them.
+pub(super) fn parse(
+    body: &[u8],
+    requested_at: Instant,
+    default_lifetime: Duration,
+) -> Result<Token, SourceError> {
+    let invalid = |what: &'static str| SourceError::invalid_response(what);
+    let response: TokenResponse = serde_json::from_slice(body)
+        .map_err(|_| invalid("the auth endpoint's answer is not the JSON of a token response"))?;
+    if response.error.is_some() {
+        return Err(invalid("the auth endpoint answered with success and an error at once"));
+    }
+    // RFC 6749 §7.1: a token of a type that we do not know must not be used. The type's name is case-insensitive.
+    if response.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+        return Err(invalid("the auth endpoint's token is not a bearer token"));
+    }
+    let access_token =
+        response.access_token.ok_or_else(|| invalid("the auth endpoint's answer has no access_token"))?;
+    let lifetime = response.expires_in.as_ref().and_then(lifetime).unwrap_or(default_lifetime);
+    let mut token =
+        Token::builder(access_token.expose_secret()).expires_in(lifetime).requested_at(requested_at);
+    if let Some(refresh_token) = response.refresh_token {
+        // An empty one is none.
+        if !refresh_token.expose_secret().is_empty() {
+            token = token.refresh_token(refresh_token.expose_secret());
+        }
+    }
+    Ok(token.build()?)
+}
+
+/// Seconds as a number or in a text, whole or not; less than nothing is nothing, and anything else is not stated.
+fn lifetime(expires_in: &Value) -> Option<Duration> {
+    let seconds = match expires_in {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    if seconds.is_nan() {
+        return None;
+    }
+    Some(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: Duration = Duration::from_secs(1234);
+
+    fn parsed(body: &str) -> Result<Token, SourceError> {
+        parse(body.as_bytes(), tokio::time::Instant::now().into_std(), DEFAULT)
+    }
+
+    fn remaining(expires_in: &str) -> Duration {
+        let body = format!(r#"{{"access_token": "abc", "expires_in": {expires_in}}}"#);
+        parsed(&body).unwrap().remaining().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lifetime_is_read_in_every_form_that_has_been_seen() {
+        let secs = Duration::from_secs;
+        for (text, expected) in [
+            ("3600", secs(3600)),
+            ("3599.5", Duration::from_millis(3_599_500)),
+            (r#""3600""#, secs(3600)),
+            (r#"" 3599.5 ""#, Duration::from_millis(3_599_500)),
+            ("0", secs(0)),
+            ("-5", secs(0)),
+            (r#""-inf""#, secs(0)),
+            ("null", DEFAULT),
+            (r#""soon""#, DEFAULT),
+            (r#""NaN""#, DEFAULT),
+            ("[3600]", DEFAULT),
+            ("true", DEFAULT),
+        ] {
+            assert_eq!(remaining(text), expected, "{text}");
+        }
+        for huge in ["18446744073709551615", "1e300", r#""inf""#] {
+            assert!(remaining(huge) > secs(365 * 24 * 60 * 60), "{huge}");
+        }
+        assert_eq!(parsed(r#"{"access_token": "abc"}"#).unwrap().remaining(), Some(DEFAULT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lifetime_counts_from_when_the_request_was_sent() {
+        let requested_at = tokio::time::Instant::now().into_std();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let token = parse(br#"{"access_token": "abc", "expires_in": 60}"#, requested_at, DEFAULT).unwrap();
+        assert_eq!(token.remaining(), Some(Duration::from_secs(50)));
+    }
+
+    #[test]
+    fn what_is_not_a_bearer_token_response_is_refused_without_quoting_it() {
+        for bad in [
+            "",
+            "null",
+            "{",
+            "\u{feff}{\"access_token\": \"canary\"}",
+            "<html>canary</html>",
+            r#"{"access_token": "canary""#,
+            r#"{"access_token": null, "x": "canary"}"#,
+            r#"{"access_token": 5, "x": "canary"}"#,
+            r#"{"access_token": {"canary": 1}}"#,
+            r#"{"access_token": ""}"#,
+            r#"{"access_token": "canary\r\nX: y"}"#,
+            r#"{"access_token": "canary", "token_type": "mac"}"#,
+            r#"{"access_token": "canary", "error": "invalid_grant"}"#,
+            r#"{"access_token": "canary", "token_type": ["canary"]}"#,
+        ] {
+            let error = parsed(bad).unwrap_err();
+            assert!(error.is_transient(), "{bad}");
+            let shown = format!("{error} {error:?} {:?}", std::error::Error::source(&error));
+            assert!(!shown.contains("canary"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_type_is_bearer_in_any_case_or_missing() {
+        for good in ["Bearer", "bearer", "BEARER"] {
+            assert!(parsed(&format!(r#"{{"access_token": "a", "token_type": "{good}"}}"#)).is_ok());
+        }
+        for good in
+            [r#"{"access_token": "a"}"#, r#"{"access_token": "a", "token_type": null, "error": null}"#]
+        {
+            assert!(parsed(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_refresh_token_is_kept_if_there_is_one() {
+        let refresh_token = |body| parsed(body).unwrap().refresh_token().map(str::to_owned);
+        assert_eq!(refresh_token(r#"{"access_token": "a", "refresh_token": "def"}"#).as_deref(), Some("def"));
+        for none in [r#"{"access_token": "a"}"#, r#"{"access_token": "a", "refresh_token": ""}"#] {
+            assert_eq!(refresh_token(none), None, "{none}");
+        }
+    }
+}

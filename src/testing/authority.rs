@@ -1,0 +1,214 @@
+//! The server's memory: the key, which tokens are good, what has been asked for, what was uploaded.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+use http::HeaderMap;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::time::Instant;
+
+use super::{Route, faults::Faults};
+
+/// How many calls of each kind a server has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// TCP connections accepted.
+    pub connections: u64,
+    /// `POST /auth/api-key` that gave a token.
+    pub api_key_grants: u64,
+    /// `POST /auth/api-key` that were refused: another key.
+    pub refused_api_keys: u64,
+    /// `POST /auth/refresh` that gave a token.
+    pub refresh_grants: u64,
+    /// `POST /auth/refresh` that were refused: a refresh token that is spent, or was never given.
+    pub refused_refresh_tokens: u64,
+    /// Requests to the API whose token was good.
+    pub accepted: u64,
+    /// Requests to the API that were answered 401.
+    pub challenged: u64,
+    /// Requests that a fault was injected into.
+    pub faults: u64,
+    /// Requests that the rate limit refused.
+    pub rate_limited: u64,
+}
+
+/// A video's bytes as they arrived at `POST /videos/{id}/source`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Upload {
+    /// Which video they are of.
+    pub video_id: String,
+    /// How many bytes arrived.
+    pub bytes: u64,
+    /// Their SHA-256, in lower-case hexadecimal digits.
+    pub sha256: String,
+    /// The headers that the request had, its token among them.
+    pub headers: HeaderMap,
+    /// The trailers that followed the body.
+    pub trailers: HeaderMap,
+}
+
+pub(super) struct Authority {
+    pub(super) api_key: String,
+    pub(super) token_lifetime: Duration,
+    pub(super) revoke_previous: bool,
+    pub(super) counters: Counters,
+    pub(super) faults: Faults,
+    pub(super) uploads: Vec<Upload>,
+    pub(super) rate_limit: RateLimit,
+    /// Title by id.
+    pub(super) videos: BTreeMap<String, String>,
+    /// Until when each access token is good.
+    access_tokens: HashMap<String, Instant>,
+    /// The one refresh token that is good.
+    refresh_token: Option<String>,
+}
+
+/// Without the key and the tokens.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("token_lifetime", &self.token_lifetime)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a grant gives.
+pub(super) struct Granted {
+    pub(super) access_token: String,
+    pub(super) refresh_token: String,
+    pub(super) lifetime: Duration,
+}
+
+impl Authority {
+    pub(super) fn new(api_key: String) -> Self {
+        Self {
+            api_key,
+            token_lifetime: Duration::from_secs(3600),
+            revoke_previous: false,
+            counters: Counters::default(),
+            faults: Faults::default(),
+            uploads: Vec::new(),
+            rate_limit: RateLimit::new(1_000_000),
+            videos: BTreeMap::new(),
+            access_tokens: HashMap::new(),
+            refresh_token: None,
+        }
+    }
+
+    /// An authentication with the key, which ends the refresh token before it.
+    pub(super) fn authenticate(&mut self, api_key: &str) -> Option<Granted> {
+        if api_key != self.api_key {
+            self.counters.refused_api_keys += 1;
+            return None;
+        }
+        self.counters.api_key_grants += 1;
+        Some(self.grant())
+    }
+
+    /// A refresh, which spends its token.
+    pub(super) fn refresh(&mut self, refresh_token: &str) -> Option<Granted> {
+        if self.refresh_token.as_deref() != Some(refresh_token) {
+            self.counters.refused_refresh_tokens += 1;
+            return None;
+        }
+        self.counters.refresh_grants += 1;
+        Some(self.grant())
+    }
+
+    fn grant(&mut self) -> Granted {
+        if self.revoke_previous {
+            self.access_tokens.clear();
+        }
+        let now = Instant::now();
+        self.access_tokens.retain(|_, until| *until > now);
+        // The shape of api.video's own: a JWT, and a long text that begins with `def50200`.
+        let access_token = format!("eyJ0eXAiOiJKV1QifQ.{}.{}", random(16), random(8));
+        let refresh_token = format!("def50200{}", random(32));
+        self.access_tokens.insert(access_token.clone(), now + self.token_lifetime);
+        self.refresh_token = Some(refresh_token.clone());
+        Granted { access_token, refresh_token, lifetime: self.token_lifetime }
+    }
+
+    pub(super) fn accepts(&mut self, access_token: Option<&str>) -> bool {
+        let good = access_token
+            .and_then(|token| self.access_tokens.get(token))
+            .is_some_and(|until| Instant::now() < *until);
+        *if good { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
+        good
+    }
+
+    pub(super) fn revoke_access_tokens(&mut self) {
+        self.access_tokens.clear();
+    }
+
+    pub(super) fn revoke_refresh_token(&mut self) {
+        self.refresh_token = None;
+    }
+
+    /// What is to go wrong with a request to `route`.
+    pub(super) fn fault(&mut self, route: Route) -> Option<super::Fault> {
+        let fault = self.faults.next(route);
+        self.counters.faults += u64::from(fault.is_some());
+        fault
+    }
+}
+
+/// Requests per minute, in windows of a minute.
+#[derive(Debug)]
+pub(super) struct RateLimit {
+    pub(super) limit: u32,
+    used: u32,
+    window: Instant,
+}
+
+/// What every answer says of the rate limit.
+pub(super) struct Rate {
+    pub(super) limit: u32,
+    pub(super) remaining: u32,
+    pub(super) retry_after: Duration,
+    pub(super) exceeded: bool,
+}
+
+impl RateLimit {
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    pub(super) fn new(limit: u32) -> Self {
+        Self { limit, used: 0, window: Instant::now() }
+    }
+
+    pub(super) fn count(&mut self) -> Rate {
+        let now = Instant::now();
+        if now - self.window >= Self::WINDOW {
+            *self = Self { limit: self.limit, used: 0, window: now };
+        }
+        let exceeded = self.used >= self.limit;
+        self.used = self.used.saturating_add(1);
+        Rate {
+            limit: self.limit,
+            remaining: self.limit.saturating_sub(self.used),
+            retry_after: (self.window + Self::WINDOW) - now,
+            exceeded,
+        }
+    }
+}
+
+/// This many random bytes, in hexadecimal digits.
+pub(super) fn random(bytes: usize) -> String {
+    let mut buffer = vec![0; bytes];
+    // Only a kernel without a random number generator fails here.
+    SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
+    hex(&buffer)
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,341 @@
+//! The routes: both grants, the videos, and the faults that come between a request and its answer.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use http_body_util::{BodyExt, Channel, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use ring::digest;
+use serde_json::{Value, json};
+
+use super::{
+    Fault, Route, Upload,
+    authority::{Authority, Granted, Rate, hex, random},
+};
+use crate::error::BoxError;
+
+/// The most that is read of a JSON request.
+const MAX_JSON: usize = 64 * 1024;
+
+type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Why a connection is to be reset rather than answered.
+type Broken = io::Error;
+
+/// What answers requests; a handle.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    authority: Arc<Mutex<Authority>>,
+    /// Whether a request is read to its end before it is refused.
+    refuse_late: bool,
+}
+
+impl Server {
+    pub(super) fn new(authority: Authority, refuse_late: bool) -> Self {
+        Self { authority: Arc::new(Mutex::new(authority)), refuse_late }
+    }
+
+    pub(super) fn authority(&self) -> MutexGuard<'_, Authority> {
+        self.authority.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn connected(&self) {
+        self.authority().counters.connections += 1;
+    }
+
+    /// Answers a request, faults and rate limit included.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+        let route = match request.uri().path() {
+            "/auth/api-key" => Route::ApiKeyGrant,
+            "/auth/refresh" => Route::RefreshGrant,
+            _ => Route::Api,
+        };
+        let (rate, fault) = {
+            let mut authority = self.authority();
+            let rate = authority.rate_limit.count();
+            authority.counters.rate_limited += u64::from(rate.exceeded);
+            (rate, authority.fault(route))
+        };
+        let mut response = match fault {
+            _ if rate.exceeded => problem(StatusCode::TOO_MANY_REQUESTS, "Too many requests."),
+            None => self.act(route, request).await,
+            Some(Fault::Status(status)) => problem(status, "A fault was injected."),
+            Some(Fault::Answer(answer)) => answer,
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                self.act(route, request).await
+            }
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
+            Some(Fault::LoseAnswer) => {
+                self.act(route, request).await;
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            Some(Fault::Truncate) => {
+                return Ok(truncated(with_rate(self.act(route, request).await, &rate)));
+            }
+            Some(Fault::Drip(pause)) => {
+                return Ok(dripping(with_rate(self.act(route, request).await, &rate), pause));
+            }
+        };
+        response = with_rate(response, &rate);
+        Ok(response.map(|body| Full::new(body).map_err(Into::into).boxed_unsync()))
+    }
+
+    async fn act(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
+        if route == Route::Api {
+            return self.api(request).await;
+        }
+        if request.method() != Method::POST {
+            return problem(StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed.");
+        }
+        let Some(body) = json_of(request.into_body()).await else {
+            return problem(StatusCode::BAD_REQUEST, "The request is not JSON.");
+        };
+        let field = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default();
+        let granted = match route {
+            Route::ApiKeyGrant => self.authority().authenticate(field("apiKey")),
+            _ => self.authority().refresh(field("refreshToken")),
+        };
+        granted.map_or_else(refused_grant, token_response)
+    }
+
+    async fn api(&self, request: Request<Incoming>) -> Response<Bytes> {
+        let (head, body) = request.into_parts();
+        let token = bearer_token(&head.headers);
+        if !self.authority().accepts(token) {
+            if self.refuse_late {
+                discard(body).await;
+            } else {
+                // Read on behind the answer: a connection closed on unread bytes is reset, and the answer with it.
+                tokio::spawn(discard(body));
+            }
+            return refused_token(token.is_some());
+        }
+        let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
+        match (&head.method, path.as_slice()) {
+            (&Method::GET, ["videos"]) => self.list(),
+            (&Method::POST, ["videos"]) => self.create(body).await,
+            (&Method::POST, ["videos", id, "source"]) => self.upload(id, &head.headers, body).await,
+            (_, ["videos"] | ["videos", _, "source"]) => {
+                problem(StatusCode::METHOD_NOT_ALLOWED, "This method is not allowed.")
+            }
+            _ => problem(StatusCode::NOT_FOUND, "There is nothing here."),
+        }
+    }
+
+    fn list(&self) -> Response<Bytes> {
+        let videos: Vec<_> = self.authority().videos.iter().map(|(id, title)| video(id, title)).collect();
+        let pagination = json!({ "currentPage": 1, "itemsTotal": videos.len(), "pagesTotal": 1 });
+        answer(StatusCode::OK, &json!({ "data": videos, "pagination": pagination }))
+    }
+
+    async fn create(&self, body: Incoming) -> Response<Bytes> {
+        let body = json_of(body).await;
+        let Some(title) = body.as_ref().and_then(|body| body.get("title")).and_then(Value::as_str) else {
+            return problem(StatusCode::BAD_REQUEST, "This attribute is required: title.");
+        };
+        let id = format!("vi{}", random(11));
+        let created = answer(StatusCode::CREATED, &video(&id, title));
+        self.authority().videos.insert(id, title.to_owned());
+        created
+    }
+
+    async fn upload(&self, id: &str, headers: &HeaderMap, body: Incoming) -> Response<Bytes> {
+        if !self.authority().videos.contains_key(id) {
+            return problem(StatusCode::NOT_FOUND, "There is no such video.");
+        }
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let read = match content_type.map(multer::parse_boundary) {
+            Some(Ok(boundary)) => read_multipart(body, boundary).await,
+            _ => read_raw(body).await,
+        };
+        let Ok(read) = read else {
+            return problem(StatusCode::BAD_REQUEST, "The upload broke off, or has no file in it.");
+        };
+        let digest = read.digest.finish();
+        // RFC 9530 §2: of the content of this very request.
+        let expected = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
+        let claimed = headers.get("content-digest").or_else(|| read.trailers.get("content-digest"));
+        if claimed.is_some_and(|claimed| claimed != expected.as_str()) {
+            return problem(StatusCode::BAD_REQUEST, "The content does not match its digest.");
+        }
+        let sha256 = hex(digest.as_ref());
+        let answer =
+            answer(StatusCode::CREATED, &json!({ "videoId": id, "bytes": read.bytes, "sha256": sha256 }));
+        let mut headers = headers.clone();
+        if let Some(token) = headers.get_mut(AUTHORIZATION) {
+            token.set_sensitive(true);
+        }
+        self.authority().uploads.push(Upload {
+            video_id: id.to_owned(),
+            bytes: read.bytes,
+            sha256,
+            headers,
+            trailers: read.trailers,
+        });
+        answer
+    }
+}
+
+/// What arrived of a video.
+struct Read {
+    bytes: u64,
+    digest: digest::Context,
+    trailers: HeaderMap,
+}
+
+impl Read {
+    fn new() -> Self {
+        Self { bytes: 0, digest: digest::Context::new(&digest::SHA256), trailers: HeaderMap::new() }
+    }
+
+    fn add(&mut self, data: &[u8]) {
+        self.bytes += data.len() as u64;
+        self.digest.update(data);
+    }
+}
+
+async fn read_raw(mut body: Incoming) -> Result<Read, BoxError> {
+    let mut read = Read::new();
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) => read.add(&data),
+            Err(frame) => read.trailers.extend(frame.into_trailers().unwrap_or_default()),
+        }
+    }
+    Ok(read)
+}
+
+async fn read_multipart(body: Incoming, boundary: String) -> Result<Read, BoxError> {
+    let mut read = Read::new();
+    let mut parts = multer::Multipart::new(body.into_data_stream(), boundary);
+    while let Some(mut part) = parts.next_field().await? {
+        if part.name() == Some("file") {
+            while let Some(data) = part.chunk().await? {
+                read.add(&data);
+            }
+            return Ok(read);
+        }
+    }
+    Err("no file".into())
+}
+
+async fn discard(mut body: Incoming) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
+async fn json_of(body: Incoming) -> Option<Value> {
+    let body = Limited::new(body, MAX_JSON).collect().await.ok()?.to_bytes();
+    serde_json::from_slice(&body).ok()
+}
+
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+fn video(id: &str, title: &str) -> Value {
+    json!({ "videoId": id, "title": title })
+}
+
+fn token_response(granted: Granted) -> Response<Bytes> {
+    answer(
+        StatusCode::OK,
+        &json!({
+            "token_type": "Bearer",
+            "expires_in": granted.lifetime.as_secs_f64(),
+            "access_token": granted.access_token,
+            "refresh_token": granted.refresh_token,
+        }),
+    )
+}
+
+/// A refused grant is a 400, whether it was a key or a refresh token.
+fn refused_grant() -> Response<Bytes> {
+    answer_as(
+        "application/problem+json",
+        StatusCode::BAD_REQUEST,
+        &json!({
+            "type": "https://docs.api.video/reference/authentication-invalid-user-credentials",
+            "title": "The user credentials were incorrect.",
+            "name": "",
+            "status": 400,
+        }),
+    )
+}
+
+/// RFC 6750 §3: an error code only if there was a token.
+fn refused_token(had_token: bool) -> Response<Bytes> {
+    let mut response = problem(StatusCode::UNAUTHORIZED, "The access token is missing, expired or revoked.");
+    let challenge = if had_token { "Bearer error=\"invalid_token\"" } else { "Bearer" };
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
+}
+
+fn problem(status: StatusCode, title: &str) -> Response<Bytes> {
+    answer_as(
+        "application/problem+json",
+        status,
+        &json!({ "type": "about:blank", "title": title, "name": "", "status": status.as_u16() }),
+    )
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
+    answer_as("application/json", status, body)
+}
+
+fn answer_as(content_type: &'static str, status: StatusCode, body: &Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn with_rate(mut response: Response<Bytes>, rate: &Rate) -> Response<Bytes> {
+    let headers = response.headers_mut();
+    headers.insert("x-ratelimit-limit", rate.limit.into());
+    headers.insert("x-ratelimit-remaining", rate.remaining.into());
+    // In whole seconds, and not too early.
+    headers.insert("x-ratelimit-retry-after", (rate.retry_after.as_secs() + 1).into());
+    response
+}
+
+/// The answer's body up to its middle, then the end of the connection.
+fn truncated(response: Response<Bytes>) -> Response<Body> {
+    let length = response.body().len();
+    let mut response = response.map(|body| {
+        let (mut sender, channel) = Channel::<Bytes, BoxError>::new(2);
+        let _ = sender.try_send(http_body::Frame::data(body.slice(..length / 2)));
+        sender.abort(io::Error::from(io::ErrorKind::ConnectionReset).into());
+        channel.boxed_unsync()
+    });
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    response
+}
+
+fn dripping(response: Response<Bytes>, pause: std::time::Duration) -> Response<Body> {
+    let length = response.body().len();
+    let mut response = response.map(|body| {
+        let (mut sender, channel) = Channel::<Bytes, BoxError>::new(1);
+        tokio::spawn(async move {
+            for at in 0..body.len() {
+                tokio::time::sleep(pause).await;
+                if sender.send_data(body.slice(at..=at)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        channel.boxed_unsync()
+    });
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    response
+}

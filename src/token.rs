@@ -1,0 +1,254 @@
+//! [`Token`]: an access token as it is sent, with what is needed to renew it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+
+use crate::error::TokenError;
+
+const SCHEME: &str = "Bearer ";
+
+/// A lifetime beyond this says no more than this one does; `Instant` cannot hold every sum.
+const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// An access token, and what is needed to renew it: the refresh token and the expiry.
+///
+/// A token is a cheap, immutable handle: a clone shares it. Its `Debug` shows neither of the two tokens.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_bearer::Token;
+///
+/// let token = Token::builder("eyJ0eXAi").refresh_token("def502").expires_in(Duration::from_secs(3600)).build()?;
+/// assert_eq!(token.access_token(), "eyJ0eXAi");
+/// assert!(!format!("{token:?}").contains("eyJ0eXAi"));
+/// # Ok::<(), tower_bearer::TokenError>(())
+/// ```
+///
+/// # Secrets in memory
+///
+/// The refresh token is overwritten when its last handle is dropped. The access token cannot be: it lives in an
+/// [`http::HeaderValue`], which the HTTP stack copies as it needs.
+#[derive(Clone)]
+pub struct Token(pub(crate) Arc<Inner>);
+
+#[derive(Clone)]
+pub(crate) struct Inner {
+    /// `Bearer <access token>`, marked sensitive: formatted once per token, not once per request.
+    header: HeaderValue,
+    refresh_token: Option<SecretString>,
+    expires_at: Option<Instant>,
+    /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
+    ageing_at: Option<Instant>,
+    generation: u64,
+}
+
+impl Token {
+    /// The longest token that is accepted, in bytes.
+    pub const MAX_LEN: usize = 16 * 1024;
+
+    /// Starts a token from the access token.
+    pub fn builder(access_token: impl Into<String>) -> TokenBuilder {
+        TokenBuilder {
+            access_token: access_token.into().into(),
+            refresh_token: None,
+            expires_in: None,
+            requested_at: Instant::now(),
+        }
+    }
+
+    /// The access token (RFC 6749 §1.4), a secret.
+    pub fn access_token(&self) -> &str {
+        // The header was built from a `str` that passed the b64token check: always visible ASCII.
+        self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
+    }
+
+    /// The refresh token (RFC 6749 §1.5), a secret, if the source gave one.
+    pub fn refresh_token(&self) -> Option<&str> {
+        self.0.refresh_token.as_ref().map(|token| token.expose_secret())
+    }
+
+    /// The value for an `Authorization` header: `Bearer <access token>`, marked sensitive (RFC 6750 §2.1).
+    pub fn header_value(&self) -> HeaderValue {
+        self.0.header.clone()
+    }
+
+    /// How long the token still lives: zero when it has expired, `None` when the source stated no lifetime.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Which token of its provider this is, counted from 1. It is 0 until a provider has published it.
+    pub fn generation(&self) -> u64 {
+        self.0.generation
+    }
+
+    /// Whether both are the very same token, not only equal ones.
+    pub(crate) fn same(&self, other: &Token) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(crate) fn expires_at(&self) -> Option<Instant> {
+        self.0.expires_at
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.0.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
+    #[inline]
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.0.ageing_at.is_none_or(|at| Instant::now() < at)
+    }
+
+    /// The token as a provider publishes it.
+    pub(crate) fn published(
+        self,
+        generation: u64,
+        expires_at: Option<Instant>,
+        ageing_at: Option<Instant>,
+    ) -> Self {
+        let inner = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Inner { generation, expires_at, ageing_at, ..inner }))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token")
+            .field("generation", &self.0.generation)
+            .field("remaining", &self.remaining())
+            .field("has_refresh_token", &self.0.refresh_token.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds a [`Token`]; see [`Token::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct TokenBuilder {
+    access_token: SecretString,
+    refresh_token: Option<SecretString>,
+    expires_in: Option<Duration>,
+    requested_at: Instant,
+}
+
+impl TokenBuilder {
+    /// Adds the refresh token (RFC 6749 §6). Default: none.
+    pub fn refresh_token(mut self, refresh_token: impl Into<String>) -> Self {
+        self.refresh_token = Some(refresh_token.into().into());
+        self
+    }
+
+    /// Says how long the token lives, as `expires_in` does (RFC 6749 §5.1). Default: until the API refuses it.
+    ///
+    /// More than ten years count as ten years.
+    pub fn expires_in(mut self, lifetime: Duration) -> Self {
+        self.expires_in = Some(lifetime);
+        self
+    }
+
+    /// Says when the token was asked for; its lifetime counts from then. Default: when the builder was made.
+    ///
+    /// A source that waits for an answer notes the time before it asks, on tokio's clock
+    /// (`tokio::time::Instant::now().into_std()`): the token may have aged on the way.
+    pub fn requested_at(mut self, instant: std::time::Instant) -> Self {
+        self.requested_at = instant.into();
+        self
+    }
+
+    /// Builds the token.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] when the access token is empty, longer than [`Token::MAX_LEN`], or has a character outside of
+    /// RFC 6750 §2.1's `b64token` (a line break in a header would be a hole); when the refresh token is empty or too
+    /// long.
+    pub fn build(self) -> Result<Token, TokenError> {
+        let access_token = self.access_token.expose_secret();
+        check_length(access_token)?;
+        if !is_b64token(access_token.as_bytes()) {
+            return Err(TokenError::IllegalCharacter);
+        }
+        if let Some(refresh_token) = &self.refresh_token {
+            check_length(refresh_token.expose_secret())?;
+        }
+        let mut header = HeaderValue::from_str(&format!("{SCHEME}{access_token}"))
+            .map_err(|_| TokenError::IllegalCharacter)?;
+        header.set_sensitive(true);
+        let expires_at =
+            self.expires_in.and_then(|lifetime| self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)));
+        Ok(Token(Arc::new(Inner {
+            header,
+            refresh_token: self.refresh_token,
+            expires_at,
+            ageing_at: None,
+            generation: 0,
+        })))
+    }
+}
+
+fn check_length(token: &str) -> Result<(), TokenError> {
+    match token.len() {
+        0 => Err(TokenError::Empty),
+        1..=Token::MAX_LEN => Ok(()),
+        _ => Err(TokenError::TooLong),
+    }
+}
+
+/// RFC 6750 §2.1: `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
+fn is_b64token(text: &[u8]) -> bool {
+    let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
+    let value = &text[..text.len() - padding];
+    !value.is_empty() && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(access_token: &str) -> Option<TokenError> {
+        Token::builder(access_token).build().err()
+    }
+
+    #[test]
+    fn an_access_token_outside_of_the_b64token_grammar_is_refused() {
+        for good in ["a", "abc.DEF-_~+/09", "YWI=", "YQ=="] {
+            assert_eq!(refusal(good), None, "{good:?}");
+        }
+        for bad in ["a b", "a\tb", "a\rb", "a\nb", "a\0b", "é", "=", "a=b", "a,b", "a\"b"] {
+            assert_eq!(refusal(bad), Some(TokenError::IllegalCharacter), "{bad:?}");
+        }
+        assert_eq!(refusal(""), Some(TokenError::Empty));
+        assert_eq!(refusal(&"a".repeat(Token::MAX_LEN)), None);
+        assert_eq!(refusal(&"a".repeat(Token::MAX_LEN + 1)), Some(TokenError::TooLong));
+        assert_eq!(Token::builder("a").refresh_token("").build().err(), Some(TokenError::Empty));
+    }
+
+    #[test]
+    fn the_header_is_sensitive_and_built_once() {
+        let token = Token::builder("abc").build().unwrap();
+        let header = token.header_value();
+        assert_eq!(header, "Bearer abc");
+        assert!(header.is_sensitive());
+        assert_eq!(header.as_bytes().as_ptr(), token.header_value().as_bytes().as_ptr());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_lifetime_is_clamped() {
+        let token = Token::builder("abc").expires_in(Duration::MAX).build().unwrap();
+        assert_eq!(token.remaining(), Some(MAX_LIFETIME));
+        tokio::time::advance(MAX_LIFETIME / 2).await;
+        assert_eq!(token.remaining(), Some(MAX_LIFETIME / 2));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let builder = Token::builder("canary-access").refresh_token("canary-refresh");
+        let shown = format!("{builder:?}") + &format!("{:?}", builder.build().unwrap());
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+}

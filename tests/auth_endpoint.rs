@@ -1,0 +1,486 @@
+//! The auth endpoint at its worst, over real sockets: each fault ends in a token or in a typed error that says why.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use support::chain;
+use tower_bearer::{
+    ApiVideo, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider,
+    testing::{AuthServer, Counters, Fault, Route},
+};
+
+/// A provider that does not wait long: nothing here waits for anything but the fault itself.
+fn impatient(source: ApiVideo) -> TokenProvider {
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
+    TokenProvider::builder(source.timeout(Duration::from_millis(500))).retry(retry).build().unwrap()
+}
+
+fn source(server: &AuthServer) -> ApiVideo {
+    ApiVideo::new(server.api_key()).base_url(server.uri())
+}
+
+async fn started() -> (AuthServer, TokenProvider) {
+    let server = AuthServer::start().await.unwrap();
+    let provider = impatient(source(&server));
+    (server, provider)
+}
+
+/// A server, a provider, and the provider's first token.
+async fn authenticated() -> (AuthServer, TokenProvider, Token) {
+    let (server, provider) = started().await;
+    let token = provider.token().await.unwrap();
+    (server, provider, token)
+}
+
+/// API key grants, refresh grants, refused keys, refused refresh tokens.
+fn grants(counters: Counters) -> [u64; 4] {
+    [
+        counters.api_key_grants,
+        counters.refresh_grants,
+        counters.refused_api_keys,
+        counters.refused_refresh_tokens,
+    ]
+}
+
+fn kind(error: &Error) -> SourceErrorKind {
+    match error {
+        Error::Source(error) => error.kind(),
+        other => panic!("not the source's: {other:?}"),
+    }
+}
+
+fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Fault {
+    let builder = Response::builder().status(status);
+    let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
+    Fault::Answer(builder.body(body.into()).unwrap())
+}
+
+#[tokio::test]
+async fn the_refresh_token_goes_first_and_the_key_as_seldom_as_can_be() {
+    let server = AuthServer::start().await.unwrap();
+    let instant = Duration::from_nanos(1);
+    let provider = TokenProvider::builder(source(&server)).cool_down(instant, instant).build().unwrap();
+    let mut token = provider.token().await.unwrap();
+    for generation in 2..=4 {
+        token = provider.refresh(&token).await.unwrap();
+        assert_eq!(token.generation(), generation);
+    }
+    assert_eq!(grants(server.counters()), [1, 3, 0, 0]);
+}
+
+/// Row 19.
+#[tokio::test]
+async fn a_transient_status_is_tried_again() {
+    for status in [500, 502, 503, 504, 408, 429] {
+        let (server, provider) = started().await;
+        let fault = || answer(status, &[("retry-after", "0")], "");
+        (0..2).for_each(|_| server.inject(Route::ApiKeyGrant, fault()));
+        provider.token().await.unwrap();
+
+        (0..3).for_each(|_| server.inject(Route::ApiKeyGrant, fault()));
+        let error = impatient(source(&server)).token().await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Unavailable);
+        assert!(chain(&error).contains(&status.to_string()), "{}", chain(&error));
+    }
+}
+
+/// Row 19.
+#[tokio::test]
+async fn a_rate_limits_wish_is_in_the_error_and_too_long_a_one_is_not_waited_for() {
+    let server = AuthServer::builder().rate_limit(0).start().await.unwrap();
+    let limit = Duration::from_secs(5);
+    let provider = TokenProvider::builder(source(&server)).refresh_timeout(limit).build().unwrap();
+    let error = provider.token().await.unwrap_err();
+    let Error::Source(error) = error else { panic!("{error:?}") };
+    // `X-RateLimit-Retry-After`, up to a minute: more than the flight has.
+    assert!(error.retry_after().is_some_and(|delay| delay > limit), "{error:?}");
+    assert_eq!(server.counters().rate_limited, 1);
+}
+
+/// Row 20.
+#[tokio::test]
+async fn an_endpoint_that_hangs_or_drips_ends_by_the_exchanges_deadline() {
+    for fault in [Fault::Hang, Fault::Drip(Duration::from_millis(100))] {
+        let (server, provider) = started().await;
+        (0..3).for_each(|_| server.inject(Route::ApiKeyGrant, fault.clone()));
+        let error = provider.token().await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Unavailable);
+        assert!(chain(&error).contains("within 500ms"), "{}", chain(&error));
+        provider.token().await.unwrap();
+    }
+}
+
+/// Row 21.
+#[tokio::test]
+async fn a_refresh_whose_answer_is_lost_is_tried_once_more_and_then_the_key() {
+    // Reset before it was acted upon: the second try succeeds.
+    let (server, provider, token) = authenticated().await;
+    server.inject(Route::RefreshGrant, Fault::Reset);
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [1, 1, 0, 0]);
+
+    // Acted upon, and the answer lost: the second try is refused, and the key is asked.
+    let (server, provider, token) = authenticated().await;
+    server.inject(Route::RefreshGrant, Fault::LoseAnswer);
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [2, 1, 0, 1]);
+
+    // Lost for ever: never a third try.
+    let (server, provider, token) = authenticated().await;
+    server.inject_always(Route::RefreshGrant, Fault::Reset);
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
+    assert_eq!(server.counters().faults, 2);
+}
+
+/// Row 21.
+#[tokio::test]
+async fn a_lost_answer_to_the_key_is_tried_again() {
+    let (server, provider) = started().await;
+    server.inject(Route::ApiKeyGrant, Fault::LoseAnswer);
+    server.inject(Route::ApiKeyGrant, Fault::Truncate);
+    provider.token().await.unwrap();
+    assert_eq!(grants(server.counters()), [3, 0, 0, 0]);
+}
+
+/// Row 21.
+#[tokio::test]
+async fn a_refresh_that_was_dropped_under_way_counts_as_lost() {
+    let server = AuthServer::start().await.unwrap();
+    let retry = RetryPolicy::new().max_retries(0);
+    let provider = TokenProvider::builder(source(&server))
+        .refresh_timeout(Duration::from_millis(300))
+        .retry(retry)
+        .build()
+        .unwrap();
+    let token = provider.token().await.unwrap();
+    server.inject_always(Route::RefreshGrant, Fault::Hang);
+    for _ in 0..2 {
+        assert!(matches!(provider.refresh(&token).await, Err(Error::TimedOut(_))));
+    }
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
+}
+
+/// Row 22.
+#[tokio::test]
+async fn no_more_than_64_kib_of_an_answer_are_read() {
+    let chunk = Bytes::from(vec![b'x'; 16 * 1024]);
+    let polled_on = Arc::new(AtomicBool::new(false));
+    let client = tower::service_fn({
+        let polled_on = Arc::clone(&polled_on);
+        move |_: Request<String>| {
+            let (chunk, polled_on) = (chunk.clone(), Arc::clone(&polled_on));
+            let mut chunks = 0;
+            let endless = std::iter::from_fn(move || {
+                chunks += 1;
+                if chunks > 5 {
+                    polled_on.store(true, Ordering::SeqCst);
+                }
+                Some(Ok::<_, Infallible>(http_body::Frame::data(chunk.clone())))
+            });
+            async { Ok::<_, Infallible>(Response::new(StreamBody::new(support::iterated(endless)))) }
+        }
+    });
+    let provider = impatient(ApiVideo::new("key").with_client(client));
+    let error = provider.token().await.unwrap_err();
+    assert!(chain(&error).contains("longer than 65536 bytes"), "{}", chain(&error));
+    assert!(!polled_on.load(Ordering::SeqCst), "read on beyond the bound");
+}
+
+/// Row 22.
+#[tokio::test]
+async fn a_compressed_answer_is_not_unpacked() {
+    let (server, provider) = started().await;
+    server.inject_always(Route::ApiKeyGrant, answer(200, &[("content-encoding", "gzip")], "\x1f\u{8b}"));
+    let error = provider.token().await.unwrap_err();
+    assert!(chain(&error).contains("compressed"), "{}", chain(&error));
+}
+
+/// Rows 23, 24 and 25.
+#[tokio::test]
+async fn an_answer_without_a_usable_token_is_a_transient_error_that_quotes_nothing() {
+    let too_long = format!(r#"{{"access_token": "{}"}}"#, "canary".repeat(4000));
+    for body in [
+        "",
+        "canary",
+        "<html>canary</html>",
+        "\u{feff}{\"access_token\": \"canary\"}",
+        r#"{"access_token": "canary"#,
+        r#"{"access_token": "canary", "error": "x"}"#,
+        r#"{"access_token": "canary", "token_type": "mac"}"#,
+        r#"{"access_token": "canary canary"}"#,
+        r#"{"access_token": "canary\r\nx: y"}"#,
+        r#"{"access_token": "canaré"}"#,
+        r#"{"access_token": ""}"#,
+        &too_long,
+    ] {
+        let (server, provider) = started().await;
+        (0..3).for_each(|_| server.inject(Route::ApiKeyGrant, answer(200, &[], body.to_owned())));
+        let error = provider.token().await.unwrap_err();
+        assert!(error.is_transient(), "{body}");
+        let shown = format!("{} {error:?} {:?}", chain(&error), provider.status());
+        assert!(!shown.contains("canar"), "{shown}");
+        provider.token().await.unwrap();
+    }
+}
+
+/// Row 26.
+#[tokio::test]
+async fn an_answer_without_a_refresh_token_makes_the_key_the_next_grant() {
+    let (server, provider) = started().await;
+    server.inject(Route::ApiKeyGrant, answer(200, &[], r#"{"access_token": "abc", "expires_in": 3600}"#));
+    let token = provider.token().await.unwrap();
+    assert_eq!(token.refresh_token(), None);
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [1, 0, 0, 0]);
+}
+
+/// Row 27.
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = AuthServer::start().await.unwrap();
+    for status in [301, 302, 303, 307, 308] {
+        let (server, provider) = started().await;
+        let location = format!("{}auth/api-key", elsewhere.uri());
+        server.inject(Route::ApiKeyGrant, answer(status, &[("location", &location)], ""));
+        let error = provider.token().await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Configuration);
+        assert!(chain(&error).contains("redirect"), "{}", chain(&error));
+    }
+    assert_eq!(elsewhere.counters().connections, 0);
+}
+
+/// Row 28.
+#[tokio::test]
+async fn a_refused_refresh_token_is_dead_and_the_key_is_asked_once() {
+    for status in [400, 401, 403] {
+        let (server, provider, token) = authenticated().await;
+        server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
+        provider.refresh(&token).await.unwrap();
+        assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
+        assert_eq!(server.counters().faults, 1);
+    }
+}
+
+/// Row 28.
+#[tokio::test]
+async fn a_dead_refresh_token_is_not_tried_again_while_the_key_cannot_be_asked() {
+    let (server, provider, token) = authenticated().await;
+    server.revoke_refresh_token();
+    (0..2).for_each(|_| server.inject(Route::ApiKeyGrant, Fault::Status(StatusCode::SERVICE_UNAVAILABLE)));
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [2, 0, 0, 1]);
+}
+
+/// Row 29.
+#[tokio::test]
+async fn a_refused_key_is_a_permanent_error_and_a_new_key_ends_it_at_once() {
+    for status in [400, 401, 403] {
+        let server = AuthServer::start().await.unwrap();
+        let source = ApiVideo::new("wrong").base_url(server.uri());
+        let provider = impatient(source.clone());
+        if status != 400 {
+            server.inject(Route::ApiKeyGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
+        }
+        for _ in 0..10 {
+            let error = provider.token().await.unwrap_err();
+            assert_eq!(kind(&error), SourceErrorKind::Refused);
+            assert!(chain(&error).contains(&status.to_string()), "{}", chain(&error));
+        }
+        let counters = server.counters();
+        assert_eq!(counters.refused_api_keys + counters.faults, 1);
+
+        source.set_key(server.api_key());
+        provider.token().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_used_at_the_next_grant_and_not_the_old_keys_refresh_token() {
+    let server = AuthServer::start().await.unwrap();
+    let source = source(&server);
+    let provider = impatient(source.clone());
+    let token = provider.token().await.unwrap();
+    server.set_api_key("another-key");
+    source.set_key("another-key");
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
+}
+
+/// Row 30.
+#[tokio::test]
+async fn an_address_that_is_no_auth_endpoint_is_a_configuration_error_that_names_it() {
+    for status in [404, 405, 410, 415] {
+        let (server, provider) = started().await;
+        server.inject(Route::ApiKeyGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
+        let error = provider.token().await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Configuration);
+        let shown = chain(&error);
+        assert!(shown.contains(&format!("{}auth/api-key", server.uri())), "{shown}");
+        assert!(!shown.contains(&server.api_key()), "{shown}");
+    }
+}
+
+/// Row 31.
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_reached_is_a_transient_error_that_names_the_host() {
+    let closed = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    for base_url in
+        [format!("http://{closed}"), format!("https://{closed}"), "https://nowhere.invalid".into()]
+    {
+        let provider = impatient(ApiVideo::new("key").base_url(base_url.parse().unwrap()));
+        let error = provider.token().await.unwrap_err();
+        assert!(error.is_transient());
+        let host = base_url.split("//").last().unwrap();
+        assert!(chain(&error).contains(host), "{}", chain(&error));
+    }
+}
+
+/// Row 31.
+#[tokio::test]
+async fn a_refresh_token_that_was_never_sent_is_not_lost() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let client = tower::service_fn({
+        let seen = Arc::clone(&seen);
+        move |request: Request<String>| {
+            let body = request.into_body();
+            seen.lock().unwrap().push(body.split('"').nth(1).unwrap().to_owned());
+            // The first call authenticates. The next two flights do not get through, nor two attempts of the third.
+            let refused = (2..=9).contains(&seen.lock().unwrap().len());
+            async move {
+                if refused {
+                    return Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
+                }
+                Ok(Response::new(Full::<Bytes>::from(r#"{"access_token": "a", "refresh_token": "r"}"#)))
+            }
+        }
+    });
+    let provider = impatient(ApiVideo::new("key").with_client(client));
+    let token = provider.token().await.unwrap();
+    for _ in 0..2 {
+        assert!(provider.refresh(&token).await.unwrap_err().is_transient());
+    }
+    provider.refresh(&token).await.unwrap();
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 10);
+    assert_eq!(seen[0], "apiKey");
+    assert!(seen[1..].iter().all(|grant| grant == "refreshToken"), "{seen:?}");
+}
+
+/// Rows 20 and 31, over TLS.
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_a_transient_error() {
+    let server = AuthServer::builder().tls(true).start().await.unwrap();
+    let provider = impatient(source(&server));
+    let error = provider.token().await.unwrap_err();
+    assert!(error.is_transient());
+    assert!(chain(&error).to_lowercase().contains("certificate"), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn bad_input_is_a_typed_error_that_says_what_to_do() {
+    let server = AuthServer::start().await.unwrap();
+    for (source, hint) in [
+        (ApiVideo::new("").base_url(server.uri()), "dashboard"),
+        (ApiVideo::new("a b").base_url(server.uri()), "dashboard"),
+        (ApiVideo::new("key").base_url("/auth".parse().unwrap()), "such as https://ws.api.video"),
+        (ApiVideo::new("key").base_url("http://ws.api.video".parse().unwrap()), "use https"),
+    ] {
+        let error = impatient(source).token().await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Configuration);
+        assert!(chain(&error).contains(hint), "{}", chain(&error));
+    }
+    assert_eq!(server.counters().connections, 0);
+
+    let provider = |timeout, min, max| {
+        TokenProvider::builder(ApiVideo::new("key")).refresh_timeout(timeout).cool_down(min, max).build()
+    };
+    let second = Duration::from_secs(1);
+    assert!(provider(second, second, second).is_ok());
+    for bad in [
+        provider(Duration::ZERO, second, second),
+        provider(Duration::MAX, second, second),
+        provider(second, Duration::ZERO, second),
+        provider(second, second * 2, second),
+        provider(second, second, Duration::MAX),
+    ] {
+        assert!(matches!(bad, Err(Error::InvalidOption(_))));
+    }
+}
+
+/// What api.video is sent, as its documents have it.
+#[tokio::test]
+async fn the_requests_are_what_the_documents_show() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let client = tower::service_fn({
+        let seen = Arc::clone(&seen);
+        move |request: Request<String>| {
+            seen.lock().unwrap().push(request);
+            let body =
+                r#"{"token_type": "Bearer", "expires_in": 3600, "access_token": "a", "refresh_token": "r"}"#;
+            async move { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body))) }
+        }
+    });
+    let source = ApiVideo::new("the-key").with_client(client).origin_app("my-app", "1.2").unwrap();
+    let provider = TokenProvider::new(source);
+    let token = provider.token().await.unwrap();
+    provider.refresh(&token).await.unwrap();
+    let seen = seen.lock().unwrap();
+    let shown: Vec<_> = seen
+        .iter()
+        .map(|request| format!("{} {} {}", request.method(), request.uri(), request.body()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            r#"POST https://ws.api.video/auth/api-key {"apiKey":"the-key"}"#,
+            r#"POST https://ws.api.video/auth/refresh {"refreshToken":"r"}"#,
+        ]
+    );
+    for request in seen.iter() {
+        let header = |name: &str| request.headers().get(name).unwrap().to_str().unwrap();
+        assert_eq!(header("content-type"), "application/json");
+        assert_eq!(header("accept"), "application/json");
+        assert_eq!(header("av-origin-app"), "my-app:1.2");
+        assert!(header("av-origin-client").starts_with("tower-bearer:"));
+        assert!(!request.headers().contains_key("authorization"));
+    }
+}
+
+/// The default client over TLS to a server whose certificate it trusts: `with_client`, and HTTP/2 by ALPN.
+#[tokio::test]
+async fn a_client_of_ones_own_may_trust_another_certificate() {
+    let server = AuthServer::builder().tls(true).start().await.unwrap();
+    let client = support::https(server.certificate().unwrap());
+    let provider = impatient(source(&server).with_client(client));
+    let token = provider.token().await.unwrap();
+    provider.refresh(&token).await.unwrap();
+    assert_eq!(grants(server.counters()), [1, 1, 0, 0]);
+    assert_eq!(server.counters().connections, 1);
+}
+
+#[tokio::test]
+async fn any_tower_service_may_be_the_client() {
+    let server = AuthServer::start().await.unwrap();
+    let client = tower::ServiceBuilder::new()
+        .buffer(1)
+        .timeout(Duration::from_secs(5))
+        .map_response(|response: Response<hyper::body::Incoming>| response.map(BodyExt::boxed_unsync))
+        .service(support::http1::<String>());
+    impatient(source(&server).with_client(client)).token().await.unwrap();
+}

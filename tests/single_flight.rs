@@ -1,0 +1,329 @@
+//! One flight for everybody, and nothing that a caller does can lose it.
+
+mod support;
+
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use support::{Act, Api, Source, get};
+use tokio::task::JoinSet;
+use tower::{Layer, Service, ServiceExt};
+use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider};
+
+const CALLERS: usize = 10_000;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Starts many callers at once, and collects what they get.
+async fn everybody<F>(call: impl Fn(TokenProvider) -> F, provider: &TokenProvider) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        callers.spawn(call(provider.clone()));
+    }
+    callers.join_all().await
+}
+
+/// Row 1.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_callers_without_a_token_cost_one_fetch_per_generation() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let tokens = everybody(|provider| async move { provider.token().await }, &provider).await;
+    assert!(tokens.into_iter().all(|token| token.unwrap().generation() == 1));
+    for generation in 2..=10 {
+        let refused = provider.current().unwrap();
+        // Past the cool-down after the last challenge.
+        tokio::time::advance(HOUR).await;
+        let tokens = everybody(
+            move |provider| {
+                let refused = refused.clone();
+                async move { provider.refresh(&refused).await }
+            },
+            &provider,
+        )
+        .await;
+        assert!(tokens.into_iter().all(|token| token.unwrap().generation() == generation));
+        assert_eq!(source.fetches(), generation);
+    }
+}
+
+/// Row 2.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_callers_with_an_ageing_token_cost_one_fetch_and_none_waits() {
+    let source = Source::new().then(Act::Live(HOUR));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    provider.token().await.unwrap();
+    tokio::time::advance(HOUR * 89 / 100 - HOUR / 100).await;
+    provider.token().await.unwrap();
+    assert_eq!(source.fetches(), 1, "renewed too early");
+
+    tokio::time::advance(HOUR * 3 / 100).await;
+    for _ in 0..CALLERS {
+        let mut caller = at_once(provider.token());
+        assert_eq!(caller.take().unwrap().unwrap().generation(), 1);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(provider.token().await.unwrap().generation(), 2);
+    assert_eq!(source.fetches(), 2);
+}
+
+/// The outcome of a future that needs only one poll; `None` if it waits.
+fn at_once<F: Future>(future: F) -> Option<F::Output> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
+
+/// Row 3.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_leader_spends_the_refresh_token_once() {
+    // Enough polls to see the request through to its end, dropped before each of them.
+    for polls in 0..12 {
+        let source = Source::new();
+        let provider = TokenProvider::new(Arc::clone(&source));
+        let first = provider.token().await.unwrap();
+        let api = Api::default();
+        api.accept("access-2");
+        let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+        let mut request = Box::pin(service.ready().await.unwrap().call(get()));
+        for _ in 0..polls {
+            if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                break;
+            }
+            // Lets the flight, if there is one, come as far as its next await.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        drop(request);
+
+        let second = provider.refresh(&first).await.unwrap();
+        assert_eq!(second.generation(), 2, "dropped after {polls} polls");
+        assert_eq!(*source.previous.lock().unwrap(), [None, Some(1)], "dropped after {polls} polls");
+    }
+}
+
+/// Row 4.
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_panics_is_an_error_for_its_waiters_and_the_next_caller_starts_anew() {
+    let source = Source::new().then(Act::Panic);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let results = everybody(|provider| async move { provider.token().await }, &provider).await;
+    assert!(results.iter().all(|result| matches!(result, Err(Error::Interrupted))));
+    assert_eq!(source.fetches(), 1);
+    assert!(!provider.status().refreshing);
+    assert_eq!(provider.status().failed_flights, 1);
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+}
+
+/// Row 4.
+#[test]
+fn a_runtime_that_goes_away_is_an_error_for_waiters_elsewhere_and_the_next_caller_starts_anew() {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let source = Source::new().then(Act::Hang);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let (leader, other) = (runtime(), runtime());
+    leader.block_on(async {
+        let _ = tokio::time::timeout(Duration::from_secs(2), provider.token()).await;
+    });
+    let waiter = provider.token();
+    drop(leader);
+    assert!(matches!(other.block_on(waiter), Ok(token) if token.access_token() == "access-2"));
+
+    // And for one that waited already when it went.
+    let source = Source::new().then(Act::Hang);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let leader = runtime();
+    leader.block_on(async {
+        let _ = tokio::time::timeout(Duration::from_secs(2), provider.token()).await;
+    });
+    let mut waiter = Box::pin(provider.token());
+    assert!(waiter.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(leader);
+    assert!(matches!(other.block_on(waiter), Err(Error::Interrupted)));
+    assert_eq!(other.block_on(provider.token()).unwrap().access_token(), "access-2");
+}
+
+#[test]
+fn without_a_runtime_there_is_a_typed_error() {
+    let provider = TokenProvider::new(Source::new());
+    assert!(matches!(at_once(provider.token()), Some(Err(Error::NoRuntime))));
+}
+
+/// Row 5.
+#[tokio::test(start_paused = true)]
+async fn late_challenges_to_a_token_that_was_replaced_cost_nothing() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let first = provider.token().await.unwrap();
+    let second = provider.refresh(&first).await.unwrap();
+    for _ in 0..CALLERS {
+        let answer = at_once(provider.refresh(&first)).expect("a late challenge waits");
+        assert_eq!(answer.unwrap().generation(), second.generation());
+    }
+    assert_eq!(source.fetches(), 2);
+}
+
+/// Row 6.
+#[tokio::test(start_paused = true)]
+async fn a_challenge_during_a_flight_joins_it() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let first = provider.token().await.unwrap();
+    let started = tokio::spawn({
+        let (provider, first) = (provider.clone(), first.clone());
+        async move { provider.refresh(&first).await }
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(provider.status().refreshing);
+    assert_eq!(provider.refresh(&first).await.unwrap().generation(), 2);
+    assert_eq!(started.await.unwrap().unwrap().generation(), 2);
+    assert_eq!(source.fetches(), 2);
+}
+
+/// Row 7.
+#[tokio::test(start_paused = true)]
+async fn a_challenge_to_a_token_just_published_causes_no_flight_inside_the_cool_down() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let first = provider.token().await.unwrap();
+    let second = provider.refresh(&first).await.unwrap();
+    assert_eq!(provider.refresh(&second).await.unwrap().generation(), 2);
+    assert_eq!(source.fetches(), 2);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(provider.refresh(&second).await.unwrap().generation(), 3);
+}
+
+/// Row 8.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_gives_up_leaves_the_flight_to_go_on() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let impatient = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
+    assert!(impatient.is_err());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(provider.current().unwrap().generation(), 1);
+    assert_eq!(source.fetches(), 1);
+}
+
+/// Row 10.
+#[tokio::test(start_paused = true)]
+async fn all_waiters_of_a_failed_flight_share_its_error() {
+    let source = (0..3).fold(Source::new(), |source, _| {
+        source.then(Act::Fail(SourceError::unavailable("the auth endpoint is down")))
+    });
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let results = everybody(|provider| async move { provider.token().await }, &provider).await;
+    for result in results {
+        assert_eq!(support::chain(&result.unwrap_err()).matches("is down").count(), 1);
+    }
+    // One flight, which tried thrice; not one flight each.
+    assert_eq!(source.fetches(), 3);
+    assert_eq!(provider.status().flights, 1);
+}
+
+/// Row 11.
+#[tokio::test(start_paused = true)]
+async fn two_providers_never_mix_their_tokens() {
+    let (one, other) = (Source::new(), Source::new());
+    let one = TokenProvider::new(one);
+    let other = TokenProvider::new(other);
+    let ones = one.token().await.unwrap();
+    let others = other.token().await.unwrap();
+    let others = other.refresh(&others).await.unwrap();
+    assert_eq!((ones.generation(), others.generation()), (1, 2));
+    // Another's token is none of ours, whatever its number: the answer is our own, and nothing is fetched for it.
+    assert_eq!(one.refresh(&others).await.unwrap().access_token(), "access-1");
+    assert_eq!(one.status().flights, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_is_never_given_and_a_failed_flight_takes_none_away() {
+    let source =
+        Source::new().then(Act::Live(Duration::from_secs(100))).then(Act::Fail(SourceError::refused("no")));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let first = provider.token().await.unwrap();
+    assert!(provider.refresh(&first).await.is_err());
+    assert_eq!(provider.current().map(|token| token.generation()), Some(1));
+    assert_eq!(provider.token().await.unwrap().generation(), 1);
+
+    tokio::time::advance(Duration::from_secs(100)).await;
+    assert!(provider.current().is_none());
+    assert_eq!(provider.token().await.unwrap().generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_failure_is_told_at_once_until_its_cool_down_has_passed_or_the_credential_changes() {
+    let refused = || Act::Fail(SourceError::refused("the key was refused"));
+    let source = (0..3).fold(Source::new(), |source, _| source.then(refused()));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    assert!(provider.token().await.is_err());
+    for _ in 0..100 {
+        let error = at_once(provider.token()).expect("a caller waits").unwrap_err();
+        assert!(support::chain(&error).contains("the key was refused"));
+    }
+    assert_eq!(source.fetches(), 1);
+
+    // One probe at the cool-down's end, and the next is twice as long.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(provider.token().await.is_err());
+    tokio::time::advance(Duration::from_millis(1900)).await;
+    assert!(at_once(provider.token()).unwrap().is_err());
+    assert_eq!(source.fetches(), 2);
+
+    source.revision.fetch_add(1, Ordering::SeqCst);
+    assert!(provider.token().await.is_err(), "the new key is refused too");
+    assert_eq!(source.fetches(), 3);
+    source.revision.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_hangs_ends_by_its_time_limit() {
+    let source = Source::new().then(Act::Hang);
+    let limit = Duration::from_secs(7);
+    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
+    assert!(matches!(provider.token().await, Err(Error::TimedOut(after)) if after == limit));
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backoff_goes_on_from_flight_to_flight_and_never_beyond_its_bound() {
+    let down = || Act::Fail(SourceError::unavailable("down"));
+    let source = (0..60).fold(Source::new(), |source, _| source.then(down()));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let mut token = None::<Token>;
+    let begun = tokio::time::Instant::now();
+    while token.is_none() {
+        token = provider.token().await.ok();
+    }
+    // Each call takes a second, and is followed by 5 s at most; at least that from the seventh on.
+    let (elapsed, calls) = (begun.elapsed(), source.fetches() as u32);
+    assert_eq!(calls, 61);
+    assert!(elapsed >= Duration::from_secs(6) * (calls - 8), "{elapsed:?}");
+    assert!(elapsed <= Duration::from_secs(6) * calls, "{elapsed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sources_wish_to_be_left_alone_is_followed_within_reason() {
+    let limited = |seconds| {
+        Act::Fail(SourceError::unavailable("limited").with_retry_after(Duration::from_secs(seconds)))
+    };
+    let source = Source::new().then(limited(20)).then(limited(u64::MAX));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let begun = tokio::time::Instant::now();
+    // The second wish does not fit into the flight: it fails at once rather than at its limit.
+    assert!(provider.token().await.is_err());
+    assert_eq!(begun.elapsed(), Duration::from_secs(22));
+    assert!(provider.token().await.is_err());
+    assert_eq!((begun.elapsed().as_secs(), source.fetches()), (22, 2));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
+}

@@ -1,0 +1,297 @@
+//! tower's contract: whose readiness counts, who is called, and that no stack of tower's own locks up.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full};
+use support::{Act, Api, REFUSED, Source, get};
+use tokio::task::JoinSet;
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, limit::ConcurrencyLimitLayer,
+    limit::RateLimitLayer, load_shed::LoadShedLayer,
+};
+use tower_bearer::{BearerAuthLayer, BoxError, TokenProvider};
+use tower_test::mock;
+
+/// A layer whose provider has a token that the API refuses, and whose next it accepts.
+async fn revoked_once() -> (Api, BearerAuthLayer) {
+    let api = Api::default();
+    api.accept("access-2");
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+    layer.provider().token().await.unwrap();
+    (api, layer)
+}
+
+/// Sends a burst that is refused as a whole, and expects every request healed.
+async fn burst<S>(service: S, requests: usize)
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<Full<Bytes>>, Error: std::fmt::Debug>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    let mut burst = JoinSet::new();
+    for _ in 0..requests {
+        burst.spawn(service.clone().oneshot(get()));
+    }
+    for response in burst.join_all().await {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+    }
+}
+
+/// Row 50.
+#[tokio::test(start_paused = true)]
+async fn readiness_is_the_inner_services() {
+    let (_, layer) = revoked_once().await;
+    let (service, mut handle) = mock::pair::<Request<Empty<Bytes>>, Response<Full<Bytes>>>();
+    let mut service = mock::Spawn::new(layer.layer(service));
+    handle.allow(0);
+    assert!(service.poll_ready().is_pending());
+    handle.allow(1);
+    assert!(service.poll_ready().is_ready());
+    let response = tokio::spawn(service.call(get()));
+    let (request, respond) = handle.next_request().await.unwrap();
+    assert_eq!(request.headers()["authorization"], "Bearer access-1");
+    respond.send_response(Response::new(Full::default()));
+    assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
+
+    handle.send_error("the inner service is gone");
+    let error = std::future::poll_fn(|cx| service.get_mut().poll_ready(cx)).await.unwrap_err();
+    assert_eq!(error.to_string(), "the inner service is gone");
+}
+
+/// A service that panics when it is called without having been made ready, as some do.
+struct Strict {
+    ready: bool,
+    clones: Arc<AtomicUsize>,
+    api: Api,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        self.clones.fetch_add(1, Ordering::SeqCst);
+        Self { ready: false, clones: Arc::clone(&self.clones), api: self.api.clone() }
+    }
+}
+
+impl Service<Request<Empty<Bytes>>> for Strict {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
+        assert!(std::mem::take(&mut self.ready), "called without being ready");
+        std::future::ready(Ok(self.api.answer(request.headers())))
+    }
+}
+
+/// Row 50.
+#[tokio::test(start_paused = true)]
+async fn the_service_that_was_ready_is_the_one_called_and_a_retry_makes_its_own_clone_ready() {
+    for has_token in [true, false] {
+        let (api, clones) = (Api::default(), Arc::<AtomicUsize>::default());
+        let strict = Strict { ready: false, clones: Arc::clone(&clones), api: api.clone() };
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+        if has_token {
+            layer.provider().token().await.unwrap();
+        }
+        let mut service = layer.layer(strict);
+        let before = clones.load(Ordering::SeqCst);
+        api.accept("access-1");
+        assert_eq!(service.ready().await.unwrap().call(get()).await.unwrap().status(), StatusCode::OK);
+        // No clone where there is a token: cloning a client is what a request would pay most for.
+        assert_eq!(clones.load(Ordering::SeqCst) - before, usize::from(!has_token));
+
+        api.revoke_all();
+        api.accept("access-2");
+        assert_eq!(service.ready().await.unwrap().call(get()).await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+/// Row 50.
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_limit_of_one_does_not_lock_a_retry_out() {
+    let (api, layer) = revoked_once().await;
+    let service = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(api.service());
+    let response = service.oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-2"]);
+}
+
+/// Row 51.
+#[tokio::test(start_paused = true)]
+async fn no_stack_locks_up_under_a_burst_of_401s() {
+    for limit in [1, 2, 7] {
+        let (api, layer) = revoked_once().await;
+        burst(ServiceBuilder::new().layer(layer).concurrency_limit(limit).service(api.service()), 100).await;
+
+        let (api, layer) = revoked_once().await;
+        let limit = ConcurrencyLimitLayer::new(limit);
+        let service = ServiceBuilder::new().layer(limit).layer(layer).service(api.service());
+        burst(service, 100).await;
+
+        let (api, layer) = revoked_once().await;
+        let buffered = ServiceBuilder::new().layer(BufferLayer::new(1)).concurrency_limit(1);
+        burst(layer.layer(buffered.service(api.service())), 100).await;
+
+        let (api, layer) = revoked_once().await;
+        let service = ServiceBuilder::new().layer(BufferLayer::new(1)).layer(layer).service(api.service());
+        burst(service, 100).await;
+
+        let (api, layer) = revoked_once().await;
+        let rate = RateLimitLayer::new(3, Duration::from_secs(1));
+        let limited = ServiceBuilder::new().layer(BufferLayer::new(1)).layer(rate).service(api.service());
+        burst(layer.layer(limited), 100).await;
+    }
+}
+
+/// Row 51: an answer that needs no draining is the answer if its retry is shed.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_shed_gives_the_challenge_back() {
+    /// Answers a 401, and is never ready again.
+    #[derive(Clone)]
+    struct Once {
+        calls: Arc<AtomicUsize>,
+        version: http::Version,
+    }
+
+    impl Service<Request<Empty<Bytes>>> for Once {
+        type Response = Response<Full<Bytes>>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            if self.calls.load(Ordering::SeqCst) == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            let response = Response::builder().status(401).version(self.version);
+            let body = if self.version == http::Version::HTTP_2 { REFUSED } else { "" };
+            std::future::ready(Ok(response.body(Full::from(body)).unwrap()))
+        }
+    }
+
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        let (_, layer) = revoked_once().await;
+        let once = Once { calls: Arc::default(), version };
+        let service = ServiceBuilder::new().layer(layer).layer(LoadShedLayer::new()).service(once);
+        let response = service.oneshot(get()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, if version == http::Version::HTTP_2 { REFUSED } else { "" });
+    }
+}
+
+/// Row 51: over HTTP/1, an answer with a body has been drained by then, and the shedding is what is told.
+#[tokio::test(start_paused = true)]
+async fn a_burst_over_a_load_shedder_ends_and_sheds_nothing_silently() {
+    let (api, layer) = revoked_once().await;
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .layer(LoadShedLayer::new())
+        .concurrency_limit(3)
+        .service(api.service());
+    let mut burst = JoinSet::new();
+    for _ in 0..100 {
+        burst.spawn(service.clone().oneshot(get()));
+    }
+    let answers = burst.join_all().await;
+    let answered = answers.iter().flatten().filter(|response| response.status() == StatusCode::OK).count();
+    let shed = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().err())
+        .filter(|error| error.is::<tower::load_shed::error::Overloaded>())
+        .count();
+    assert_eq!(answered + shed, 100);
+    assert!(answered > 0);
+    // No permit was leaked: as many as the limit allows are served at once.
+    let again: Vec<_> = (0..3).map(|_| tokio::spawn(service.clone().oneshot(get()))).collect();
+    for response in again {
+        assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+}
+
+/// Row 52.
+#[tokio::test(start_paused = true)]
+async fn dropping_a_request_at_any_point_leaks_no_permit() {
+    for polls in 0..8 {
+        let (api, layer) = revoked_once().await;
+        let mut service =
+            ServiceBuilder::new().layer(layer).concurrency_limit(1).service(api.service::<Empty<Bytes>>());
+        let mut request = Box::pin(service.ready().await.unwrap().call(get()));
+        for _ in 0..polls {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            if request.as_mut().poll(&mut cx).is_ready() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        drop(request);
+        let ready = tokio::time::timeout(Duration::from_secs(1), service.ready()).await;
+        assert_eq!(ready.expect("a permit is lost").unwrap().call(get()).await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_layer_and_its_clones_share_one_token() {
+    let (api, source) = (Api::default(), Source::new().then(Act::Live(Duration::from_secs(60))));
+    api.accept("access-1");
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let services =
+        [layer.layer(api.service()), layer.layer(api.service()), layer.clone().layer(api.service())];
+    for service in services {
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(source.fetches(), 1);
+}
+
+/// What users' bounds ask for.
+#[test]
+fn the_types_are_send_and_sync_where_their_parts_are() {
+    fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
+    fn is_send<T: Send + 'static>(_: &T) {}
+
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+    is_send_and_sync(&layer);
+    is_send_and_sync(layer.provider());
+    is_send_and_sync(&layer.provider().status());
+    let mut service = layer.layer(Api::default().service());
+    is_send_and_sync(&service);
+    is_send(&service.call(get()));
+    // A client that is not `Sync` may be wrapped too, as tower's boxed ones are.
+    let boxed = tower::util::BoxCloneService::new(Api::default().service());
+    let mut service = layer.layer(boxed);
+    is_send(&service);
+    is_send(&service.call(get()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_composes_with_every_error_type() {
+    let (api, layer) = revoked_once().await;
+    let infallible = layer.layer(api.service());
+    assert!(infallible.oneshot(get()).await.is_ok());
+    let boxed = layer.layer(api.service().map_err(BoxError::from));
+    assert!(boxed.oneshot(get()).await.is_ok());
+    let concrete = layer.layer(api.service().map_err(|_| std::io::Error::other("")));
+    assert!(concrete.oneshot(get()).await.is_ok());
+}

@@ -1,0 +1,84 @@
+//! A gigabyte through `buffered` costs no more memory than the limit. Alone in its file: the allocator counts for all.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use peak_alloc::PeakAlloc;
+use tower::{Layer, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider, testing::AuthServer};
+
+#[global_allocator]
+static ALLOCATED: PeakAlloc = PeakAlloc;
+
+const GIB: u64 = 1 << 30;
+const FRAME: usize = 64 * 1024;
+const LIMIT: usize = 8 << 20;
+
+/// What the connections and the server may hold besides: both ends are in this process.
+const BESIDES: usize = 8 << 20;
+
+/// Frames that are each allocated anew, so that whatever keeps them is seen to.
+struct Frames(u64);
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.0 == 0 {
+            return Poll::Ready(None);
+        }
+        self.0 -= FRAME as u64;
+        Poll::Ready(Some(Ok(Frame::data(vec![self.0 as u8; FRAME].into()))))
+    }
+}
+
+#[tokio::test]
+async fn a_gigabyte_costs_no_more_memory_than_the_limit_and_over_it_the_401_is_the_callers() {
+    let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    let instant = Duration::from_nanos(1);
+    let provider = TokenProvider::builder(source).cool_down(instant, instant).build().unwrap();
+    let layer = BearerAuthLayer::with_provider(provider);
+
+    let request = Request::post(format!("{}videos", server.uri()));
+    let request = request.body(Full::<Bytes>::from(r#"{"title": "long"}"#)).unwrap();
+    let created = layer.layer(support::http1()).oneshot(request).await.unwrap();
+    let created = created.into_body().collect().await.unwrap().to_bytes();
+    let created: serde_json::Value = serde_json::from_slice(&created).unwrap();
+    let path = format!("{}videos/{}/source", server.uri(), created["videoId"].as_str().unwrap());
+
+    let service = layer.clone().buffered(LIMIT).layer(support::http1());
+    for revoked in [false, true] {
+        if revoked {
+            server.revoke_access_tokens();
+        }
+        let before = ALLOCATED.current_usage();
+        ALLOCATED.reset_peak_usage();
+        let response =
+            service.clone().oneshot(Request::post(&path).body(Frames(GIB)).unwrap()).await.unwrap();
+        let peak = ALLOCATED.peak_usage() - before;
+        assert!(peak < LIMIT + BESIDES, "{peak} bytes at most");
+        assert_eq!(response.status() == StatusCode::UNAUTHORIZED, revoked);
+    }
+    assert_eq!(server.uploads()[0].bytes, GIB);
+    while layer.provider().status().refreshing {
+        tokio::task::yield_now().await;
+    }
+    let response = service.oneshot(Request::post(&path).body(Frames(FRAME as u64)).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::CREATED);
+    assert_eq!(server.counters().challenged, 1);
+}
