@@ -37,7 +37,7 @@ use crate::{
     provider::Waiting,
     replay::{Head, Replay},
     service::{Shared, authorize},
-    token::Token,
+    token::{Token, TokenId},
 };
 
 /// The most that is read of a refused answer's body, so that its connection can serve again.
@@ -59,13 +59,13 @@ pin_project! {
     {
         #[pin]
         state: State<S, Request<R::Body>, ResBody>,
-        // What is kept to send the request again; none for one that has no token of ours.
-        attempt: Option<Attempt<R::Spare>>,
+        attempt: Attempt<R::Spare>,
         shared: Arc<Shared<S, R>>,
     }
 }
 
 pin_project! {
+    // Every request pays for the size of the largest state: all but the one on the happy path are behind a pointer.
     #[project = StateProj]
     enum State<S, Req, ResBody>
     where
@@ -74,7 +74,7 @@ pin_project! {
         // There is no token yet. Holds the service that was made ready.
         Waiting {
             token: Waiting,
-            ready: Option<(S, Req)>,
+            ready: Option<Box<(S, Req)>>,
         },
         Sending {
             #[pin]
@@ -83,31 +83,29 @@ pin_project! {
         // The challenge is kept whole: it is the answer if there is no other token.
         Refreshing {
             token: Waiting,
-            challenge: Option<Response<ResBody>>,
+            challenge: Option<Box<Response<ResBody>>>,
         },
         Draining {
             #[pin]
             body: ResBody,
             drained: usize,
-            #[pin]
-            timeout: Sleep,
+            timeout: Delay,
             retry: Option<Box<Retry<Req, ResBody>>>,
         },
         BackingOff {
             retry: Option<Box<Retry<Req, ResBody>>>,
         },
         Retrying {
-            #[pin]
-            response: Oneshot<S, Req>,
-            challenge: Option<Response<ResBody>>,
+            response: Pin<Box<Oneshot<S, Req>>>,
+            challenge: Option<Box<Response<ResBody>>>,
         },
         Failed {
-            error: Option<Error>,
+            error: Option<Box<Error>>,
         },
     }
 }
 
-/// How long a retry waits before it is sent.
+/// How long something may still take.
 type Delay = Pin<Box<Sleep>>;
 
 /// A request that is about to be sent again.
@@ -115,27 +113,28 @@ struct Retry<Req, ResBody> {
     request: Req,
     backoff: Option<Delay>,
     /// The answer if this retry is shed before it is sent; `None` if it had to be drained.
-    challenge: Option<Response<ResBody>>,
+    challenge: Option<Box<Response<ResBody>>>,
 }
 
 /// What is kept of a request while its answer is awaited.
 pub(crate) struct Attempt<Spare> {
-    /// The token that it was sent with.
-    token: Option<Token>,
-    /// `None` if it cannot be sent again.
+    /// The token that it was sent with; `None` for one that has none of ours.
+    token: Option<TokenId>,
+    /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
     kept: Option<(Head, Spare)>,
     retries: u32,
-    backoff: Option<ExponentialBackoff>,
+    backoff: Option<Box<ExponentialBackoff>>,
 }
 
 impl<Spare> Attempt<Spare> {
     #[inline]
-    pub(crate) fn new(token: Token, kept: Option<(Head, Spare)>) -> Self {
-        Self { token: Some(token), ..Self::without_token(kept) }
+    pub(crate) fn new(token: TokenId, kept: Option<(Head, Spare)>) -> Self {
+        Self { token: Some(token), kept, retries: 0, backoff: None }
     }
 
-    fn without_token(kept: Option<(Head, Spare)>) -> Self {
-        Self { token: None, kept, retries: 0, backoff: None }
+    /// Of a request that has no token of ours.
+    fn none() -> Self {
+        Self { token: None, kept: None, retries: 0, backoff: None }
     }
 }
 
@@ -151,12 +150,12 @@ where
         attempt: Attempt<R::Spare>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
-        Self { state: State::Sending { response }, attempt: Some(attempt), shared: Arc::clone(shared) }
+        Self { state: State::Sending { response }, attempt, shared: Arc::clone(shared) }
     }
 
     /// A request that was sent with its caller's own credentials.
     pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
-        Self { state: State::Sending { response }, attempt: None, shared: Arc::clone(shared) }
+        Self { state: State::Sending { response }, attempt: Attempt::none(), shared: Arc::clone(shared) }
     }
 
     /// A request that is to be sent as soon as there is a token.
@@ -168,15 +167,19 @@ where
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
-            state: State::Waiting { token, ready: Some((ready, request)) },
-            attempt: Some(Attempt::without_token(kept)),
+            state: State::Waiting { token, ready: Some(Box::new((ready, request))) },
+            attempt: Attempt { kept, ..Attempt::none() },
             shared: Arc::clone(shared),
         }
     }
 
     /// A request that was not sent.
     pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
-        Self { state: State::Failed { error: Some(error) }, attempt: None, shared: Arc::clone(shared) }
+        Self {
+            state: State::Failed { error: Some(Box::new(error)) },
+            attempt: Attempt::none(),
+            shared: Arc::clone(shared),
+        }
     }
 }
 
@@ -189,30 +192,32 @@ where
 {
     type Output = Result<Response<ResBody>, BoxError>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
             let step = match this.state.as_mut().project() {
-                StateProj::Sending { response } => {
-                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    answered(this.attempt, this.shared, response)
-                }
+                StateProj::Sending { response } => match ready!(response.poll(cx)) {
+                    Ok(response) => match this.attempt.refused_by(this.shared, &response) {
+                        None => return Poll::Ready(Ok(response)),
+                        Some(token) => challenged(this.attempt, token, this.shared, response),
+                    },
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                },
                 StateProj::Waiting { token, ready } => {
                     let token = ready!(token.as_mut().poll(cx))?;
-                    let (mut service, mut request) = taken(ready);
+                    let (mut service, mut request) = *taken(ready);
                     // A request whose own header is kept has not waited.
-                    authorize(&mut request, &token, Existing::Replace)?;
-                    if let Some(attempt) = this.attempt {
-                        attempt.token = Some(token);
-                    }
+                    authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
+                    this.attempt.token = Some(token.id());
                     Step::Next(State::Sending { response: service.call(request) })
                 }
                 StateProj::Refreshing { token, challenge } => {
                     let token = ready!(token.as_mut().poll(cx));
-                    refreshed(this.attempt, this.shared, token.ok(), taken(challenge))
+                    refreshed(this.attempt, this.shared, token.ok(), *taken(challenge))
                 }
                 StateProj::Draining { mut body, drained, timeout, retry } => {
-                    if timeout.poll(cx).is_pending() {
+                    if timeout.as_mut().poll(cx).is_pending() {
                         while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
                             // An empty frame counts too: there may be no end of them.
                             *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
@@ -228,14 +233,17 @@ where
                         ready!(backoff.as_mut().poll(cx));
                     }
                     let retry = *taken(retry);
-                    let response = Oneshot::new(this.shared.service(), retry.request);
+                    let response = Box::pin(Oneshot::new(this.shared.service(), retry.request));
                     Step::Next(State::Retrying { response, challenge: retry.challenge })
                 }
-                StateProj::Retrying { response, challenge } => match ready!(response.poll(cx)) {
-                    Ok(response) => answered(this.attempt, this.shared, response),
+                StateProj::Retrying { response, challenge } => match ready!(response.as_mut().poll(cx)) {
+                    Ok(response) => match this.attempt.refused_by(this.shared, &response) {
+                        None => return Poll::Ready(Ok(response)),
+                        Some(token) => challenged(this.attempt, token, this.shared, response),
+                    },
                     Err(error) => return Poll::Ready(shed(error.into(), challenge.take())),
                 },
-                StateProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
+                StateProj::Failed { error } => return Poll::Ready(Err((*taken(error)).into())),
             };
             match step {
                 Step::Answer(response) => return Poll::Ready(Ok(response)),
@@ -256,33 +264,11 @@ where
     Next(State<S, Req, ResBody>),
 }
 
-/// An answer has arrived: the caller's, unless it is a challenge to a token of ours.
-#[inline]
-fn answered<S, R, B, ResBody>(
-    attempt: &mut Option<Attempt<R::Spare>>,
-    shared: &Shared<S, R>,
-    response: Response<ResBody>,
-) -> Step<S, Request<R::Body>, ResBody>
-where
-    R: Replay<B>,
-    S: Service<Request<R::Body>>,
-{
-    match attempt {
-        Some(Attempt { token: Some(_), .. }) if shared.layer.challenge.matches(&response) => {
-            challenged(attempt, shared, response)
-        }
-        _ => {
-            // Recording stops here: an answer's body may be read while the request's is still being sent.
-            *attempt = None;
-            Step::Answer(response)
-        }
-    }
-}
-
 /// Asks for another token, if the request can be sent again; else for the next request's sake, without waiting.
 #[cold]
 fn challenged<S, R, B, ResBody>(
-    attempt: &mut Option<Attempt<R::Spare>>,
+    attempt: &mut Attempt<R::Spare>,
+    token: TokenId,
     shared: &Shared<S, R>,
     challenge: Response<ResBody>,
 ) -> Step<S, Request<R::Body>, ResBody>
@@ -292,22 +278,20 @@ where
 {
     let layer = &shared.layer;
     layer.retry.deposit();
-    if let Some(Attempt { token: Some(token), kept, retries, .. }) = attempt {
-        let can_retry = *retries < layer.retry.retries()
-            && kept.as_ref().is_some_and(|(_, spare)| layer.replay.hold(spare));
-        if can_retry {
-            let token = layer.provider.replace(token);
-            return Step::Next(State::Refreshing { token, challenge: Some(challenge) });
-        }
-        layer.provider.replace_behind(token);
+    let can_retry = attempt.retries < layer.retry.retries()
+        && attempt.kept.as_ref().is_some_and(|(_, spare)| layer.replay.hold(spare));
+    if can_retry {
+        let token = layer.provider.replace(token);
+        return Step::Next(State::Refreshing { token, challenge: Some(Box::new(challenge)) });
     }
-    *attempt = None;
+    layer.provider.replace_behind(token);
+    attempt.kept = None;
     Step::Answer(challenge)
 }
 
 /// The provider has answered a challenge: the request is sent again, or the challenge is the answer.
 fn refreshed<S, R, B, ResBody>(
-    attempt: &mut Option<Attempt<R::Spare>>,
+    attempt: &mut Attempt<R::Spare>,
     shared: &Shared<S, R>,
     token: Option<Token>,
     challenge: Response<ResBody>,
@@ -317,10 +301,9 @@ where
     S: Service<Request<R::Body>>,
     ResBody: Body,
 {
-    let again = token.zip(attempt.as_mut()).and_then(|(token, attempt)| attempt.again(&shared.layer, token));
-    let Some((request, backoff)) = again else {
+    let Some((request, backoff)) = token.and_then(|token| attempt.again(&shared.layer, token)) else {
         // Nothing more is sent, and an upload that was held goes on.
-        *attempt = None;
+        attempt.kept = None;
         return Step::Answer(challenge);
     };
     // Only HTTP/1 has to have read one answer before its connection can serve the next request.
@@ -329,15 +312,32 @@ where
         State::Draining {
             body: challenge.into_body(),
             drained: 0,
-            timeout: sleep(DRAIN_TIMEOUT),
+            timeout: Box::pin(sleep(DRAIN_TIMEOUT)),
             retry: Some(Box::new(Retry { request, backoff, challenge: None })),
         }
     } else {
-        State::BackingOff { retry: Some(Box::new(Retry { request, backoff, challenge: Some(challenge) })) }
+        State::BackingOff {
+            retry: Some(Box::new(Retry { request, backoff, challenge: Some(Box::new(challenge)) })),
+        }
     })
 }
 
 impl<Spare> Attempt<Spare> {
+    /// The token that an answer refuses; `None` if the answer is the caller's.
+    #[inline]
+    fn refused_by<S, R, ResBody>(
+        &mut self,
+        shared: &Shared<S, R>,
+        response: &Response<ResBody>,
+    ) -> Option<TokenId> {
+        let refused = self.token.filter(|_| shared.layer.challenge.matches(response));
+        if refused.is_none() {
+            // Recording stops here: an answer's body may be read while the request's is still being sent.
+            self.kept = None;
+        }
+        refused
+    }
+
     /// The request once more, with `token`, and how long to wait first; `None` if it is not to be sent again.
     fn again<R, B>(
         &mut self,
@@ -348,19 +348,18 @@ impl<Spare> Attempt<Spare> {
         R: Replay<B, Spare = Spare>,
     {
         // The first retry with a token that the API has not seen refused waits for nothing, and costs nothing.
-        let is_new = self.token.as_ref().is_none_or(|refused| !refused.same(&token));
-        let free = is_new && self.retries == 0;
+        let free = self.retries == 0 && self.token != Some(token.id());
         if !free && !layer.retry.withdraw() {
             return None;
         }
         let (head, spare) = self.kept.take()?;
         let (body, spare) = layer.replay.again(spare)?;
         let mut request = head.request(body);
-        authorize(&mut request, &token, Existing::Replace).ok()?;
+        authorize(request.headers_mut(), token.header_value(), Existing::Replace).ok()?;
         self.kept = spare.map(|spare| (head, spare));
         self.retries += 1;
-        self.token = Some(token);
-        let backoff = self.backoff.get_or_insert_with(|| layer.retry.make_backoff());
+        self.token = Some(token.id());
+        let backoff = self.backoff.get_or_insert_with(|| Box::new(layer.retry.make_backoff()));
         Some((request, (!free).then(|| Box::pin(backoff.next_backoff()))))
     }
 }
@@ -368,10 +367,10 @@ impl<Spare> Attempt<Spare> {
 /// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.
 fn shed<ResBody>(
     error: BoxError,
-    challenge: Option<Response<ResBody>>,
+    challenge: Option<Box<Response<ResBody>>>,
 ) -> Result<Response<ResBody>, BoxError> {
     match challenge {
-        Some(challenge) if error.is::<Overloaded>() => Ok(challenge),
+        Some(challenge) if error.is::<Overloaded>() => Ok(*challenge),
         _ => Err(error),
     }
 }

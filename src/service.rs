@@ -6,10 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{
-    Request, Response,
-    header::{AUTHORIZATION, Entry},
-};
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower_service::Service;
 
@@ -17,8 +14,8 @@ use crate::{
     error::{BoxError, Error},
     future::{Attempt, ResponseFuture},
     layer::{BearerAuthLayer, Existing},
+    provider::Current,
     replay::{Head, Replay},
-    token::Token,
 };
 
 /// A service whose requests carry a bearer token; made by [`BearerAuthLayer`].
@@ -27,9 +24,16 @@ use crate::{
 ///
 /// The inner service has to be `Clone`, and its clones cheap: a retry is sent on one. The service that was made ready is
 /// the one that is called with the first attempt. There is no `get_mut`: the retries' clones would not follow it.
+///
+/// # A retry that is shed
+///
+/// If the inner service sheds the retry (`tower::load_shed`), the 401 is the answer, unless its body had to be drained:
+/// over HTTP/1, where the connection could not have served the retry otherwise, the answer is the inner service's
+/// `Overloaded`.
 pub struct BearerAuth<S, R> {
     /// The one that `poll_ready` makes ready.
     inner: S,
+    current: Current,
     shared: Arc<Shared<S, R>>,
 }
 
@@ -57,7 +61,8 @@ where
 {
     pub(crate) fn new(inner: S, layer: BearerAuthLayer<R>) -> Self {
         let template = Mutex::new(inner.clone());
-        Self { inner, shared: Arc::new(Shared { layer, template }) }
+        let current = layer.provider.current_for_service();
+        Self { inner, current, shared: Arc::new(Shared { layer, template }) }
     }
 }
 
@@ -88,32 +93,50 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    #[inline]
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let layer = &self.shared.layer;
         if let Some(error) = &layer.invalid {
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
+        // Before a token is added, so that it never holds one.
+        let head = R::REPLAYS.then(|| Head::of(&request));
+        let Some((header, token)) = self.current.header(&layer.provider) else {
+            return self.call_without_token(request, head);
+        };
+        match authorize(request.headers_mut(), header.clone(), layer.existing) {
+            Ok(Authorized::Ours) => {
+                let (response, spare) = layer.replay.call(&mut self.inner, request);
+                ResponseFuture::sending(response, Attempt::new(token, head.zip(spare)), &self.shared)
+            }
+            Ok(Authorized::Callers) => {
+                ResponseFuture::passing(layer.replay.call(&mut self.inner, request).0, &self.shared)
+            }
+            Err(error) => ResponseFuture::failed(error, &self.shared),
+        }
+    }
+}
+
+impl<S, R> BearerAuth<S, R> {
+    #[cold]
+    fn call_without_token<B, ResBody>(
+        &mut self,
+        request: Request<B>,
+        head: Option<Head>,
+    ) -> ResponseFuture<S, R, B, ResBody>
+    where
+        R: Replay<B>,
+        S: Service<Request<R::Body>> + Clone,
+    {
+        let layer = &self.shared.layer;
+        if layer.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
+            return ResponseFuture::passing(layer.replay.call(&mut self.inner, request).0, &self.shared);
+        }
         let (parts, body) = request.into_parts();
         let (body, spare) = layer.replay.begin(body);
-        let head = spare.is_some().then(|| Head::of(&parts));
-        let mut request = Request::from_parts(parts, body);
-
-        if let Some(token) = layer.provider.fresh() {
-            return match authorize(&mut request, &token, layer.existing) {
-                Ok(Authorized::Ours) => ResponseFuture::sending(
-                    self.inner.call(request),
-                    Attempt::new(token, head.zip(spare)),
-                    &self.shared,
-                ),
-                Ok(Authorized::Callers) => ResponseFuture::passing(self.inner.call(request), &self.shared),
-                Err(error) => ResponseFuture::failed(error, &self.shared),
-            };
-        }
-        if layer.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
-            return ResponseFuture::passing(self.inner.call(request), &self.shared);
-        }
         // The service that was made ready goes with the request, until there is a token.
         let ready = mem::replace(&mut self.inner, self.shared.service());
+        let request = Request::from_parts(parts, body);
         ResponseFuture::waiting(layer.provider.obtain(), ready, request, head.zip(spare), &self.shared)
     }
 }
@@ -123,7 +146,7 @@ where
     S: Clone,
 {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), shared: Arc::clone(&self.shared) }
+        Self { inner: self.inner.clone(), current: self.current.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -145,21 +168,32 @@ pub(crate) enum Authorized {
 
 /// Adds the token to a request that has no `Authorization` header, or whose own is not kept (RFC 6750 §2.1).
 #[inline]
-pub(crate) fn authorize<B>(
-    request: &mut Request<B>,
-    token: &Token,
+pub(crate) fn authorize(
+    headers: &mut HeaderMap,
+    token: HeaderValue,
     existing: Existing,
 ) -> Result<Authorized, Error> {
-    match request.headers_mut().try_entry(AUTHORIZATION) {
-        Ok(Entry::Vacant(entry)) => {
-            entry.try_insert(token.header_value()).map_err(|_| Error::TooManyHeaders)?;
-            Ok(Authorized::Ours)
+    match (headers.try_append(AUTHORIZATION, token), existing) {
+        (Ok(false), _) => Ok(Authorized::Ours),
+        (Ok(true), existing) => Ok(resolve(headers, existing)),
+        (Err(_), _) => Err(Error::TooManyHeaders),
+    }
+}
+
+/// Ours has just been added to what a caller had set: one of the two goes.
+#[cold]
+fn resolve(headers: &mut HeaderMap, existing: Existing) -> Authorized {
+    let mut values: Vec<_> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
+    let ours = values.pop();
+    headers.remove(AUTHORIZATION);
+    match existing {
+        Existing::Keep => {
+            headers.extend(values.into_iter().map(|value| (AUTHORIZATION, value)));
+            Authorized::Callers
         }
-        Ok(Entry::Occupied(_)) if existing == Existing::Keep => Ok(Authorized::Callers),
-        Ok(Entry::Occupied(mut entry)) => {
-            entry.insert(token.header_value());
-            Ok(Authorized::Ours)
+        Existing::Replace => {
+            headers.extend(ours.map(|value| (AUTHORIZATION, value)));
+            Authorized::Ours
         }
-        Err(_) => Err(Error::TooManyHeaders),
     }
 }

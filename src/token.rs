@@ -1,6 +1,13 @@
 //! [`Token`]: an access token as it is sent, with what is needed to renew it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
@@ -43,6 +50,36 @@ pub(crate) struct Inner {
     /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
     ageing_at: Option<Instant>,
     generation: u64,
+    /// Which token this is, of all that this process's providers have published; 0 before it is.
+    id: TokenId,
+}
+
+/// Tells published tokens apart, whichever provider they are of.
+pub(crate) type TokenId = u64;
+
+impl Inner {
+    /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
+    #[inline]
+    pub(crate) fn is_fresh(&self) -> bool {
+        match self.ageing_at {
+            Some(ageing_at) => Instant::now() < ageing_at,
+            None => true,
+        }
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    #[inline]
+    pub(crate) fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    #[inline]
+    pub(crate) fn id(&self) -> TokenId {
+        self.id
+    }
 }
 
 impl Token {
@@ -85,23 +122,12 @@ impl Token {
         self.0.generation
     }
 
-    /// Whether both are the very same token, not only equal ones.
-    pub(crate) fn same(&self, other: &Token) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    pub(crate) fn id(&self) -> TokenId {
+        self.0.id
     }
 
     pub(crate) fn expires_at(&self) -> Option<Instant> {
         self.0.expires_at
-    }
-
-    pub(crate) fn is_expired(&self, now: Instant) -> bool {
-        self.0.expires_at.is_some_and(|at| at <= now)
-    }
-
-    /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
-    #[inline]
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.0.ageing_at.is_none_or(|at| Instant::now() < at)
     }
 
     /// The token as a provider publishes it.
@@ -111,8 +137,10 @@ impl Token {
         expires_at: Option<Instant>,
         ageing_at: Option<Instant>,
     ) -> Self {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let inner = Arc::unwrap_or_clone(self.0);
-        Self(Arc::new(Inner { generation, expires_at, ageing_at, ..inner }))
+        Self(Arc::new(Inner { generation, id, expires_at, ageing_at, ..inner }))
     }
 }
 
@@ -179,6 +207,8 @@ impl TokenBuilder {
         let mut header = HeaderValue::from_str(&format!("{SCHEME}{access_token}"))
             .map_err(|_| TokenError::IllegalCharacter)?;
         header.set_sensitive(true);
+        // A clone's bytes are shared from the start; the original's decide anew at each clone whether they are.
+        let header = header.clone();
         let expires_at =
             self.expires_in.and_then(|lifetime| self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)));
         Ok(Token(Arc::new(Inner {
@@ -187,6 +217,7 @@ impl TokenBuilder {
             expires_at,
             ageing_at: None,
             generation: 0,
+            id: 0,
         })))
     }
 }

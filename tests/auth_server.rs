@@ -66,7 +66,7 @@ async fn a_refresh_token_is_spent_by_its_use_and_by_an_authentication() {
         let first = authenticate(&server).await;
         assert_eq!(first.status, StatusCode::OK);
         assert_eq!(first.text("token_type"), "Bearer");
-        assert_eq!(first.json()["expires_in"], 3600.0);
+        assert_eq!(first.json()["expires_in"], 3600);
         let second = refresh(&server, &first.text("refresh_token")).await;
         assert_eq!(second.status, StatusCode::OK);
         assert_ne!(second.text("access_token"), first.text("access_token"));
@@ -142,6 +142,8 @@ async fn videos_are_made_listed_and_uploaded() {
     assert_eq!(send(&server, wrong).await.unwrap().status, StatusCode::BAD_REQUEST);
     let uploads = server.uploads();
     assert_eq!(uploads.len(), 2);
+    let counters = server.counters();
+    assert_eq!((counters.videos_made, counters.videos_listed, counters.uploads), (1, 1, 2));
     assert!(uploads.iter().all(|upload| (upload.bytes, &*upload.sha256) == (5, sha256)));
     assert!(!format!("{uploads:?}{server:?}").contains(&token));
 

@@ -277,6 +277,60 @@ async fn a_callers_own_authorization_is_left_alone_and_its_401_triggers_nothing(
     }
 }
 
+/// Row 39: whatever it is, and however often.
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_authorizations_stay_as_many_and_in_their_order() {
+    let (api, _, layer) = revoked_once().await;
+    for existing in [Existing::Keep, Existing::Replace] {
+        let mut request = get();
+        request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic one"));
+        request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic two"));
+        layer.clone().existing_authorization(existing).layer(api.service()).oneshot(request).await.unwrap();
+        let seen = api.headers().pop().unwrap();
+        let seen: Vec<_> = seen.get_all(AUTHORIZATION).iter().collect();
+        match existing {
+            Existing::Keep => assert_eq!(seen, ["Basic one", "Basic two"]),
+            Existing::Replace => assert_eq!(seen, ["Bearer access-2"]),
+        }
+    }
+}
+
+/// Row 33.
+#[tokio::test(start_paused = true)]
+async fn a_request_is_never_sent_with_an_expired_token() {
+    let minute = Duration::from_secs(60);
+    let source = Source::new().then(Act::Live(minute)).then(Act::Fail(SourceError::refused("no")));
+    let api = Api::default();
+    ["access-1", "access-3"].iter().for_each(|token| api.accept(token));
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(api.service());
+    service.clone().oneshot(get()).await.unwrap();
+    tokio::time::advance(minute).await;
+    assert!(matches!(ours(&service.clone().oneshot(get()).await.unwrap_err()), Error::Source(_)));
+    tokio::time::advance(minute).await;
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-3"]);
+}
+
+/// Row 2, through the layer.
+#[tokio::test(start_paused = true)]
+async fn an_ageing_token_is_used_and_renewed_behind_the_requests_back() {
+    let minute = Duration::from_secs(60);
+    let source = Source::new().then(Act::Live(minute)).then(Act::Live(minute));
+    let api = Api::default();
+    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
+    let service =
+        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    service.clone().oneshot(get()).await.unwrap();
+    tokio::time::advance(Duration::from_secs(55)).await;
+    let begun = tokio::time::Instant::now();
+    service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::ZERO, "it waited for the refresh");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    service.oneshot(get()).await.unwrap();
+    assert_eq!(api.tokens(), ["access-1", "access-1", "access-2"]);
+    assert_eq!(source.fetches(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_callers_own_authorization_is_replaced_on_request() {
     for has_token in [true, false] {

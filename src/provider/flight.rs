@@ -1,7 +1,7 @@
 //! The single flight: who may start one, who joins it, and what its end does to the current token.
 //!
 //! Every decision is made in [`Core::decide`] and [`Core::land`], under one lock that no foreign code runs under. The
-//! happy path takes no lock: [`Core::fresh`] reads the current token with one atomic load.
+//! happy path takes no lock: [`Core::header`] reads the current token with one atomic load.
 
 use std::{
     future::Future,
@@ -23,7 +23,7 @@ use crate::{
     error::{Error, SourceError},
     retry::RetryPolicy,
     source::TokenSource,
-    token::{self, Token},
+    token::{self, Token, TokenId},
 };
 
 /// The longest that a source's own wish to be left alone is followed.
@@ -75,11 +75,11 @@ struct Flights {
 
 /// Why a caller asks, and so which token will do.
 #[derive(Clone, Copy)]
-pub(super) enum Need<'a> {
+pub(super) enum Need {
     /// Any token that has not expired.
     Any,
     /// Any but this one, which the API has refused.
-    OtherThan(&'a Token),
+    OtherThan(TokenId),
     /// The current one still does, but is ageing.
     Ahead,
 }
@@ -112,36 +112,34 @@ impl Core {
     }
 
     /// The token as it was published last, whatever has become of it.
-    #[inline]
     pub(super) fn published(&self) -> Option<Token> {
         self.current.load_full().map(Token)
     }
 
     /// The current token, unless it has expired.
     pub(super) fn working(&self) -> Option<Token> {
-        self.published().filter(|token| !token.is_expired(Instant::now()))
+        self.published().filter(|token| !token.0.is_expired(Instant::now()))
     }
 
-    /// The current token for a request: one that is ageing is used, and renewed behind the caller's back.
-    #[inline]
-    pub(super) fn fresh(self: &Arc<Self>) -> Option<Token> {
-        let token = self.published()?;
-        if token.is_fresh() { Some(token) } else { self.ageing(token) }
-    }
-
-    #[cold]
-    fn ageing(self: &Arc<Self>, token: Token) -> Option<Token> {
-        if token.is_expired(Instant::now()) {
-            return None;
+    /// The current token, unless it has expired; one that is ageing is renewed behind the caller's back.
+    pub(super) fn usable(self: &Arc<Self>) -> Option<Token> {
+        let token = self.working()?;
+        if !token.0.is_fresh() {
+            self.request(Need::Ahead);
         }
-        self.decide(Need::Ahead);
         Some(token)
+    }
+
+    /// Where tokens are published.
+    #[inline]
+    pub(super) fn current(&self) -> &ArcSwapOption<token::Inner> {
+        &self.current
     }
 
     /// What `need` comes to, without waiting longer than for the flight that it joins or starts.
     ///
     /// The flight, if one is to start, has started when this returns: dropping the future does not stop it.
-    pub(super) fn obtain(self: &Arc<Self>, need: Need<'_>) -> Waiting {
+    pub(super) fn obtain(self: &Arc<Self>, need: Need) -> Waiting {
         match self.decide(need) {
             Decision::Done(outcome) => Box::pin(std::future::ready(outcome)),
             Decision::Wait(mut flight) => Box::pin(async move {
@@ -155,22 +153,22 @@ impl Core {
     }
 
     /// Starts a flight for `need` if one has to be, and does not wait for it.
-    pub(super) fn request(self: &Arc<Self>, need: Need<'_>) {
+    pub(super) fn request(self: &Arc<Self>, need: Need) {
         self.decide(need);
     }
 
-    fn decide(self: &Arc<Self>, need: Need<'_>) -> Decision {
+    fn decide(self: &Arc<Self>, need: Need) -> Decision {
         let now = Instant::now();
         let revision = self.source.revision();
         let mut flights = self.lock();
         // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
         let current = self.published();
-        let working = current.clone().filter(|token| !token.is_expired(now));
+        let working = current.clone().filter(|token| !token.0.is_expired(now));
         match (need, &working) {
             (Need::Any, Some(token)) => return Decision::Done(Ok(token.clone())),
-            (Need::Ahead, Some(token)) if token.is_fresh() => return Decision::Done(Ok(token.clone())),
+            (Need::Ahead, Some(token)) if token.0.is_fresh() => return Decision::Done(Ok(token.clone())),
             // A late challenge: that token has been replaced already.
-            (Need::OtherThan(refused), Some(token)) if !token.same(refused) => {
+            (Need::OtherThan(refused), Some(token)) if token.id() != refused => {
                 return Decision::Done(Ok(token.clone()));
             }
             _ => {}

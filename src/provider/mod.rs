@@ -5,17 +5,22 @@
 
 mod builder;
 mod cool_down;
+mod current;
 mod flight;
 mod lifetime;
 mod status;
 
 use std::{fmt, sync::Arc};
 
-pub(crate) use self::flight::Waiting;
 pub use self::{builder::TokenProviderBuilder, status::Status};
+pub(crate) use self::{current::Current, flight::Waiting};
 
 use self::flight::{Core, Need, Settings};
-use crate::{error::Error, source::TokenSource, token::Token};
+use crate::{
+    error::Error,
+    source::TokenSource,
+    token::{Token, TokenId},
+};
 
 /// Holds one credential's current token and renews it, once for everybody.
 ///
@@ -86,7 +91,7 @@ impl TokenProvider {
     ///
     /// Dropping the future leaves the flight to go on: its token is there for the next caller.
     pub async fn token(&self) -> Result<Token, Error> {
-        match self.fresh() {
+        match self.core.usable() {
             Some(token) => Ok(token),
             None => self.obtain().await,
         }
@@ -112,7 +117,7 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn refresh(&self, refused: &Token) -> Result<Token, Error> {
-        self.replace(refused).await
+        self.replace(refused.id()).await
     }
 
     /// What the provider can say of itself; takes a lock for a moment.
@@ -120,24 +125,23 @@ impl TokenProvider {
         self.core.status()
     }
 
-    /// The token for a request, if there is one that will do; an ageing one is renewed behind the caller's back.
-    #[inline]
-    pub(crate) fn fresh(&self) -> Option<Token> {
-        self.core.fresh()
+    /// The current token for one service's requests.
+    pub(crate) fn current_for_service(&self) -> Current {
+        Current::of(&self.core)
     }
 
-    /// [`token`](Self::token) as a future that can be named, for when [`fresh`](Self::fresh) had none.
+    /// [`token`](Self::token) as a future that can be named, for when there is no current one.
     pub(crate) fn obtain(&self) -> Waiting {
         self.core.obtain(Need::Any)
     }
 
     /// [`refresh`](Self::refresh) as a future that can be named.
-    pub(crate) fn replace(&self, refused: &Token) -> Waiting {
+    pub(crate) fn replace(&self, refused: TokenId) -> Waiting {
         self.core.obtain(Need::OtherThan(refused))
     }
 
     /// [`refresh`](Self::refresh) for the next request: starts what has to be, and does not wait.
-    pub(crate) fn replace_behind(&self, refused: &Token) {
+    pub(crate) fn replace_behind(&self, refused: TokenId) {
         self.core.request(Need::OtherThan(refused));
     }
 }

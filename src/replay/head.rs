@@ -4,10 +4,13 @@
 //! name. Here names and values are written one after the other into one buffer, and parsed again only if the request is
 //! sent again, which is rare.
 
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 /// Added to a value's length where the value is marked sensitive. No value comes near it.
 const SENSITIVE: u32 = 1 << 31;
+
+/// What one header is expected to take: names and values are some 50 bytes on average.
+const TYPICAL_LENGTH: usize = 48;
 
 /// Everything of a request that is not its body. It is taken before a token is added, and so never holds one.
 pub(crate) struct Head {
@@ -21,14 +24,14 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn of(parts: &Parts) -> Self {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
         Self {
-            method: parts.method.clone(),
-            uri: parts.uri.clone(),
-            version: parts.version,
-            extensions: parts.extensions.clone(),
-            headers: flatten(&parts.headers),
-            header_count: parts.headers.len(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            extensions: request.extensions().clone(),
+            headers: flatten(request.headers()),
+            header_count: request.headers().len(),
         }
     }
 
@@ -58,15 +61,16 @@ fn flatten(headers: &HeaderMap) -> Vec<u8> {
     if headers.is_empty() {
         return Vec::new();
     }
-    let length = headers.iter().map(|(name, value)| 6 + name.as_str().len() + value.len()).sum();
-    let mut flat = Vec::with_capacity(length);
+    // Enough for most requests; a second walk to know for sure would cost more than growing once where it is not.
+    let mut flat = Vec::with_capacity(headers.len() * TYPICAL_LENGTH);
     for (name, value) in headers {
         let name = name.as_str().as_bytes();
         // http's own limits: a name is at most 2¹⁶-1 bytes; a value of 2 GiB would not have been sent.
         let (name_length, value_length) = (name.len() as u16, value.len() as u32 & !SENSITIVE);
         let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
-        flat.extend_from_slice(&name_length.to_le_bytes());
-        flat.extend_from_slice(&(value_length | mark).to_le_bytes());
+        let [n0, n1] = name_length.to_le_bytes();
+        let [v0, v1, v2, v3] = (value_length | mark).to_le_bytes();
+        flat.extend_from_slice(&[n0, n1, v0, v1, v2, v3]);
         flat.extend_from_slice(name);
         flat.extend_from_slice(&value.as_bytes()[..value_length as usize]);
     }
@@ -93,8 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn restored(request: Request<()>) -> Request<()> {
-        let (parts, ()) = request.into_parts();
-        Head::of(&parts).request(())
+        Head::of(&request).request(())
     }
 
     #[test]

@@ -20,6 +20,9 @@ mod head;
 mod strategies;
 
 pub(crate) use self::head::Head;
+use http::Request;
+use tower_service::Service;
+
 pub use self::{
     body::{ReplayBody, Rewind, Superseded},
     strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
@@ -50,8 +53,25 @@ pub trait Replay<B>: Clone {
     /// It is dropped as soon as the body will not be sent again; what was recorded for it can then go.
     type Spare;
 
+    /// Whether a body is ever sent again; if not, nothing else of the request is kept either. Default: yes.
+    const REPLAYS: bool = true;
+
     /// Starts the first attempt. Without a spare the body is not sent again.
     fn begin(&self, body: B) -> (Self::Body, Option<Self::Spare>);
+
+    /// Starts the first attempt of a whole request on `service`, which is ready.
+    ///
+    /// A strategy that leaves the body as it is hands the request on as it came: taking it apart and putting it together
+    /// again is a good part of what a request pays.
+    #[inline]
+    fn call<S>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<Self::Spare>)
+    where
+        S: Service<Request<Self::Body>>,
+    {
+        let (head, body) = request.into_parts();
+        let (body, spare) = self.begin(body);
+        (service.call(Request::from_parts(head, body)), spare)
+    }
 
     /// Stops the attempt under way where it is, if it still runs, and says whether the body can be sent again.
     ///

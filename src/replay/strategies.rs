@@ -2,7 +2,9 @@
 
 use std::{convert::Infallible, fmt};
 
+use http::Request;
 use http_body::Body;
+use tower_service::Service;
 
 use super::{
     Replay,
@@ -22,9 +24,17 @@ impl<B: Clone> Replay<B> for Cloned {
     type Body = B;
     type Spare = B;
 
-    #[inline]
     fn begin(&self, body: B) -> (B, Option<B>) {
         (body.clone(), Some(body))
+    }
+
+    #[inline]
+    fn call<S>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<B>)
+    where
+        S: Service<Request<B>>,
+    {
+        let spare = request.body().clone();
+        (service.call(request), Some(spare))
     }
 
     fn again(&self, spare: B) -> Option<(B, Option<B>)> {
@@ -153,9 +163,18 @@ impl<B> Replay<B> for NoReplay {
     type Body = B;
     type Spare = Infallible;
 
-    #[inline]
+    const REPLAYS: bool = false;
+
     fn begin(&self, body: B) -> (B, Option<Infallible>) {
         (body, None)
+    }
+
+    #[inline]
+    fn call<S>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<Infallible>)
+    where
+        S: Service<Request<B>>,
+    {
+        (service.call(request), None)
     }
 
     fn again(&self, spare: Infallible) -> Option<(B, Option<Infallible>)> {

@@ -5,6 +5,8 @@
 #[cfg(feature = "api-video")]
 mod api_video;
 #[cfg(feature = "api-video")]
+mod base_url;
+#[cfg(feature = "api-video")]
 mod client;
 #[cfg(feature = "api-video")]
 mod endpoint;

@@ -26,8 +26,14 @@ pub struct Counters {
     pub refresh_grants: u64,
     /// `POST /auth/refresh` that were refused: a refresh token that is spent, or was never given.
     pub refused_refresh_tokens: u64,
-    /// Requests to the API whose token was good.
+    /// Requests to the API whose token was good, whatever they were answered.
     pub accepted: u64,
+    /// `GET /videos` that were answered.
+    pub videos_listed: u64,
+    /// `POST /videos` that made a video.
+    pub videos_made: u64,
+    /// `POST /videos/{id}/source` whose bytes were taken.
+    pub uploads: u64,
     /// Requests to the API that were answered 401.
     pub challenged: u64,
     /// Requests that a fault was injected into.

@@ -133,7 +133,9 @@ impl Server {
     }
 
     fn list(&self) -> Response<Bytes> {
-        let videos: Vec<_> = self.authority().videos.iter().map(|(id, title)| video(id, title)).collect();
+        let mut authority = self.authority();
+        authority.counters.videos_listed += 1;
+        let videos: Vec<_> = authority.videos.iter().map(|(id, title)| video(id, title)).collect();
         let pagination = json!({ "currentPage": 1, "itemsTotal": videos.len(), "pagesTotal": 1 });
         answer(StatusCode::OK, &json!({ "data": videos, "pagination": pagination }))
     }
@@ -145,7 +147,9 @@ impl Server {
         };
         let id = format!("vi{}", random(11));
         let created = answer(StatusCode::CREATED, &video(&id, title));
-        self.authority().videos.insert(id, title.to_owned());
+        let mut authority = self.authority();
+        authority.videos.insert(id, title.to_owned());
+        authority.counters.videos_made += 1;
         created
     }
 
@@ -175,7 +179,9 @@ impl Server {
         if let Some(token) = headers.get_mut(AUTHORIZATION) {
             token.set_sensitive(true);
         }
-        self.authority().uploads.push(Upload {
+        let mut authority = self.authority();
+        authority.counters.uploads += 1;
+        authority.uploads.push(Upload {
             video_id: id.to_owned(),
             bytes: read.bytes,
             sha256,
@@ -248,11 +254,16 @@ fn video(id: &str, title: &str) -> Value {
 }
 
 fn token_response(granted: Granted) -> Response<Bytes> {
+    // A whole number, as api.video's is, wherever it can be one.
+    let expires_in = match granted.lifetime.subsec_nanos() {
+        0 => json!(granted.lifetime.as_secs()),
+        _ => json!(granted.lifetime.as_secs_f64()),
+    };
     answer(
         StatusCode::OK,
         &json!({
             "token_type": "Bearer",
-            "expires_in": granted.lifetime.as_secs_f64(),
+            "expires_in": expires_in,
             "access_token": granted.access_token,
             "refresh_token": granted.refresh_token,
         }),

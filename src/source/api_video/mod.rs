@@ -1,5 +1,7 @@
 //! [`ApiVideo`]: api.video's disposable bearer token, by refresh token where there is one, else by API key.
 
+mod credential;
+
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -9,16 +11,17 @@ use std::{
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT, CONTENT_TYPE},
-    uri::Scheme,
 };
 use http_body::Body;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use self::credential::Credential;
 use super::{
     TokenSource,
+    base_url::BaseUrl,
     client::default_client,
     endpoint::{Answer, Endpoint, ExchangeError},
     retry_after::retry_after,
@@ -36,11 +39,6 @@ const SANDBOX: &str = "https://sandbox.api.video";
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A refresh token whose use may have been lost this often is spent, as far as we can tell.
-const MAX_LOST: u8 = 2;
-
-const MAX_KEY_LEN: usize = 1024;
 
 /// How the client names itself, as api.video's own clients do.
 const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
@@ -76,22 +74,10 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 #[derive(Clone)]
 pub struct ApiVideo {
     credential: Arc<Mutex<Credential>>,
-    base_url: Uri,
-    plaintext_anywhere: bool,
+    base_url: BaseUrl,
     client: Client,
     timeout: Duration,
     origin_app: Option<HeaderValue>,
-}
-
-/// What the next grant is made with.
-struct Credential {
-    key: SecretString,
-    /// Counts the keys.
-    revision: u64,
-    /// The token last granted was granted to this key.
-    granted_revision: u64,
-    /// How often the use of a refresh token may have been lost, by its token's generation.
-    lost: (u64, u8),
 }
 
 #[derive(Clone)]
@@ -131,14 +117,8 @@ impl ApiVideo {
 
     fn at(key: String, base_url: Uri) -> Self {
         Self {
-            credential: Arc::new(Mutex::new(Credential {
-                key: key.into(),
-                revision: 0,
-                granted_revision: 0,
-                lost: (0, 0),
-            })),
-            base_url,
-            plaintext_anywhere: false,
+            credential: Arc::new(Mutex::new(Credential::new(key))),
+            base_url: BaseUrl::new(base_url),
             client: Client::Default(Arc::default()),
             timeout: EXCHANGE_TIMEOUT,
             origin_app: None,
@@ -149,8 +129,7 @@ impl ApiVideo {
     ///
     /// A path is kept as a prefix. A URL that cannot serve is an error when it is first used.
     pub fn base_url(mut self, base_url: Uri) -> Self {
-        self.base_url = base_url;
-        self.plaintext_anywhere = false;
+        self.base_url = BaseUrl::new(base_url);
         self
     }
 
@@ -158,8 +137,7 @@ impl ApiVideo {
     ///
     /// For meshes whose sidecar does the TLS.
     pub fn insecure_base_url(mut self, base_url: Uri) -> Self {
-        self.base_url = base_url;
-        self.plaintext_anywhere = true;
+        self.base_url = BaseUrl::insecure(base_url);
         self
     }
 
@@ -215,9 +193,7 @@ impl ApiVideo {
     ///
     /// The current access token stays in use until it ages or is refused.
     pub fn set_key(&self, api_key: impl Into<String>) {
-        let mut credential = self.credential();
-        credential.key = api_key.into().into();
-        credential.revision += 1;
+        self.credential().set_key(api_key.into());
     }
 
     fn credential(&self) -> MutexGuard<'_, Credential> {
@@ -226,7 +202,7 @@ impl ApiVideo {
 
     async fn grant(&self, grant: Grant<'_>) -> Result<Token, Failure> {
         let endpoint = self.endpoint().map_err(Failure::Other)?;
-        let url = self.url(grant.path()).map_err(Failure::Other)?;
+        let url = self.base_url.join(grant.path()).map_err(Failure::Other)?;
         let request = self.request(&url, grant.body()).map_err(Failure::Other)?;
         let requested_at = Instant::now().into_std();
         let answer = endpoint.send(request, self.timeout).await.map_err(|error| {
@@ -250,39 +226,6 @@ impl ApiVideo {
         }
     }
 
-    /// Where to ask: the base URL with `path` added. It has no secret in it, and may be shown.
-    fn url(&self, path: &str) -> Result<Uri, SourceError> {
-        let wrong = |what: &'static str| Err(SourceError::configuration(what));
-        let (Some(scheme), Some(authority)) = (self.base_url.scheme(), self.base_url.authority()) else {
-            return wrong("the base URL has no scheme or no host: give one such as https://ws.api.video");
-        };
-        if authority.as_str().contains('@') {
-            return wrong("the base URL has a user name or password: remove it");
-        }
-        if authority.host().is_empty() {
-            return wrong("the base URL has no host: give one such as https://ws.api.video");
-        }
-        if self.base_url.query().is_some() {
-            return wrong("the base URL has a query: remove it");
-        }
-        if *scheme == Scheme::HTTP {
-            if !self.plaintext_anywhere && !is_loopback(authority.host()) {
-                return wrong(
-                    "the base URL is plaintext http to another host: use https, or insecure_base_url if you must",
-                );
-            }
-        } else if *scheme != Scheme::HTTPS {
-            return wrong("the base URL is neither https nor http");
-        }
-        let prefix = self.base_url.path().trim_end_matches('/');
-        Uri::builder()
-            .scheme(scheme.clone())
-            .authority(authority.clone())
-            .path_and_query(format!("{prefix}{path}"))
-            .build()
-            .or_else(|_| wrong("the base URL has no valid path"))
-    }
-
     fn request(&self, url: &Uri, body: String) -> Result<Request<String>, SourceError> {
         let mut request = Request::builder()
             .method(Method::POST)
@@ -298,92 +241,37 @@ impl ApiVideo {
         })
     }
 
-    /// The API key, if it can be one, and its revision.
-    fn key(&self) -> Result<(SecretString, u64), SourceError> {
-        let credential = self.credential();
-        let key = credential.key.expose_secret();
-        let wrong = |what: &'static str| Err(SourceError::configuration(what));
-        if key.is_empty() {
-            return wrong("the API key is empty: copy it from api.video's dashboard, under API Keys");
-        }
-        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return wrong(
-                "the API key has a space, a line break or another character that no key has: copy it again from \
-                 api.video's dashboard, under API Keys",
-            );
-        }
-        Ok((credential.key.clone(), credential.revision))
-    }
-
-    /// The refresh token to spend, if one is left. It counts as lost from now on, until [`found`](Self::found).
-    fn spend<'a>(&self, previous: Option<&'a Token>) -> Option<(&'a str, u64)> {
-        let token = previous?;
-        let (refresh_token, generation) = (token.refresh_token()?, token.generation());
-        let mut credential = self.credential();
-        // Another key may be another account's.
-        if credential.revision != credential.granted_revision {
-            return None;
-        }
-        if credential.lost.0 != generation {
-            credential.lost = (generation, 0);
-        }
-        if credential.lost.1 >= MAX_LOST {
-            return None;
-        }
-        // Before it is sent: the flight may be dropped at any await from here on.
-        credential.lost.1 += 1;
-        Some((refresh_token, generation))
-    }
-
-    /// A refresh token's use was not lost after all.
-    fn found(&self, generation: u64) {
-        let mut credential = self.credential();
-        if credential.lost.0 == generation {
-            credential.lost.1 = credential.lost.1.saturating_sub(1);
-        }
-    }
-
-    /// A refresh token will never be of use again.
-    fn spent(&self, generation: u64) {
-        self.credential().lost = (generation, MAX_LOST);
-    }
-
-    /// Whether a refresh token is not to be tried again.
-    fn is_spent(&self, generation: u64) -> bool {
-        self.credential().lost == (generation, MAX_LOST)
-    }
-
     /// Tries the refresh token; `None` when the API key's turn has come.
     async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
-        let (refresh_token, generation) = self.spend(previous)?;
+        let (refresh_token, generation) = self.credential().spend(previous)?;
         match self.grant(Grant::RefreshToken(refresh_token)).await {
             Ok(token) => Some(Ok(token)),
             Err(Failure::Refused(_)) => {
-                self.spent(generation);
+                self.credential().spent(generation);
                 None
             }
-            Err(Failure::Lost(error)) => (!self.is_spent(generation)).then_some(Err(error)),
+            Err(Failure::Lost(error)) => (!self.credential().is_spent(generation)).then_some(Err(error)),
             Err(Failure::Other(error)) => {
-                self.found(generation);
+                self.credential().found(generation);
                 Some(Err(error))
             }
         }
     }
 
     async fn authenticate(&self) -> Result<Token, SourceError> {
-        let (key, revision) = self.key()?;
+        let (key, revision) = self.credential().key()?;
         let token = match self.grant(Grant::ApiKey(key.expose_secret())).await {
             Ok(token) => token,
             Err(Failure::Lost(error) | Failure::Other(error)) => return Err(error),
             Err(Failure::Refused(status)) => {
-                let host = self.base_url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+                let host = self.base_url.host().unwrap_or_default();
                 return Err(SourceError::refused(format!(
                     "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
                     status.as_u16()
                 )));
             }
         };
-        self.credential().granted_revision = revision;
+        self.credential().granted(revision);
         Ok(token)
     }
 }
@@ -397,7 +285,7 @@ impl TokenSource for ApiVideo {
     }
 
     fn revision(&self) -> u64 {
-        self.credential().revision
+        self.credential().revision()
     }
 }
 
@@ -460,64 +348,9 @@ fn refusal(answer: &Answer, url: &Uri) -> Failure {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn url(base_url: &'static str) -> Result<String, String> {
-        let source = ApiVideo::new("key").base_url(Uri::from_static(base_url));
-        source.url("/auth/refresh").map(|url| url.to_string()).map_err(|error| {
-            assert!(!error.is_transient());
-            error.to_string()
-        })
-    }
-
-    #[test]
-    fn a_base_url_keeps_its_path_as_a_prefix() {
-        for (base_url, expected) in [
-            ("https://ws.api.video", "https://ws.api.video/auth/refresh"),
-            ("https://gateway.example:8443/video/", "https://gateway.example:8443/video/auth/refresh"),
-            ("http://127.0.0.1:3000", "http://127.0.0.1:3000/auth/refresh"),
-            ("http://[::1]:3000", "http://[::1]:3000/auth/refresh"),
-            ("http://LOCALHOST", "http://localhost/auth/refresh"),
-        ] {
-            assert!(url(base_url).unwrap().eq_ignore_ascii_case(expected), "{base_url}");
-        }
-    }
-
-    #[test]
-    fn a_base_url_that_cannot_serve_is_an_error_that_says_what_to_do() {
-        for (base_url, hint) in [
-            ("/auth", "no host"),
-            ("ws.api.video:443", "no scheme"),
-            ("https://user:canary@ws.api.video", "user name"),
-            ("https://ws.api.video/?key=canary", "query"),
-            ("http://ws.api.video", "use https"),
-            ("http://127.0.0.1.example.com", "use https"),
-            ("ftp://ws.api.video", "neither"),
-        ] {
-            let error = url(base_url).unwrap_err();
-            assert!(error.contains(hint) && !error.contains("canary"), "{base_url}: {error}");
-        }
-        let sidecar = Uri::from_static("http://sidecar");
-        assert!(ApiVideo::new("key").insecure_base_url(sidecar).url("/x").is_ok());
-    }
-
-    #[test]
-    fn a_key_that_cannot_be_one_is_an_error_that_says_what_to_do() {
-        for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
-            let error = ApiVideo::new(bad).key().err().unwrap();
-            assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
-            assert!(!error.is_transient());
-        }
-        assert!(ApiVideo::new("kq5z3-_x").key().is_ok());
-    }
 
     #[test]
     fn an_application_is_named_within_api_videos_rules() {
