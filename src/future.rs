@@ -65,59 +65,73 @@ pin_project! {
 }
 
 pin_project! {
-    // Every request pays for the size of the largest state: all but the one on the happy path are behind a pointer.
+    // Every request pays for the size of this, and for dropping it: all that is not the happy path is behind a pointer.
     #[project = StateProj]
     enum State<S, Req, ResBody>
+    where
+        S: Service<Req>,
+    {
+        Sending {
+            #[pin]
+            response: S::Future,
+        },
+        Detour {
+            detour: Pin<Box<Detour<S, Req, ResBody>>>,
+        },
+    }
+}
+
+pin_project! {
+    #[project = DetourProj]
+    enum Detour<S, Req, ResBody>
     where
         S: Service<Req>,
     {
         // There is no token yet. Holds the service that was made ready.
         Waiting {
             token: Waiting,
-            ready: Option<Box<(S, Req)>>,
-        },
-        Sending {
-            #[pin]
-            response: S::Future,
+            ready: Option<(S, Req)>,
         },
         // The challenge is kept whole: it is the answer if there is no other token.
         Refreshing {
             token: Waiting,
-            challenge: Option<Box<Response<ResBody>>>,
+            challenge: Option<Response<ResBody>>,
         },
         Draining {
             #[pin]
             body: ResBody,
             drained: usize,
-            timeout: Delay,
-            retry: Option<Box<Retry<Req, ResBody>>>,
+            #[pin]
+            timeout: Sleep,
+            retry: Option<Retry<Req, ResBody>>,
         },
         BackingOff {
-            retry: Option<Box<Retry<Req, ResBody>>>,
+            retry: Option<Retry<Req, ResBody>>,
         },
         Retrying {
-            response: Pin<Box<Oneshot<S, Req>>>,
-            challenge: Option<Box<Response<ResBody>>>,
+            #[pin]
+            response: Oneshot<S, Req>,
+            challenge: Option<Response<ResBody>>,
         },
         Failed {
-            error: Option<Box<Error>>,
+            error: Option<Error>,
         },
     }
 }
-
-/// How long something may still take.
-type Delay = Pin<Box<Sleep>>;
 
 /// A request that is about to be sent again.
 struct Retry<Req, ResBody> {
     request: Req,
     backoff: Option<Delay>,
     /// The answer if this retry is shed before it is sent; `None` if it had to be drained.
-    challenge: Option<Box<Response<ResBody>>>,
+    challenge: Option<Response<ResBody>>,
 }
 
+/// How long to wait before a retry.
+type Delay = Pin<Box<Sleep>>;
+
 /// What is kept of a request while its answer is awaited.
-pub(crate) struct Attempt<Spare> {
+struct Attempt<Spare> {
     /// The token that it was sent with; `None` for one that has none of ours.
     token: Option<TokenId>,
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
@@ -127,11 +141,6 @@ pub(crate) struct Attempt<Spare> {
 }
 
 impl<Spare> Attempt<Spare> {
-    #[inline]
-    pub(crate) fn new(token: TokenId, kept: Option<(Head, Spare)>) -> Self {
-        Self { token: Some(token), kept, retries: 0, backoff: None }
-    }
-
     /// Of a request that has no token of ours.
     fn none() -> Self {
         Self { token: None, kept: None, retries: 0, backoff: None }
@@ -147,10 +156,16 @@ where
     #[inline]
     pub(crate) fn sending(
         response: S::Future,
-        attempt: Attempt<R::Spare>,
+        token: TokenId,
+        head: Option<Head>,
+        spare: Option<R::Spare>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
-        Self { state: State::Sending { response }, attempt, shared: Arc::clone(shared) }
+        Self {
+            state: State::Sending { response },
+            attempt: Attempt { token: Some(token), kept: head.zip(spare), retries: 0, backoff: None },
+            shared: Arc::clone(shared),
+        }
     }
 
     /// A request that was sent with its caller's own credentials.
@@ -167,7 +182,7 @@ where
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
-            state: State::Waiting { token, ready: Some(Box::new((ready, request))) },
+            state: State::detour(Detour::Waiting { token, ready: Some((ready, request)) }),
             attempt: Attempt { kept, ..Attempt::none() },
             shared: Arc::clone(shared),
         }
@@ -176,7 +191,7 @@ where
     /// A request that was not sent.
     pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
         Self {
-            state: State::Failed { error: Some(Box::new(error)) },
+            state: State::detour(Detour::Failed { error: Some(error) }),
             attempt: Attempt::none(),
             shared: Arc::clone(shared),
         }
@@ -196,72 +211,124 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let step = match this.state.as_mut().project() {
-                StateProj::Sending { response } => match ready!(response.poll(cx)) {
-                    Ok(response) => match this.attempt.refused_by(this.shared, &response) {
-                        None => return Poll::Ready(Ok(response)),
-                        Some(token) => challenged(this.attempt, token, this.shared, response),
-                    },
-                    Err(error) => return Poll::Ready(Err(error.into())),
-                },
-                StateProj::Waiting { token, ready } => {
-                    let token = ready!(token.as_mut().poll(cx))?;
-                    let (mut service, mut request) = *taken(ready);
-                    // A request whose own header is kept has not waited.
-                    authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
-                    this.attempt.token = Some(token.id());
-                    Step::Next(State::Sending { response: service.call(request) })
-                }
-                StateProj::Refreshing { token, challenge } => {
-                    let token = ready!(token.as_mut().poll(cx));
-                    refreshed(this.attempt, this.shared, token.ok(), *taken(challenge))
-                }
-                StateProj::Draining { mut body, drained, timeout, retry } => {
-                    if timeout.as_mut().poll(cx).is_pending() {
-                        while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
-                            // An empty frame counts too: there may be no end of them.
-                            *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
-                            if *drained > MAX_DRAINED {
-                                break;
-                            }
-                        }
+            match this.state.as_mut().project() {
+                StateProj::Sending { response } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    let Some(token) = this.attempt.refused_by(this.shared, &response) else {
+                        return Poll::Ready(Ok(response));
+                    };
+                    match challenged(this.attempt, token, this.shared, response) {
+                        Step::Answer(response) => return Poll::Ready(Ok(response)),
+                        // The service that was ready is gone before a retry waits for readiness:
+                        // `ConcurrencyLimit(1)` would never get ready otherwise.
+                        Step::Next(detour) => this.state.set(State::detour(detour)),
                     }
-                    Step::Next(State::BackingOff { retry: retry.take() })
                 }
-                StateProj::BackingOff { retry } => {
-                    if let Some(backoff) = retry.as_mut().and_then(|retry| retry.backoff.as_mut()) {
-                        ready!(backoff.as_mut().poll(cx));
+                StateProj::Detour { detour } => {
+                    match ready!(poll_detour(detour.as_mut(), this.attempt, this.shared, cx))? {
+                        End::Answer(response) => return Poll::Ready(Ok(response)),
+                        End::Sent(response) => this.state.set(State::Sending { response }),
                     }
-                    let retry = *taken(retry);
-                    let response = Box::pin(Oneshot::new(this.shared.service(), retry.request));
-                    Step::Next(State::Retrying { response, challenge: retry.challenge })
                 }
-                StateProj::Retrying { response, challenge } => match ready!(response.as_mut().poll(cx)) {
-                    Ok(response) => match this.attempt.refused_by(this.shared, &response) {
-                        None => return Poll::Ready(Ok(response)),
-                        Some(token) => challenged(this.attempt, token, this.shared, response),
-                    },
-                    Err(error) => return Poll::Ready(shed(error.into(), challenge.take())),
-                },
-                StateProj::Failed { error } => return Poll::Ready(Err((*taken(error)).into())),
-            };
-            match step {
-                Step::Answer(response) => return Poll::Ready(Ok(response)),
-                // Drops what was there: the service that was ready is gone before a retry waits for readiness
-                // (`ConcurrencyLimit(1)` would never get ready otherwise), and so is a body that was drained.
-                Step::Next(state) => this.state.set(state),
             }
         }
     }
 }
 
-/// What follows from an answer, or from the end of a state.
+impl<S, Req, ResBody> State<S, Req, ResBody>
+where
+    S: Service<Req>,
+{
+    #[cold]
+    fn detour(detour: Detour<S, Req, ResBody>) -> Self {
+        Self::Detour { detour: Box::pin(detour) }
+    }
+}
+
+/// What follows from an answer.
 enum Step<S, Req, ResBody>
 where
     S: Service<Req>,
 {
     Answer(Response<ResBody>),
-    Next(State<S, Req, ResBody>),
+    Next(Detour<S, Req, ResBody>),
+}
+
+/// How a detour ends.
+enum End<F, ResBody> {
+    Answer(Response<ResBody>),
+    /// There is a token, and the request has been sent with it.
+    Sent(F),
+}
+
+#[cold]
+fn poll_detour<S, R, B, ResBody>(
+    mut detour: Pin<&mut Detour<S, Request<R::Body>, ResBody>>,
+    attempt: &mut Attempt<R::Spare>,
+    shared: &Shared<S, R>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    ResBody: Body,
+{
+    loop {
+        let next = match detour.as_mut().project() {
+            DetourProj::Waiting { token, ready } => {
+                let token = ready!(token.as_mut().poll(cx))?;
+                let (mut service, mut request) = taken(ready);
+                // A request whose own header is kept has not waited.
+                authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
+                attempt.token = Some(token.id());
+                return Poll::Ready(Ok(End::Sent(service.call(request))));
+            }
+            DetourProj::Refreshing { token, challenge } => {
+                let token = ready!(token.as_mut().poll(cx));
+                match refreshed(attempt, shared, token.ok(), taken(challenge)) {
+                    Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
+                    Step::Next(next) => next,
+                }
+            }
+            DetourProj::Draining { mut body, drained, timeout, retry } => {
+                if timeout.poll(cx).is_pending() {
+                    while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
+                        // An empty frame counts too: there may be no end of them.
+                        *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
+                        if *drained > MAX_DRAINED {
+                            break;
+                        }
+                    }
+                }
+                Detour::BackingOff { retry: retry.take() }
+            }
+            DetourProj::BackingOff { retry } => {
+                if let Some(backoff) = retry.as_mut().and_then(|retry| retry.backoff.as_mut()) {
+                    ready!(backoff.as_mut().poll(cx));
+                }
+                let retry = taken(retry);
+                let response = Oneshot::new(shared.service(), retry.request);
+                Detour::Retrying { response, challenge: retry.challenge }
+            }
+            DetourProj::Retrying { response, challenge } => {
+                let response = match ready!(response.poll(cx)) {
+                    Ok(response) => response,
+                    Err(error) => return Poll::Ready(shed(error.into(), challenge.take()).map(End::Answer)),
+                };
+                let Some(token) = attempt.refused_by(shared, &response) else {
+                    return Poll::Ready(Ok(End::Answer(response)));
+                };
+                match challenged(attempt, token, shared, response) {
+                    Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
+                    Step::Next(next) => next,
+                }
+            }
+            DetourProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
+        };
+        // Drops what was there: a body that was drained is gone before the retry, and so is a retry before the next.
+        detour.set(next);
+    }
 }
 
 /// Asks for another token, if the request can be sent again; else for the next request's sake, without waiting.
@@ -282,7 +349,7 @@ where
         && attempt.kept.as_ref().is_some_and(|(_, spare)| layer.replay.hold(spare));
     if can_retry {
         let token = layer.provider.replace(token);
-        return Step::Next(State::Refreshing { token, challenge: Some(Box::new(challenge)) });
+        return Step::Next(Detour::Refreshing { token, challenge: Some(challenge) });
     }
     layer.provider.replace_behind(token);
     attempt.kept = None;
@@ -309,16 +376,14 @@ where
     // Only HTTP/1 has to have read one answer before its connection can serve the next request.
     let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();
     Step::Next(if drain {
-        State::Draining {
+        Detour::Draining {
             body: challenge.into_body(),
             drained: 0,
-            timeout: Box::pin(sleep(DRAIN_TIMEOUT)),
-            retry: Some(Box::new(Retry { request, backoff, challenge: None })),
+            timeout: sleep(DRAIN_TIMEOUT),
+            retry: Some(Retry { request, backoff, challenge: None }),
         }
     } else {
-        State::BackingOff {
-            retry: Some(Box::new(Retry { request, backoff, challenge: Some(Box::new(challenge)) })),
-        }
+        Detour::BackingOff { retry: Some(Retry { request, backoff, challenge: Some(challenge) }) }
     })
 }
 
@@ -367,10 +432,10 @@ impl<Spare> Attempt<Spare> {
 /// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.
 fn shed<ResBody>(
     error: BoxError,
-    challenge: Option<Box<Response<ResBody>>>,
+    challenge: Option<Response<ResBody>>,
 ) -> Result<Response<ResBody>, BoxError> {
     match challenge {
-        Some(challenge) if error.is::<Overloaded>() => Ok(*challenge),
+        Some(challenge) if error.is::<Overloaded>() => Ok(challenge),
         _ => Err(error),
     }
 }

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     error::{BoxError, Error},
-    future::{Attempt, ResponseFuture},
+    future::ResponseFuture,
     layer::{BearerAuthLayer, Existing},
     provider::Current,
     replay::{Head, Replay},
@@ -107,7 +107,7 @@ where
         match authorize(request.headers_mut(), header.clone(), layer.existing) {
             Ok(Authorized::Ours) => {
                 let (response, spare) = layer.replay.call(&mut self.inner, request);
-                ResponseFuture::sending(response, Attempt::new(token, head.zip(spare)), &self.shared)
+                ResponseFuture::sending(response, token, head, spare, &self.shared)
             }
             Ok(Authorized::Callers) => {
                 ResponseFuture::passing(layer.replay.call(&mut self.inner, request).0, &self.shared)

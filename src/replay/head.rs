@@ -47,7 +47,8 @@ impl Head {
     }
 
     fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.header_count + 1);
+        // One more for the token. A map that is nearly full has no such capacity, and grows as it did before.
+        let mut headers = HeaderMap::try_with_capacity(self.header_count + 1).unwrap_or_default();
         let mut rest = self.headers.as_slice();
         while let Some((name, value, after)) = next_header(rest) {
             headers.append(name, value);
