@@ -4,7 +4,10 @@ mod support;
 
 use std::{
     future::Future,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Waker},
     time::Duration,
 };
@@ -12,7 +15,7 @@ use std::{
 use support::{Act, Api, Source, get};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider};
+use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenSource};
 
 const CALLERS: usize = 10_000;
 
@@ -227,6 +230,48 @@ async fn all_waiters_of_a_failed_flight_share_its_error() {
     // One flight, which tried thrice; not one flight each.
     assert_eq!(source.fetches(), 3);
     assert_eq!(provider.status().flights, 1);
+}
+
+/// Rows 1, 5 and 6, on real threads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn callers_on_many_threads_never_fetch_twice_at_a_time_nor_a_token_too_many() {
+    /// Counts its fetches, and those under way.
+    #[derive(Default)]
+    struct Counting {
+        fetches: AtomicU64,
+        under_way: AtomicU64,
+        overlaps: AtomicU64,
+    }
+
+    impl TokenSource for Counting {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            self.overlaps.fetch_add(self.under_way.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
+            tokio::task::yield_now().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            Ok(Token::builder(format!("access-{fetch}")).build()?)
+        }
+    }
+
+    const ROUNDS: u64 = 20;
+    let source = Arc::new(Counting::default());
+    let instant = Duration::from_nanos(1);
+    let provider = TokenProvider::builder(Arc::clone(&source)).cool_down(instant, instant).build().unwrap();
+    // Every caller has each token refused once: whoever comes first has it replaced, and the others come late.
+    let callers = everybody(
+        |provider| async move {
+            let mut token = provider.token().await.unwrap();
+            while token.generation() <= ROUNDS {
+                token = provider.refresh(&token).await.unwrap();
+            }
+            token.generation()
+        },
+        &provider,
+    );
+    let newest = callers.await.into_iter().max().unwrap();
+    assert_eq!(newest, ROUNDS + 1);
+    assert_eq!(source.fetches.load(Ordering::SeqCst), newest);
+    assert_eq!(source.overlaps.load(Ordering::SeqCst), 0);
 }
 
 /// Row 11.
