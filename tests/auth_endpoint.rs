@@ -199,6 +199,22 @@ async fn no_more_than_64_kib_of_an_answer_are_read() {
     assert!(!polled_on.load(Ordering::SeqCst), "read on beyond the bound");
 }
 
+/// Rows 19, 22 and 28: what counts of an answer that is no success is its head.
+#[tokio::test]
+async fn a_refusal_or_a_failure_is_one_whatever_its_body() {
+    for headers in [&[("retry-after", "0")][..], &[("retry-after", "0"), ("content-encoding", "gzip")]] {
+        let long = vec![b'x'; 200 * 1024];
+        let (server, provider, token) = authenticated().await;
+        server.inject(Route::RefreshGrant, answer(503, headers, long.clone()));
+        server.inject(Route::RefreshGrant, answer(400, headers, long.clone()));
+        server.inject(Route::ApiKeyGrant, answer(429, headers, long));
+        provider.refresh(&token).await.unwrap();
+        // 503: the refresh token again. 400: it is dead, the key. 429: the key again.
+        assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
+        assert_eq!(server.counters().faults, 3);
+    }
+}
+
 /// Row 22.
 #[tokio::test]
 async fn a_compressed_answer_is_not_unpacked() {

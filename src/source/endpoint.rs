@@ -21,7 +21,7 @@ use crate::error::BoxError;
 /// The most that is read of an answer. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// An answer that arrived whole. Its body may hold a token, so it is overwritten when dropped.
+/// An answer: whole if it is a success, else its head alone. Its body may hold a token, so it is overwritten when dropped.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -35,7 +35,7 @@ pub(super) enum ExchangeError {
     #[error("no connection could be made")]
     NotSent(#[source] BoxError),
     /// The request may have been acted upon.
-    #[error("the connection was lost before an answer arrived")]
+    #[error("the connection was lost before the answer was complete")]
     Lost(#[source] BoxError),
     #[error("no answer arrived within {0:?}")]
     TooSlow(Duration),
@@ -91,11 +91,15 @@ where
     poll_fn(|cx| client.poll_ready(cx)).await.map_err(|error| ExchangeError::NotSent(error.into()))?;
     let response = client.call(request).await.map_err(|error| lost(error.into()))?;
     let (head, body) = response.into_parts();
+    let mut read = Zeroizing::new(Vec::new());
+    if !head.status.is_success() {
+        // All that counts is in the head: no body is too long, too slow or too broken to hide a refusal.
+        return Ok(Answer { status: head.status, headers: head.headers, body: read });
+    }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         return Err(ExchangeError::Compressed);
     }
     let mut body = pin!(body);
-    let mut read = Zeroizing::new(Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ExchangeError::Lost(error.into()))?;
         let Ok(mut data) = frame.into_data() else { continue };
