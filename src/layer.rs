@@ -7,6 +7,7 @@ use tower_layer::Layer;
 use crate::{
     challenge::{Challenge, ResponseHead},
     error::Error,
+    options::{Existing, Options},
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
     retry::RetryPolicy,
@@ -53,23 +54,7 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct BearerAuthLayer<R = Cloned> {
-    pub(crate) provider: TokenProvider,
-    pub(crate) replay: R,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) challenge: Challenge,
-    pub(crate) existing: Existing,
-    /// An option that cannot work: what every request answers, since the layer's methods cannot fail.
-    pub(crate) invalid: Option<Error>,
-}
-
-/// What becomes of an `Authorization` header that a request already has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Existing {
-    /// The request is sent as it is; its 401 is its caller's own, and nothing is refreshed or sent again.
-    #[default]
-    Keep,
-    /// The header is replaced by ours.
-    Replace,
+    options: Options<R>,
 }
 
 impl BearerAuthLayer {
@@ -84,21 +69,14 @@ impl BearerAuthLayer {
 
     /// A layer that takes its tokens from `provider`, which it may share with others.
     pub fn with_provider(provider: TokenProvider) -> Self {
-        Self {
-            provider,
-            replay: Cloned,
-            retry: RetryPolicy::new(),
-            challenge: Challenge::Bearer,
-            existing: Existing::default(),
-            invalid: None,
-        }
+        Self { options: Options::new(provider) }
     }
 }
 
 impl<R> BearerAuthLayer<R> {
     /// Sets how often, how soon and how much is sent again. Default: [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
+        self.options.retry = policy;
         self
     }
 
@@ -107,13 +85,13 @@ impl<R> BearerAuthLayer<R> {
     where
         F: Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static,
     {
-        self.challenge = Challenge::Custom(Arc::new(predicate));
+        self.options.challenge = Challenge::Custom(Arc::new(predicate));
         self
     }
 
     /// Sets what becomes of a request's own `Authorization` header. Default: [`Existing::Keep`].
     pub fn existing_authorization(mut self, existing: Existing) -> Self {
-        self.existing = existing;
+        self.options.existing = existing;
         self
     }
 
@@ -168,20 +146,19 @@ impl<R> BearerAuthLayer<R> {
 
     /// The provider, to hand to another layer or to ask for its status.
     pub fn provider(&self) -> &TokenProvider {
-        &self.provider
+        &self.options.provider
     }
 
     fn with_limit<R2>(self, limit: usize, replay: R2) -> BearerAuthLayer<R2> {
         let mut layer = self.with_replay(replay);
-        layer.invalid = (limit == 0).then(|| {
+        layer.options.invalid = (limit == 0).then(|| {
             Error::InvalidOption("a replay limit of 0 keeps no body: give more, or use no_replay()".into())
         });
         layer
     }
 
     fn with_replay<R2>(self, replay: R2) -> BearerAuthLayer<R2> {
-        let Self { provider, replay: _, retry, challenge, existing, invalid: _ } = self;
-        BearerAuthLayer { provider, replay, retry, challenge, existing, invalid: None }
+        BearerAuthLayer { options: self.options.with_replay(replay) }
     }
 }
 
@@ -193,7 +170,7 @@ where
     type Service = BearerAuth<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        BearerAuth::new(inner, self.clone())
+        BearerAuth::new(inner, self.options.clone())
     }
 }
 
@@ -202,12 +179,6 @@ where
     R: fmt::Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BearerAuthLayer")
-            .field("provider", &self.provider)
-            .field("replay", &self.replay)
-            .field("retry", &self.retry)
-            .field("challenge", &self.challenge)
-            .field("existing", &self.existing)
-            .finish_non_exhaustive()
+        f.debug_struct("BearerAuthLayer").field("options", &self.options).finish()
     }
 }

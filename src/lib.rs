@@ -62,10 +62,12 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod authorization;
 pub mod challenge;
 mod error;
 mod future;
 mod layer;
+mod options;
 mod provider;
 pub mod replay;
 mod retry;
@@ -82,7 +84,8 @@ pub use self::source::ApiVideo;
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,
-    layer::{BearerAuthLayer, Existing},
+    layer::BearerAuthLayer,
+    options::Existing,
     provider::{Status, TokenProvider, TokenProviderBuilder},
     replay::ReplayBody,
     retry::RetryPolicy,

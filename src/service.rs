@@ -2,23 +2,24 @@
 
 use std::{
     fmt, mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    error::{BoxError, Error},
-    future::ResponseFuture,
-    layer::{BearerAuthLayer, Existing},
+    authorization::{Authorized, authorize},
+    error::BoxError,
+    future::{ResponseFuture, Shared},
+    options::{Existing, Options},
     provider::Current,
     replay::{Head, Replay},
 };
 
-/// A service whose requests carry a bearer token; made by [`BearerAuthLayer`].
+/// A service whose requests carry a bearer token; made by [`BearerAuthLayer`](crate::BearerAuthLayer).
 ///
 /// # Clone
 ///
@@ -37,32 +38,14 @@ pub struct BearerAuth<S, R> {
     shared: Arc<Shared<S, R>>,
 }
 
-/// What requests under way share with the service that sent them: one reference count per request.
-pub(crate) struct Shared<S, R> {
-    pub(crate) layer: BearerAuthLayer<R>,
-    /// What a retry's service is cloned from. It is never made ready, so that it holds no permit of a
-    /// `ConcurrencyLimit`. The lock is there so that the service need not be `Sync`.
-    template: Mutex<S>,
-}
-
-impl<S, R> Shared<S, R>
-where
-    S: Clone,
-{
-    /// A service that nobody has made ready yet.
-    pub(crate) fn service(&self) -> S {
-        self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 impl<S, R> BearerAuth<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(inner: S, layer: BearerAuthLayer<R>) -> Self {
-        let template = Mutex::new(inner.clone());
-        let current = layer.provider.current_for_service();
-        Self { inner, current, shared: Arc::new(Shared { layer, template }) }
+    pub(crate) fn new(inner: S, options: Options<R>) -> Self {
+        let current = options.provider.current_for_service();
+        let shared = Arc::new(Shared::new(inner.clone(), options));
+        Self { inner, current, shared }
     }
 }
 
@@ -95,22 +78,22 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let layer = &self.shared.layer;
-        if let Some(error) = &layer.invalid {
+        let options = &self.shared.options;
+        if let Some(error) = &options.invalid {
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
         // Before a token is added, so that it never holds one.
         let head = R::REPLAYS.then(|| Head::of(&request));
-        let Some((header, token)) = self.current.header(&layer.provider) else {
+        let Some((header, token)) = self.current.header(&options.provider) else {
             return self.call_without_token(request, head);
         };
-        match authorize(request.headers_mut(), header.clone(), layer.existing) {
+        match authorize(request.headers_mut(), header.clone(), options.existing) {
             Ok(Authorized::Ours) => {
-                let (response, spare) = layer.replay.call(&mut self.inner, request);
+                let (response, spare) = options.replay.call(&mut self.inner, request);
                 ResponseFuture::sending(response, token, head, spare, &self.shared)
             }
             Ok(Authorized::Callers) => {
-                ResponseFuture::passing(layer.replay.call(&mut self.inner, request).0, &self.shared)
+                ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared)
             }
             Err(error) => ResponseFuture::failed(error, &self.shared),
         }
@@ -128,16 +111,16 @@ impl<S, R> BearerAuth<S, R> {
         R: Replay<B>,
         S: Service<Request<R::Body>> + Clone,
     {
-        let layer = &self.shared.layer;
-        if layer.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
-            return ResponseFuture::passing(layer.replay.call(&mut self.inner, request).0, &self.shared);
+        let options = &self.shared.options;
+        if options.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
+            return ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared);
         }
         let (parts, body) = request.into_parts();
-        let (body, spare) = layer.replay.begin(body);
+        let (body, spare) = options.replay.begin(body);
         // The service that was made ready goes with the request, until there is a token.
         let ready = mem::replace(&mut self.inner, self.shared.service());
         let request = Request::from_parts(parts, body);
-        ResponseFuture::waiting(layer.provider.obtain(), ready, request, head.zip(spare), &self.shared)
+        ResponseFuture::waiting(options.provider.obtain(), ready, request, head.zip(spare), &self.shared)
     }
 }
 
@@ -156,44 +139,9 @@ where
     R: fmt::Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BearerAuth").field("inner", &self.inner).field("layer", &self.shared.layer).finish()
-    }
-}
-
-/// Whose `Authorization` header a request has.
-pub(crate) enum Authorized {
-    Ours,
-    Callers,
-}
-
-/// Adds the token to a request that has no `Authorization` header, or whose own is not kept (RFC 6750 §2.1).
-#[inline]
-pub(crate) fn authorize(
-    headers: &mut HeaderMap,
-    token: HeaderValue,
-    existing: Existing,
-) -> Result<Authorized, Error> {
-    match (headers.try_append(AUTHORIZATION, token), existing) {
-        (Ok(false), _) => Ok(Authorized::Ours),
-        (Ok(true), existing) => Ok(resolve(headers, existing)),
-        (Err(_), _) => Err(Error::TooManyHeaders),
-    }
-}
-
-/// Ours has just been added to what a caller had set: one of the two goes.
-#[cold]
-fn resolve(headers: &mut HeaderMap, existing: Existing) -> Authorized {
-    let mut values: Vec<_> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
-    let ours = values.pop();
-    headers.remove(AUTHORIZATION);
-    match existing {
-        Existing::Keep => {
-            headers.extend(values.into_iter().map(|value| (AUTHORIZATION, value)));
-            Authorized::Callers
-        }
-        Existing::Replace => {
-            headers.extend(ours.map(|value| (AUTHORIZATION, value)));
-            Authorized::Ours
-        }
+        f.debug_struct("BearerAuth")
+            .field("inner", &self.inner)
+            .field("options", &self.shared.options)
+            .finish()
     }
 }

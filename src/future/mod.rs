@@ -1,0 +1,190 @@
+//! [`ResponseFuture`]: one request's way through the layer, as a state machine.
+//!
+//! ```text
+//! (no token) Waiting ─▶ Sending ─▶ answer ──────────────────────────────▶ caller
+//!                                   │ challenge                              ▲
+//!                                   ▼                                        │
+//!                               Refreshing ─▶ Draining ─▶ BackingOff ─▶ Retrying
+//!                                   │ no other token, nothing to send again
+//!                                   ▼
+//!                             caller (the challenge, unchanged)
+//! ```
+//!
+//! The way that nearly every request goes is here, and short; `detour` has the others, `attempt` what is kept for them.
+
+mod attempt;
+mod detour;
+mod shared;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+pub(crate) use self::shared::Shared;
+
+use self::{
+    attempt::Attempt,
+    detour::{Detour, End, Step},
+};
+use crate::{
+    error::{BoxError, Error},
+    provider::Waiting,
+    replay::{Head, Replay},
+    token::TokenId,
+};
+
+pin_project! {
+    /// The future of [`BearerAuth`](crate::BearerAuth).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the attempt under way, and nothing else: a token refresh that it started goes on.
+    pub struct ResponseFuture<S, R, B, ResBody>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        #[pin]
+        state: State<S, Request<R::Body>, ResBody>,
+        attempt: Attempt<R::Spare>,
+        shared: Arc<Shared<S, R>>,
+    }
+}
+
+pin_project! {
+    // Every request pays for the size of this, and for dropping it: all that is not the happy path is behind a pointer.
+    #[project = StateProj]
+    enum State<S, Req, ResBody>
+    where
+        S: Service<Req>,
+    {
+        Sending {
+            #[pin]
+            response: S::Future,
+        },
+        Detour {
+            detour: Pin<Box<Detour<S, Req, ResBody>>>,
+        },
+    }
+}
+
+impl<S, R, B, ResBody> ResponseFuture<S, R, B, ResBody>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    /// A request that was sent with a token.
+    #[inline]
+    pub(crate) fn sending(
+        response: S::Future,
+        token: TokenId,
+        head: Option<Head>,
+        spare: Option<R::Spare>,
+        shared: &Arc<Shared<S, R>>,
+    ) -> Self {
+        Self {
+            state: State::Sending { response },
+            attempt: Attempt::new(Some(token), head.zip(spare)),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// A request that was sent with its caller's own credentials.
+    pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
+        Self {
+            state: State::Sending { response },
+            attempt: Attempt::new(None, None),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// A request that is to be sent as soon as there is a token.
+    pub(crate) fn waiting(
+        token: Waiting,
+        ready: S,
+        request: Request<R::Body>,
+        kept: Option<(Head, R::Spare)>,
+        shared: &Arc<Shared<S, R>>,
+    ) -> Self {
+        Self {
+            state: State::detour(Detour::Waiting { token, ready: Some((ready, request)) }),
+            attempt: Attempt::new(None, kept),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// A request that was not sent.
+    pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
+        Self {
+            state: State::detour(Detour::Failed { error: Some(error) }),
+            attempt: Attempt::new(None, None),
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl<S, R, B, ResBody> Future for ResponseFuture<S, R, B, ResBody>
+where
+    R: Replay<B>,
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    ResBody: Body,
+{
+    type Output = Result<Response<ResBody>, BoxError>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Sending { response } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    let Some(token) = this.attempt.refused_by(this.shared, &response) else {
+                        return Poll::Ready(Ok(response));
+                    };
+                    match detour::challenged(this.attempt, token, this.shared, response) {
+                        Step::Answer(response) => return Poll::Ready(Ok(response)),
+                        // The service that was ready is gone before a retry waits for readiness:
+                        // `ConcurrencyLimit(1)` would never get ready otherwise.
+                        Step::Next(detour) => this.state.set(State::detour(detour)),
+                    }
+                }
+                StateProj::Detour { detour } => {
+                    match ready!(detour.as_mut().poll(this.attempt, this.shared, cx))? {
+                        End::Answer(response) => return Poll::Ready(Ok(response)),
+                        End::Sent(response) => this.state.set(State::Sending { response }),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S, Req, ResBody> State<S, Req, ResBody>
+where
+    S: Service<Req>,
+{
+    #[cold]
+    fn detour(detour: Detour<S, Req, ResBody>) -> Self {
+        Self::Detour { detour: Box::pin(detour) }
+    }
+}
+
+impl<S, R, B, ResBody> fmt::Debug for ResponseFuture<S, R, B, ResBody>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
