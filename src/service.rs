@@ -84,13 +84,13 @@ where
         }
         // Before a token is added, so that it never holds one.
         let head = R::REPLAYS.then(|| Head::of(&request));
-        let Some((header, token)) = self.current.header(&options.provider) else {
+        let Some((header, token)) = options.provider.header(&mut self.current) else {
             return self.call_without_token(request, head);
         };
         match authorize(request.headers_mut(), header.clone(), options.existing) {
             Ok(Authorized::Ours) => {
                 let (response, spare) = options.replay.call(&mut self.inner, request);
-                ResponseFuture::sending(response, token, head, spare, &self.shared)
+                ResponseFuture::sending(response, token, head.zip(spare), &self.shared)
             }
             Ok(Authorized::Callers) => {
                 ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared)

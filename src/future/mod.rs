@@ -87,13 +87,12 @@ where
     pub(crate) fn sending(
         response: S::Future,
         token: TokenId,
-        head: Option<Head>,
-        spare: Option<R::Spare>,
+        kept: Option<(Head, R::Spare)>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
             state: State::Sending { response },
-            attempt: Attempt::new(Some(token), head.zip(spare)),
+            attempt: Attempt::new(Some(token), kept),
             shared: Arc::clone(shared),
         }
     }

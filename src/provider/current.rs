@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc};
 use arc_swap::{ArcSwapOption, Cache};
 use http::HeaderValue;
 
-use super::{TokenProvider, flight::Core};
+use super::flight::Core;
 use crate::token::{self, TokenId};
 
 /// The current token as one service saw it last, looked up again only if the provider has published another since.
@@ -33,17 +33,12 @@ impl Current {
 
     /// The header for a request and the token that it is of, if there is one that will do.
     ///
-    /// One that is ageing will, and `provider` renews it behind the caller's back.
+    /// One that is ageing will, and `core` renews it behind the caller's back.
     #[inline]
-    pub(crate) fn header(&mut self, provider: &TokenProvider) -> Option<(&HeaderValue, TokenId)> {
+    pub(super) fn header(&mut self, core: &Arc<Core>) -> Option<(&HeaderValue, TokenId)> {
         match self.0.load() {
-            Some(token) if token.is_fresh() || is_usable(provider) => Some((token.header(), token.id())),
+            Some(token) if token.is_fresh() || core.renew_ahead(token) => Some((token.header(), token.id())),
             _ => None,
         }
     }
-}
-
-#[cold]
-fn is_usable(provider: &TokenProvider) -> bool {
-    provider.core.usable().is_some()
 }

@@ -123,11 +123,19 @@ impl Core {
 
     /// The current token, unless it has expired; one that is ageing is renewed behind the caller's back.
     pub(super) fn usable(self: &Arc<Self>) -> Option<Token> {
-        let token = self.working()?;
-        if !token.0.is_fresh() {
+        self.published().filter(|token| token.0.is_fresh() || self.renew_ahead(&token.0))
+    }
+
+    /// Whether a token that is not fresh will do all the same; if so, it is renewed behind the caller's back.
+    ///
+    /// The answer is of this very token: another may have been published since it was read.
+    #[cold]
+    pub(super) fn renew_ahead(self: &Arc<Self>, token: &token::Inner) -> bool {
+        let will_do = !token.is_expired(Instant::now());
+        if will_do {
             self.request(Need::Ahead);
         }
-        Some(token)
+        will_do
     }
 
     /// Where tokens are published.

@@ -12,6 +12,8 @@ mod status;
 
 use std::{fmt, sync::Arc};
 
+use http::HeaderValue;
+
 pub use self::{builder::TokenProviderBuilder, status::Status};
 pub(crate) use self::{current::Current, flight::Waiting};
 
@@ -128,6 +130,12 @@ impl TokenProvider {
     /// The current token for one service's requests.
     pub(crate) fn current_for_service(&self) -> Current {
         Current::of(&self.core)
+    }
+
+    /// The header for a request and the token that it is of, if there is one that will do.
+    #[inline]
+    pub(crate) fn header<'a>(&self, current: &'a mut Current) -> Option<(&'a HeaderValue, TokenId)> {
+        current.header(&self.core)
     }
 
     /// [`token`](Self::token) as a future that can be named, for when there is no current one.
