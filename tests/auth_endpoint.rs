@@ -77,6 +77,8 @@ async fn the_refresh_token_goes_first_and_the_key_as_seldom_as_can_be() {
         assert_eq!(token.generation(), generation);
     }
     assert_eq!(grants(server.counters()), [1, 3, 0, 0]);
+    // The default client, which has no TLS here to agree on HTTP/2 by.
+    assert_eq!(server.counters().http2_requests, 0);
 }
 
 /// Row 19.

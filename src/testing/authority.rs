@@ -36,6 +36,8 @@ pub struct Counters {
     pub uploads: u64,
     /// Requests to the API that were answered 401.
     pub challenged: u64,
+    /// Requests of any kind that came over HTTP/2.
+    pub http2_requests: u64,
     /// Requests that a fault was injected into.
     pub faults: u64,
     /// Requests that the rate limit refused.

@@ -3,12 +3,13 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt, Channel, Full, Limited, combinators::UnsyncBoxBody};
@@ -62,32 +63,31 @@ impl Server {
             let mut authority = self.authority();
             let rate = authority.rate_limit.count();
             authority.counters.rate_limited += u64::from(rate.exceeded);
+            authority.counters.http2_requests += u64::from(request.version() == Version::HTTP_2);
             (rate, authority.fault(route))
         };
-        let mut response = match fault {
+        let response = match &fault {
             _ if rate.exceeded => problem(StatusCode::TOO_MANY_REQUESTS, "Too many requests."),
-            None => self.act(route, request).await,
-            Some(Fault::Status(status)) => problem(status, "A fault was injected."),
-            Some(Fault::Answer(answer)) => answer,
-            Some(Fault::Delay(delay)) => {
-                tokio::time::sleep(delay).await;
-                self.act(route, request).await
-            }
+            Some(Fault::Status(status)) => problem(*status, "A fault was injected."),
+            Some(Fault::Answer(answer)) => answer.clone(),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
-            Some(Fault::LoseAnswer) => {
-                self.act(route, request).await;
-                return Err(io::ErrorKind::ConnectionReset.into());
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(*delay).await;
+                self.act(route, request).await
             }
-            Some(Fault::Truncate) => {
-                return Ok(truncated(with_rate(self.act(route, request).await, &rate)));
-            }
-            Some(Fault::Drip(pause)) => {
-                return Ok(dripping(with_rate(self.act(route, request).await, &rate), pause));
+            Some(Fault::LoseAnswer | Fault::Truncate | Fault::Drip(_)) | None => {
+                self.act(route, request).await
             }
         };
-        response = with_rate(response, &rate);
-        Ok(response.map(|body| Full::new(body).map_err(Into::into).boxed_unsync()))
+        let response = with_rate(response, &rate);
+        Ok(match fault {
+            _ if rate.exceeded => response.map(whole),
+            Some(Fault::LoseAnswer) => return Err(io::ErrorKind::ConnectionReset.into()),
+            Some(Fault::Truncate) => broken(response, truncated),
+            Some(Fault::Drip(pause)) => broken(response, |body| dripping(body, pause)),
+            _ => response.map(whole),
+        })
     }
 
     async fn act(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
@@ -320,33 +320,35 @@ fn with_rate(mut response: Response<Bytes>, rate: &Rate) -> Response<Bytes> {
     response
 }
 
-/// The answer's body up to its middle, then the end of the connection.
-fn truncated(response: Response<Bytes>) -> Response<Body> {
+fn whole(body: Bytes) -> Body {
+    Full::new(body).map_err(Into::into).boxed_unsync()
+}
+
+/// An answer whose head tells the length of its whole body, which does not come as it should.
+fn broken(response: Response<Bytes>, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
     let length = response.body().len();
-    let mut response = response.map(|body| {
-        let (mut sender, channel) = Channel::<Bytes, BoxError>::new(2);
-        let _ = sender.try_send(http_body::Frame::data(body.slice(..length / 2)));
-        sender.abort(io::Error::from(io::ErrorKind::ConnectionReset).into());
-        channel.boxed_unsync()
-    });
+    let mut response = response.map(body);
     response.headers_mut().insert(CONTENT_LENGTH, length.into());
     response
 }
 
-fn dripping(response: Response<Bytes>, pause: std::time::Duration) -> Response<Body> {
-    let length = response.body().len();
-    let mut response = response.map(|body| {
-        let (mut sender, channel) = Channel::<Bytes, BoxError>::new(1);
-        tokio::spawn(async move {
-            for at in 0..body.len() {
-                tokio::time::sleep(pause).await;
-                if sender.send_data(body.slice(at..=at)).await.is_err() {
-                    return;
-                }
+/// The body up to its middle, then the end of the connection.
+fn truncated(body: Bytes) -> Body {
+    let (mut sender, channel) = Channel::<Bytes, BoxError>::new(2);
+    let _ = sender.try_send(http_body::Frame::data(body.slice(..body.len() / 2)));
+    sender.abort(io::Error::from(io::ErrorKind::ConnectionReset).into());
+    channel.boxed_unsync()
+}
+
+fn dripping(body: Bytes, pause: Duration) -> Body {
+    let (mut sender, channel) = Channel::<Bytes, BoxError>::new(1);
+    tokio::spawn(async move {
+        for at in 0..body.len() {
+            tokio::time::sleep(pause).await;
+            if sender.send_data(body.slice(at..=at)).await.is_err() {
+                return;
             }
-        });
-        channel.boxed_unsync()
+        }
     });
-    response.headers_mut().insert(CONTENT_LENGTH, length.into());
-    response
+    channel.boxed_unsync()
 }
