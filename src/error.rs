@@ -37,6 +37,11 @@ pub enum Error {
     #[error("a token can only be obtained within a tokio runtime: enter one before the first request")]
     NoRuntime,
 
+    /// The provider was shut down ([`TokenProvider::shutdown`](crate::TokenProvider::shutdown)), and has no token left
+    /// that works.
+    #[error("the token provider was shut down")]
+    ShutDown,
+
     /// The request already has as many headers as fit, so that none is left for the token.
     #[error("the request has too many headers to add an Authorization header")]
     TooManyHeaders,
@@ -52,7 +57,7 @@ impl Error {
         match self {
             Self::Source(error) => error.is_transient(),
             Self::TimedOut(_) | Self::Interrupted => true,
-            Self::NoRuntime | Self::TooManyHeaders | Self::InvalidOption(_) => false,
+            Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
         }
     }
 }
@@ -91,6 +96,18 @@ pub enum SourceErrorKind {
     Unavailable,
     /// The source answered with something that is not a usable token: transient.
     InvalidResponse,
+}
+
+impl SourceErrorKind {
+    /// As events and metrics show it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Configuration => "configuration",
+            Self::Unavailable => "unavailable",
+            Self::InvalidResponse => "invalid_response",
+        }
+    }
 }
 
 impl SourceError {

@@ -67,6 +67,7 @@ pub mod challenge;
 mod error;
 mod future;
 mod layer;
+pub mod observability;
 mod options;
 mod provider;
 pub mod replay;
@@ -86,7 +87,7 @@ pub use self::{
     future::ResponseFuture,
     layer::BearerAuthLayer,
     options::Existing,
-    provider::{Status, TokenProvider, TokenProviderBuilder},
+    provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
     replay::ReplayBody,
     retry::RetryPolicy,
     service::BearerAuth,

@@ -2,12 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
 use tower::{
     retry::{
-        backoff::{ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
+        backoff::{Backoff as _, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
         budget::{Budget, TpsBudget},
     },
-    util::rng::HasherRng,
+    util::rng::{HasherRng, Rng},
 };
 
 use crate::error::Error;
@@ -31,8 +32,8 @@ use crate::error::Error;
 ///
 /// # Backoff
 ///
-/// The *n*th delay is drawn from the range between `min`·2ⁿ⁻¹ and twice that, and never exceeds `max`
-/// ([`tower::retry::backoff`], with a jitter of 1).
+/// The *n*th delay is drawn from the whole range between `min` and `min`·2ⁿ, or `max` where that is less (full jitter, over
+/// [`tower::retry::backoff`]): however many clients failed at once, they do not come back at once.
 ///
 /// # Budget
 ///
@@ -43,6 +44,7 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct RetryPolicy {
     max_retries: u32,
+    min_delay: Duration,
     backoff: ExponentialBackoffMaker,
     budget: Option<Arc<TpsBudget>>,
 }
@@ -51,9 +53,11 @@ impl RetryPolicy {
     /// The policy for requests: 2 retries, 100 ms to 5 s of backoff, a budget of 10 retries a second and 20 % of the
     /// challenged requests, counted over 10 s.
     pub fn new() -> Self {
+        let min_delay = Duration::from_millis(100);
         Self {
             max_retries: 2,
-            backoff: backoff_maker(Duration::from_millis(100), Duration::from_secs(5)).unwrap_or_default(),
+            min_delay,
+            backoff: backoff_maker(min_delay, Duration::from_secs(5)).unwrap_or_default(),
             budget: Some(Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 0.2))),
         }
     }
@@ -71,6 +75,7 @@ impl RetryPolicy {
     /// [`Error::InvalidOption`] if `max` is zero, less than `min`, or more than an hour.
     pub fn backoff(mut self, min: Duration, max: Duration) -> Result<Self, Error> {
         self.backoff = backoff_maker(min, max)?;
+        self.min_delay = min;
         Ok(self)
     }
 
@@ -112,8 +117,8 @@ impl RetryPolicy {
         self.max_retries
     }
 
-    pub(crate) fn make_backoff(&self) -> ExponentialBackoff {
-        self.backoff.clone().make_backoff()
+    pub(crate) fn make_backoff(&self) -> Backoff {
+        Backoff { min: self.min_delay, bound: self.backoff.clone().make_backoff(), rng: HasherRng::new() }
     }
 
     /// Counts a challenged request: the budget is a share of these.
@@ -128,6 +133,23 @@ impl RetryPolicy {
     /// Whether one more retry is within the budget.
     pub(crate) fn withdraw(&self) -> bool {
         self.budget.as_ref().is_none_or(|budget| budget.withdraw())
+    }
+}
+
+/// The delays between attempts that follow each other.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    min: Duration,
+    /// Grows to `max`, where tower has no jitter left.
+    bound: ExponentialBackoff,
+    rng: HasherRng,
+}
+
+impl Backoff {
+    /// How long to wait before the next attempt. Needs a runtime's clock, as tower's backoff does.
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        let bound = self.bound.next_backoff().deadline().saturating_duration_since(Instant::now());
+        self.min + bound.saturating_sub(self.min).mul_f64(self.rng.next_f64())
     }
 }
 
@@ -159,22 +181,30 @@ impl fmt::Debug for RetryPolicy {
 mod tests {
     use super::*;
 
-    use tokio::time::Instant;
-    use tower::retry::backoff::Backoff;
-
-    fn delay(backoff: &mut ExponentialBackoff) -> Duration {
-        backoff.next_backoff().deadline() - Instant::now()
-    }
-
+    /// Row 18.
     #[tokio::test(start_paused = true)]
     async fn every_backoff_is_between_its_bounds_even_after_a_million_failures() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
         let mut backoff = RetryPolicy::new().make_backoff();
-        for failure in 0..1_000_000_u32 {
-            let base = min.checked_mul(2_u32.saturating_pow(failure)).unwrap_or(max).min(max);
-            let delay = delay(&mut backoff);
-            assert!(delay >= base && delay <= max, "failure {failure}: {delay:?}");
+        for failure in 1..=1_000_000_u32 {
+            let bound = min.checked_mul(2_u32.saturating_pow(failure)).unwrap_or(max).min(max);
+            let delay = backoff.next_delay();
+            assert!(delay >= min && delay <= bound, "failure {failure}: {delay:?}");
         }
+    }
+
+    /// Row 19.
+    #[tokio::test(start_paused = true)]
+    async fn the_jitter_is_full_even_at_the_longest_delay() {
+        let (min, max) = (Duration::from_secs(1), Duration::from_secs(9));
+        let mut backoff = RetryPolicy::new().backoff(min, max).unwrap().make_backoff();
+        (0..10).for_each(|_| _ = backoff.next_delay());
+        let mut quarters = [0; 4];
+        for _ in 0..4000 {
+            let share = (backoff.next_delay() - min).as_secs_f64() / (max - min).as_secs_f64();
+            quarters[((share * 4.0) as usize).min(3)] += 1;
+        }
+        assert!(quarters.iter().all(|count| (800..1200).contains(count)), "{quarters:?}");
     }
 
     #[test]

@@ -115,6 +115,7 @@ impl<S, R> BearerAuth<S, R> {
         if options.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
             return ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared);
         }
+        options.provider.reporter().waiting();
         let (parts, body) = request.into_parts();
         let (body, spare) = options.replay.begin(body);
         // The service that was made ready goes with the request, until there is a token.

@@ -1,13 +1,6 @@
 //! [`Token`]: an access token as it is sent, with what is needed to renew it.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
@@ -49,22 +42,27 @@ pub(crate) struct Inner {
     expires_at: Option<Instant>,
     /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
     ageing_at: Option<Instant>,
-    generation: u64,
-    /// Which token this is, of all that this process's providers have published; 0 before it is.
     id: TokenId,
 }
 
-/// Tells published tokens apart, whichever provider they are of.
-pub(crate) type TokenId = u64;
+/// Tells published access tokens apart, whichever provider of this process they are of; all zero before publication.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TokenId {
+    /// Counts the providers of this process.
+    pub(crate) provider: u32,
+    /// Counts the provider's access tokens. One a second would last for a century.
+    pub(crate) generation: u32,
+}
 
 impl Inner {
     /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
     #[inline]
-    pub(crate) fn is_fresh(&self) -> bool {
-        match self.ageing_at {
-            Some(ageing_at) => Instant::now() < ageing_at,
-            None => true,
-        }
+    pub(crate) fn is_fresh_now(&self) -> bool {
+        self.ageing_at.is_none_or(|at| Instant::now() < at)
+    }
+
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        self.ageing_at.is_none_or(|at| now < at)
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
@@ -119,7 +117,7 @@ impl Token {
 
     /// Which token of its provider this is, counted from 1. It is 0 until a provider has published it.
     pub fn generation(&self) -> u64 {
-        self.0.generation
+        self.0.id.generation.into()
     }
 
     pub(crate) fn id(&self) -> TokenId {
@@ -130,24 +128,38 @@ impl Token {
         self.0.expires_at
     }
 
+    pub(crate) fn ageing_at(&self) -> Option<Instant> {
+        self.0.ageing_at
+    }
+
+    /// Whether the API would take the two for one: the lifetime and the refresh token may differ.
+    pub(crate) fn has_same_access_token(&self, other: &Self) -> bool {
+        self.0.header == other.0.header
+    }
+
     /// The token as a provider publishes it.
     pub(crate) fn published(
         self,
-        generation: u64,
+        id: TokenId,
         expires_at: Option<Instant>,
         ageing_at: Option<Instant>,
     ) -> Self {
-        static LAST_ID: AtomicU64 = AtomicU64::new(0);
-        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let inner = Arc::unwrap_or_clone(self.0);
-        Self(Arc::new(Inner { generation, id, expires_at, ageing_at, ..inner }))
+        Self(Arc::new(Inner { id, expires_at, ageing_at, ..inner }))
+    }
+
+    /// The same token with its end nearer by `jump`.
+    pub(crate) fn shortened(self, jump: Duration, now: Instant) -> Self {
+        let nearer = |at: Option<Instant>| at.map(|at| at.checked_sub(jump).unwrap_or(now));
+        let (id, expires_at, ageing_at) = (self.0.id, nearer(self.0.expires_at), nearer(self.0.ageing_at));
+        self.published(id, expires_at, ageing_at)
     }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
-            .field("generation", &self.0.generation)
+            .field("generation", &self.generation())
             .field("remaining", &self.remaining())
             .field("has_refresh_token", &self.0.refresh_token.is_some())
             .finish_non_exhaustive()
@@ -216,8 +228,7 @@ impl TokenBuilder {
             refresh_token: self.refresh_token,
             expires_at,
             ageing_at: None,
-            generation: 0,
-            id: 0,
+            id: TokenId::default(),
         })))
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use support::{Act, Api, Source, get};
+use support::{Act, Api, Source, at_once, get};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenSource};
@@ -75,14 +75,6 @@ async fn ten_thousand_callers_with_an_ageing_token_cost_one_fetch_and_none_waits
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(provider.token().await.unwrap().generation(), 2);
     assert_eq!(source.fetches(), 2);
-}
-
-/// The outcome of a future that needs only one poll; `None` if it waits.
-fn at_once<F: Future>(future: F) -> Option<F::Output> {
-    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        std::task::Poll::Ready(output) => Some(output),
-        std::task::Poll::Pending => None,
-    }
 }
 
 /// Row 3.
@@ -349,10 +341,10 @@ async fn the_backoff_goes_on_from_flight_to_flight_and_never_beyond_its_bound() 
     while token.is_none() {
         token = provider.token().await.ok();
     }
-    // Each call takes a second, and is followed by 5 s at most; at least that from the seventh on.
+    // Each call takes a second, and is followed by at most 5 s, which are drawn from the whole of them.
     let (elapsed, calls) = (begun.elapsed(), source.fetches() as u32);
     assert_eq!(calls, 61);
-    assert!(elapsed >= Duration::from_secs(6) * (calls - 8), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_secs(2) * calls, "{elapsed:?}");
     assert!(elapsed <= Duration::from_secs(6) * calls, "{elapsed:?}");
 }
 
@@ -366,9 +358,11 @@ async fn a_sources_wish_to_be_left_alone_is_followed_within_reason() {
     let begun = tokio::time::Instant::now();
     // The second wish does not fit into the flight: it fails at once rather than at its limit.
     assert!(provider.token().await.is_err());
-    assert_eq!(begun.elapsed(), Duration::from_secs(22));
+    assert_eq!(begun.elapsed().as_secs(), 22);
     assert!(provider.token().await.is_err());
     assert_eq!((begun.elapsed().as_secs(), source.fetches()), (22, 2));
-    tokio::time::advance(Duration::from_secs(60)).await;
+    let retry_in = provider.status().retry_in.unwrap();
+    assert!(retry_in > Duration::from_secs(60) && retry_in < Duration::from_secs(61), "{retry_in:?}");
+    tokio::time::advance(retry_in).await;
     assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
 }

@@ -1,16 +1,17 @@
 //! [`Attempt`]: what is kept of a request while its answer is awaited, and how it becomes the next attempt.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use http::{Request, Response};
-use tokio::time::Sleep;
-use tower::retry::backoff::{Backoff, ExponentialBackoff};
+use tokio::time::{Sleep, sleep};
 
 use super::shared::Shared;
 use crate::{
     authorization::authorize,
+    observability::NotSentAgain,
     options::{Existing, Options},
     replay::{Head, Replay},
+    retry::Backoff,
     token::{Token, TokenId},
 };
 
@@ -24,7 +25,7 @@ pub(super) struct Attempt<Spare> {
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
     kept: Option<(Head, Spare)>,
     retries: u32,
-    backoff: Option<Box<ExponentialBackoff>>,
+    backoff: Option<Box<Backoff>>,
 }
 
 impl<Spare> Attempt<Spare> {
@@ -33,13 +34,23 @@ impl<Spare> Attempt<Spare> {
         Self { token, kept, retries: 0, backoff: None }
     }
 
-    /// Whether the request may be sent once more; if so, the attempt under way is held where it is.
-    pub(super) fn hold<R, B>(&self, options: &Options<R>) -> bool
+    /// Holds the attempt under way where it is, if the request may be sent once more.
+    pub(super) fn hold<R, B>(&self, options: &Options<R>) -> Result<(), NotSentAgain>
     where
         R: Replay<B, Spare = Spare>,
     {
-        self.retries < options.retry.retries()
-            && self.kept.as_ref().is_some_and(|(_, spare)| options.replay.hold(spare))
+        if self.retries >= options.retry.retries() {
+            return Err(NotSentAgain::Retries);
+        }
+        match &self.kept {
+            Some((_, spare)) if options.replay.hold(spare) => Ok(()),
+            _ => Err(NotSentAgain::Body),
+        }
+    }
+
+    /// How often the request has been sent again.
+    pub(super) fn retries(&self) -> u32 {
+        self.retries
     }
 
     /// The request is not sent again: an attempt that was held goes on, and nothing more is recorded.
@@ -62,28 +73,32 @@ impl<Spare> Attempt<Spare> {
         refused
     }
 
-    /// The request once more, with `token`, and how long to wait first; `None` if it is not to be sent again.
+    /// The request once more, with `token`, and how long to wait first.
     pub(super) fn again<R, B>(
         &mut self,
         options: &Options<R>,
         token: Token,
-    ) -> Option<(Request<R::Body>, Option<Delay>)>
+    ) -> Result<(Request<R::Body>, Option<Delay>), NotSentAgain>
     where
         R: Replay<B, Spare = Spare>,
     {
         // The first retry with a token that the API has not seen refused waits for nothing, and costs nothing.
         let free = self.retries == 0 && self.token != Some(token.id());
         if !free && !options.retry.withdraw() {
-            return None;
+            return Err(NotSentAgain::Budget);
         }
-        let (head, spare) = self.kept.take()?;
-        let (body, spare) = options.replay.again(spare)?;
+        let (head, spare) = self.kept.take().ok_or(NotSentAgain::Body)?;
+        let (body, spare) = options.replay.again(spare).ok_or(NotSentAgain::Body)?;
         let mut request = head.request(body);
-        authorize(request.headers_mut(), token.header_value(), Existing::Replace).ok()?;
+        // The header had room for a token before.
+        authorize(request.headers_mut(), token.header_value(), Existing::Replace)
+            .map_err(|_| NotSentAgain::Token)?;
         self.kept = spare.map(|spare| (head, spare));
         self.retries += 1;
         self.token = Some(token.id());
         let backoff = self.backoff.get_or_insert_with(|| Box::new(options.retry.make_backoff()));
-        Some((request, (!free).then(|| Box::pin(backoff.next_backoff()))))
+        let delay = if free { Duration::ZERO } else { backoff.next_delay() };
+        options.provider.reporter().sent_again(token.id(), self.retries, delay);
+        Ok((request, (!free).then(|| Box::pin(sleep(delay)))))
     }
 }

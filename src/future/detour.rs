@@ -22,6 +22,7 @@ use super::{
 use crate::{
     authorization::authorize,
     error::{BoxError, Error},
+    observability::NotSentAgain,
     options::Existing,
     provider::Waiting,
     replay::Replay,
@@ -186,13 +187,26 @@ where
 {
     let options = &shared.options;
     options.retry.deposit();
-    if attempt.hold(options) {
-        let token = options.provider.replace(token);
-        return Step::Next(Detour::Refreshing { token, challenge: Some(challenge) });
+    options.provider.reporter().challenged(token, challenge.status(), attempt.retries());
+    match attempt.hold(options) {
+        Ok(()) => {
+            let token = options.provider.replace(token);
+            Step::Next(Detour::Refreshing { token, challenge: Some(challenge) })
+        }
+        Err(reason) => {
+            options.provider.replace_behind(token);
+            not_sent_again(attempt, shared, reason);
+            Step::Answer(challenge)
+        }
     }
-    options.provider.replace_behind(token);
+}
+
+/// The request is not sent again: the challenge is its answer.
+fn not_sent_again<S, R, Spare>(attempt: &mut Attempt<Spare>, shared: &Shared<S, R>, reason: NotSentAgain) {
     attempt.give_up();
-    Step::Answer(challenge)
+    if let Some(refused) = attempt.token {
+        shared.options.provider.reporter().not_sent_again(refused, reason);
+    }
 }
 
 /// The provider has answered a challenge: the request is sent again, or the challenge is the answer.
@@ -207,9 +221,13 @@ where
     S: Service<Request<R::Body>>,
     ResBody: Body,
 {
-    let Some((request, backoff)) = token.and_then(|token| attempt.again(&shared.options, token)) else {
-        attempt.give_up();
-        return Step::Answer(challenge);
+    let again = token.ok_or(NotSentAgain::Token).and_then(|token| attempt.again(&shared.options, token));
+    let (request, backoff) = match again {
+        Ok(again) => again,
+        Err(reason) => {
+            not_sent_again(attempt, shared, reason);
+            return Step::Answer(challenge);
+        }
     };
     // Only HTTP/1 has to have read one answer before its connection can serve the next request.
     let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();

@@ -2,10 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use super::{TokenProvider, flight::Settings};
+use super::{TokenProvider, refresh_ahead::RefreshAhead, settings::Settings};
 use crate::{error::Error, retry::RetryPolicy, source::TokenSource};
-
-const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Builds a [`TokenProvider`]; see [`TokenProvider::builder`].
 #[must_use = "a builder does nothing until `build` is called"]
@@ -19,6 +17,36 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         Self { source, settings: Settings::default() }
     }
 
+    /// Names the provider in events and metrics ([`observability`](crate::observability)). Default: `default`.
+    ///
+    /// The name is shown as it is: it must hold no secret.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.settings.name = name.as_ref().into();
+        self
+    }
+
+    /// Sets how long before its expiry a token is renewed behind the callers' backs. Default: [`RefreshAhead::new`].
+    pub fn refresh_ahead(mut self, ahead: RefreshAhead) -> Self {
+        self.settings.refresh_ahead = ahead;
+        self
+    }
+
+    /// Sets whether the token is renewed even while nobody asks for it. Default: no.
+    ///
+    /// A task obtains the first token as soon as it runs, and each next one as the current one begins to age. It outlives
+    /// every failure: a source that is down is asked again by the backoff, a refused credential after each cool-down, or
+    /// within a second of its replacement. Once a minute it compares the clocks, and renews a token that a machine's
+    /// suspension has outlived, although the monotonic clock stood still meanwhile.
+    ///
+    /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, else with the first request
+    /// that waits for a token. It ends with the provider's last handle, or by
+    /// [`shutdown`](TokenProvider::shutdown). If its runtime ends while handles live on elsewhere, the next flight starts
+    /// it anew.
+    pub fn keep_fresh(mut self, keep_fresh: bool) -> Self {
+        self.settings.keep_fresh = keep_fresh;
+        self
+    }
+
     /// Sets how long one whole flight may take, its retries included. Default: 30 s.
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.settings.refresh_timeout = timeout;
@@ -27,8 +55,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
     /// Sets how a transient failure of the source is tried again within a flight. Default: twice, 100 ms to 5 s.
     ///
-    /// A source's own wish (`Retry-After`) is followed where it is longer, up to a minute. The backoff goes on from one
-    /// failed flight to the next, so that a source that is down is not asked more often than the longest delay says.
+    /// A source's own wish (`Retry-After`) is followed, up to a minute, and the backoff added to it, so that clients that
+    /// were told one date do not all come at it. The backoff goes on from one failed flight to the next.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = policy;
         self
@@ -44,35 +72,16 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Builds the provider. Nothing is fetched before the first request.
+    /// Builds the provider. Nothing is fetched before the first request, unless it is to
+    /// [keep fresh](Self::keep_fresh).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if the refresh timeout is zero or more than an hour, or the cool-down's least length is
-    /// zero, more than its most, or its most is more than an hour.
+    /// [`Error::InvalidOption`] if the refresh timeout is zero or more than an hour; the cool-down's least length is zero,
+    /// more than its most, or its most is more than an hour; the name is empty.
     pub fn build(self) -> Result<TokenProvider, Error> {
-        let Settings { refresh_timeout, cool_down: (min, max), .. } = self.settings;
-        if refresh_timeout.is_zero() || refresh_timeout > HOUR {
-            return Err(Error::InvalidOption(
-                "refresh_timeout is more than zero, and at most an hour".into(),
-            ));
-        }
-        if min.is_zero() || min > max || max > HOUR {
-            return Err(Error::InvalidOption(
-                "cool_down's least is more than zero and at most its most, which is at most an hour".into(),
-            ));
-        }
+        self.settings.check()?;
         Ok(TokenProvider::with_settings(self.source, self.settings))
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            refresh_timeout: Duration::from_secs(30),
-            retry: RetryPolicy::new(),
-            cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
-        }
     }
 }
 

@@ -19,17 +19,25 @@ impl CoolDown {
         Self { min, max, next: min, until: None }
     }
 
-    /// Begins a pause. One that has been over for longer than the next would last is forgotten first.
-    pub(super) fn begin(&mut self, now: Instant) {
+    /// Begins a pause, and returns its length. One that has been over for longer than the next would last is forgotten
+    /// first.
+    pub(super) fn begin(&mut self, now: Instant) -> Duration {
         if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.next) {
             self.reset();
         }
-        self.until = now.checked_add(self.next);
-        self.next = self.next.saturating_mul(2).min(self.max);
+        let length = self.next;
+        self.until = now.checked_add(length);
+        self.next = length.saturating_mul(2).min(self.max);
+        length
     }
 
     pub(super) fn is_active(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
+    }
+
+    /// When the pause that was begun last is, or was, over.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
     }
 
     pub(super) fn reset(&mut self) {

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc};
 use arc_swap::{ArcSwapOption, Cache};
 use http::HeaderValue;
 
-use super::flight::Core;
+use super::core::Core;
 use crate::token::{self, TokenId};
 
 /// The current token as one service saw it last, looked up again only if the provider has published another since.
@@ -37,7 +37,9 @@ impl Current {
     #[inline]
     pub(super) fn header(&mut self, core: &Arc<Core>) -> Option<(&HeaderValue, TokenId)> {
         match self.0.load() {
-            Some(token) if token.is_fresh() || core.renew_ahead(token) => Some((token.header(), token.id())),
+            Some(token) if token.is_fresh_now() || core.renew_ahead(token) => {
+                Some((token.header(), token.id()))
+            }
             _ => None,
         }
     }

@@ -1,25 +1,43 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! `flight` holds the one state machine and its lock; `lifetime` and `cool_down` are its arithmetic; this file is the
-//! public face.
+//! handle → `core` (what is shared, behind one lock) → `state` (every decision) and `flight` (one way to the source);
+//! `keeper` is the background task; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
 
 mod builder;
 mod cool_down;
+mod core;
 mod current;
 mod flight;
-mod lifetime;
+mod keeper;
+mod refresh_ahead;
+mod settings;
+mod state;
 mod status;
 
 use std::{fmt, sync::Arc};
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
-pub use self::{builder::TokenProviderBuilder, status::Status};
-pub(crate) use self::{current::Current, flight::Waiting};
+pub use self::{
+    builder::TokenProviderBuilder,
+    refresh_ahead::RefreshAhead,
+    status::{Freshness, Status, StatusChanges},
+};
+pub(crate) use self::{
+    core::Waiting,
+    current::Current,
+    state::{Landed, Reason},
+};
 
-use self::flight::{Core, Need, Settings};
+use self::{
+    core::Core,
+    settings::Settings,
+    state::{AFTER_INTERRUPTION, Need},
+};
 use crate::{
     error::Error,
+    observability::Reporter,
     source::TokenSource,
     token::{Token, TokenId},
 };
@@ -59,12 +77,39 @@ use crate::{
 ///
 /// # When a token is renewed
 ///
-/// In the last tenth of its life (give or take a tenth of that) the current token is still used, and the first request
-/// starts a flight that nobody waits for. Only when there is no token, or it has expired, do callers wait. A token
-/// without a lifetime is used until the API refuses it. A flight that fails takes no token away.
+/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **ageing**: it is
+/// still used, and the first request starts a flight that nobody waits for. Only when there is no token, or it has
+/// **expired**, do callers wait. A token without a lifetime is used until the API refuses it. A provider that is to
+/// [keep fresh](TokenProviderBuilder::keep_fresh) does all this while nobody asks, too.
+///
+/// Time is the monotonic clock's. A token whose life is over within a second of its arrival is used for that second, and
+/// longer while the source gives more of the kind, which it is asked for by the backoff.
+///
+/// # What a failure does
+///
+/// It takes no token away: whoever asks gets the current token as long as it lives. A transient failure is tried again, by
+/// the [backoff](TokenProviderBuilder::retry); a permanent one is told to all who wait, and again, without asking the
+/// source, until its [cool-down](TokenProviderBuilder::cool_down) is over. Then one flight tries whether it still holds.
+///
+/// # The end
+///
+/// When the last handle is dropped, layers and services that were made of it included, the background task ends, and so
+/// does a flight that waits for its next attempt. An exchange with the source that is under way is brought to its end.
+/// [`shutdown`](Self::shutdown) does the same, and waits for it.
 #[derive(Clone)]
 pub struct TokenProvider {
+    handle: Arc<Handle>,
+}
+
+/// What all handles share; dropped with the last of them, while flights may still hold the core.
+struct Handle {
     core: Arc<Core>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.shut_down();
+    }
 }
 
 impl TokenProvider {
@@ -79,7 +124,14 @@ impl TokenProvider {
     }
 
     fn with_settings(source: impl TokenSource, settings: Settings) -> Self {
-        Self { core: Arc::new(Core::new(source, settings)) }
+        let core = Arc::new(Core::new(source, settings));
+        core.keep();
+        Self { handle: Arc::new(Handle { core }) }
+    }
+
+    #[inline]
+    fn core(&self) -> &Arc<Core> {
+        &self.handle.core
     }
 
     /// The current token; waits for one only if there is none, or it has expired.
@@ -93,7 +145,7 @@ impl TokenProvider {
     ///
     /// Dropping the future leaves the flight to go on: its token is there for the next caller.
     pub async fn token(&self) -> Result<Token, Error> {
-        match self.core.usable() {
+        match self.core().usable() {
             Some(token) => Ok(token),
             None => self.obtain().await,
         }
@@ -101,7 +153,7 @@ impl TokenProvider {
 
     /// The current token unless it has expired; never waits, and starts nothing.
     pub fn current(&self) -> Option<Token> {
-        self.core.working()
+        self.core().working()
     }
 
     /// A token other than `refused`, which the API has just refused.
@@ -122,35 +174,118 @@ impl TokenProvider {
         self.replace(refused.id()).await
     }
 
+    /// Waits for the first token, for a start-up check: the token, or the reason why there is none.
+    ///
+    /// Unlike [`token`](Self::token), which a failed flight ends, this goes on through transient failures until the
+    /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that it does not matter whether this program or
+    /// the auth endpoint is up first. A permanent failure is told at once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`token`](Self::token): the newest failure.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`token`](Self::token).
+    pub async fn ready(&self) -> Result<Token, Error> {
+        let deadline = Instant::now() + self.core().settings.refresh_timeout;
+        loop {
+            let error = match self.token().await {
+                Err(error) if error.is_transient() => error,
+                outcome => return outcome,
+            };
+            let soonest = Instant::now() + AFTER_INTERRUPTION;
+            let next = self.core().not_before().0.map_or(soonest, |at| at.max(soonest));
+            if next >= deadline || self.core().is_shut_down_before(next).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Drops the current token, because it is known to be of no use any more: the next caller waits for another.
+    ///
+    /// For an API's refusal there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is kept
+    /// for the next flight. A flight that is under way is not touched, and its token will be used.
+    pub fn invalidate(&self) {
+        self.core().invalidate();
+    }
+
+    /// Ends the provider in good order: no flight starts any more, the background task ends, and a flight that is under
+    /// way is waited for, so that its refresh token is not lost. A flight that waits for its next attempt ends at once.
+    ///
+    /// The current token is still given as long as it lives; after that, [`Error::ShutDown`]. This takes as long as the
+    /// source's exchange that is under way, and at most the
+    /// [refresh timeout](TokenProviderBuilder::refresh_timeout).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the provider shut down, or about to be.
+    pub async fn shutdown(&self) {
+        self.core().shut_down();
+        self.core().at_rest().await;
+    }
+
     /// What the provider can say of itself; takes a lock for a moment.
     pub fn status(&self) -> Status {
-        self.core.status()
+        self.core().status()
+    }
+
+    /// Says when the status changes, from now on.
+    ///
+    /// ```
+    /// # async fn run() -> Result<(), tower_bearer::Error> {
+    /// # use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+    /// # struct Vault;
+    /// # impl TokenSource for Vault {
+    /// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
+    /// # }
+    /// let provider = TokenProvider::new(Vault);
+    /// let mut changes = provider.subscribe();
+    /// let watcher = tokio::spawn(async move {
+    ///     while let Some(status) = changes.next().await {
+    ///         println!("token {} is {:?}", status.generation, status.freshness);
+    ///     }
+    /// });
+    /// provider.ready().await?;
+    /// provider.shutdown().await;
+    /// watcher.await.unwrap();
+    /// # Ok(())
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
+    /// ```
+    pub fn subscribe(&self) -> StatusChanges {
+        StatusChanges::of(self.core())
+    }
+
+    /// What tells the world of this provider.
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.core().reporter
     }
 
     /// The current token for one service's requests.
     pub(crate) fn current_for_service(&self) -> Current {
-        Current::of(&self.core)
+        Current::of(self.core())
     }
 
     /// The header for a request and the token that it is of, if there is one that will do.
     #[inline]
     pub(crate) fn header<'a>(&self, current: &'a mut Current) -> Option<(&'a HeaderValue, TokenId)> {
-        current.header(&self.core)
+        current.header(self.core())
     }
 
     /// [`token`](Self::token) as a future that can be named, for when there is no current one.
     pub(crate) fn obtain(&self) -> Waiting {
-        self.core.obtain(Need::Any)
+        self.core().obtain(Need::Any)
     }
 
     /// [`refresh`](Self::refresh) as a future that can be named.
     pub(crate) fn replace(&self, refused: TokenId) -> Waiting {
-        self.core.obtain(Need::OtherThan(refused))
+        self.core().obtain(Need::OtherThan(refused))
     }
 
     /// [`refresh`](Self::refresh) for the next request: starts what has to be, and does not wait.
     pub(crate) fn replace_behind(&self, refused: TokenId) {
-        self.core.request(Need::OtherThan(refused));
+        self.core().request(Need::OtherThan(refused));
     }
 }
 

@@ -15,7 +15,7 @@ mod retry_after;
 #[cfg(feature = "api-video")]
 mod token_response;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
@@ -72,5 +72,28 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 
     fn revision(&self) -> u64 {
         T::revision(self)
+    }
+}
+
+/// [`TokenSource`] behind a pointer, so that the provider, and with it the layer, has no type parameter for it.
+pub(crate) trait DynTokenSource: Send + Sync {
+    fn fetch<'a>(
+        &'a self,
+        previous: Option<&'a Token>,
+    ) -> Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
+
+    fn revision(&self) -> u64;
+}
+
+impl<T: TokenSource> DynTokenSource for T {
+    fn fetch<'a>(
+        &'a self,
+        previous: Option<&'a Token>,
+    ) -> Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>> {
+        Box::pin(TokenSource::fetch(self, previous))
+    }
+
+    fn revision(&self) -> u64 {
+        TokenSource::revision(self)
     }
 }

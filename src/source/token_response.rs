@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use crate::{error::SourceError, token::Token};
+use crate::{error::SourceError, observability, token::Token};
 
 #[derive(Deserialize)]
 struct TokenResponse {
@@ -39,7 +39,13 @@ pub(super) fn parse(
     }
     let access_token =
         response.access_token.ok_or_else(|| invalid("the auth endpoint's answer has no access_token"))?;
-    let lifetime = response.expires_in.as_ref().and_then(lifetime).unwrap_or(default_lifetime);
+    let stated = response.expires_in.as_ref();
+    let lifetime = stated.and_then(lifetime).unwrap_or_else(|| {
+        if stated.is_some() {
+            observability::lifetime_ignored(default_lifetime);
+        }
+        default_lifetime
+    });
     let mut token =
         Token::builder(access_token.expose_secret()).expires_in(lifetime).requested_at(requested_at);
     if let Some(refresh_token) = response.refresh_token {

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -28,6 +29,8 @@ pub enum Act {
     Hang,
     /// A token that lives this long.
     Live(Duration),
+    /// The access token before, which lives this long.
+    Again(Duration),
 }
 
 /// A source whose tokens are `access-1`, `access-2` and so on, after a second each.
@@ -35,6 +38,8 @@ pub enum Act {
 pub struct Source {
     pub fetches: AtomicU64,
     acts: Mutex<VecDeque<Act>>,
+    /// How long tokens live when there is no act left; no lifetime is stated if it is `None`.
+    lifetime: Option<Duration>,
     /// The generations of the tokens that calls were to renew.
     pub previous: Mutex<Vec<Option<u64>>>,
     pub revision: AtomicU64,
@@ -45,8 +50,18 @@ impl Source {
         Arc::default()
     }
 
-    pub fn then(self: Arc<Self>, act: Act) -> Arc<Self> {
+    /// All tokens live this long.
+    pub fn living(lifetime: Duration) -> Arc<Self> {
+        Arc::new(Self { lifetime: Some(lifetime), ..Self::default() })
+    }
+
+    /// Adds an act while the source is in use.
+    pub fn next(&self, act: Act) {
         self.acts.lock().unwrap().push_back(act);
+    }
+
+    pub fn then(self: Arc<Self>, act: Act) -> Arc<Self> {
+        self.next(act);
         self
     }
 
@@ -60,13 +75,14 @@ impl TokenSource for Source {
         let call = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
         self.previous.lock().unwrap().push(previous.map(Token::generation));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let token = Token::builder(format!("access-{call}")).refresh_token(format!("refresh-{call}"));
-        let act = self.acts.lock().unwrap().pop_front();
+        let act = self.acts.lock().unwrap().pop_front().or(self.lifetime.map(Act::Live));
+        let number = call - u64::from(matches!(act, Some(Act::Again(_))));
+        let token = Token::builder(format!("access-{number}"))
+            .refresh_token(format!("refresh-{call}"))
+            .requested_at(tokio::time::Instant::now().into_std());
         match act {
             None => Ok(token.build()?),
-            Some(Act::Live(lifetime)) => {
-                Ok(token.expires_in(lifetime).requested_at(tokio::time::Instant::now().into_std()).build()?)
-            }
+            Some(Act::Live(lifetime) | Act::Again(lifetime)) => Ok(token.expires_in(lifetime).build()?),
             Some(Act::Fail(error)) => Err(error),
             Some(Act::Panic) => panic!("the source's own panic"),
             Some(Act::Hang) => std::future::pending().await,
@@ -152,6 +168,14 @@ fn token_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
+/// The outcome of a future that needs only one poll; `None` if it waits.
+pub fn at_once<F: Future>(future: F) -> Option<F::Output> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
 pub fn get() -> Request<Empty<Bytes>> {
     Request::get("https://api.example/videos").body(Empty::new()).unwrap()
 }
@@ -188,11 +212,8 @@ pub fn iterated<I: Iterator + Unpin>(iterator: I) -> impl futures_core::Stream<I
     impl<I: Iterator + Unpin> futures_core::Stream for Iterated<I> {
         type Item = I::Item;
 
-        fn poll_next(
-            mut self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<I::Item>> {
-            std::task::Poll::Ready(self.0.next())
+        fn poll_next(mut self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
+            Poll::Ready(self.0.next())
         }
     }
 

@@ -15,13 +15,13 @@ pub(super) struct Credential {
     revision: u64,
     /// The token last granted was granted to this key.
     granted_revision: u64,
-    /// How often the use of a refresh token may have been lost, by its token's generation.
-    lost: (u64, u8),
+    /// The refresh token that was tried last, and how often its use may have been lost.
+    tried: Option<(SecretString, u8)>,
 }
 
 impl Credential {
     pub(super) fn new(key: String) -> Self {
-        Self { key: key.into(), revision: 0, granted_revision: 0, lost: (0, 0) }
+        Self { key: key.into(), revision: 0, granted_revision: 0, tried: None }
     }
 
     pub(super) fn set_key(&mut self, key: String) {
@@ -55,39 +55,41 @@ impl Credential {
     }
 
     /// The refresh token to spend, if one is left. It counts as lost from now on, until [`found`](Self::found).
-    pub(super) fn spend<'a>(&mut self, previous: Option<&'a Token>) -> Option<(&'a str, u64)> {
-        let token = previous?;
-        let (refresh_token, generation) = (token.refresh_token()?, token.generation());
+    pub(super) fn spend<'a>(&mut self, previous: Option<&'a Token>) -> Option<&'a str> {
+        let refresh_token = previous?.refresh_token()?;
         // Another key may be another account's.
         if self.revision != self.granted_revision {
             return None;
         }
-        if self.lost.0 != generation {
-            self.lost = (generation, 0);
-        }
-        if self.lost.1 >= MAX_LOST {
+        let lost = match &mut self.tried {
+            Some((tried, lost)) if tried.expose_secret() == refresh_token => lost,
+            tried => &mut tried.insert((refresh_token.into(), 0)).1,
+        };
+        if *lost >= MAX_LOST {
             return None;
         }
         // Before it is sent: the flight may be dropped at any await from here on.
-        self.lost.1 += 1;
-        Some((refresh_token, generation))
+        *lost += 1;
+        Some(refresh_token)
     }
 
-    /// A refresh token's use was not lost after all.
-    pub(super) fn found(&mut self, generation: u64) {
-        if self.lost.0 == generation {
-            self.lost.1 = self.lost.1.saturating_sub(1);
+    /// The use of the refresh token that was tried last was not lost after all.
+    pub(super) fn found(&mut self) {
+        if let Some((_, lost)) = &mut self.tried {
+            *lost = lost.saturating_sub(1);
         }
     }
 
-    /// A refresh token will never be of use again.
-    pub(super) fn spent(&mut self, generation: u64) {
-        self.lost = (generation, MAX_LOST);
+    /// The refresh token that was tried last will never be of use again.
+    pub(super) fn spent(&mut self) {
+        if let Some((_, lost)) = &mut self.tried {
+            *lost = MAX_LOST;
+        }
     }
 
-    /// Whether a refresh token is not to be tried again.
-    pub(super) fn is_spent(&self, generation: u64) -> bool {
-        self.lost == (generation, MAX_LOST)
+    /// Whether the refresh token that was tried last is not to be tried again.
+    pub(super) fn is_spent(&self) -> bool {
+        self.tried.as_ref().is_some_and(|(_, lost)| *lost >= MAX_LOST)
     }
 }
 

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     error::{BoxError, Error, SourceError},
+    observability,
     token::Token,
 };
 
@@ -243,16 +244,24 @@ impl ApiVideo {
 
     /// Tries the refresh token; `None` when the API key's turn has come.
     async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
-        let (refresh_token, generation) = self.credential().spend(previous)?;
+        let refresh_token = self.credential().spend(previous)?;
         match self.grant(Grant::RefreshToken(refresh_token)).await {
-            Ok(token) => Some(Ok(token)),
-            Err(Failure::Refused(_)) => {
-                self.credential().spent(generation);
+            Ok(token) => {
+                self.credential().found();
+                Some(Ok(token))
+            }
+            Err(Failure::Refused(status)) => {
+                self.credential().spent();
+                observability::refresh_token_refused(status);
                 None
             }
-            Err(Failure::Lost(error)) => (!self.credential().is_spent(generation)).then_some(Err(error)),
+            Err(Failure::Lost(_)) if self.credential().is_spent() => {
+                observability::refresh_token_spent();
+                None
+            }
+            Err(Failure::Lost(error)) => Some(Err(error)),
             Err(Failure::Other(error)) => {
-                self.credential().found(generation);
+                self.credential().found();
                 Some(Err(error))
             }
         }

@@ -1,0 +1,348 @@
+//! What the crate tells of itself: `tracing` spans and events, and metrics. Never a secret.
+//!
+//! # Events (feature `tracing`, default)
+//!
+//! The target of all is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`. `generation`
+//! counts the access tokens of one provider from 1; an `error` is the whole chain, outermost first.
+//!
+//! Each flight has a span of its own, `token_flight` at INFO, with the fields `provider` (the name that
+//! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `flight` (counted from 1), `reason` (`missing`,
+//! `expired`, `ageing`, `refused`) and `generation` (of the token that it is to replace, 0 if there is none). It follows from
+//! the span of the request that started it, and what the token source does happens within it.
+//!
+//! Within a flight's span:
+//!
+//! | message | level | fields |
+//! |---|---|---|
+//! | `asking the token source` | DEBUG | `attempt`, from 1 |
+//! | `the token source failed, and will be asked again` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
+//! | `the refresh token was refused: the API key is tried` | INFO | `status` |
+//! | `the refresh token counts as spent: the API key is tried` | WARN | |
+//! | `expires_in is no number: the default lifetime is taken` | WARN | `lifetime_ms` |
+//! | `a token was published` | INFO | `generation`, `expires_in_ms`, `ageing_in_ms` (both absent without a lifetime), `took_ms` |
+//! | `the source gave the same access token again` | WARN | `generation` |
+//! | `the token is as good as expired: the source is left alone for a while` | WARN | `generation`, `delay_ms` |
+//! | `the flight failed` | WARN | `error`, `took_ms` |
+//! | `the credential is of no use: callers are told so until the cool-down is over` | ERROR | `error`, `took_ms`, `cool_down_ms` |
+//!
+//! Outside of it, with the field `provider`:
+//!
+//! | message | level | fields |
+//! |---|---|---|
+//! | `the request waits for a token` | DEBUG | |
+//! | `the request was challenged` | DEBUG | `generation`, `status`, `attempt` |
+//! | `the request is sent again` | DEBUG | `generation` (of the new token), `attempt` (of the one to come), `delay_ms` |
+//! | `the challenge is the answer` | DEBUG | `generation`, `reason` |
+//! | `the newest token is refused too: the source is left alone` | WARN | `generation` |
+//! | `the token was invalidated` | INFO | `generation` |
+//! | `the wall clock has passed the monotonic one: the token's life is shorter` | INFO | `generation`, `jump_ms` |
+//! | `the provider is shut down` | DEBUG | |
+//!
+//! The last table's `reason` is one of `retries` (all were used), `body` (it cannot be sent again), `token` (there is none: the
+//! flight's own events say why) and `budget` (the retry budget is spent).
+//!
+//! # Metrics (feature `metrics`)
+//!
+//! For whatever recorder the program has installed ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
+//!
+//! | name | type | unit | labels |
+//! |---|---|---|---|
+//! | `tower_bearer_flights_total` | counter | flights | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
+//! | `tower_bearer_flight_duration_seconds` | histogram | seconds | `outcome` |
+//! | `tower_bearer_source_failures_total` | counter | attempts that are followed by another, or could be | `kind`: `unavailable`, `invalid_response` |
+//! | `tower_bearer_waits_total` | counter | requests that had to wait for their first token | |
+//! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `sent_again`, or the `reason` why not |
+//!
+//! A request with a good token, which is answered, costs no event and no metric.
+#![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(dead_code, unused_variables))]
+
+use std::{error::Error as StdError, fmt, future::Future, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::{
+    error::Error,
+    provider::{Landed, Reason},
+    token::{Token, TokenId},
+};
+
+macro_rules! event {
+    ($level:ident, $($rest:tt)*) => {
+        #[cfg(feature = "tracing")]
+        tracing::event!(target: "tower_bearer", tracing::Level::$level, $($rest)*)
+    };
+}
+
+macro_rules! count {
+    ($name:literal $(, $label:literal => $value:expr)*) => {
+        #[cfg(feature = "metrics")]
+        metrics::counter!($name $(, $label => $value)*).increment(1)
+    };
+}
+
+/// Tells what one provider, and the layers that share it, do.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    provider: Arc<str>,
+}
+
+/// Why a challenged request is not sent again.
+#[derive(Clone, Copy)]
+pub(crate) enum NotSentAgain {
+    /// All were used.
+    Retries,
+    /// It cannot be sent again.
+    Body,
+    /// There is none.
+    Token,
+    /// It is spent.
+    Budget,
+}
+
+impl Reporter {
+    pub(crate) fn new(provider: &Arc<str>) -> Self {
+        Self { provider: Arc::clone(provider) }
+    }
+
+    /// The span of a flight.
+    pub(crate) fn flight(&self, number: u64, reason: Reason, previous: Option<&Token>) -> Span {
+        #[cfg(feature = "tracing")]
+        {
+            let span = tracing::info_span!(
+                target: "tower_bearer",
+                parent: None,
+                "token_flight",
+                provider = %self.provider,
+                flight = number,
+                reason = reason.name(),
+                generation = previous.map_or(0, Token::generation),
+            );
+            span.follows_from(tracing::Span::current());
+            span
+        }
+        #[cfg(not(feature = "tracing"))]
+        Span
+    }
+
+    pub(crate) fn asking(&self, attempt: u32) {
+        event!(DEBUG, attempt, "asking the token source");
+    }
+
+    pub(crate) fn attempt_failed(&self, attempt: u32, error: &Error, delay: Duration) {
+        let kind = match error {
+            Error::Source(error) => error.kind().name(),
+            _ => "other",
+        };
+        event!(
+            WARN,
+            attempt,
+            delay_ms = millis(delay),
+            kind,
+            error = %Chain(error),
+            "the token source failed, and will be asked again"
+        );
+        count!("tower_bearer_source_failures_total", "provider" => self.provider.to_string(), "kind" => kind);
+    }
+
+    pub(crate) fn landed(&self, landed: &Landed, reason: Reason, took: Duration) {
+        let outcome = match landed {
+            Landed::Published { token, same, postponed } => {
+                let generation = token.generation();
+                event!(
+                    INFO,
+                    generation,
+                    expires_in_ms = token.remaining().map(millis),
+                    ageing_in_ms = token.ageing_at().map(millis_until),
+                    took_ms = millis(took),
+                    "a token was published"
+                );
+                if *same {
+                    event!(WARN, generation, "the source gave the same access token again");
+                }
+                if let Some(delay) = postponed {
+                    event!(
+                        WARN,
+                        generation,
+                        delay_ms = millis(*delay),
+                        "the token is as good as expired: the source is left alone for a while"
+                    );
+                }
+                "published"
+            }
+            Landed::Failed { error, cool_down: None } => {
+                event!(WARN, error = %Chain(error), took_ms = millis(took), "the flight failed");
+                "transient"
+            }
+            Landed::Failed { error, cool_down: Some(cool_down) } => {
+                event!(
+                    ERROR,
+                    error = %Chain(error),
+                    took_ms = millis(took),
+                    cool_down_ms = millis(*cool_down),
+                    "the credential is of no use: callers are told so until the cool-down is over"
+                );
+                "permanent"
+            }
+        };
+        #[cfg(feature = "metrics")]
+        {
+            let provider = self.provider.to_string();
+            metrics::histogram!(
+                "tower_bearer_flight_duration_seconds", "provider" => provider.clone(), "outcome" => outcome
+            )
+            .record(took);
+            count!(
+                "tower_bearer_flights_total",
+                "provider" => provider, "reason" => reason.name(), "outcome" => outcome
+            );
+        }
+    }
+
+    pub(crate) fn left_alone(&self, token: &Token) {
+        event!(
+            WARN,
+            provider = %self.provider,
+            generation = token.generation(),
+            "the newest token is refused too: the source is left alone"
+        );
+    }
+
+    pub(crate) fn invalidated(&self, token: &Token) {
+        event!(INFO, provider = %self.provider, generation = token.generation(), "the token was invalidated");
+    }
+
+    pub(crate) fn shortened(&self, token: &Token, jump: Duration) {
+        event!(
+            INFO,
+            provider = %self.provider,
+            generation = token.generation(),
+            jump_ms = millis(jump),
+            "the wall clock has passed the monotonic one: the token's life is shorter"
+        );
+    }
+
+    pub(crate) fn shut_down(&self) {
+        event!(DEBUG, provider = %self.provider, "the provider is shut down");
+    }
+
+    pub(crate) fn waiting(&self) {
+        event!(DEBUG, provider = %self.provider, "the request waits for a token");
+        count!("tower_bearer_waits_total", "provider" => self.provider.to_string());
+    }
+
+    pub(crate) fn challenged(&self, refused: TokenId, status: StatusCode, retries: u32) {
+        event!(
+            DEBUG,
+            provider = %self.provider,
+            generation = refused.generation,
+            status = status.as_u16(),
+            attempt = retries + 1,
+            "the request was challenged"
+        );
+    }
+
+    pub(crate) fn sent_again(&self, token: TokenId, retries: u32, delay: Duration) {
+        event!(
+            DEBUG,
+            provider = %self.provider,
+            generation = token.generation,
+            attempt = retries + 1,
+            delay_ms = millis(delay),
+            "the request is sent again"
+        );
+        count!(
+            "tower_bearer_challenges_total", "provider" => self.provider.to_string(), "outcome" => "sent_again"
+        );
+    }
+
+    pub(crate) fn not_sent_again(&self, refused: TokenId, reason: NotSentAgain) {
+        let reason = match reason {
+            NotSentAgain::Retries => "retries",
+            NotSentAgain::Body => "body",
+            NotSentAgain::Token => "token",
+            NotSentAgain::Budget => "budget",
+        };
+        event!(
+            DEBUG,
+            provider = %self.provider,
+            generation = refused.generation,
+            reason,
+            "the challenge is the answer"
+        );
+        count!("tower_bearer_challenges_total", "provider" => self.provider.to_string(), "outcome" => reason);
+    }
+}
+
+#[cfg(feature = "api-video")]
+pub(crate) fn refresh_token_refused(status: StatusCode) {
+    event!(INFO, status = status.as_u16(), "the refresh token was refused: the API key is tried");
+}
+
+#[cfg(feature = "api-video")]
+pub(crate) fn refresh_token_spent() {
+    event!(WARN, "the refresh token counts as spent: the API key is tried");
+}
+
+#[cfg(feature = "api-video")]
+pub(crate) fn lifetime_ignored(default: Duration) {
+    event!(WARN, lifetime_ms = millis(default), "expires_in is no number: the default lifetime is taken");
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) use tracing::Span;
+/// Without the feature `tracing`: none.
+#[cfg(not(feature = "tracing"))]
+pub(crate) struct Span;
+
+/// Runs `future` within `span`.
+pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F::Output> + use<F> {
+    #[cfg(feature = "tracing")]
+    let future = tracing::Instrument::instrument(future, span);
+    future
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+fn millis_until(at: Instant) -> u64 {
+    millis(at.saturating_duration_since(Instant::now()))
+}
+
+/// An error and all beneath it, outermost first.
+struct Chain<'a>(&'a dyn StdError);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut beneath = self.0.source();
+        while let Some(error) = beneath {
+            write!(f, ": {error}")?;
+            beneath = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Tells an installed recorder of the [`metrics`](self#metrics-feature-metrics) what they are and in which unit: call it
+/// once, after installing the recorder.
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub fn describe_metrics() {
+    use metrics::{Unit, describe_counter, describe_histogram};
+
+    describe_counter!("tower_bearer_flights_total", Unit::Count, "Attempts of a provider to obtain a token.");
+    describe_histogram!(
+        "tower_bearer_flight_duration_seconds",
+        Unit::Seconds,
+        "How long a provider took to obtain a token, or to fail."
+    );
+    describe_counter!(
+        "tower_bearer_source_failures_total",
+        Unit::Count,
+        "Transient failures of the token source."
+    );
+    describe_counter!("tower_bearer_waits_total", Unit::Count, "Requests that had to wait for a token.");
+    describe_counter!("tower_bearer_challenges_total", Unit::Count, "Attempts that the API refused.");
+}

@@ -1,0 +1,112 @@
+//! [`Keeper`]: the background task that renews an idle provider's token.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use super::{core::Core, state::Need};
+
+/// How often the clocks are compared.
+const CLOCK_TICK: Duration = Duration::from_secs(60);
+
+/// Holds the provider weakly: the last handle's end is the task's.
+pub(super) struct Keeper {
+    core: Weak<Core>,
+    changes: watch::Receiver<bool>,
+}
+
+impl Keeper {
+    pub(super) fn of(core: &Arc<Core>) -> Self {
+        Self { core: Arc::downgrade(core), changes: core.changes() }
+    }
+
+    pub(super) async fn keep(mut self) {
+        while !*self.changes.borrow_and_update() {
+            let Some(core) = self.core.upgrade() else { return };
+            core.compare_clocks();
+            core.request(Need::Ahead);
+            let tick = Instant::now() + CLOCK_TICK;
+            let next = core.look_again_at().map_or(tick, |at| at.min(tick));
+            drop(core);
+            // A change, or the provider's end, is reason enough to look again.
+            if let Ok(Err(_)) = timeout_at(next, self.changes.changed()).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Also when the runtime ends, or the source's own code panics.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.upgrade() {
+            core.kept();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        time::{Duration, SystemTime},
+    };
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{error::SourceError, provider::settings::Settings, source::TokenSource, token::Token};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    struct Hourly;
+
+    impl TokenSource for Hourly {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            Ok(Token::builder("abc").expires_in(HOUR).build()?)
+        }
+    }
+
+    thread_local! {
+        static WALL: Cell<SystemTime> = const { Cell::new(SystemTime::UNIX_EPOCH) };
+    }
+
+    fn remaining(core: &Core) -> Duration {
+        core.status().remaining.unwrap()
+    }
+
+    /// Row 17.
+    #[tokio::test(start_paused = true)]
+    async fn the_wall_clock_shortens_a_life_and_never_lengthens_it() {
+        let settings = Settings { keep_fresh: true, ..Settings::default() };
+        let core = Arc::new(Core::with_wall_clock(Hourly, settings, || WALL.get()));
+        core.keep();
+        sleep(Duration::from_secs(1)).await;
+
+        // It stands still, and is then set back: nothing.
+        sleep(Duration::from_secs(600)).await;
+        WALL.set(SystemTime::UNIX_EPOCH - HOUR);
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(remaining(&core), HOUR - Duration::from_secs(1201));
+
+        // Half an hour's suspension: seen within a minute, and counted once.
+        WALL.set(SystemTime::UNIX_EPOCH + Duration::from_secs(1201) + HOUR / 2);
+        sleep(Duration::from_secs(120)).await;
+        let left = remaining(&core);
+        assert!(left <= HOUR / 2 - Duration::from_secs(1321 - 60), "{left:?}");
+        assert!(left >= HOUR / 2 - Duration::from_secs(1321 + 60), "{left:?}");
+        assert_eq!(core.status().generation, 1);
+
+        // One that outlasts the token: another, without a request.
+        WALL.set(SystemTime::UNIX_EPOCH + 10 * HOUR);
+        sleep(Duration::from_secs(61)).await;
+        assert_eq!(core.status().flights, 2);
+        assert!(remaining(&core) > HOUR - Duration::from_secs(62));
+    }
+}

@@ -1,0 +1,172 @@
+//! [`RefreshAhead`]: when a token counts as ageing, told once as it is published.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tower::util::rng::{HasherRng, Rng};
+
+use crate::error::Error;
+
+/// How long before its expiry a token is renewed behind the callers' backs.
+///
+/// Default: in the last tenth of its life, give or take a tenth of that, so that a fleet that got its tokens at once does
+/// not renew them at once. For a token that lives an hour that is 324 to 396 s before its expiry.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_bearer::RefreshAhead;
+///
+/// // A fifth of the life, but at least a minute and at most ten before the expiry.
+/// let ahead = RefreshAhead::new()
+///     .share(0.2)?
+///     .between(Duration::from_secs(60), Duration::from_secs(600))?;
+/// assert!(ahead.share(1.5).is_err());
+/// # Ok::<(), tower_bearer::Error>(())
+/// ```
+///
+/// # Short lives
+///
+/// The time ahead shrinks with the life: [`between`](Self::between)'s least counts for at most half of it, and never more
+/// than nine tenths are ahead of time, so that a token of a few seconds is not renewed as soon as it is there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RefreshAhead {
+    share: f64,
+    least: Duration,
+    most: Duration,
+    jitter: f64,
+}
+
+/// The most of a token's life that may be ahead of time, jitter included.
+const MAX_SHARE: f64 = 0.9;
+
+impl RefreshAhead {
+    /// The last tenth of the life, give or take a tenth of that.
+    pub fn new() -> Self {
+        Self { share: 0.1, least: Duration::ZERO, most: Duration::MAX, jitter: 0.1 }
+    }
+
+    /// Sets the share of the life, from 0 to 0.9. Default: 0.1.
+    ///
+    /// With 0, and no least time, nothing is renewed ahead of time: callers wait at each expiry.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if `share` is not between 0 and 0.9.
+    pub fn share(mut self, share: f64) -> Result<Self, Error> {
+        if !(0.0..=MAX_SHARE).contains(&share) {
+            return Err(Error::InvalidOption(
+                "refresh_ahead's share of the life is between 0 and 0.9".into(),
+            ));
+        }
+        self.share = share;
+        Ok(self)
+    }
+
+    /// Sets the least and the most time before the expiry. Default: zero, and no bound.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if `least` is more than `most`.
+    pub fn between(mut self, least: Duration, most: Duration) -> Result<Self, Error> {
+        if least > most {
+            return Err(Error::InvalidOption("refresh_ahead's least time is at most its most".into()));
+        }
+        (self.least, self.most) = (least, most);
+        Ok(self)
+    }
+
+    /// Sets by which part of itself the time ahead varies at random, either way, from 0 to 0.5. Default: 0.1.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if `jitter` is not between 0 and 0.5.
+    pub fn jitter(mut self, jitter: f64) -> Result<Self, Error> {
+        if !(0.0..=0.5).contains(&jitter) {
+            return Err(Error::InvalidOption("refresh_ahead's jitter is between 0 and 0.5".into()));
+        }
+        self.jitter = jitter;
+        Ok(self)
+    }
+
+    /// When a token that lives for `life` from `now` on begins to age.
+    pub(super) fn ageing_at(&self, now: Instant, life: Duration) -> Instant {
+        let ahead = life.mul_f64(self.share).max(self.least.min(life / 2)).min(self.most);
+        let spread = 1.0 + self.jitter * (2.0 * HasherRng::new().next_f64() - 1.0);
+        // A share of a life: `life` has been clamped, so nothing here overflows.
+        now + (life - ahead.mul_f64(spread).min(life.mul_f64(MAX_SHARE)))
+    }
+}
+
+impl Default for RefreshAhead {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// How long before the expiry a token of this life ages, at least and at most.
+    fn ahead(options: RefreshAhead, life: Duration) -> (f64, f64) {
+        let now = Instant::now();
+        let ahead = || (now + life).saturating_duration_since(options.ageing_at(now, life)).as_secs_f64();
+        (0..1000)
+            .map(|_| ahead())
+            .fold((f64::MAX, 0.0), |(least, most), ahead| (ahead.min(least), ahead.max(most)))
+    }
+
+    fn assert_near(found: (f64, f64), least: f64, most: f64) {
+        let (width, slack) = (most - least, 0.05 * (most - least) + 1e-6);
+        assert!(found.0 >= least - 1e-6 && found.0 <= least + slack, "{found:?}, not from {least}");
+        assert!(found.1 <= most + 1e-6 && found.1 >= most - slack, "{found:?}, not to {most} ({width})");
+    }
+
+    /// Row 16.
+    #[test]
+    fn a_token_ages_in_the_last_tenth_of_its_life_give_or_take_a_tenth_however_short_it_is() {
+        for life in [3600, 60, 2, 1] {
+            let tenth = f64::from(life) / 10.0;
+            assert_near(ahead(RefreshAhead::new(), SECOND * life), tenth * 0.9, tenth * 1.1);
+        }
+    }
+
+    /// Row 16.
+    #[test]
+    fn the_least_time_shrinks_with_the_life_and_the_most_bounds_it() {
+        let exact = RefreshAhead::new().jitter(0.0).unwrap();
+        let options = exact.between(SECOND * 60, SECOND * 100).unwrap();
+        for (life, expected) in [(3600, 100), (800, 80), (300, 60), (100, 50), (2, 1)] {
+            assert_near(ahead(options, SECOND * life), f64::from(expected), f64::from(expected));
+        }
+        let widest = RefreshAhead::new().share(0.9).unwrap().jitter(0.5).unwrap();
+        assert_near(ahead(widest, SECOND * 10), 4.5, 9.0);
+        let none = exact.share(0.0).unwrap();
+        assert_near(ahead(none, SECOND * 10), 0.0, 0.0);
+    }
+
+    /// Row 14.
+    #[test]
+    fn an_absurd_life_or_bound_does_not_overflow() {
+        let century = SECOND * (100 * 365 * 24 * 3600);
+        for options in
+            [RefreshAhead::new(), RefreshAhead::new().between(Duration::MAX, Duration::MAX).unwrap()]
+        {
+            assert!(ahead(options, century).1 > 0.0);
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        for share in [-0.1, 0.91, f64::NAN, f64::INFINITY] {
+            assert!(RefreshAhead::new().share(share).is_err(), "{share}");
+        }
+        for jitter in [-0.1, 0.51, f64::NAN] {
+            assert!(RefreshAhead::new().jitter(jitter).is_err(), "{jitter}");
+        }
+        assert!(RefreshAhead::new().between(SECOND, Duration::ZERO).is_err());
+        assert!(RefreshAhead::new().share(0.9).is_ok() && RefreshAhead::new().jitter(0.5).is_ok());
+    }
+}

@@ -1,0 +1,556 @@
+//! A request waits only if there is no working token at all, and an outage is not noticed while one lives.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Empty;
+use support::{Act, Api, Source, at_once, chain, get};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    time::{Instant, advance, sleep},
+};
+use tower::{Layer, Service, ServiceExt};
+use tower_bearer::{
+    BearerAuthLayer, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider, TokenSource,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn kept_fresh(source: impl TokenSource) -> TokenProvider {
+    TokenProvider::builder(source).keep_fresh(true).build().unwrap()
+}
+
+fn refused() -> Act {
+    Act::Fail(SourceError::refused("the key was refused"))
+}
+
+fn down() -> Act {
+    Act::Fail(SourceError::unavailable("the auth endpoint is down"))
+}
+
+/// Lets every task come as far as it does without time passing.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// Row 2, and the states of a token.
+#[tokio::test(start_paused = true)]
+async fn a_token_is_fresh_then_ageing_then_expired() {
+    let provider = TokenProvider::builder(Source::living(HOUR))
+        .refresh_ahead(RefreshAhead::new().share(0.5).unwrap().jitter(0.0).unwrap())
+        .build()
+        .unwrap();
+    let freshness = || provider.status().freshness;
+    assert_eq!(freshness(), Freshness::Missing);
+    provider.token().await.unwrap();
+    assert_eq!(freshness(), Freshness::Fresh);
+    advance(HOUR / 2 - SECOND).await;
+    assert_eq!(freshness(), Freshness::Fresh);
+    advance(SECOND).await;
+    assert_eq!(freshness(), Freshness::Ageing);
+    assert_eq!(provider.status().remaining, Some(HOUR / 2));
+    advance(HOUR / 2).await;
+    assert_eq!(freshness(), Freshness::Expired);
+    assert_eq!(provider.status().flights, 1);
+    assert_eq!(provider.token().await.unwrap().generation(), 2);
+}
+
+/// Row 12.
+#[tokio::test(start_paused = true)]
+async fn tokens_that_expire_at_once_are_used_and_asked_for_less_and_less_often() {
+    let source = Source::living(Duration::ZERO);
+    let provider = kept_fresh(Arc::clone(&source));
+    provider.ready().await.unwrap();
+    for _ in 0..600 {
+        sleep(SECOND).await;
+        assert!(provider.token().await.is_ok());
+    }
+    // One a second at first; later one per backoff, which is 2.5 s on average.
+    let fetches = source.fetches();
+    assert!((100..450).contains(&fetches), "{fetches}");
+}
+
+/// Row 61.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_gives_the_same_token_again_is_not_asked_in_a_loop() {
+    let source = Source::new().then(Act::Live(HOUR));
+    let provider = kept_fresh(Arc::clone(&source));
+    let first = provider.ready().await.unwrap();
+    // As a metadata server does: the same token, with what is left of its life, until four minutes before its end.
+    let expiry = Instant::now() + HOUR;
+    let mut changes = provider.subscribe();
+    while provider.status().generation == 1 {
+        let left = expiry.saturating_duration_since(Instant::now() + SECOND);
+        source.next(if left > 4 * MINUTE { Act::Again(left) } else { Act::Live(HOUR) });
+        let asked = source.fetches();
+        while source.fetches() == asked {
+            changes.next().await.unwrap();
+        }
+        changes.next().await.unwrap();
+    }
+    let current = provider.current().unwrap();
+    assert_eq!(current.generation(), 2, "an access token that is given again is not another");
+    assert_ne!(current.access_token(), first.access_token());
+    assert!(source.fetches() <= 5, "{}", source.fetches());
+
+    // The newest refresh token is the one to spend, though the access token was the same.
+    assert!(source.previous.lock().unwrap().iter().skip(1).all(|generation| *generation == Some(1)));
+}
+
+/// Row 61: the API has refused a token, and the source has no other.
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_that_is_given_again_is_not_taken_for_another() {
+    let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
+    let begun = Instant::now();
+    let answer = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    // The retries came after a backoff, and the cool-down kept the source from being asked for each.
+    assert_eq!(source.fetches(), 2);
+    assert!(begun.elapsed() >= 2 * SECOND + Duration::from_millis(200));
+}
+
+/// Row 16.
+#[tokio::test(start_paused = true)]
+async fn a_token_of_two_seconds_is_renewed_once_per_life_and_nobody_waits() {
+    let source = Source::living(2 * SECOND);
+    let ahead = RefreshAhead::new().between(MINUTE, HOUR).unwrap();
+    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_ahead(ahead).build().unwrap();
+    provider.token().await.unwrap();
+    for _ in 0..60_000 {
+        advance(Duration::from_millis(1)).await;
+        let token = at_once(provider.token());
+        // The source takes a second, which is what half of the life leaves: within the jitter a caller may wait.
+        if token.is_none() {
+            provider.token().await.unwrap();
+        }
+    }
+    // Each token is renewed after about a second, by a fetch that takes another.
+    let fetches = source.fetches();
+    assert!((25..=45).contains(&fetches), "{fetches}");
+}
+
+/// Row 17.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_the_api_holds_for_expired_heals_with_one_refresh() {
+    let source = Source::living(HOUR);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let api = Api::default();
+    api.accept("access-1");
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+
+    // The machine was suspended: the monotonic clock has not seen the hour pass, the API has.
+    api.revoke_all();
+    api.accept("access-2");
+    let requests = (0..10).map(|_| tokio::spawn(service.clone().oneshot(get())));
+    for request in requests.collect::<Vec<_>>() {
+        assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(source.fetches(), 2);
+}
+
+/// Row 33, and the figure of FAULTS: 0 requests lost in 30 minutes, back within one backoff step.
+#[tokio::test(start_paused = true)]
+async fn half_an_hour_of_outage_is_not_noticed_while_the_token_lives() {
+    /// Answers at once, or is down.
+    struct Outage(AtomicBool);
+
+    impl TokenSource for Outage {
+        async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+            sleep(Duration::from_millis(200)).await;
+            if self.0.load(Ordering::Relaxed) {
+                return Err(SourceError::unavailable("the auth endpoint is down"));
+            }
+            let number = previous.map_or(0, Token::generation) + 1;
+            Ok(Token::builder(format!("access-{number}")).expires_in(HOUR).build()?)
+        }
+    }
+
+    for keep_fresh in [false, true] {
+        let source = Arc::new(Outage(AtomicBool::new(false)));
+        // Ages after 24 minutes, four minutes into the outage.
+        let ahead = RefreshAhead::new().share(0.6).unwrap().jitter(0.0).unwrap();
+        let provider = TokenProvider::builder(Arc::clone(&source))
+            .refresh_ahead(ahead)
+            .keep_fresh(keep_fresh)
+            .build()
+            .unwrap();
+        let api = Api::default();
+        (1..=2).for_each(|number| api.accept(&format!("access-{number}")));
+        let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+        provider.ready().await.unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < 55 * MINUTE {
+            let down = (20 * MINUTE..50 * MINUTE).contains(&begun.elapsed());
+            source.0.store(down, Ordering::Relaxed);
+            let sent = Instant::now();
+            let answer = service.ready().await.unwrap().call(get()).await.unwrap();
+            assert_eq!((answer.status(), sent.elapsed()), (StatusCode::OK, Duration::ZERO));
+            // One backoff step at most, and the exchange itself.
+            let back = begun.elapsed() > 50 * MINUTE + Duration::from_millis(5200 + 200);
+            assert!(!back || provider.status().generation == 2, "not back: {:?}", provider.status());
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(provider.status().failed_flights > 0);
+    }
+}
+
+/// Row 33: the token expires during the outage.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_outlives_the_token_is_a_typed_error_and_never_a_request_with_it() {
+    let source = (0..100).fold(Source::new().then(Act::Live(MINUTE)), |source, _| source.then(down()));
+    let provider = kept_fresh(Arc::clone(&source));
+    let api = Api::default();
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    provider.ready().await.unwrap();
+    sleep(MINUTE + SECOND).await;
+    let error = service.oneshot(get()).await.unwrap_err();
+    assert!(matches!(support::ours(&error), Error::Source(_)), "{error:?}");
+    assert_eq!(api.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_provider_is_kept_fresh_and_one_that_is_not_to_be_asks_for_nothing() {
+    let (kept, left) = (Source::living(HOUR), Source::living(HOUR));
+    let provider = kept_fresh(Arc::clone(&kept));
+    let idle = TokenProvider::new(Arc::clone(&left));
+    for _ in 0..24 * 60 {
+        sleep(MINUTE).await;
+        assert!(provider.current().is_some());
+    }
+    // Renewed after nine tenths of each hour, give or take one.
+    let fetches = kept.fetches();
+    assert!((26..=28).contains(&fetches), "{fetches}");
+    assert_eq!((left.fetches(), idle.status().flights), (0, 0));
+}
+
+/// A week of virtual time with every kind of fault.
+#[tokio::test(start_paused = true)]
+async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
+    #[derive(Default)]
+    struct Week {
+        fetches: AtomicU64,
+        /// When each fetch began.
+        begun: Mutex<Vec<Instant>>,
+        healthy: AtomicBool,
+        /// Until when the token that was given last lives.
+        alive_until: Mutex<Option<Instant>>,
+        revision: AtomicU64,
+    }
+
+    impl TokenSource for Week {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            let fetch = self.fetches.fetch_add(1, Ordering::Relaxed);
+            self.begun.lock().unwrap().push(Instant::now());
+            // The same draws in every run.
+            let draw = fetch.wrapping_mul(6_364_136_223_846_793_005).rotate_left(23) % 20;
+            sleep(Duration::from_millis(50)).await;
+            let healthy = self.healthy.load(Ordering::Relaxed);
+            let life = match draw {
+                _ if healthy => HOUR,
+                0 => return Err(SourceError::refused("refused")),
+                1 => return Err(SourceError::configuration("no such URL")),
+                2..=4 => return Err(SourceError::unavailable("down")),
+                5 => return Err(SourceError::unavailable("limited").with_retry_after(20 * SECOND)),
+                6 => return Err(SourceError::unavailable("limited").with_retry_after(Duration::MAX)),
+                7 => return Err(SourceError::invalid_response("nonsense")),
+                8 => panic!("a panic of the source's own"),
+                9 => std::future::pending().await,
+                10 => {
+                    self.revision.fetch_add(1, Ordering::Relaxed);
+                    return Err(SourceError::refused("the key has just been replaced"));
+                }
+                11 => Duration::ZERO,
+                12 => 2 * SECOND,
+                13 => {
+                    sleep(29 * SECOND).await;
+                    MINUTE
+                }
+                14 => 5 * MINUTE,
+                _ => HOUR,
+            };
+            *self.alive_until.lock().unwrap() = Some(Instant::now() + life);
+            let text = format!("access-{}", if draw == 15 { 0 } else { fetch });
+            let requested_at = Instant::now().into_std();
+            Ok(Token::builder(text).expires_in(life).requested_at(requested_at).build()?)
+        }
+
+        fn revision(&self) -> u64 {
+            self.revision.load(Ordering::Relaxed)
+        }
+    }
+
+    std::panic::set_hook(Box::new(|info| {
+        // The source's own panics are many, and expected.
+        if !info.to_string().contains("of the source's own") {
+            eprintln!("{info}");
+        }
+    }));
+    let source = Arc::new(Week::default());
+    let provider = kept_fresh(Arc::clone(&source));
+    let begun = Instant::now();
+    while begun.elapsed() < 7 * 24 * HOUR {
+        sleep(Duration::from_millis(30_500)).await;
+        if source.alive_until.lock().unwrap().is_some_and(|at| Instant::now() < at) {
+            assert!(at_once(provider.token()).expect("a caller waits beside a working token").is_ok());
+        }
+    }
+    source.healthy.store(true, Ordering::Relaxed);
+    // The longest cool-down, or the longest wish to be left alone, and a flight that hangs.
+    sleep(2 * MINUTE).await;
+    assert_eq!(provider.status().freshness, Freshness::Fresh);
+    assert!(provider.status().last_error.is_none());
+
+    let fetches = source.begun.lock().unwrap();
+    assert!(fetches.len() > 400, "{} fetches in a week", fetches.len());
+    for minute in fetches.windows(100) {
+        assert!(minute[99] - minute[0] > MINUTE, "a hundred fetches within {:?}", minute[99] - minute[0]);
+    }
+    drop(std::panic::take_hook());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_background_task_ends_with_the_last_handle_and_holds_none() {
+    let provider = kept_fresh(Source::living(HOUR));
+    let layer = BearerAuthLayer::with_provider(provider.clone());
+    let service = layer.layer(Api::default().service::<Empty<Bytes>>());
+    provider.ready().await.unwrap();
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    assert_eq!(tasks(), 1);
+    drop(provider);
+    drop(layer);
+    settle().await;
+    assert_eq!(tasks(), 1, "a service is a handle");
+    drop(service);
+    settle().await;
+    assert_eq!(tasks(), 0);
+}
+
+/// Row 53.
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_is_asking_when_the_last_handle_goes_ends_and_publishes() {
+    for keep_fresh in [false, true] {
+        let source = Source::living(HOUR);
+        let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(keep_fresh).build().unwrap();
+        let mut changes = provider.subscribe();
+        let _ = tokio::time::timeout(SECOND / 2, provider.token()).await;
+        drop(provider);
+        let mut last = None;
+        while let Some(status) = changes.next().await {
+            last = Some(status);
+        }
+        let last = last.unwrap();
+        assert_eq!((last.generation, last.refreshing, last.shut_down), (1, false, true));
+        assert_eq!(source.fetches(), 1);
+        settle().await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    }
+}
+
+/// Row 53: what waits for a timer does not outlive the last handle.
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_waits_for_its_next_attempt_ends_with_the_last_handle() {
+    let source =
+        Source::new().then(Act::Fail(SourceError::unavailable("limited").with_retry_after(20 * SECOND)));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let _ = tokio::time::timeout(2 * SECOND, provider.token()).await;
+    assert!(provider.status().refreshing);
+    drop(provider);
+    let begun = Instant::now();
+    settle().await;
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    assert_eq!((begun.elapsed(), source.fetches()), (Duration::ZERO, 1));
+}
+
+#[test]
+fn the_background_task_starts_anew_where_its_runtime_has_ended() {
+    let source = Source::living(HOUR);
+    let builder = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true);
+    // Outside of a runtime: with the first request.
+    let provider = builder.build().unwrap();
+    let first = runtime();
+    first.block_on(async {
+        sleep(10 * HOUR).await;
+        assert_eq!(source.fetches(), 0);
+        provider.token().await.unwrap();
+        sleep(10 * HOUR).await;
+        assert!(source.fetches() > 10);
+    });
+    drop(first);
+
+    let second = runtime();
+    second.block_on(async {
+        // Its clock starts where the first one's did.
+        sleep(30 * HOUR).await;
+        let before = source.fetches();
+        provider.token().await.unwrap();
+        sleep(10 * HOUR).await;
+        assert!(source.fetches() > before + 10);
+        assert_eq!(provider.status().freshness, Freshness::Fresh);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_key_is_noticed_by_an_idle_provider_within_a_second() {
+    let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(refused()));
+    let provider = kept_fresh(Arc::clone(&source));
+    // The cool-down is at its longest.
+    sleep(5 * MINUTE).await;
+    let before = source.fetches();
+    assert!((7..=10).contains(&before), "{before}");
+    while source.fetches() < 10 {
+        sleep(MINUTE).await;
+    }
+    sleep(2 * SECOND).await;
+    source.revision.fetch_add(1, Ordering::SeqCst);
+    // A second until it is seen, and one for the fetch.
+    sleep(2 * SECOND + Duration::from_millis(10)).await;
+    assert_eq!(provider.current().unwrap().generation(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_goes_on_through_transient_failures_and_tells_a_permanent_one() {
+    // More than a flight's three attempts.
+    let source = (0..5).fold(Source::new(), |source, _| source.then(down()));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    assert_eq!(provider.ready().await.unwrap().access_token(), "access-6");
+    assert_eq!(provider.status().failed_flights, 1);
+
+    let source = Source::new().then(refused());
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let error = provider.ready().await.unwrap_err();
+    assert!(chain(&error).contains("the key was refused"));
+    assert_eq!(source.fetches(), 1);
+
+    // Down for good: the reason, when the time is up.
+    let source = (0..100).fold(Source::new(), |source, _| source.then(down()));
+    let provider = TokenProvider::builder(source).refresh_timeout(10 * SECOND).build().unwrap();
+    let begun = Instant::now();
+    let error = provider.ready().await.unwrap_err();
+    assert!(chain(&error).contains("is down"), "{error:?}");
+    assert!((5 * SECOND..21 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalidated_token_is_given_to_nobody_and_its_refresh_token_is_spent_for_the_next() {
+    let source = Source::living(HOUR);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let api = Api::default();
+    api.accept("access-2");
+    let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    provider.token().await.unwrap();
+    let _ = service.ready().await.unwrap();
+    provider.invalidate();
+    assert!(provider.current().is_none());
+    assert_eq!(provider.status().freshness, Freshness::Missing);
+    assert_eq!(service.call(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-2"]);
+    assert_eq!(*source.previous.lock().unwrap(), [None, Some(1)]);
+    // And one that is kept fresh has another before anybody asks.
+    let provider = kept_fresh(Source::living(HOUR));
+    provider.ready().await.unwrap();
+    provider.invalidate();
+    sleep(2 * SECOND).await;
+    assert_eq!(provider.current().unwrap().generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_the_exchange_under_way_and_starts_no_other() {
+    let source = Source::living(HOUR);
+    let provider = kept_fresh(Arc::clone(&source));
+    settle().await;
+    assert!(provider.status().refreshing);
+    provider.shutdown().await;
+    assert_eq!((provider.status().generation, provider.status().shut_down), (1, true));
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+
+    // What works is still given, and its late challenges are answers.
+    let token = at_once(provider.token()).unwrap().unwrap();
+    assert!(matches!(provider.refresh(&token).await, Err(Error::ShutDown)));
+    advance(2 * HOUR).await;
+    assert!(matches!(provider.token().await, Err(Error::ShutDown)));
+    assert!(matches!(provider.ready().await, Err(Error::ShutDown)));
+    provider.shutdown().await;
+    assert_eq!(source.fetches(), 1);
+    assert!(provider.subscribe().next().await.is_none());
+}
+
+/// Row 35: whatever the requests do, a flight per cool-down.
+#[tokio::test(start_paused = true)]
+async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down() {
+    let source = Source::living(HOUR);
+    let api = Api::default();
+    let service =
+        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    let begun = Instant::now();
+    while begun.elapsed() < HOUR {
+        let answer = service.clone().oneshot(get()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+        sleep(Duration::from_millis(200)).await;
+    }
+    // 1 + 2 + 4 + … + 32 s, then one a minute.
+    let fetches = source.fetches();
+    assert!((50..=68).contains(&fetches), "{fetches}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_are_told_as_they_come_and_end_with_the_provider() {
+    let source = Source::living(HOUR).then(down());
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let mut changes = provider.subscribe();
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await.map(|token| token.generation()) }
+    });
+    let started = changes.next().await.unwrap();
+    assert!(started.refreshing && started.last_error.is_none());
+    let failed = changes.next().await.unwrap();
+    assert!(failed.refreshing && failed.last_error.is_some() && failed.retry_in.is_some());
+    let published = changes.next().await.unwrap();
+    assert_eq!(
+        (published.generation, published.refreshing, published.freshness),
+        (1, false, Freshness::Fresh)
+    );
+    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+    drop(provider);
+    assert!(changes.next().await.unwrap().shut_down);
+    assert!(changes.next().await.is_none());
+}
+
+#[test]
+fn every_option_of_a_provider_is_checked_as_it_is_built() {
+    let builder = || TokenProvider::builder(Source::new());
+    for (wrong, word) in [
+        (builder().refresh_timeout(Duration::ZERO), "refresh_timeout"),
+        (builder().refresh_timeout(HOUR + SECOND), "refresh_timeout"),
+        (builder().cool_down(Duration::ZERO, SECOND), "cool_down"),
+        (builder().cool_down(2 * SECOND, SECOND), "cool_down"),
+        (builder().cool_down(SECOND, 2 * HOUR), "cool_down"),
+        (builder().name(""), "name"),
+    ] {
+        match wrong.build() {
+            Err(Error::InvalidOption(text)) => assert!(text.contains(word), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(builder().refresh_timeout(HOUR).cool_down(SECOND, HOUR).name("videos").build().is_ok());
+}
