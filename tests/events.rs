@@ -1,0 +1,311 @@
+//! Every event that is documented is told, with its fields, and nothing else is.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use support::{Act, Api, Source, get};
+use tokio::time::{advance, sleep};
+use tower::{Layer as _, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    layer::{Context, Layer, SubscriberExt},
+    registry::LookupSpan,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[derive(Clone, Debug, Default)]
+struct Fields(BTreeMap<String, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Told {
+    message: String,
+    level: Level,
+    fields: BTreeMap<String, String>,
+    /// Whether it was told within a flight's span.
+    in_flight: bool,
+}
+
+#[derive(Clone, Default)]
+struct Record {
+    events: Arc<Mutex<Vec<Told>>>,
+    spans: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
+    /// The names of the spans that others follow from.
+    followed: Arc<Mutex<Vec<String>>>,
+}
+
+impl Record {
+    /// Records what this thread tells from now on. One test at a time, and before anything is told: which events are
+    /// wanted is decided for the whole process.
+    fn start() -> (Self, (DefaultGuard, MutexGuard<'static, ()>)) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(record.clone()));
+        (record, (guard, turn))
+    }
+
+    fn events(&self) -> Vec<Told> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// The only event of this message.
+    fn one(&self, message: &str) -> Told {
+        let mut found = self.events();
+        found.retain(|told| told.message == message);
+        assert_eq!(found.len(), 1, "{message}: {found:?}");
+        found.remove(0)
+    }
+}
+
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == "tower_bearer"
+}
+
+impl<S> Layer<S> for Record
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+        if is_ours(attributes.metadata()) {
+            assert_eq!(
+                (attributes.metadata().name(), *attributes.metadata().level()),
+                ("token_flight", Level::INFO)
+            );
+            assert!(attributes.is_root());
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            self.spans.lock().unwrap().push(fields.0);
+        }
+    }
+
+    fn on_follows_from(&self, _: &span::Id, followed: &span::Id, context: Context<'_, S>) {
+        self.followed.lock().unwrap().extend(context.span(followed).map(|span| span.name().to_owned()));
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if !is_ours(event.metadata()) {
+            return;
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.0.remove("message").unwrap();
+        let in_flight =
+            context.event_scope(event).is_some_and(|mut scope| scope.any(|span| is_ours(span.metadata())));
+        let level = *event.metadata().level();
+        self.events.lock().unwrap().push(Told { message, level, fields: fields.0, in_flight });
+    }
+}
+
+/// What the module's documentation says: the message, its level, its fields, and whether it is told within a flight.
+fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
+    let mut in_flight = false;
+    let mut events = Vec::new();
+    let names = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    for line in include_str!("../src/observability.rs").lines().take_while(|line| line.starts_with("//!")) {
+        in_flight |= line.starts_with("//! Within a flight's span");
+        in_flight &= !line.starts_with("//! Outside of it");
+        let columns: Vec<_> = line.trim_start_matches("//!").trim().trim_matches('|').split(" | ").collect();
+        let Some(Ok(level)) = columns.get(1).map(|level| level.trim().parse::<Level>()) else { continue };
+        let mut fields: BTreeSet<_> = names(columns.get(2).unwrap_or(&"")).into_iter().collect();
+        if !in_flight {
+            fields.insert("provider".to_owned());
+        }
+        events.push((names(columns[0]).remove(0), level, fields, in_flight));
+    }
+    events
+}
+
+fn provider(source: &Arc<Source>) -> TokenProvider {
+    TokenProvider::builder(Arc::clone(source)).name("videos").build().unwrap()
+}
+
+/// Makes everything happen that there is an event for.
+async fn everything() {
+    let api = Api::default();
+    let second = Duration::from_secs(1);
+
+    // A transient failure, a token; refused, healed; refused for ever, until the cool-down and the retries end it.
+    let source = Source::living(HOUR)
+        .then(Act::Fail(SourceError::unavailable("down").with_cause("the connection was reset")));
+    let videos = provider(&source);
+    let service = BearerAuthLayer::with_provider(videos.clone()).layer(api.service());
+    api.accept("access-3");
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    api.revoke_all();
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    videos.invalidate();
+    videos.shutdown().await;
+
+    // A token that is given again, as good as expired; a refused credential.
+    let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO));
+    let same = provider(&source);
+    let first = same.token().await.unwrap();
+    same.refresh(&first).await.unwrap();
+    let refused = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
+    let service = BearerAuthLayer::with_provider(refused).layer(api.service());
+    assert!(service.oneshot(get()).await.is_err());
+
+    // A flight that is over before the source answers.
+    assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
+
+    // Requests that are not sent again: no token, no retry, no body, no budget.
+    let source = Source::living(HOUR);
+    let layer = BearerAuthLayer::with_provider(provider(&source));
+    layer.provider().token().await.unwrap();
+    source.next(Act::Fail(SourceError::refused("the key was refused")));
+    assert_eq!(layer.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    advance(second * 2).await;
+    let none = layer.clone().retry(RetryPolicy::new().max_retries(0));
+    assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let none = layer.clone().no_replay();
+    assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    sleep(second * 2).await;
+    let none = layer.retry(RetryPolicy::new().budget(second, 0, 0.0).unwrap());
+    assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+
+    // api.video: a refresh token refused, one that was lost twice, and a lifetime that is none.
+    let answers = Arc::new(Mutex::new(vec!["3600", "lost", "lost", "soon", "3600", "refused", "3600"]));
+    let auth = tower::service_fn(move |_: Request<String>| {
+        let mut answers = answers.lock().unwrap();
+        let (answer, number) = (answers.pop().unwrap(), answers.len());
+        async move {
+            let status = if answer == "refused" { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+            let body = match answer {
+                "lost" => "{".to_owned(),
+                answer => format!(
+                    r#"{{"access_token": "access-{number}", "refresh_token": "refresh-{number}", "expires_in": "{answer}"}}"#
+                ),
+            };
+            Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::from(body)).unwrap())
+        }
+    });
+    let source = ApiVideo::new("canary-key").with_client(auth);
+    let videos = TokenProvider::builder(source).name("videos").build().unwrap();
+    for _ in 0..2 {
+        let token = videos.token().await.unwrap();
+        videos.refresh(&token).await.unwrap();
+        advance(second * 10).await;
+    }
+    let token = videos.token().await.unwrap();
+    videos.refresh(&token).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_documented_event_is_told_with_its_fields_and_no_other() {
+    let (record, _guard) = Record::start();
+    everything().await;
+    let told = record.events();
+    let documented = documented();
+    assert!(documented.len() > 15, "{documented:?}");
+    for event in &told {
+        let Some((_, level, fields, in_flight)) =
+            documented.iter().find(|(message, ..)| *message == event.message)
+        else {
+            panic!("not documented: {event:?}")
+        };
+        assert_eq!((*level, *in_flight), (event.level, event.in_flight), "{event:?}");
+        let absent_without_a_lifetime = |field: &String| field.ends_with("_in_ms");
+        for field in fields.iter().filter(|field| !event.fields.contains_key(*field)) {
+            assert!(absent_without_a_lifetime(field), "no {field} in {event:?}");
+        }
+        for field in event.fields.keys() {
+            assert!(fields.contains(field), "{field} is not documented: {event:?}");
+        }
+    }
+    // The one that needs a suspended machine has a test beside the clock.
+    for (message, ..) in documented.iter().filter(|(message, ..)| !message.contains("the wall clock")) {
+        assert!(told.iter().any(|event| event.message == *message), "never told: {message}");
+    }
+    let reasons: BTreeSet<_> = told.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
+    assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["body", "budget", "retries", "token"]);
+
+    // Row 46, as far as events go.
+    for secret in ["access-", "refresh-", "canary", "Bearer"] {
+        assert!(!format!("{told:?}{:?}", record.spans.lock().unwrap()).contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_with_its_whole_chain_its_attempt_and_its_delay() {
+    let (record, _guard) = Record::start();
+    let error = SourceError::unavailable("down")
+        .with_cause("the connection was reset")
+        .with_retry_after(Duration::from_secs(7));
+    let provider = provider(&Source::living(HOUR).then(Act::Fail(error)));
+    provider.token().await.unwrap();
+    let failed = record.one("the token source failed, and will be asked again");
+    assert_eq!(failed.fields["attempt"], "1");
+    assert_eq!(failed.fields["kind"], "unavailable");
+    assert_eq!(failed.fields["error"], "no access token could be obtained: down: the connection was reset");
+    let delay: u64 = failed.fields["delay_ms"].parse().unwrap();
+    assert!((7100..=7200).contains(&delay), "{delay}");
+    let published = record.one("a token was published");
+    assert_eq!((&*published.fields["generation"], &*published.fields["expires_in_ms"]), ("1", "3600000"));
+    // Two fetches of a second, and what was waited between them.
+    let took: u64 = published.fields["took_ms"].parse().unwrap();
+    assert!((2000 + delay..=2001 + delay).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_flight_has_one_span_that_follows_from_its_starters() {
+    let (record, _guard) = Record::start();
+    let source = Source::living(HOUR);
+    let provider = provider(&source);
+    let caller = tracing::info_span!("caller");
+    let token = tracing::Instrument::instrument(provider.token(), caller).await.unwrap();
+    provider.refresh(&token).await.unwrap();
+    advance(HOUR * 95 / 100).await;
+    provider.token().await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    advance(HOUR * 2).await;
+    provider.token().await.unwrap();
+    let spans = record.spans.lock().unwrap();
+    let shown: Vec<_> =
+        spans.iter().map(|span| (&*span["flight"], &*span["reason"], &*span["generation"])).collect();
+    assert_eq!(
+        shown,
+        [("1", "missing", "0"), ("2", "refused", "1"), ("3", "ageing", "2"), ("4", "expired", "3")]
+    );
+    assert!(spans.iter().all(|span| span["provider"] == "videos"));
+    assert_eq!(*record.followed.lock().unwrap(), ["caller"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_a_good_token_tells_nothing() {
+    let api = Api::default();
+    api.accept("access-1");
+    let provider = provider(&Source::living(HOUR));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let (record, _guard) = Record::start();
+    provider.token().await.unwrap();
+    record.events.lock().unwrap().clear();
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert!(record.events().is_empty(), "{:?}", record.events());
+}

@@ -1,0 +1,87 @@
+//! Every metric that is documented is counted, under its name and with its labels.
+
+mod support;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use metrics_util::{
+    MetricKind,
+    debugging::{DebugValue, DebuggingRecorder, Snapshotter},
+};
+use support::{Act, Api, Source, get};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
+
+/// Name and labels of each metric, as `name{a="b"}`, and its value or number of values.
+fn shown(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
+    let metrics = snapshotter.snapshot().into_vec().into_iter();
+    let shown = metrics.map(|(key, unit, description, value)| {
+        assert!(unit.is_some() && description.is_some(), "not described: {key:?}");
+        let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key(), label.value())).collect();
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let value = match value {
+            DebugValue::Counter(count) => count,
+            DebugValue::Histogram(values) => {
+                assert_eq!(key.kind(), MetricKind::Histogram);
+                values.len() as u64
+            }
+            DebugValue::Gauge(_) => panic!("{key:?}"),
+        };
+        (format!("{}{{{}}}", key.key().name(), labels.join(",")), value)
+    });
+    shown.collect()
+}
+
+#[test]
+fn every_documented_metric_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    metrics::with_local_recorder(&recorder, || runtime.unwrap().block_on(count_everything()));
+    let shown = shown(&snapshotter);
+    let expected = [
+        ("tower_bearer_challenges_total{outcome=sent_again,provider=videos}", 1),
+        ("tower_bearer_challenges_total{outcome=retries,provider=videos}", 1),
+        ("tower_bearer_flight_duration_seconds{outcome=permanent,provider=videos}", 1),
+        ("tower_bearer_flight_duration_seconds{outcome=published,provider=videos}", 2),
+        ("tower_bearer_flights_total{outcome=permanent,provider=videos,reason=refused}", 1),
+        ("tower_bearer_flights_total{outcome=published,provider=videos,reason=missing}", 1),
+        ("tower_bearer_flights_total{outcome=published,provider=videos,reason=refused}", 1),
+        ("tower_bearer_source_failures_total{kind=unavailable,provider=videos}", 1),
+        ("tower_bearer_waits_total{provider=videos}", 1),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(name, count)| (name.to_owned(), count)).into();
+    assert_eq!(shown, expected);
+    // What is counted is what the documentation names.
+    let documentation = include_str!("../src/observability.rs");
+    for name in shown.keys() {
+        let name = name.split('{').next().unwrap();
+        assert!(documentation.contains(&format!("//! | `{name}` |")), "{name}");
+    }
+}
+
+async fn count_everything() {
+    tower_bearer::observability::describe_metrics();
+    let source = Source::living(Duration::from_secs(3600))
+        .then(Act::Fail(SourceError::unavailable("down")))
+        .then(Act::Live(Duration::from_secs(3600)));
+    let provider = TokenProvider::builder(Arc::clone(&source)).name("videos").build().unwrap();
+    let layer = BearerAuthLayer::with_provider(provider);
+    let api = Api::default();
+    // Waits for its token, which took two attempts; refused; healed.
+    api.accept("access-3");
+    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    // A good request counts nothing.
+    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    // Refused, and never sent again; the flight behind it fails for good.
+    tokio::time::advance(Duration::from_secs(10)).await;
+    source.next(Act::Fail(SourceError::refused("no")));
+    api.revoke_all();
+    let layer = layer.retry(RetryPolicy::new().max_retries(0));
+    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
