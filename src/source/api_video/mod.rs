@@ -208,8 +208,7 @@ impl ApiVideo {
         let requested_at = Instant::now().into_std();
         let answer = endpoint.send(request, self.timeout).await.map_err(|error| {
             let not_sent = matches!(error, ExchangeError::NotSent(_));
-            let message = format!("no token from {url}: {error}");
-            let error = SourceError::unavailable(message).with_cause(error);
+            let error = SourceError::unavailable(format!("no token from {url}")).with_cause(error);
             if not_sent { Failure::Other(error) } else { Failure::Lost(error) }
         })?;
         if answer.status.is_success() {
