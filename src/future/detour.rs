@@ -116,7 +116,7 @@ where
         loop {
             let next = match self.as_mut().project() {
                 DetourProj::Waiting { token, ready } => {
-                    let token = ready!(token.as_mut().poll(cx))?;
+                    let token = ready!(Pin::new(token).poll(cx))?;
                     let (mut service, mut request) = taken(ready);
                     // A request whose own header is kept has not waited.
                     authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
@@ -124,7 +124,7 @@ where
                     return Poll::Ready(Ok(End::Sent(service.call(request))));
                 }
                 DetourProj::Refreshing { token, challenge } => {
-                    let token = ready!(token.as_mut().poll(cx));
+                    let token = ready!(Pin::new(token).poll(cx));
                     match refreshed(attempt, shared, token.ok(), taken(challenge)) {
                         Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
                         Step::Next(next) => next,

@@ -9,13 +9,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
+use futures_util::FutureExt;
 use tokio::{
     runtime::Handle,
-    sync::watch,
+    sync::{oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -23,7 +25,7 @@ use super::{
     flight::Flight,
     keeper::Keeper,
     settings::Settings,
-    state::{Landed, Landing, Need, Outcome, Reason, State, Verdict},
+    state::{Fetched, Landed, Landing, Need, Outcome, Reason, State, Verdict},
     status::Status,
 };
 use crate::{
@@ -34,11 +36,23 @@ use crate::{
 };
 
 /// Resolves with the outcome of a flight, or with what was decided without one.
-pub(crate) type Waiting = Pin<Box<dyn Future<Output = Outcome> + Send + Sync>>;
+pub(crate) enum Waiting {
+    Decided(Option<Outcome>),
+    Flight(Landing),
+}
 
-enum Decision {
-    Done(Outcome),
-    Wait(Landing),
+impl Future for Waiting {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        match &mut *self {
+            Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
+            // A flight always sends; were its sender lost, so would be the flight.
+            Self::Flight(landing) => {
+                Pin::new(landing).poll(cx).map(|outcome| outcome.unwrap_or(Err(Error::Interrupted)))
+            }
+        }
+    }
 }
 
 pub(super) struct Core {
@@ -105,7 +119,7 @@ impl Core {
     pub(super) fn renew_ahead(self: &Arc<Self>, token: &token::Inner) -> bool {
         let will_do = !token.is_expired(Instant::now());
         if will_do {
-            self.request(Need::Ahead);
+            self.obtain(Need::Ahead);
         }
         will_do
     }
@@ -114,24 +128,6 @@ impl Core {
     ///
     /// The flight, if one is to start, has started when this returns: dropping the future does not stop it.
     pub(super) fn obtain(self: &Arc<Self>, need: Need) -> Waiting {
-        match self.decide(need) {
-            Decision::Done(outcome) => Box::pin(std::future::ready(outcome)),
-            Decision::Wait(mut landing) => Box::pin(async move {
-                // The sender is dropped only after it has sent: `Flight` sees to that.
-                match landing.wait_for(Option::is_some).await.as_deref() {
-                    Ok(Some(outcome)) => outcome.clone(),
-                    _ => Err(Error::Interrupted),
-                }
-            }),
-        }
-    }
-
-    /// Starts a flight for `need` if one has to be, and does not wait for it.
-    pub(super) fn request(self: &Arc<Self>, need: Need) {
-        self.decide(need);
-    }
-
-    fn decide(self: &Arc<Self>, need: Need) -> Decision {
         self.keep();
         let now = Instant::now();
         let revision = self.source.revision();
@@ -139,30 +135,31 @@ impl Core {
         // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
         let reason = match state.decide(need, self.published(), now, revision) {
             Verdict::Fly(reason) => reason,
-            Verdict::Join(landing) => return Decision::Wait(landing),
-            Verdict::Use(token) | Verdict::Postpone(token) => return Decision::Done(Ok(token)),
+            Verdict::Join(landing) => return Waiting::Flight(landing),
+            Verdict::Use(token) | Verdict::Postpone(token) => return Waiting::Decided(Some(Ok(token))),
             Verdict::LeaveAlone(token) => {
                 drop(state);
                 self.reporter.left_alone(&token);
-                return Decision::Done(Ok(token));
+                return Waiting::Decided(Some(Ok(token)));
             }
-            Verdict::Tell(error) => return Decision::Done(Err(error)),
+            Verdict::Tell(error) => return Waiting::Decided(Some(Err(error))),
         };
         let Ok(runtime) = Handle::try_current() else {
-            return Decision::Done(Err(Error::NoRuntime));
+            return Waiting::Decided(Some(Err(Error::NoRuntime)));
         };
-        let (sender, landing) = watch::channel(None);
+        let (sender, receiver) = oneshot::channel();
+        let landing = receiver.shared();
         let (number, previous) = state.take_off(landing.clone());
         drop(state);
         self.changed();
         let flight = Flight::new(Arc::clone(self), sender, number, reason, revision);
         // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
         runtime.spawn(flight.fly(previous));
-        Decision::Wait(landing)
+        Waiting::Flight(landing)
     }
 
     /// Ends a flight: publishes its token, or notes its failure, which never takes a token away.
-    pub(super) fn land(&self, outcome: Outcome, reason: Reason, revision: u64) -> Landed {
+    pub(super) fn land(&self, outcome: Result<Fetched, Error>, reason: Reason, revision: u64) -> Landed {
         let wall = (self.wall_clock)();
         let mut state = self.lock();
         let landed = state.land(outcome, reason, revision, Instant::now(), wall);

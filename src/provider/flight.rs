@@ -3,37 +3,37 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::oneshot,
     time::{Instant, timeout},
 };
 
 use super::{
     core::Core,
-    state::{Landed, Outcome, Reason},
+    state::{Fetched, Landed, Outcome, Reason},
 };
 use crate::{error::Error, observability, token::Token};
 
 /// A flight lands however it ends: by its outcome, a panic, or its runtime's end.
 pub(super) struct Flight {
     core: Arc<Core>,
-    outcome: watch::Sender<Option<Outcome>>,
+    /// Taken when the flight lands.
+    outcome: Option<oneshot::Sender<Outcome>>,
     number: u64,
     reason: Reason,
     /// The source's, when the flight started.
     revision: u64,
     begun: Instant,
-    landed: bool,
 }
 
 impl Flight {
     pub(super) fn new(
         core: Arc<Core>,
-        outcome: watch::Sender<Option<Outcome>>,
+        outcome: oneshot::Sender<Outcome>,
         number: u64,
         reason: Reason,
         revision: u64,
     ) -> Self {
-        Self { core, outcome, number, reason, revision, begun: Instant::now(), landed: false }
+        Self { core, outcome: Some(outcome), number, reason, revision, begun: Instant::now() }
     }
 
     /// Flies, to renew `previous`. The span follows from that of whoever started the flight: it is not theirs alone.
@@ -50,7 +50,7 @@ impl Flight {
     }
 
     /// Asks the source until it gives a token, fails for good, or has failed too often.
-    async fn attempt(&self, previous: Option<Token>, limit: Duration) -> Outcome {
+    async fn attempt(&self, previous: Option<Token>, limit: Duration) -> Result<Fetched, Error> {
         let core = &self.core;
         let deadline = self.begun + limit;
         let mut attempt = 0;
@@ -64,8 +64,9 @@ impl Flight {
                 _ => {}
             }
             core.reporter.asking(attempt);
+            let asked = Instant::now();
             let error = match core.source.fetch(previous.as_ref()).await {
-                Ok(token) => return Ok(token),
+                Ok(token) => return Ok(Fetched { token, took: asked.elapsed() }),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
@@ -77,22 +78,22 @@ impl Flight {
         }
     }
 
-    fn land(&mut self, outcome: Outcome) {
-        self.landed = true;
+    /// Lands, if that has not come to pass before.
+    fn land(&mut self, outcome: Result<Fetched, Error>) {
+        let Some(sender) = self.outcome.take() else { return };
         // The provider is told before the waiters: whoever wakes finds the token published.
         let landed = self.core.land(outcome, self.reason, self.revision);
         self.core.reporter.landed(&landed, self.reason, self.begun.elapsed());
-        self.outcome.send_replace(Some(match landed {
+        // That nobody waits any more does not matter.
+        let _ = sender.send(match landed {
             Landed::Published { token, .. } => Ok(token),
             Landed::Failed { error, .. } => Err(error),
-        }));
+        });
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if !self.landed {
-            self.land(Err(Error::Interrupted));
-        }
+        self.land(Err(Error::Interrupted));
     }
 }

@@ -30,7 +30,7 @@ impl Keeper {
         while !*self.changes.borrow_and_update() {
             let Some(core) = self.core.upgrade() else { return };
             core.compare_clocks();
-            core.request(Need::Ahead);
+            core.obtain(Need::Ahead);
             let tick = Instant::now() + CLOCK_TICK;
             let next = core.look_again_at().map_or(tick, |at| at.min(tick));
             drop(core);

@@ -82,8 +82,8 @@ use crate::{
 /// **expired**, do callers wait. A token without a lifetime is used until the API refuses it. A provider that is to
 /// [keep fresh](TokenProviderBuilder::keep_fresh) does all this while nobody asks, too.
 ///
-/// Time is the monotonic clock's. A token whose life is over within a second of its arrival is used for that second, and
-/// longer while the source gives more of the kind, which it is asked for by the backoff.
+/// Time is the monotonic clock's. A token that has less than a tenth of a second left when it arrives is used for a second
+/// all the same, and longer while the source gives more of the kind, which it is asked for by the backoff.
 ///
 /// # What a failure does
 ///
@@ -285,7 +285,7 @@ impl TokenProvider {
 
     /// [`refresh`](Self::refresh) for the next request: starts what has to be, and does not wait.
     pub(crate) fn replace_behind(&self, refused: TokenId) {
-        self.core().request(Need::OtherThan(refused));
+        self.core().obtain(Need::OtherThan(refused));
     }
 }
 

@@ -24,10 +24,15 @@ use crate::error::Error;
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
+/// # Slow sources
+///
+/// It is at least twice the time that the source took for the token, so that the next one is there in time.
+///
 /// # Short lives
 ///
-/// The time ahead shrinks with the life: [`between`](Self::between)'s least counts for at most half of it, and never more
-/// than nine tenths are ahead of time, so that a token of a few seconds is not renewed as soon as it is there.
+/// The time ahead shrinks with the life: [`between`](Self::between)'s least, and what a slow source needs, count for at most
+/// half of it, and never more than nine tenths are ahead of time, so that a token of a few seconds is not renewed as soon
+/// as it is there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RefreshAhead {
     share: f64,
@@ -46,8 +51,6 @@ impl RefreshAhead {
     }
 
     /// Sets the share of the life, from 0 to 0.9. Default: 0.1.
-    ///
-    /// With 0, and no least time, nothing is renewed ahead of time: callers wait at each expiry.
     ///
     /// # Errors
     ///
@@ -88,12 +91,14 @@ impl RefreshAhead {
         Ok(self)
     }
 
-    /// When a token that lives for `life` from `now` on begins to age.
-    pub(super) fn ageing_at(&self, now: Instant, life: Duration) -> Instant {
-        let ahead = life.mul_f64(self.share).max(self.least.min(life / 2)).min(self.most);
+    /// When a token that lives for `life` from `now` on begins to age, if the source `took` so long for it.
+    pub(super) fn ageing_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
+        let half = life / 2;
+        let ahead = life.mul_f64(self.share).max(self.least.min(half)).min(self.most);
         let spread = 1.0 + self.jitter * (2.0 * HasherRng::new().next_f64() - 1.0);
-        // A share of a life: `life` has been clamped, so nothing here overflows.
-        now + (life - ahead.mul_f64(spread).min(life.mul_f64(MAX_SHARE)))
+        // Shares of a life, which has been clamped: nothing here overflows.
+        let ahead = ahead.mul_f64(spread).min(life.mul_f64(MAX_SHARE)).max(took.saturating_mul(2).min(half));
+        now + (life - ahead)
     }
 }
 
@@ -111,8 +116,13 @@ mod tests {
 
     /// How long before the expiry a token of this life ages, at least and at most.
     fn ahead(options: RefreshAhead, life: Duration) -> (f64, f64) {
+        ahead_if_it_took(options, life, Duration::ZERO)
+    }
+
+    fn ahead_if_it_took(options: RefreshAhead, life: Duration, took: Duration) -> (f64, f64) {
         let now = Instant::now();
-        let ahead = || (now + life).saturating_duration_since(options.ageing_at(now, life)).as_secs_f64();
+        let ahead =
+            || (now + life).saturating_duration_since(options.ageing_at(now, life, took)).as_secs_f64();
         (0..1000)
             .map(|_| ahead())
             .fold((f64::MAX, 0.0), |(least, most), ahead| (ahead.min(least), ahead.max(most)))
@@ -145,6 +155,14 @@ mod tests {
         assert_near(ahead(widest, SECOND * 10), 4.5, 9.0);
         let none = exact.share(0.0).unwrap();
         assert_near(ahead(none, SECOND * 10), 0.0, 0.0);
+    }
+
+    #[test]
+    fn a_slow_source_is_asked_in_time() {
+        let took = |took| ahead_if_it_took(RefreshAhead::new(), SECOND * 100, took);
+        assert_near(took(SECOND * 2), 9.0, 11.0);
+        assert_near(took(SECOND * 20), 40.0, 40.0);
+        assert_near(took(Duration::MAX), 50.0, 50.0);
     }
 
     /// Row 14.

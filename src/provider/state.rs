@@ -8,7 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, time::Instant};
+use futures_util::future::Shared;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     cool_down::CoolDown,
@@ -28,9 +29,12 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long the source is left alone after a flight that was interrupted or timed out, of which no backoff was taken.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
-/// A token is used for at least this long, whatever lifetime it states: one that expires at once would otherwise cost
-/// a flight per request. If the API refuses it, its 401 says so.
-const LEAST_LIFE: Duration = Duration::from_secs(1);
+/// A token with less than this left is as good as expired.
+const LEAST_LIFE: Duration = Duration::from_millis(100);
+
+/// Such a token is used for this long all the same, since it would otherwise cost a flight per request. If the API refuses
+/// it, its 401 says so.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How often a changed credential is looked for while the one before is refused.
 const REVISION_TICK: Duration = Duration::from_secs(1);
@@ -41,8 +45,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(1);
 /// What a flight ends with; everyone who waits for it gets a clone.
 pub(super) type Outcome = Result<Token, Error>;
 
-/// Gets the outcome of a flight when it lands.
-pub(super) type Landing = watch::Receiver<Option<Outcome>>;
+/// Resolves with the outcome of a flight when it lands; everyone who waits holds a clone.
+pub(super) type Landing = Shared<oneshot::Receiver<Outcome>>;
 
 pub(super) struct State {
     provider: u32,
@@ -122,6 +126,13 @@ pub(super) enum Verdict {
     Tell(Error),
     /// A flight has to start.
     Fly(Reason),
+}
+
+/// What the source gave.
+pub(super) struct Fetched {
+    pub(super) token: Token,
+    /// How long it took for it.
+    pub(super) took: Duration,
 }
 
 /// What a flight's end has changed.
@@ -229,7 +240,7 @@ impl State {
     /// Ends a flight that started for `reason`: a failure takes no token away.
     pub(super) fn land(
         &mut self,
-        outcome: Outcome,
+        outcome: Result<Fetched, Error>,
         reason: Reason,
         revision: u64,
         now: Instant,
@@ -237,12 +248,13 @@ impl State {
     ) -> Landed {
         self.in_progress = None;
         match outcome {
-            Ok(token) => self.publish(token, reason, now, wall),
+            Ok(fetched) => self.publish(fetched, reason, now, wall),
             Err(error) => self.fail(error, revision, now),
         }
     }
 
-    fn publish(&mut self, token: Token, reason: Reason, now: Instant, wall: SystemTime) -> Landed {
+    fn publish(&mut self, fetched: Fetched, reason: Reason, now: Instant, wall: SystemTime) -> Landed {
+        let Fetched { token, took } = fetched;
         let same = self.previous.as_ref().is_some_and(|previous| previous.has_same_access_token(&token));
         if !same {
             self.generation = self.generation.wrapping_add(1);
@@ -250,10 +262,10 @@ impl State {
         let left = token.expires_at().map(|at| at.saturating_duration_since(now));
         // The source is asked again later and later while its tokens are as good as expired, and they are used meanwhile.
         let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.backoff.next_delay());
-        let life = left.map(|left| left.max(LEAST_LIFE).max(postponed.unwrap_or_default()));
+        let life = left.map(|left| postponed.map_or(left, |delay| delay.max(GRACE)));
         let id = TokenId { provider: self.provider, generation: self.generation };
         let expires_at = life.map(|life| now + life);
-        let ageing_at = life.map(|life| self.refresh_ahead.ageing_at(now, life));
+        let ageing_at = life.map(|life| self.refresh_ahead.ageing_at(now, life, took));
         let token = token.published(id, expires_at, ageing_at);
 
         self.previous = Some(token.clone());

@@ -1,0 +1,324 @@
+//! What callers notice of an expiry: 64 of them at a steady rate over real sockets, while each token lives for two seconds
+//! and the auth endpoint takes 200 ms for another.
+//!
+//! ```text
+//! cargo bench --bench expiry                          # five rounds of ten seconds
+//! cargo bench --bench expiry -- --brief               # one of five
+//! cargo bench --bench expiry -- --plot FILE.svg       # and the first round as a plot
+//! ```
+//!
+//! All stacks run at the same time, each against a server of its own, so that the machine's noise is everybody's. A
+//! request's time counts from when it was due.
+
+use std::{
+    error::Error,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, Uri, header::AUTHORIZATION};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use plotters::prelude::*;
+use tokio::{sync::Mutex, task::JoinSet, time::MissedTickBehavior};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, Token, TokenProvider, TokenSource,
+    testing::{AuthServer, Fault, Route},
+};
+
+const CALLERS: usize = 64;
+/// Between two requests of one caller.
+const PERIOD: Duration = Duration::from_millis(50);
+const LIFETIME: Duration = Duration::from_secs(2);
+const LATENCY: Duration = Duration::from_millis(200);
+
+type BoxError = Box<dyn Error + Send + Sync>;
+type Http = Client<HttpConnector, Empty<Bytes>>;
+type Sending = Pin<Box<dyn Future<Output = Result<StatusCode, BoxError>> + Send>>;
+type Stack = Arc<dyn Fn() -> Sending + Send + Sync>;
+
+const STACKS: [&str; 4] = ["no expiry", "tower-bearer", "locked, at expiry", "on 401 only"];
+const COLORS: [RGBColor; 4] =
+    [RGBColor(150, 150, 150), RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(204, 121, 167)];
+
+/// When a request was due, and how long its answer took from then on.
+type Sample = (Duration, Duration);
+
+fn request(api: &Uri, authorization: Option<HeaderValue>) -> Request<Empty<Bytes>> {
+    let mut request = Request::get(format!("{api}videos")).body(Empty::new()).unwrap();
+    request.headers_mut().extend(authorization.map(|value| (AUTHORIZATION, value)));
+    request
+}
+
+async fn send(http: &Http, api: &Uri, token: &Token) -> Result<StatusCode, BoxError> {
+    let response = http.request(request(api, Some(token.header_value()))).await?;
+    let status = response.status();
+    response.into_body().collect().await?;
+    Ok(status)
+}
+
+/// The crate's own layer, with its defaults.
+fn layered(server: &AuthServer) -> Stack {
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    let client: Http = Client::builder(TokioExecutor::new()).build_http();
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client);
+    let api = server.uri();
+    Arc::new(move || {
+        let (service, request) = (service.clone(), request(&api, None));
+        Box::pin(async move {
+            let response = service.oneshot(request).await?;
+            let status = response.status();
+            response.into_body().collect().await?;
+            Ok(status)
+        })
+    })
+}
+
+/// A token behind a lock, which whoever finds it expired holds while it is renewed.
+fn locked(server: &AuthServer) -> Stack {
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    let http: Http = Client::builder(TokioExecutor::new()).build_http();
+    let (api, token) = (server.uri(), Arc::new(Mutex::new(None::<Token>)));
+    Arc::new(move || {
+        let (source, http, api, token) = (source.clone(), http.clone(), api.clone(), Arc::clone(&token));
+        Box::pin(async move {
+            let mut current = token.lock().await;
+            let works = |token: &Token| token.remaining().is_some_and(|left| !left.is_zero());
+            let token = match current.clone().filter(works) {
+                Some(token) => token,
+                None => {
+                    let renewed = source.fetch(current.as_ref()).await?;
+                    current.insert(renewed).clone()
+                }
+            };
+            drop(current);
+            send(&http, &api, &token).await
+        })
+    })
+}
+
+/// A token that is renewed once it is refused, by whoever comes first.
+fn on_challenge(server: &AuthServer) -> Stack {
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    let http: Http = Client::builder(TokioExecutor::new()).build_http();
+    let (api, token) = (server.uri(), Arc::new(Mutex::new(None::<Token>)));
+    Arc::new(move || {
+        let (source, http, api, token) = (source.clone(), http.clone(), api.clone(), Arc::clone(&token));
+        Box::pin(async move {
+            let mut used = {
+                let mut current = token.lock().await;
+                match &*current {
+                    Some(token) => token.clone(),
+                    None => current.insert(source.fetch(None).await?).clone(),
+                }
+            };
+            for _ in 0..3 {
+                let status = send(&http, &api, &used).await?;
+                if status != StatusCode::UNAUTHORIZED {
+                    return Ok(status);
+                }
+                let mut current = token.lock().await;
+                if current.as_ref().is_some_and(|token| token.access_token() == used.access_token()) {
+                    *current = Some(source.fetch(current.as_ref()).await?);
+                }
+                used = current.clone().unwrap_or(used);
+            }
+            Ok(StatusCode::UNAUTHORIZED)
+        })
+    })
+}
+
+/// Sends at a steady rate, whatever becomes of the requests before.
+async fn load(stack: Stack, length: Duration) -> Result<Vec<Sample>, BoxError> {
+    // The first token, and the connections, are not what is measured.
+    for _ in 0..3 {
+        let mut warm = JoinSet::new();
+        (0..CALLERS).for_each(|_| drop(warm.spawn(stack())));
+        warm.join_all().await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    }
+    let begun = tokio::time::Instant::now();
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let stack = Arc::clone(&stack);
+        callers.spawn(async move {
+            let first = begun + PERIOD * caller as u32 / CALLERS as u32;
+            let mut ticks = tokio::time::interval_at(first, PERIOD);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            let mut requests = JoinSet::new();
+            while begun.elapsed() < length {
+                ticks.tick().await;
+                let (due, sent, sending) = (begun.elapsed(), Instant::now(), stack());
+                requests.spawn(async move { sending.await.map(|status| (status, (due, sent.elapsed()))) });
+            }
+            requests.join_all().await
+        });
+    }
+    let answers = callers.join_all().await.into_iter().flatten();
+    answers
+        .map(|answer| match answer? {
+            (StatusCode::OK, sample) => Ok(sample),
+            (status, _) => Err(format!("a request was answered {status}").into()),
+        })
+        .collect()
+}
+
+/// p50, p99 and the greatest.
+fn figures(samples: &[Sample]) -> [Duration; 3] {
+    let mut took: Vec<_> = samples.iter().map(|(_, took)| *took).collect();
+    took.sort_unstable();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    [at(0.5), at(0.99), at(1.0)]
+}
+
+fn median(mut values: Vec<Duration>) -> Duration {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+async fn round(length: Duration) -> Result<(Vec<Vec<Sample>>, Vec<u64>), BoxError> {
+    let (mut servers, mut loads) = (Vec::new(), Vec::new());
+    for stack in 0..STACKS.len() {
+        let lifetime = if stack == 0 { Duration::from_secs(3600) } else { LIFETIME };
+        let server = AuthServer::builder().token_lifetime(lifetime).start().await?;
+        for route in [Route::ApiKeyGrant, Route::RefreshGrant] {
+            server.inject_always(route, Fault::Delay(LATENCY));
+        }
+        let stack = match stack {
+            0 | 1 => layered(&server),
+            2 => locked(&server),
+            _ => on_challenge(&server),
+        };
+        loads.push(tokio::spawn(load(stack, length)));
+        servers.push(server);
+    }
+    let mut samples = Vec::new();
+    for load in loads {
+        samples.push(load.await??);
+    }
+    let posts = |server: &AuthServer| {
+        let counters = server.counters();
+        counters.api_key_grants + counters.refresh_grants
+    };
+    Ok((samples, servers.iter().map(posts).collect()))
+}
+
+/// The slowest request of each 50 ms, over time.
+fn plot(path: &str, stacks: &[Vec<Sample>], length: Duration) -> Result<(), Box<dyn Error>> {
+    let root = SVGBackend::new(path, (900, 420)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            "What callers notice of an expiry every 2 s, with an auth endpoint that takes 200 ms",
+            ("sans-serif", 18),
+        )
+        .margin(12)
+        .x_label_area_size(38)
+        .y_label_area_size(58)
+        .build_cartesian_2d(0.0..length.as_secs_f64(), (0.1..10_000.0).log_scale())?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds")
+        .y_desc("slowest request of each 50 ms, in ms")
+        .light_line_style(WHITE)
+        .y_label_formatter(&|value| format!("{value}"))
+        .draw()?;
+    let buckets = length.as_millis() as usize / 50;
+    // Ours last: on top.
+    for stack in [0, 3, 2, 1] {
+        let mut slowest = vec![None::<Duration>; buckets + 1];
+        for (due, took) in &stacks[stack] {
+            let bucket = &mut slowest[(due.as_millis() as usize / 50).min(buckets)];
+            *bucket = (*bucket).max(Some(*took));
+        }
+        let points = slowest
+            .iter()
+            .enumerate()
+            .filter_map(|(bucket, took)| Some((bucket as f64 / 20.0, millis((*took)?))));
+        let style = COLORS[stack].stroke_width(if stack == 1 { 2 } else { 1 });
+        chart
+            .draw_series(LineSeries::new(points, style))?
+            .label(STACKS[stack])
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], COLORS[stack].stroke_width(3)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.4))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let (rounds, seconds, svg) = match arguments[..] {
+        [] => (5, 10, None),
+        ["--brief"] => (1, 5, None),
+        ["--plot", path] => (5, 10, Some(path)),
+        _ => return Err("usage: expiry [--brief | --plot FILE.svg]".into()),
+    };
+    let length = Duration::from_secs(seconds);
+    println!(
+        "{CALLERS} callers, a request each {PERIOD:?}; tokens live {LIFETIME:?}; the auth endpoint takes {LATENCY:?}"
+    );
+    let mut all: Vec<Vec<[Duration; 3]>> = vec![Vec::new(); STACKS.len()];
+    let mut grants = vec![0; STACKS.len()];
+    for number in 0..rounds {
+        let (samples, posts) = round(length).await.map_err(|error| error.to_string())?;
+        for (stack, samples) in samples.iter().enumerate() {
+            all[stack].push(figures(samples));
+            grants[stack] += posts[stack];
+        }
+        if let (0, Some(path)) = (number, svg) {
+            plot(path, &samples, length)?;
+            println!("written to {path}");
+        }
+    }
+
+    println!("\nmedians of {rounds} rounds, in ms     p50      p99      max    POSTs per round");
+    let mut medians = Vec::new();
+    for (stack, name) in STACKS.iter().enumerate() {
+        let of = |figure: usize| median(all[stack].iter().map(|round| round[figure]).collect());
+        let [p50, p99, max] = [of(0), of(1), of(2)];
+        println!(
+            "{name:<25} {:>8.2} {:>8.2} {:>8.2} {:>18.1}",
+            millis(p50),
+            millis(p99),
+            millis(max),
+            grants[stack] as f64 / f64::from(rounds)
+        );
+        medians.push([p50, p99, max]);
+    }
+    println!("\nbars                                              figure     bar");
+    let bar = |what: &str, figure: f64, bar: f64, met: bool| {
+        println!("{what:<48} {figure:>7.2} {bar:>7.2}  {}", if met { "met" } else { "MISSED" });
+    };
+    for (figure, name) in [(1, "p99"), (2, "max")] {
+        let ratio = medians[1][figure].as_secs_f64() / medians[0][figure].as_secs_f64();
+        bar(&format!("tower-bearer's {name} over that without expiry"), ratio, 1.2, ratio <= 1.2);
+    }
+    for stack in [2, 3] {
+        let max = millis(medians[stack][2]);
+        bar(
+            &format!("{}: its max shows the 200 ms", STACKS[stack]),
+            max,
+            millis(LATENCY),
+            max >= millis(LATENCY),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Ten thousand callers at an expired token: how many times the source is asked, and how long after its answer the last of
+//! them has its token; against a mutex that is held around the refresh.
+//!
+//! ```text
+//! cargo bench --bench stampede              # 20 rounds of each
+//! cargo bench --bench stampede -- --brief   # 3
+//! ```
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Mutex, task::JoinSet};
+use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+
+const CALLERS: usize = 10_000;
+const LIFETIME: Duration = Duration::from_secs(1);
+/// Long enough for all callers to be there.
+const LATENCY: Duration = Duration::from_millis(200);
+
+struct Endpoint {
+    begun: Instant,
+    posts: AtomicU64,
+    /// Nanoseconds from `begun` to the newest answer.
+    answered: AtomicU64,
+}
+
+impl Endpoint {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), posts: AtomicU64::new(0), answered: AtomicU64::new(0) })
+    }
+
+    fn elapsed(&self) -> u64 {
+        self.begun.elapsed().as_nanos() as u64
+    }
+}
+
+impl TokenSource for Endpoint {
+    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        let number = self.posts.fetch_add(1, Ordering::SeqCst);
+        let requested_at = Instant::now();
+        tokio::time::sleep(LATENCY).await;
+        self.answered.store(self.elapsed(), Ordering::SeqCst);
+        let token = Token::builder(format!("access-{number}"));
+        Ok(token.expires_in(LIFETIME + LATENCY).requested_at(requested_at).build()?)
+    }
+}
+
+/// From the endpoint's answer until the last caller has its token, and how often the endpoint was asked.
+struct Round {
+    took: Duration,
+    posts: u64,
+}
+
+async fn stampede<F>(endpoint: &Endpoint, call: impl Fn() -> F) -> Round
+where
+    F: Future<Output = Token> + Send + 'static,
+{
+    let asked = endpoint.posts.load(Ordering::SeqCst);
+    let begun = endpoint.begun;
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let caller = call();
+        callers.spawn(async move {
+            assert!(caller.await.remaining().is_some_and(|left| !left.is_zero()));
+            begun.elapsed()
+        });
+    }
+    let last = callers.join_all().await.into_iter().max().unwrap_or_default();
+    let answered = Duration::from_nanos(endpoint.answered.load(Ordering::SeqCst));
+    Round { took: last.saturating_sub(answered), posts: endpoint.posts.load(Ordering::SeqCst) - asked }
+}
+
+async fn provider(endpoint: &Arc<Endpoint>, provider: &TokenProvider) -> Round {
+    stampede(endpoint, || {
+        let provider = provider.clone();
+        async move { provider.token().await.unwrap() }
+    })
+    .await
+}
+
+async fn mutex(endpoint: &Arc<Endpoint>, token: &Arc<Mutex<Option<Token>>>) -> Round {
+    stampede(endpoint, || {
+        let (endpoint, token) = (Arc::clone(endpoint), Arc::clone(token));
+        async move {
+            let mut current = token.lock().await;
+            let works = |token: &Token| token.remaining().is_some_and(|left| !left.is_zero());
+            match current.clone().filter(works) {
+                Some(token) => token,
+                None => current.insert(endpoint.fetch(None).await.unwrap()).clone(),
+            }
+        }
+    })
+    .await
+}
+
+fn median(rounds: &[Round]) -> Duration {
+    let mut took: Vec<_> = rounds.iter().map(|round| round.took).collect();
+    took.sort_unstable();
+    took[took.len() / 2]
+}
+
+#[tokio::main]
+async fn main() {
+    let rounds = if std::env::args().any(|argument| argument == "--brief") { 3 } else { 20 };
+    let (ours, theirs) = (Endpoint::new(), Endpoint::new());
+    let handle = TokenProvider::new(Arc::clone(&ours));
+    let locked = Arc::new(Mutex::new(None));
+    let (mut provider_rounds, mut mutex_rounds) = (Vec::new(), Vec::new());
+    // The first of each warms up, and has no token yet instead of an expired one.
+    for _ in 0..=rounds {
+        provider_rounds.push(provider(&ours, &handle).await);
+        mutex_rounds.push(mutex(&theirs, &locked).await);
+        tokio::time::sleep(LIFETIME + Duration::from_millis(50)).await;
+    }
+    println!("{CALLERS} callers at an expired token, medians of {rounds} rounds");
+    println!("                  POSTs per round    last caller after the answer");
+    for (name, rounds) in [("tower-bearer", &mut provider_rounds), ("mutex", &mut mutex_rounds)] {
+        rounds.remove(0);
+        let most = rounds.iter().map(|round| round.posts).max().unwrap_or_default();
+        println!("{name:<17} {most:>15} {:>27.2} ms", median(rounds).as_secs_f64() * 1e3);
+    }
+    let posts = provider_rounds.iter().map(|round| round.posts).max().unwrap_or_default();
+    let ratio = median(&provider_rounds).as_secs_f64() / median(&mutex_rounds).as_secs_f64();
+    println!("\nbars                                  figure     bar");
+    println!(
+        "POSTs per expired token, at most     {posts:>7} {:>7}  {}",
+        1,
+        if posts == 1 { "met" } else { "MISSED" }
+    );
+    println!(
+        "time over the mutex's                {ratio:>7.2}  < 1.00  {}",
+        if ratio < 1.0 { "met" } else { "MISSED" }
+    );
+    assert_eq!(posts, 1, "10,000 callers, one POST");
+}
