@@ -33,7 +33,11 @@
 //! | `the request was challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `the request is sent again` | DEBUG | `generation` (of the new token), `attempt` (of the one to come), `delay_ms` |
 //! | `the challenge is the answer` | DEBUG | `generation`, `reason` |
+//! | `the flight under way is joined` | TRACE | `flight` |
+//! | `the refused token has been replaced already` | DEBUG | `generation` (of the new token), `refused` (the other's) |
 //! | `the newest token is refused too: the source is left alone` | WARN | `generation` |
+//! | `the ageing token is used: the source is left alone for a while` | TRACE | `generation` |
+//! | `the source is not asked: the failure still holds` | DEBUG | `error` |
 //! | `the token was invalidated` | INFO | `generation` |
 //! | `the wall clock has passed the monotonic one: the token's life is shorter` | INFO | `generation`, `jump_ms` |
 //! | `the provider is shut down` | DEBUG | |
@@ -63,7 +67,6 @@ use tokio::time::Instant;
 
 use crate::{
     error::Error,
-    provider::{Landed, Reason},
     token::{Token, TokenId},
 };
 
@@ -106,7 +109,7 @@ impl Reporter {
     }
 
     /// The span of a flight.
-    pub(crate) fn flight(&self, number: u64, reason: Reason, previous: Option<&Token>) -> Span {
+    pub(crate) fn flight(&self, number: u64, reason: &'static str, previous: Option<&Token>) -> Span {
         #[cfg(feature = "tracing")]
         {
             let span = tracing::info_span!(
@@ -115,7 +118,7 @@ impl Reporter {
                 "token_flight",
                 provider = %self.provider,
                 flight = number,
-                reason = reason.name(),
+                reason,
                 generation = previous.map_or(0, Token::generation),
             );
             span.follows_from(tracing::Span::current());
@@ -142,61 +145,105 @@ impl Reporter {
             error = %Chain(error),
             "the token source failed, and will be asked again"
         );
-        count!("tower_bearer_source_failures_total", "provider" => self.provider.to_string(), "kind" => kind);
+        count!("tower_bearer_source_failures_total", "provider" => Arc::clone(&self.provider), "kind" => kind);
     }
 
-    pub(crate) fn landed(&self, landed: &Landed, reason: Reason, took: Duration) {
-        let outcome = match landed {
-            Landed::Published { token, same, postponed } => {
-                let generation = token.generation();
-                event!(
-                    INFO,
-                    generation,
-                    expires_in_ms = token.remaining().map(millis),
-                    ageing_in_ms = token.ageing_at().map(millis_until),
-                    took_ms = millis(took),
-                    "a token was published"
-                );
-                if *same {
-                    event!(WARN, generation, "the source gave the same access token again");
-                }
-                if let Some(delay) = postponed {
-                    event!(
-                        WARN,
-                        generation,
-                        delay_ms = millis(*delay),
-                        "the token is as good as expired: the source is left alone for a while"
-                    );
-                }
-                "published"
-            }
-            Landed::Failed { error, cool_down: None } => {
+    /// `same`: the source gave the access token that it had given before. `postponed`: how long it is left alone, because
+    /// the token is hardly of use.
+    pub(crate) fn published(
+        &self,
+        token: &Token,
+        reason: &'static str,
+        same: bool,
+        postponed: Option<Duration>,
+        took: Duration,
+    ) {
+        let generation = token.generation();
+        event!(
+            INFO,
+            generation,
+            expires_in_ms = token.remaining().map(millis),
+            ageing_in_ms = token.ageing_at().map(millis_until),
+            took_ms = millis(took),
+            "a token was published"
+        );
+        if same {
+            event!(WARN, generation, "the source gave the same access token again");
+        }
+        if let Some(delay) = postponed {
+            event!(
+                WARN,
+                generation,
+                delay_ms = millis(delay),
+                "the token is as good as expired: the source is left alone for a while"
+            );
+        }
+        self.landed(reason, "published", took);
+    }
+
+    pub(crate) fn failed(
+        &self,
+        error: &Error,
+        reason: &'static str,
+        cool_down: Option<Duration>,
+        took: Duration,
+    ) {
+        match cool_down {
+            None => {
                 event!(WARN, error = %Chain(error), took_ms = millis(took), "the flight failed");
-                "transient"
+                self.landed(reason, "transient", took);
             }
-            Landed::Failed { error, cool_down: Some(cool_down) } => {
+            Some(cool_down) => {
                 event!(
                     ERROR,
                     error = %Chain(error),
                     took_ms = millis(took),
-                    cool_down_ms = millis(*cool_down),
+                    cool_down_ms = millis(cool_down),
                     "the credential is of no use: callers are told so until the cool-down is over"
                 );
-                "permanent"
+                self.landed(reason, "permanent", took);
             }
-        };
-        #[cfg(feature = "metrics")]
-        {
-            let provider = self.provider.to_string();
-            metrics::histogram!(
-                "tower_bearer_flight_duration_seconds", "provider" => provider.clone(), "outcome" => outcome
-            )
-            .record(took);
-            count!(
-                "tower_bearer_flights_total",
-                "provider" => provider, "reason" => reason.name(), "outcome" => outcome
-            );
         }
+    }
+
+    fn landed(&self, reason: &'static str, outcome: &'static str, took: Duration) {
+        #[cfg(feature = "metrics")]
+        metrics::histogram!(
+            "tower_bearer_flight_duration_seconds",
+            "provider" => Arc::clone(&self.provider), "outcome" => outcome
+        )
+        .record(took);
+        count!(
+            "tower_bearer_flights_total",
+            "provider" => Arc::clone(&self.provider), "reason" => reason, "outcome" => outcome
+        );
+    }
+
+    pub(crate) fn joined(&self, flight: u64) {
+        event!(TRACE, provider = %self.provider, flight, "the flight under way is joined");
+    }
+
+    pub(crate) fn replaced_already(&self, refused: TokenId, token: &Token) {
+        event!(
+            DEBUG,
+            provider = %self.provider,
+            generation = token.generation(),
+            refused = refused.generation,
+            "the refused token has been replaced already"
+        );
+    }
+
+    pub(crate) fn told_again(&self, error: &Error) {
+        event!(DEBUG, provider = %self.provider, error = %Chain(error), "the source is not asked: the failure still holds");
+    }
+
+    pub(crate) fn used_meanwhile(&self, token: &Token) {
+        event!(
+            TRACE,
+            provider = %self.provider,
+            generation = token.generation(),
+            "the ageing token is used: the source is left alone for a while"
+        );
     }
 
     pub(crate) fn left_alone(&self, token: &Token) {
@@ -228,7 +275,7 @@ impl Reporter {
 
     pub(crate) fn waiting(&self) {
         event!(DEBUG, provider = %self.provider, "the request waits for a token");
-        count!("tower_bearer_waits_total", "provider" => self.provider.to_string());
+        count!("tower_bearer_waits_total", "provider" => Arc::clone(&self.provider));
     }
 
     pub(crate) fn challenged(&self, refused: TokenId, status: StatusCode, retries: u32) {
@@ -252,7 +299,7 @@ impl Reporter {
             "the request is sent again"
         );
         count!(
-            "tower_bearer_challenges_total", "provider" => self.provider.to_string(), "outcome" => "sent_again"
+            "tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => "sent_again"
         );
     }
 
@@ -270,7 +317,7 @@ impl Reporter {
             reason,
             "the challenge is the answer"
         );
-        count!("tower_bearer_challenges_total", "provider" => self.provider.to_string(), "outcome" => reason);
+        count!("tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => reason);
     }
 }
 

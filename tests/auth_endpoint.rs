@@ -23,7 +23,7 @@ use tower_bearer::{
 /// A provider that does not wait long: nothing here waits for anything but the fault itself.
 fn impatient(source: ApiVideo) -> TokenProvider {
     let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
-    TokenProvider::builder(source.timeout(Duration::from_millis(500))).retry(retry).build().unwrap()
+    TokenProvider::builder(source.timeout(Duration::from_millis(500)).unwrap()).retry(retry).build().unwrap()
 }
 
 fn source(server: &AuthServer) -> ApiVideo {

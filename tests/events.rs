@@ -172,6 +172,22 @@ async fn everything() {
     let service = BearerAuthLayer::with_provider(refused).layer(api.service());
     assert!(service.oneshot(get()).await.is_err());
 
+    // A flight that is joined; a late challenge; an ageing token whose renewal fails; a failure that holds.
+    let source = Source::living(HOUR);
+    let videos = provider(&source);
+    let (first, _) = tokio::join!(videos.token(), videos.token());
+    let first = first.unwrap();
+    videos.refresh(&first).await.unwrap();
+    videos.refresh(&first).await.unwrap();
+    advance(HOUR * 95 / 100).await;
+    source.next(Act::Fail(SourceError::unavailable("limited").with_retry_after(HOUR)));
+    videos.token().await.unwrap();
+    sleep(second * 2).await;
+    videos.token().await.unwrap();
+    let videos = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
+    assert!(videos.token().await.is_err());
+    assert!(videos.token().await.is_err());
+
     // A flight that is over before the source answers.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
 

@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    ops::ControlFlow,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -134,15 +135,11 @@ impl Core {
         let mut state = self.lock();
         // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
         let reason = match state.decide(need, self.published(), now, revision) {
-            Verdict::Fly(reason) => reason,
-            Verdict::Join(landing) => return Waiting::Flight(landing),
-            Verdict::Use(token) | Verdict::Postpone(token) => return Waiting::Decided(Some(Ok(token))),
-            Verdict::LeaveAlone(token) => {
+            ControlFlow::Continue(reason) => reason,
+            ControlFlow::Break(verdict) => {
                 drop(state);
-                self.reporter.left_alone(&token);
-                return Waiting::Decided(Some(Ok(token)));
+                return self.decided(verdict);
             }
-            Verdict::Tell(error) => return Waiting::Decided(Some(Err(error))),
         };
         let Ok(runtime) = Handle::try_current() else {
             return Waiting::Decided(Some(Err(Error::NoRuntime)));
@@ -156,6 +153,34 @@ impl Core {
         // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
         runtime.spawn(flight.fly(previous));
         Waiting::Flight(landing)
+    }
+
+    /// What was decided without a flight.
+    fn decided(&self, verdict: Verdict) -> Waiting {
+        let outcome = match verdict {
+            Verdict::Join(landing, number) => {
+                self.reporter.joined(number);
+                return Waiting::Flight(landing);
+            }
+            Verdict::Use(token) => Ok(token),
+            Verdict::Replaced(token, refused) => {
+                self.reporter.replaced_already(refused, &token);
+                Ok(token)
+            }
+            Verdict::LeaveAlone(token) => {
+                self.reporter.left_alone(&token);
+                Ok(token)
+            }
+            Verdict::Postpone(token) => {
+                self.reporter.used_meanwhile(&token);
+                Ok(token)
+            }
+            Verdict::Tell(error) => {
+                self.reporter.told_again(&error);
+                Err(error)
+            }
+        };
+        Waiting::Decided(Some(outcome))
     }
 
     /// Ends a flight: publishes its token, or notes its failure, which never takes a token away.

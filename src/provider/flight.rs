@@ -38,7 +38,7 @@ impl Flight {
 
     /// Flies, to renew `previous`. The span follows from that of whoever started the flight: it is not theirs alone.
     pub(super) fn fly(mut self, previous: Option<Token>) -> impl Future<Output = ()> + Send {
-        let span = self.core.reporter.flight(self.number, self.reason, previous.as_ref());
+        let span = self.core.reporter.flight(self.number, self.reason.name(), previous.as_ref());
         observability::within(span, async move {
             let limit = self.core.settings.refresh_timeout;
             let outcome = match timeout(limit, self.attempt(previous, limit)).await {
@@ -83,11 +83,17 @@ impl Flight {
         let Some(sender) = self.outcome.take() else { return };
         // The provider is told before the waiters: whoever wakes finds the token published.
         let landed = self.core.land(outcome, self.reason, self.revision);
-        self.core.reporter.landed(&landed, self.reason, self.begun.elapsed());
+        let (reporter, reason, took) = (&self.core.reporter, self.reason.name(), self.begun.elapsed());
         // That nobody waits any more does not matter.
         let _ = sender.send(match landed {
-            Landed::Published { token, .. } => Ok(token),
-            Landed::Failed { error, .. } => Err(error),
+            Landed::Published { token, same, postponed } => {
+                reporter.published(&token, reason, same, postponed, took);
+                Ok(token)
+            }
+            Landed::Failed { error, cool_down } => {
+                reporter.failed(&error, reason, cool_down, took);
+                Err(error)
+            }
         });
     }
 }

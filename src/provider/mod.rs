@@ -24,11 +24,7 @@ pub use self::{
     refresh_ahead::RefreshAhead,
     status::{Freshness, Status, StatusChanges},
 };
-pub(crate) use self::{
-    core::Waiting,
-    current::Current,
-    state::{Landed, Reason},
-};
+pub(crate) use self::{core::Waiting, current::Current};
 
 use self::{
     core::Core,

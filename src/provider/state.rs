@@ -4,6 +4,7 @@
 //! source, subscriber or waker runs in here.
 
 use std::{
+    ops::ControlFlow::{self, Break, Continue},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
@@ -88,7 +89,7 @@ pub(super) enum Need {
 
 /// Why a flight starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(super) enum Reason {
     /// There is no token.
     Missing,
     /// The current token has expired.
@@ -101,8 +102,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// As events and metrics show it.
-    #[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(dead_code))]
-    pub(crate) fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Missing => "missing",
             Self::Expired => "expired",
@@ -112,20 +112,20 @@ impl Reason {
     }
 }
 
-/// What a need comes to.
+/// What a need comes to without a flight of its own.
 pub(super) enum Verdict {
     /// This token will do.
     Use(Token),
-    /// The flight under way will tell.
-    Join(Landing),
+    /// This token has replaced the refused one already.
+    Replaced(Token, TokenId),
+    /// The flight under way, of this number, will tell.
+    Join(Landing, u64),
     /// There will be no flight, since challenges have caused one only just now: the API refuses even the newest token.
     LeaveAlone(Token),
     /// Nobody waits, so the next flight need not come before the backoff's end.
     Postpone(Token),
     /// The failure of the flight before holds, without another.
     Tell(Error),
-    /// A flight has to start.
-    Fly(Reason),
 }
 
 /// What the source gave.
@@ -136,7 +136,7 @@ pub(super) struct Fetched {
 }
 
 /// What a flight's end has changed.
-pub(crate) enum Landed {
+pub(super) enum Landed {
     Published {
         token: Token,
         /// The source gave the access token that it had given before.
@@ -175,43 +175,47 @@ impl State {
         }
     }
 
-    /// What `need` comes to while `current` is the current token, which may have expired.
+    /// What `need` comes to while `current` is the current token, which may have expired: why a flight has to start, or
+    /// what is the case without one.
     pub(super) fn decide(
         &mut self,
         need: Need,
         current: Option<Token>,
         now: Instant,
         revision: u64,
-    ) -> Verdict {
+    ) -> ControlFlow<Verdict, Reason> {
         let without = if current.is_some() { Reason::Expired } else { Reason::Missing };
         let working = current.filter(|token| !token.0.is_expired(now));
         match (need, &working) {
-            (Need::Any, Some(token)) => return Verdict::Use(token.clone()),
-            (Need::Ahead, Some(token)) if token.0.is_fresh(now) => return Verdict::Use(token.clone()),
-            // A late challenge: that token has been replaced already.
+            (Need::Any, Some(token)) => return Break(Verdict::Use(token.clone())),
+            (Need::Ahead, Some(token)) if token.0.is_fresh(now) => {
+                return Break(Verdict::Use(token.clone()));
+            }
             (Need::OtherThan(refused), Some(token)) if token.id() != refused => {
-                return Verdict::Use(token.clone());
+                return Break(Verdict::Replaced(token.clone(), refused));
             }
             _ => {}
         }
         if let Some(flight) = &self.in_progress {
-            return Verdict::Join(flight.clone());
+            return Break(Verdict::Join(flight.clone(), self.started));
         }
         if self.shut_down {
-            return Verdict::Tell(Error::ShutDown);
+            return Break(Verdict::Tell(Error::ShutDown));
         }
         if let Some(error) = self.permanent_error(now, revision) {
-            return Verdict::Tell(error);
+            return Break(Verdict::Tell(error));
         }
         match (need, working) {
             // Another token would fare no better, so the source is left alone.
-            (Need::OtherThan(_), Some(token)) if self.challenged.is_active(now) => Verdict::LeaveAlone(token),
-            (Need::OtherThan(_), Some(_)) => Verdict::Fly(Reason::Refused),
-            (Need::Ahead, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
-                Verdict::Postpone(token)
+            (Need::OtherThan(_), Some(token)) if self.challenged.is_active(now) => {
+                Break(Verdict::LeaveAlone(token))
             }
-            (_, Some(_)) => Verdict::Fly(Reason::Ageing),
-            (_, None) => Verdict::Fly(without),
+            (Need::OtherThan(_), Some(_)) => Continue(Reason::Refused),
+            (Need::Ahead, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
+                Break(Verdict::Postpone(token))
+            }
+            (_, Some(_)) => Continue(Reason::Ageing),
+            (_, None) => Continue(without),
         }
     }
 

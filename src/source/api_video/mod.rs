@@ -162,9 +162,18 @@ impl ApiVideo {
 
     /// Sets how long one exchange with an auth endpoint may take, from connecting to the end of its answer. Default:
     /// 10 s.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if it is zero or more than an hour.
+    pub fn timeout(mut self, timeout: Duration) -> Result<Self, Error> {
+        if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
+            return Err(Error::InvalidOption(
+                "an exchange's timeout is more than zero, and at most an hour".into(),
+            ));
+        }
         self.timeout = timeout;
-        self
+        Ok(self)
     }
 
     /// Names the application to api.video (`AV-Origin-App: name:version`). Default: not named.
@@ -372,6 +381,16 @@ mod tests {
             [("", "1"), (&too_long, "1"), ("a b", "1"), ("a", ""), ("a", "1.2.3.4"), ("a", "1."), ("a", "v1")]
         {
             assert!(!named(name, version), "{name}:{version}");
+        }
+    }
+
+    #[test]
+    fn an_exchange_takes_some_time_and_not_for_ever() {
+        let second = Duration::from_secs(1);
+        for (timeout, fits) in
+            [(Duration::ZERO, false), (second, true), (second * 3600, true), (second * 3601, false)]
+        {
+            assert_eq!(ApiVideo::new("key").timeout(timeout).is_ok(), fits, "{timeout:?}");
         }
     }
 
