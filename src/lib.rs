@@ -32,6 +32,12 @@
 //! # }
 //! ```
 //!
+//! # What happens at an expiry
+//!
+//! Nothing that a caller would notice: in the last part of its life ([`RefreshAhead`]) a token is still used, while the next
+//! is fetched behind the callers' backs. While a token lives, an outage of its source is not noticed either. What failures
+//! do is told at [`TokenProvider`].
+//!
 //! # What happens on a 401
 //!
 //! 1. The refused token, and no other, is to be replaced: if the [`TokenProvider`] has a newer one already, that is taken.
@@ -47,14 +53,17 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util's, over rustls with ring and Mozilla's roots |
+//! | `tracing` | yes | spans and events, as [`observability`] lists them |
+//! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | that client trusts the operating system's root certificates instead |
 //! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
 //!
 //! # Where next
 //!
-//! [`BearerAuthLayer`] for the layer's options, [`replay`] for bodies that are not `Clone`, [`TokenSource`] for another
-//! token service, `testing` for tests.
+//! [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
+//! not `Clone`, [`TokenSource`] for another token service, [`observability`] for what is logged and counted, `testing` for
+//! tests.
 //!
 //! # Runtime
 //!

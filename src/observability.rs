@@ -15,7 +15,7 @@
 //! | message | level | fields |
 //! |---|---|---|
 //! | `asking the token source` | DEBUG | `attempt`, from 1 |
-//! | `the token source failed, and will be asked again` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
+//! | `the token source failed: it is left alone for a while` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
 //! | `the refresh token was refused: the API key is tried` | INFO | `status` |
 //! | `the refresh token counts as spent: the API key is tried` | WARN | |
 //! | `expires_in is no number: the default lifetime is taken` | WARN | `lifetime_ms` |
@@ -143,7 +143,7 @@ impl Reporter {
             delay_ms = millis(delay),
             kind,
             error = %Chain(error),
-            "the token source failed, and will be asked again"
+            "the token source failed: it is left alone for a while"
         );
         count!("tower_bearer_source_failures_total", "provider" => Arc::clone(&self.provider), "kind" => kind);
     }

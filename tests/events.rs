@@ -276,7 +276,7 @@ async fn a_failure_is_told_with_its_whole_chain_its_attempt_and_its_delay() {
         .with_retry_after(Duration::from_secs(7));
     let provider = provider(&Source::living(HOUR).then(Act::Fail(error)));
     provider.token().await.unwrap();
-    let failed = record.one("the token source failed, and will be asked again");
+    let failed = record.one("the token source failed: it is left alone for a while");
     assert_eq!(failed.fields["attempt"], "1");
     assert_eq!(failed.fields["kind"], "unavailable");
     assert_eq!(failed.fields["error"], "no access token could be obtained: down: the connection was reset");
