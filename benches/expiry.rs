@@ -62,13 +62,6 @@ fn request(api: &Uri, authorization: Option<HeaderValue>) -> Request<Empty<Bytes
     request
 }
 
-async fn send(http: &Http, api: &Uri, token: &Token) -> Result<StatusCode, BoxError> {
-    let response = http.request(request(api, Some(token.header_value()))).await?;
-    let status = response.status();
-    response.into_body().collect().await?;
-    Ok(status)
-}
-
 /// The crate's own layer, with its defaults.
 fn layered(server: &AuthServer) -> Stack {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
@@ -86,58 +79,60 @@ fn layered(server: &AuthServer) -> Stack {
     })
 }
 
-/// A token behind a lock, which whoever finds it expired holds while it is renewed.
-fn locked(server: &AuthServer) -> Stack {
-    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-    let http: Http = Client::builder(TokioExecutor::new()).build_http();
-    let (api, token) = (server.uri(), Arc::new(Mutex::new(None::<Token>)));
-    Arc::new(move || {
-        let (source, http, api, token) = (source.clone(), http.clone(), api.clone(), Arc::clone(&token));
-        Box::pin(async move {
-            let mut current = token.lock().await;
-            let works = |token: &Token| token.remaining().is_some_and(|left| !left.is_zero());
-            let token = match current.clone().filter(works) {
-                Some(token) => token,
-                None => {
-                    let renewed = source.fetch(current.as_ref()).await?;
-                    current.insert(renewed).clone()
-                }
-            };
-            drop(current);
-            send(&http, &api, &token).await
-        })
-    })
+/// What the two other stacks have: a client, and a token behind a lock.
+#[derive(Clone)]
+struct Locked {
+    source: ApiVideo,
+    http: Http,
+    api: Uri,
+    token: Arc<Mutex<Option<Token>>>,
 }
 
-/// A token that is renewed once it is refused, by whoever comes first.
-fn on_challenge(server: &AuthServer) -> Stack {
-    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-    let http: Http = Client::builder(TokioExecutor::new()).build_http();
-    let (api, token) = (server.uri(), Arc::new(Mutex::new(None::<Token>)));
-    Arc::new(move || {
-        let (source, http, api, token) = (source.clone(), http.clone(), api.clone(), Arc::clone(&token));
-        Box::pin(async move {
-            let mut used = {
-                let mut current = token.lock().await;
-                match &*current {
-                    Some(token) => token.clone(),
-                    None => current.insert(source.fetch(None).await?).clone(),
-                }
-            };
-            for _ in 0..3 {
-                let status = send(&http, &api, &used).await?;
-                if status != StatusCode::UNAUTHORIZED {
-                    return Ok(status);
-                }
-                let mut current = token.lock().await;
-                if current.as_ref().is_some_and(|token| token.access_token() == used.access_token()) {
-                    *current = Some(source.fetch(current.as_ref()).await?);
-                }
-                used = current.clone().unwrap_or(used);
+impl Locked {
+    fn new(server: &AuthServer) -> Self {
+        Self {
+            source: ApiVideo::new(server.api_key()).base_url(server.uri()),
+            http: Client::builder(TokioExecutor::new()).build_http(),
+            api: server.uri(),
+            token: Arc::default(),
+        }
+    }
+
+    /// The token, unless `outdated`; the lock is held while it is renewed.
+    async fn token(&self, outdated: impl Fn(&Token) -> bool) -> Result<Token, BoxError> {
+        let mut current = self.token.lock().await;
+        if let Some(token) = current.as_ref().filter(|token| !outdated(token)) {
+            return Ok(token.clone());
+        }
+        let renewed = self.source.fetch(current.as_ref()).await?;
+        Ok(current.insert(renewed).clone())
+    }
+
+    async fn send(&self, token: &Token) -> Result<StatusCode, BoxError> {
+        let response = self.http.request(request(&self.api, Some(token.header_value()))).await?;
+        let status = response.status();
+        response.into_body().collect().await?;
+        Ok(status)
+    }
+
+    /// Whoever finds it expired renews it, as kube does.
+    async fn at_expiry(self) -> Result<StatusCode, BoxError> {
+        let token = self.token(|token| token.remaining().is_some_and(|left| left.is_zero())).await?;
+        self.send(&token).await
+    }
+
+    /// Whoever is refused first renews it.
+    async fn on_challenge(self) -> Result<StatusCode, BoxError> {
+        let mut token = self.token(|_| false).await?;
+        let mut status = self.send(&token).await?;
+        for _ in 0..2 {
+            if status == StatusCode::UNAUTHORIZED {
+                token = self.token(|current| current.access_token() == token.access_token()).await?;
+                status = self.send(&token).await?;
             }
-            Ok(StatusCode::UNAUTHORIZED)
-        })
-    })
+        }
+        Ok(status)
+    }
 }
 
 /// Sends at a steady rate, whatever becomes of the requests before.
@@ -205,10 +200,11 @@ async fn round(pair: [usize; 2], length: Duration) -> Result<Vec<(Vec<Sample>, u
         for route in [Route::ApiKeyGrant, Route::RefreshGrant] {
             server.inject_always(route, Fault::Delay(LATENCY));
         }
-        let stack = match stack {
+        let locked = Locked::new(&server);
+        let stack: Stack = match stack {
             0 | 1 => layered(&server),
-            2 => locked(&server),
-            _ => on_challenge(&server),
+            2 => Arc::new(move || Box::pin(locked.clone().at_expiry())),
+            _ => Arc::new(move || Box::pin(locked.clone().on_challenge())),
         };
         running.push((tokio::spawn(load(stack, length)), server));
     }

@@ -279,6 +279,7 @@ mod tests {
         assert_eq!(header.as_bytes().as_ptr(), token.header_value().as_bytes().as_ptr());
     }
 
+    /// Row 14.
     #[tokio::test(start_paused = true)]
     async fn an_absurd_lifetime_is_clamped() {
         let token = Token::builder("abc").expires_in(Duration::MAX).build().unwrap();

@@ -492,6 +492,19 @@ async fn a_client_of_ones_own_may_trust_another_certificate() {
     assert_eq!(server.counters().connections, 1);
 }
 
+/// The documents' cron job: nobody sends a request, and the token is renewed by its refresh token all the same.
+#[tokio::test]
+async fn an_idle_provider_is_kept_fresh_and_shut_down_over_a_socket() {
+    let server = AuthServer::builder().token_lifetime(Duration::from_secs(1)).start().await.unwrap();
+    let provider = TokenProvider::builder(source(&server)).keep_fresh(true).build().unwrap();
+    let mut changes = provider.subscribe();
+    while changes.next().await.unwrap().generation < 3 {}
+    provider.shutdown().await;
+    let [api_key, refreshes, ..] = grants(server.counters());
+    assert_eq!((api_key, refreshes), (1, 2));
+    assert_eq!(server.counters().connections, 1);
+}
+
 #[tokio::test]
 async fn any_tower_service_may_be_the_client() {
     let server = AuthServer::start().await.unwrap();

@@ -85,6 +85,7 @@ mod tests {
         parsed(&body).unwrap().remaining().unwrap()
     }
 
+    /// Rows 12 to 15.
     #[tokio::test(start_paused = true)]
     async fn a_lifetime_is_read_in_every_form_that_has_been_seen() {
         let secs = Duration::from_secs;
@@ -110,6 +111,7 @@ mod tests {
         assert_eq!(parsed(r#"{"access_token": "abc"}"#).unwrap().remaining(), Some(DEFAULT));
     }
 
+    /// Row 17.
     #[tokio::test(start_paused = true)]
     async fn a_lifetime_counts_from_when_the_request_was_sent() {
         let requested_at = tokio::time::Instant::now().into_std();
