@@ -11,6 +11,7 @@ use crate::{
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
     retry::RetryPolicy,
+    scope::Scope,
     service::BearerAuth,
 };
 
@@ -41,11 +42,11 @@ use crate::{
 /// Any that answers [`http::Response`] and is `Clone`: a retry is sent on a clone, since the service that was ready has
 /// been used. `tower::buffer` makes any service `Clone`.
 ///
-/// # Which hosts see the token
+/// # Which origins see the token
 ///
-/// Each that a request names: give a layered client requests for one API only. A redirect follower goes beneath this
-/// layer, never above it, and must remove `Authorization` when the origin changes, as tower-http's does: above, the
-/// layer would give the token to whatever host the redirect names.
+/// Those of its [`Scope`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
+/// So the layer is safe above a redirect follower and beneath one; one beneath must remove `Authorization` when the origin
+/// changes, as tower-http's does.
 ///
 /// # What reaches the caller
 ///
@@ -86,6 +87,13 @@ impl<R> BearerAuthLayer<R> {
         F: Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static,
     {
         self.options.challenge = Challenge::Custom(Arc::new(predicate));
+        self
+    }
+
+    /// Sets which origins may see the token. Default: what the token source says
+    /// ([`TokenSource::scope`](crate::TokenSource::scope)).
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.options.scope = scope;
         self
     }
 

@@ -81,6 +81,7 @@ mod options;
 mod provider;
 pub mod replay;
 mod retry;
+mod scope;
 mod service;
 mod source;
 #[cfg(feature = "test-util")]
@@ -99,6 +100,7 @@ pub use self::{
     provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
     replay::ReplayBody,
     retry::RetryPolicy,
+    scope::Scope,
     service::BearerAuth,
     source::TokenSource,
     token::{Token, TokenBuilder},

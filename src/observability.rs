@@ -29,6 +29,7 @@
 //!
 //! | message | level | fields |
 //! |---|---|---|
+//! | `the request is outside of the scope: it goes without the token` | WARN, once for each of the first 64 origins | `origin` |
 //! | `the request waits for a token` | DEBUG | |
 //! | `the request was challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `the request is sent again` | DEBUG | `generation` (of the new token), `attempt` (of the one to come), `delay_ms` |
@@ -271,6 +272,15 @@ impl Reporter {
 
     pub(crate) fn shut_down(&self) {
         event!(DEBUG, provider = %self.provider, "the provider is shut down");
+    }
+
+    pub(crate) fn outside(&self, origin: &str) {
+        event!(
+            WARN,
+            provider = %self.provider,
+            origin,
+            "the request is outside of the scope: it goes without the token"
+        );
     }
 
     pub(crate) fn waiting(&self) {

@@ -2,6 +2,7 @@
 
 use crate::{
     challenge::Challenge, error::Error, provider::TokenProvider, replay::Cloned, retry::RetryPolicy,
+    scope::Scope,
 };
 
 #[derive(Clone, Debug)]
@@ -10,6 +11,7 @@ pub(crate) struct Options<R> {
     pub(crate) replay: R,
     pub(crate) retry: RetryPolicy,
     pub(crate) challenge: Challenge,
+    pub(crate) scope: Scope,
     pub(crate) existing: Existing,
     /// An option that cannot work: what every request answers, since the layer's methods cannot fail.
     pub(crate) invalid: Option<Error>,
@@ -18,6 +20,7 @@ pub(crate) struct Options<R> {
 impl Options<Cloned> {
     pub(crate) fn new(provider: TokenProvider) -> Self {
         Self {
+            scope: provider.scope().clone(),
             provider,
             replay: Cloned,
             retry: RetryPolicy::new(),
@@ -31,8 +34,8 @@ impl Options<Cloned> {
 impl<R> Options<R> {
     /// The same with another strategy, and without what was wrong with the one before.
     pub(crate) fn with_replay<R2>(self, replay: R2) -> Options<R2> {
-        let Self { provider, replay: _, retry, challenge, existing, invalid: _ } = self;
-        Options { provider, replay, retry, challenge, existing, invalid: None }
+        let Self { provider, replay: _, retry, challenge, scope, existing, invalid: _ } = self;
+        Options { provider, replay, retry, challenge, scope, existing, invalid: None }
     }
 }
 

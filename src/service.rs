@@ -82,6 +82,10 @@ where
         if let Some(error) = &options.invalid {
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
+        if !options.scope.covers(request.uri()) {
+            self.shared.outside(request.uri());
+            return ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared);
+        }
         // Before a token is added, so that it never holds one.
         let head = R::REPLAYS.then(|| Head::of(&request));
         let Some((header, token)) = options.provider.header(&mut self.current) else {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer as _, ServiceExt};
@@ -132,7 +132,11 @@ fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
         in_flight |= line.starts_with("//! Within a flight's span");
         in_flight &= !line.starts_with("//! Outside of it");
         let columns: Vec<_> = line.trim_start_matches("//!").trim().trim_matches('|').split(" | ").collect();
-        let Some(Ok(level)) = columns.get(1).map(|level| level.trim().parse::<Level>()) else { continue };
+        let Some(Ok(level)) =
+            columns.get(1).and_then(|text| text.split(',').next()).map(|level| level.trim().parse::<Level>())
+        else {
+            continue;
+        };
         let mut fields: BTreeSet<_> = names(columns.get(2).unwrap_or(&"")).into_iter().collect();
         if !in_flight {
             fields.insert("provider".to_owned());
@@ -187,6 +191,14 @@ async fn everything() {
     let videos = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
     assert!(videos.token().await.is_err());
     assert!(videos.token().await.is_err());
+
+    // Outside of the scope, twice.
+    let service = BearerAuthLayer::with_provider(provider(&source)).layer(api.service());
+    for _ in 0..2 {
+        let request = Request::get("http://api.example/?token=canary").body(Empty::<Bytes>::new()).unwrap();
+        let answer = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    }
 
     // A flight that is over before the source answers.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
@@ -259,6 +271,7 @@ async fn every_documented_event_is_told_with_its_fields_and_no_other() {
     for (message, ..) in documented.iter().filter(|(message, ..)| !message.contains("the wall clock")) {
         assert!(told.iter().any(|event| event.message == *message), "never told: {message}");
     }
+    record.one("the request is outside of the scope: it goes without the token");
     let reasons: BTreeSet<_> = told.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
     assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["body", "budget", "retries", "token"]);
 

@@ -9,7 +9,7 @@ use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{Empty, Full};
 use support::get;
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, SourceError, Token, TokenProvider};
+use tower_bearer::{ApiVideo, BearerAuthLayer, Scope, SourceError, Token, TokenProvider};
 
 #[derive(Default)]
 struct Shown(String);
@@ -42,7 +42,7 @@ async fn nothing_that_can_be_printed_shows_a_key_or_a_token() {
     shown.add(&provider);
     shown.add(&provider.status());
 
-    let layer = BearerAuthLayer::with_provider(provider.clone());
+    let layer = BearerAuthLayer::with_provider(provider.clone()).scope(Scope::https());
     shown.add(&layer);
     shown.add(&layer.clone().buffered(1));
     shown.add(&layer.clone().replay_with(1, |body: tower_bearer::ReplayBody<Empty<Bytes>>| body));

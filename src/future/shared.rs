@@ -1,8 +1,16 @@
 //! [`Shared`]: what a request under way needs of the service that sent it.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
-use crate::options::Options;
+use http::Uri;
+
+use crate::{options::Options, scope};
+
+/// How many origins outside of the scope are told of: where they go may be a stranger's choice.
+const MAX_TOLD: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
 pub(crate) struct Shared<S, R> {
@@ -10,6 +18,22 @@ pub(crate) struct Shared<S, R> {
     /// What a retry's service is cloned from. It is never made ready, so that it holds no permit of a
     /// `ConcurrencyLimit`. The lock is there so that the service need not be `Sync`.
     template: Mutex<S>,
+    /// The origins outside of the scope that have been told of.
+    outside: Mutex<BTreeSet<String>>,
+}
+
+impl<S, R> Shared<S, R> {
+    /// Tells of a request that goes without the token, once for each origin.
+    #[cold]
+    pub(crate) fn outside(&self, uri: &Uri) {
+        let origin = scope::shown(uri);
+        let mut told = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < MAX_TOLD && !told.contains(&origin) {
+            told.insert(origin.clone());
+            drop(told);
+            self.options.provider.reporter().outside(&origin);
+        }
+    }
 }
 
 impl<S, R> Shared<S, R>
@@ -17,7 +41,7 @@ where
     S: Clone,
 {
     pub(crate) fn new(service: S, options: Options<R>) -> Self {
-        Self { options, template: Mutex::new(service) }
+        Self { options, template: Mutex::new(service), outside: Mutex::default() }
     }
 
     /// A service that nobody has made ready yet.

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     error::{Error, SourceError},
     observability::Reporter,
+    scope::Scope,
     source::{DynTokenSource, TokenSource},
     token::{self, Token},
 };
@@ -66,6 +67,8 @@ pub(super) struct Core {
     pub(super) source: Box<dyn DynTokenSource>,
     pub(super) settings: Settings,
     pub(super) reporter: Reporter,
+    /// Which origins the source's tokens are meant for.
+    pub(super) scope: Scope,
     /// `SystemTime::now`, which tests replace.
     wall_clock: fn() -> SystemTime,
 }
@@ -85,6 +88,7 @@ impl Core {
             state: Mutex::new(State::new(&settings)),
             changes: watch::Sender::new(false),
             keeping: AtomicBool::new(false),
+            scope: source.scope(),
             source: Box::new(source),
             reporter: Reporter::new(&settings.name),
             settings,

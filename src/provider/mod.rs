@@ -34,6 +34,7 @@ use self::{
 use crate::{
     error::Error,
     observability::Reporter,
+    scope::Scope,
     source::TokenSource,
     token::{Token, TokenId},
 };
@@ -256,6 +257,11 @@ impl TokenProvider {
     /// What tells the world of this provider.
     pub(crate) fn reporter(&self) -> &Reporter {
         &self.core().reporter
+    }
+
+    /// Which origins the source's tokens are meant for.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.core().scope
     }
 
     /// The current token for one service's requests.

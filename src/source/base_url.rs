@@ -2,7 +2,10 @@
 
 use http::{Uri, uri::Scheme};
 
-use crate::error::SourceError;
+use crate::{
+    error::SourceError,
+    scope::{Scope, is_loopback},
+};
 
 #[derive(Clone)]
 pub(super) struct BaseUrl {
@@ -24,6 +27,11 @@ impl BaseUrl {
     /// The host, if the URL has one; it may be shown.
     pub(super) fn host(&self) -> Option<&str> {
         self.url.host()
+    }
+
+    /// Its origin, and no other.
+    pub(super) fn scope(&self) -> Scope {
+        Scope::origin_of(&self.url)
     }
 
     /// The URL with `path` added. It has no secret in it, and may be shown.
@@ -58,12 +66,6 @@ impl BaseUrl {
             .build()
             .or_else(|_| wrong("the base URL has no valid path"))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

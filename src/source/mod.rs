@@ -20,7 +20,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
 
-use crate::{error::SourceError, token::Token};
+use crate::{error::SourceError, scope::Scope, token::Token};
 
 /// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens: what you implement for another token service.
 ///
@@ -63,6 +63,14 @@ pub trait TokenSource: Send + Sync + 'static {
     fn revision(&self) -> u64 {
         0
     }
+
+    /// Which origins the tokens are meant for. Default: [`Scope::https`], every `https` origin, and loopback.
+    ///
+    /// Asked once, by the provider; a layer may be told otherwise
+    /// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope)).
+    fn scope(&self) -> Scope {
+        Scope::https()
+    }
 }
 
 impl<T: TokenSource> TokenSource for Arc<T> {
@@ -72,6 +80,10 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 
     fn revision(&self) -> u64 {
         T::revision(self)
+    }
+
+    fn scope(&self) -> Scope {
+        T::scope(self)
     }
 }
 

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     error::{BoxError, Error, SourceError},
     observability,
+    scope::Scope,
     token::Token,
 };
 
@@ -68,6 +69,11 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 /// At most 64 KiB of an answer are read, within one deadline ([`timeout`](Self::timeout)). A redirect is not followed: it
 /// would carry the key elsewhere. Plaintext `http` is refused for any host but loopback
 /// ([`insecure_base_url`](Self::insecure_base_url)).
+///
+/// # Which origins see the token
+///
+/// That of the base URL, which is the API's as well, unless the layer is told otherwise
+/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope)).
 ///
 /// # Clones
 ///
@@ -303,6 +309,11 @@ impl TokenSource for ApiVideo {
 
     fn revision(&self) -> u64 {
         self.credential().revision()
+    }
+
+    /// The origin of the auth endpoints, which is also the API's.
+    fn scope(&self) -> Scope {
+        self.base_url.scope()
     }
 }
 

@@ -1,0 +1,321 @@
+//! [`Scope`]: which origins may see the token.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
+
+use crate::error::Error;
+
+/// Which origins may see the token: scheme, host and port (RFC 6454 §4), compared exactly.
+///
+/// A request to any other origin is sent without the token, and its answer is never a challenge. That is what keeps a
+/// token from a host that a redirect, or a URI out of a user's input, names. Default:
+/// [`TokenSource::scope`](crate::TokenSource::scope) of the provider's source.
+///
+/// ```
+/// use tower_bearer::Scope;
+///
+/// let scope = Scope::origins(["https://ws.api.video", "https://upload.example:8443"])?;
+/// assert!(Scope::origins(["ws.api.video"]).is_err());
+/// # Ok::<(), tower_bearer::Error>(())
+/// ```
+///
+/// # What is compared
+///
+/// The host without regard to case, an IP address by its value, the port with its scheme's default filled in. A subdomain
+/// is another host; so is a name with a trailing dot. Names beyond ASCII are compared in their IDNA form (`xn--…`), the
+/// only one that a URI has. A user name in the URI is no part of its origin.
+///
+/// A request whose URI is relative has no origin: it passes, as the service beneath decides where it goes.
+#[derive(Clone)]
+pub struct Scope(Allowed);
+
+#[derive(Clone)]
+enum Allowed {
+    Origins(Arc<[Origin]>),
+    Https,
+    Any,
+}
+
+#[derive(Clone)]
+struct Origin {
+    scheme: Scheme,
+    host: Host,
+    port: u16,
+    /// As requests usually write it: a name in lower case, the port only if it is not the scheme's.
+    authority: String,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Host {
+    Name(String),
+    Address(IpAddr),
+}
+
+impl Scope {
+    /// These origins, such as `https://ws.api.video`, and no other. Plaintext `http` has to be named to be among them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] for a text that is not `http` or `https`, a host and perhaps a port: one with a path, a query
+    /// or a user name, or a host that is not in ASCII.
+    pub fn origins<I>(origins: I) -> Result<Self, Error>
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        let parsed = origins.into_iter().map(|text| Origin::parse(text.as_ref()));
+        Ok(Self(Allowed::Origins(parsed.collect::<Result<_, _>>()?)))
+    }
+
+    /// Every `https` origin, and `http` on loopback (`localhost`, 127.0.0.0/8, `::1`).
+    pub fn https() -> Self {
+        Self(Allowed::Https)
+    }
+
+    /// Every origin, plaintext ones included: whoever is on the way can read the token.
+    ///
+    /// For services beneath which something else decides where requests go, such as a mesh's sidecar.
+    pub fn any_insecure() -> Self {
+        Self(Allowed::Any)
+    }
+
+    /// The origin of `uri` alone; none at all if it has no origin.
+    #[cfg(feature = "api-video")]
+    pub(crate) fn origin_of(uri: &Uri) -> Self {
+        Self(Allowed::Origins(Origin::of(uri).into_iter().collect()))
+    }
+
+    /// Whether a request to `uri` may carry the token.
+    #[inline]
+    pub(crate) fn covers(&self, uri: &Uri) -> bool {
+        let (scheme, Some(authority)) = (uri.scheme(), uri.authority()) else {
+            return true;
+        };
+        let usual =
+            |origin: &Origin| scheme == Some(&origin.scheme) && authority.as_str() == origin.authority;
+        match &self.0 {
+            Allowed::Any => true,
+            Allowed::Https => scheme == Some(&Scheme::HTTPS) || is_loopback(authority.host()),
+            Allowed::Origins(origins) => origins.iter().any(usual) || names(origins, uri),
+        }
+    }
+}
+
+/// Whether one of `origins` is `uri`'s, however it is written.
+#[cold]
+fn names(origins: &[Origin], uri: &Uri) -> bool {
+    let is = |one: &Origin, other: &Origin| {
+        (&one.scheme, &one.host, one.port) == (&other.scheme, &other.host, other.port)
+    };
+    Origin::of(uri).is_some_and(|origin| origins.iter().any(|other| is(other, &origin)))
+}
+
+/// The origin of a URI, as it may be shown: without a user name, path or query.
+pub(crate) fn shown(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+    let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{host}{port}", uri.scheme_str().unwrap_or("?"))
+}
+
+pub(crate) fn is_loopback(host: &str) -> bool {
+    match Host::of(host) {
+        Host::Name(name) => name == "localhost",
+        Host::Address(address) => address.is_loopback(),
+    }
+}
+
+impl Origin {
+    fn of(uri: &Uri) -> Option<Self> {
+        let (scheme, authority) = (uri.scheme()?, uri.authority()?);
+        let default = match scheme.as_str() {
+            "https" => 443,
+            "http" => 80,
+            _ => return None,
+        };
+        let host = authority.host();
+        if host.is_empty() {
+            return None;
+        }
+        let port = match port(authority)? {
+            "" => default,
+            // Five digits may be no port.
+            text => text.parse().ok()?,
+        };
+        let name = host.to_ascii_lowercase();
+        let usual = if port == default { name } else { format!("{name}:{port}") };
+        Some(Self { scheme: scheme.clone(), host: Host::of(host), port, authority: usual })
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        let wrong = |what: &'static str| Err(Error::InvalidOption(what.into()));
+        if !text.is_ascii() {
+            return wrong(
+                "a scope's origin is in ASCII: write the host in its IDNA form, such as xn--bcher-kva.example",
+            );
+        }
+        let uri: Uri = match text.parse() {
+            Ok(uri) => uri,
+            Err(_) => return wrong("a scope's origin is a URL such as https://ws.api.video"),
+        };
+        let Some(origin) = Self::of(&uri) else {
+            return wrong("a scope's origin is http or https with a host, such as https://ws.api.video");
+        };
+        let is_named =
+            |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if matches!(&origin.host, Host::Name(name) if !is_named(name)) {
+            return wrong("a scope's origin names its host: there are no wildcards");
+        }
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return wrong("a scope's origin has no user name: it is a URL such as https://ws.api.video");
+        }
+        if uri.path() != "/" || text.ends_with('/') || uri.query().is_some() {
+            return wrong(
+                "a scope's origin has no path and no query: it is a URL such as https://ws.api.video",
+            );
+        }
+        Ok(origin)
+    }
+}
+
+/// What is written as the port; empty if there is none, and `None` if it is more than a port can be.
+fn port(authority: &Authority) -> Option<&str> {
+    let after_user = authority.as_str().rsplit('@').next()?;
+    after_user.strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
+}
+
+impl Host {
+    fn of(text: &str) -> Self {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        match bare.parse() {
+            Ok(address) => Self::Address(address),
+            Err(_) => Self::Name(text.to_ascii_lowercase()),
+        }
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Allowed::Origins(origins) => f.debug_set().entries(origins.iter()).finish(),
+            Allowed::Https => f.write_str("https and loopback"),
+            Allowed::Any => f.write_str("any, insecure"),
+        }
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covers(scope: &Scope, uri: &str) -> bool {
+        scope.covers(&uri.parse().unwrap_or_else(|_| panic!("{uri}")))
+    }
+
+    /// Rows 44 and 45.
+    #[test]
+    fn an_origin_is_its_scheme_host_and_port_and_nothing_less() {
+        let scope =
+            Scope::origins(["https://ws.api.video", "https://[2001:db8::1]:8443", "http://10.0.0.7:3000"])
+                .unwrap();
+        for inside in [
+            "https://ws.api.video",
+            "https://ws.api.video/videos?a=b",
+            "https://WS.API.Video:443/",
+            "HTTPS://ws.api.video/",
+            "https://anybody@ws.api.video/",
+            "https://ws.api.video:/",
+            "https://[2001:DB8::1]:8443/",
+            "https://[2001:db8:0:0:0:0:0:1]:8443/",
+            "http://10.0.0.7:3000/",
+            "/videos",
+        ] {
+            assert!(covers(&scope, inside), "{inside}");
+        }
+        for outside in [
+            "http://ws.api.video/",
+            "https://ws.api.video:8443/",
+            "https://api.video/",
+            "https://a.ws.api.video/",
+            "https://evilws.api.video/",
+            "https://ws.api.video.evil.example/",
+            "https://ws.api.video./",
+            "https://ws.api.video@evil.example/",
+            "https://ws.api.video:443@evil.example/",
+            "https://evil.example/ws.api.video",
+            "https://[2001:db8::1]/",
+            "https://[2001:db8::2]:8443/",
+            "https://10.0.0.7:3000/",
+            "http://10.0.0.7/",
+            "ftp://ws.api.video/",
+            "ws.api.video:443",
+            "https://ws.api.video:99999/",
+        ] {
+            // What is no URI at all cannot be sent either.
+            if let Ok(uri) = outside.parse() {
+                assert!(!scope.covers(&uri), "{outside}");
+            }
+        }
+    }
+
+    #[test]
+    fn https_is_every_https_origin_and_loopback() {
+        for inside in [
+            "https://evil.example/",
+            "http://localhost:1/",
+            "http://127.3.2.1/",
+            "http://[::1]:80/",
+            "/relative",
+        ] {
+            assert!(covers(&Scope::https(), inside), "{inside}");
+        }
+        for outside in [
+            "http://api.example/",
+            "http://127.0.0.1.example/",
+            "http://localhost.example/",
+            "http://10.0.0.1/",
+            "api.example:443",
+        ] {
+            assert!(!covers(&Scope::https(), outside), "{outside}");
+        }
+        assert!(covers(&Scope::any_insecure(), "http://evil.example/"));
+        assert!(!covers(&Scope::origins::<[&str; 0]>([]).unwrap(), "https://ws.api.video/"));
+    }
+
+    #[test]
+    fn an_origin_that_is_none_is_an_error_that_says_what_to_write() {
+        for (wrong, hint) in [
+            ("ws.api.video", "http or https"),
+            ("https://", "such as https"),
+            ("https://ws.api.video/", "no path"),
+            ("https://ws.api.video/videos", "no path"),
+            ("https://ws.api.video?key=canary", "no query"),
+            ("https://user:canary@ws.api.video", "user name"),
+            ("ftp://ws.api.video", "http or https"),
+            ("https://bücher.example", "IDNA"),
+            ("https://*.api.video", "no wildcards"),
+            ("", "such as https"),
+        ] {
+            match Scope::origins([wrong]) {
+                Err(Error::InvalidOption(text)) => {
+                    assert!(text.contains(hint) && !text.contains("canary"), "{wrong}: {text}");
+                }
+                other => panic!("{wrong}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_shown_of_a_uri_has_no_secret() {
+        let uri: Uri = "https://user:canary@Evil.Example:8443/path?token=canary".parse().unwrap();
+        assert_eq!(shown(&uri), "https://evil.example:8443");
+    }
+}

@@ -1,0 +1,284 @@
+//! The token is seen by the origins that it is meant for, and by no other, wherever a redirect or a URI leads.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, body::Body as AxumBody};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{AUTHORIZATION, HOST, LOCATION},
+};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use support::Source;
+use tokio::net::{TcpListener, TcpStream};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{BearerAuthLayer, Scope, SourceError, Token, TokenProvider, TokenSource};
+use tower_http::follow_redirect::FollowRedirectLayer;
+
+const A: &str = "https://ws.api.video";
+
+fn layer() -> BearerAuthLayer {
+    BearerAuthLayer::with_provider(TokenProvider::new(Source::new())).scope(Scope::origins([A]).unwrap())
+}
+
+fn get(uri: &str) -> Request<Empty<Bytes>> {
+    Request::get(uri).body(Empty::new()).unwrap()
+}
+
+/// What came to each origin: the URI, and whether the token came with it.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<(String, bool)>>>);
+
+impl Seen {
+    fn add(&self, uri: &str, headers: &HeaderMap) {
+        assert!(headers.get_all(AUTHORIZATION).iter().count() <= 1);
+        self.0.lock().unwrap().push((uri.to_owned(), headers.contains_key(AUTHORIZATION)));
+    }
+
+    /// A web of origins in memory, in which each request is redirected to the next of `chain`, and the last answered.
+    fn web(
+        &self,
+        chain: &'static [&'static str],
+    ) -> impl tower::Service<
+        Request<Empty<Bytes>>,
+        Response = Response<Empty<Bytes>>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone
+    + Send
+    + 'static {
+        let seen = self.clone();
+        tower::service_fn(move |request: Request<Empty<Bytes>>| {
+            let seen = seen.clone();
+            async move {
+                seen.add(&request.uri().to_string(), request.headers());
+                let hop = seen.0.lock().unwrap().len();
+                let mut response = Response::new(Empty::new());
+                if let Some(next) = chain.get(hop) {
+                    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+                    response.headers_mut().insert(LOCATION, HeaderValue::from_static(next));
+                }
+                Ok(response)
+            }
+        })
+    }
+
+    fn tokens(&self) -> Vec<bool> {
+        self.0.lock().unwrap().iter().map(|(_, token)| *token).collect()
+    }
+}
+
+/// Chains of redirects, and which of their hops may see the token when the layer is asked for each hop.
+const CHAINS: [(&[&str], &[bool]); 9] = [
+    (&["https://ws.api.video/a", "https://evil.example/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://evil.example/b", "https://ws.api.video/c"], &[true, false, true]),
+    (&["https://ws.api.video/a", "http://ws.api.video/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://ws.api.video:8443/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://a.ws.api.video/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://evilws.api.video/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://[2001:db8::1]/b"], &[true, false]),
+    (&["https://ws.api.video/a", "https://ws.api.video@evil.example/b"], &[true, false]),
+    (&["https://ws.api.video/a", "/b", "https://WS.API.VIDEO:443/c"], &[true, true, true]),
+];
+
+/// Row 44: the redirect follower is above, and the layer sees each hop.
+#[tokio::test(start_paused = true)]
+async fn beneath_a_redirect_follower_no_other_origin_sees_the_token() {
+    for (chain, expected) in CHAINS {
+        let seen = Seen::default();
+        let service = FollowRedirectLayer::new().layer(layer().no_replay().layer(seen.web(chain)));
+        let answer = service.oneshot(get(chain[0])).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(seen.tokens(), expected, "{chain:?}");
+    }
+}
+
+/// Row 44: the redirect follower is beneath, and removes the token where the origin changes.
+#[tokio::test(start_paused = true)]
+async fn above_a_redirect_follower_no_other_origin_sees_the_token() {
+    for (chain, expected) in CHAINS {
+        let seen = Seen::default();
+        let service = layer().no_replay().layer(FollowRedirectLayer::new().layer(seen.web(chain)));
+        let answer = service.oneshot(get(chain[0])).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        for (hop, (token, allowed)) in seen.tokens().into_iter().zip(expected).enumerate() {
+            assert!(!token || *allowed, "{chain:?}, hop {hop}");
+        }
+        assert!(seen.tokens()[0]);
+    }
+}
+
+/// Row 45: an absolute URI out of a user's input.
+#[tokio::test(start_paused = true)]
+async fn a_uri_of_another_origin_goes_without_the_token_and_its_401_is_an_answer() {
+    let source = Source::new();
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
+        .scope(Scope::origins([A]).unwrap());
+    let api = support::Api::default();
+    let service = layer.layer(api.service());
+    for uri in [
+        "https://evil.example/",
+        "http://ws.api.video/",
+        "https://ws.api.video:444/",
+        "https://ws.api.video@evil.example/",
+    ] {
+        let answer = service.clone().oneshot(get(uri)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    }
+    // No token was sent, none obtained, and nothing sent again.
+    assert!(api.headers().iter().all(|headers| !headers.contains_key(AUTHORIZATION)));
+    assert_eq!((api.requests(), source.fetches()), (4, 0));
+
+    // The caller's own header is not touched, even where ours would replace it.
+    let replacing =
+        layer.clone().existing_authorization(tower_bearer::Existing::Replace).layer(api.service());
+    let mut request = get("https://evil.example/");
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic own"));
+    replacing.oneshot(request).await.unwrap();
+    assert_eq!(api.headers().last().unwrap()[AUTHORIZATION], "Basic own");
+}
+
+/// The source's own scope is the default, and the layer's method replaces it.
+#[tokio::test(start_paused = true)]
+async fn the_source_says_which_origins_its_tokens_are_for_unless_the_layer_does() {
+    struct Elsewhere;
+
+    impl TokenSource for Elsewhere {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            Ok(Token::builder("abc").build()?)
+        }
+
+        fn scope(&self) -> Scope {
+            Scope::origins(["https://elsewhere.example"]).unwrap_or(Scope::https())
+        }
+    }
+
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::new(Elsewhere)));
+    for (layer, expected) in [
+        (layer.clone(), [true, false, false]),
+        (layer.clone().scope(Scope::https()), [true, true, false]),
+        (layer.scope(Scope::any_insecure()), [true, true, true]),
+    ] {
+        let seen = Seen::default();
+        let service = layer.layer(seen.web(&[]));
+        for uri in ["https://elsewhere.example/", "https://api.example/", "http://api.example/"] {
+            service.clone().oneshot(get(uri)).await.unwrap();
+        }
+        assert_eq!(seen.tokens(), expected);
+    }
+}
+
+#[cfg(feature = "api-video")]
+#[tokio::test(start_paused = true)]
+async fn api_videos_tokens_are_for_its_own_origin() {
+    use http_body_util::Full;
+    use tower_bearer::ApiVideo;
+
+    let auth = tower::service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(r#"{"access_token": "abc"}"#)))
+    });
+    for (source, inside) in [
+        (ApiVideo::new("key"), "https://ws.api.video/videos"),
+        (ApiVideo::sandbox("key"), "https://sandbox.api.video/videos"),
+        (
+            ApiVideo::new("key").base_url(Uri::from_static("http://127.0.0.1:3000/x")),
+            "http://127.0.0.1:3000/videos",
+        ),
+        (ApiVideo::new("key").insecure_base_url(Uri::from_static("http://sidecar")), "http://sidecar/videos"),
+    ] {
+        let provider = TokenProvider::new(source.with_client(auth));
+        let seen = Seen::default();
+        let service = BearerAuthLayer::with_provider(provider).layer(seen.web(&[]));
+        for uri in [inside, "https://api.video/", "https://evil.example/", "http://127.0.0.1:3001/"] {
+            service.clone().oneshot(get(uri)).await.unwrap();
+        }
+        assert_eq!(seen.tokens(), [true, false, false, false], "{inside}");
+    }
+}
+
+/// A server on loopback that redirects to what the query says, and notes what it sees.
+async fn site(seen: Seen) -> Uri {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let handler = move |request: Request<AxumBody>| async move {
+        let host = request.headers()[HOST].to_str().unwrap().to_owned();
+        seen.add(&host, request.headers());
+        match request.uri().query() {
+            Some(next) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, next.to_owned())], ""),
+            None => (StatusCode::OK, [(LOCATION, String::new())], "here"),
+        }
+    };
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await.unwrap() });
+    uri
+}
+
+/// Row 44, over sockets: A → B → A, where B is another port.
+#[tokio::test]
+async fn over_sockets_a_redirect_to_another_port_and_back_shows_the_token_to_its_own_alone() {
+    let seen = Seen::default();
+    let (a, b) = (site(seen.clone()).await, site(seen.clone()).await);
+    let source = Source::new();
+    let origin = a.to_string();
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
+        .scope(Scope::origins([origin.trim_end_matches('/')]).unwrap());
+    let uri = format!("{a}?{b}?{a}");
+    for above in [true, false] {
+        seen.0.lock().unwrap().clear();
+        let status = if above {
+            let service = FollowRedirectLayer::new().layer(layer.layer(support::http1()));
+            service.oneshot(get(&uri)).await.unwrap().status()
+        } else {
+            let service = layer.layer(FollowRedirectLayer::new().layer(support::http1()));
+            service.oneshot(get(&uri)).await.unwrap().status()
+        };
+        assert_eq!(status, StatusCode::OK);
+        let hosts = seen.0.lock().unwrap().clone();
+        let authority = |uri: &Uri| uri.authority().unwrap().to_string();
+        assert_eq!(hosts[0], (authority(&a), true));
+        assert_eq!(hosts[1], (authority(&b), false));
+        assert_eq!(hosts[2].0, authority(&a));
+    }
+}
+
+/// Row 45, over sockets: an axum gateway, whose client names another host than the API's in its request line.
+#[tokio::test]
+async fn a_gateways_client_cannot_name_the_host_that_sees_the_token() {
+    let seen = Seen::default();
+    let (api, evil) = (site(seen.clone()).await, site(seen.clone()).await);
+    let origin = api.to_string();
+    let client = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()))
+        .scope(Scope::origins([origin.trim_end_matches('/')]).unwrap())
+        .no_replay()
+        .layer(support::http1::<AxumBody>());
+    // It forwards what it gets, as a naive gateway does: absolute URIs too.
+    let gateway = Router::new().fallback(move |request: Request<AxumBody>| async move {
+        match client.oneshot(request).await {
+            Ok(response) => response.map(AxumBody::new),
+            Err(_) => Response::builder().status(StatusCode::BAD_GATEWAY).body(AxumBody::empty()).unwrap(),
+        }
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, gateway).await.unwrap() });
+
+    for uri in [&api, &evil] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        // Sent as it is: `GET http://evil/ HTTP/1.1`.
+        let mut request = get(&uri.to_string());
+        *request.version_mut() = Version::HTTP_11;
+        request.headers_mut().insert(HOST, HeaderValue::from_str(uri.authority().unwrap().as_str()).unwrap());
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "here");
+    }
+    assert_eq!(seen.tokens(), [true, false]);
+}
