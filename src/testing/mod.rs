@@ -84,7 +84,12 @@ impl AuthServer {
 
     /// Starts a server with options of its own.
     pub fn builder() -> AuthServerBuilder {
-        AuthServerBuilder { authority: Authority::new(random(20)), port: 0, tls: false, refuse_late: false }
+        AuthServerBuilder {
+            authority: Authority::new(format!("test-key-{}", random(20))),
+            port: 0,
+            tls: false,
+            refuse_late: false,
+        }
     }
 
     /// Where it listens: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.

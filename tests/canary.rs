@@ -1,0 +1,275 @@
+//! Row 46: every fault and every example, with secrets that are recognised wherever they turn up.
+//!
+//! The test server's keys and tokens begin with texts of their own. Everything that anybody may print is searched for them:
+//! Debug and Display of all that the crate gives, whole chains of errors, the TRACE events of this crate, hyper-util, h2 and
+//! rustls, panics, and what the examples write.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Debug, Write},
+    process::Command,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use support::chain;
+use tower::{Layer as _, Service, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenSource,
+    testing::{AuthServer, Fault, Route},
+};
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+use tracing_subscriber::{Layer, layer::Context, prelude::*};
+
+/// How the test server's access tokens, refresh tokens and API keys begin.
+const SECRETS: [&str; 3] = ["eyJ0eXAiOiJKV1QifQ", "def50200", "test-key-"];
+
+/// What was printed so far: how much by whom, and what had a secret in it.
+#[derive(Default)]
+struct Sinks {
+    counts: BTreeMap<String, u64>,
+    hits: Vec<String>,
+}
+
+static SINKS: Mutex<Option<Sinks>> = Mutex::new(None);
+
+/// Notes that `whose` printed `text`.
+fn printed(whose: &str, text: &str) {
+    let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let sinks = sinks.get_or_insert_default();
+    *sinks.counts.entry(whose.to_owned()).or_default() += 1;
+    if SECRETS.iter().any(|secret| text.contains(secret)) {
+        sinks.hits.push(format!("{whose}: {text}"));
+    }
+}
+
+fn shown(value: &dyn Debug) {
+    printed("debug", &format!("{value:?} {value:#?}"));
+}
+
+/// Of every crate, at every level.
+struct Events;
+
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let _ = write!(self.0, " {}={value:?}", field.name());
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
+        let mut fields = Fields(String::new());
+        attributes.record(&mut fields);
+        printed(crate_of(attributes.metadata().target()), &fields.0);
+    }
+
+    fn on_record(&self, _: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
+        let mut fields = Fields(String::new());
+        values.record(&mut fields);
+        printed("recorded", &fields.0);
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        printed(crate_of(event.metadata().target()), &fields.0);
+    }
+}
+
+/// rustls and others still speak to `log`.
+struct Records;
+
+impl log::Log for Records {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        printed(crate_of(record.target()), &record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+fn crate_of(target: &str) -> &str {
+    target.split("::").next().unwrap_or(target)
+}
+
+/// Listens to everything that this process tells, from now on.
+fn listen() {
+    static LISTENING: OnceLock<()> = OnceLock::new();
+    LISTENING.get_or_init(|| {
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Events)).unwrap();
+        log::set_logger(&Records).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+        std::panic::set_hook(Box::new(|info| printed("panic", &info.to_string())));
+    });
+}
+
+/// A request through the layer, its answer's head and the error that it may end with.
+async fn send<S, B>(service: S, server: &AuthServer)
+where
+    S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = BoxError> + Debug,
+    B: BodyExt<Error: Into<BoxError>> + Debug,
+    S::Future: Debug,
+{
+    shown(&service);
+    let request = Request::get(format!("{}videos", server.uri())).body(Empty::new()).unwrap();
+    match service.oneshot(request).await {
+        Ok(response) => {
+            shown(&response);
+            // The list of videos, or a refusal.
+            let _ = response.into_body().collect().await;
+        }
+        Err(error) => {
+            shown(&error);
+            printed("display", &chain(&*error));
+        }
+    }
+}
+
+/// All faults of one route, one after the other, over one kind of connection.
+async fn faults<C, B>(server: &AuthServer, source: ApiVideo, client: C)
+where
+    C: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Debug
+        + Send
+        + 'static,
+    B: http_body::Body<Error: Into<BoxError>, Data: Send> + Send + Debug + 'static,
+{
+    let short = Duration::from_millis(1);
+    let retry = RetryPolicy::new().backoff(short, short).unwrap();
+    let quoting = |status: StatusCode, content: &str| {
+        let body = format!(
+            r#"{{"you_sent": "{}", "access_token": "{} is{content}", "refresh_token": "def50200", "error": null}}"#,
+            server.api_key(),
+            SECRETS[0],
+        );
+        Fault::Answer(Response::builder().status(status).body(body.into()).unwrap())
+    };
+    let faults = [
+        Fault::Status(StatusCode::INTERNAL_SERVER_ERROR),
+        Fault::Status(StatusCode::UNAUTHORIZED),
+        Fault::Status(StatusCode::FOUND),
+        Fault::Status(StatusCode::NOT_FOUND),
+        quoting(StatusCode::BAD_REQUEST, ""),
+        quoting(StatusCode::TOO_MANY_REQUESTS, ""),
+        quoting(StatusCode::OK, " no token"),
+        quoting(StatusCode::OK, "\\r\\nX: y"),
+        Fault::Answer(Response::new(Bytes::from(format!("{{{}", SECRETS[1])))),
+        Fault::Delay(short),
+        Fault::Hang,
+        Fault::Reset,
+        Fault::LoseAnswer,
+        Fault::Truncate,
+        Fault::Drip(Duration::from_micros(10)),
+    ];
+    for route in [Route::ApiKeyGrant, Route::RefreshGrant, Route::Api] {
+        for fault in &faults {
+            if route == Route::Api && matches!(fault, Fault::Hang | Fault::Answer(_)) {
+                continue;
+            }
+            let source = source.clone().timeout(Duration::from_millis(100)).unwrap();
+            shown(&source);
+            let builder = TokenProvider::builder(source).retry(retry.clone()).cool_down(short, short);
+            shown(&builder);
+            let provider = builder.build().unwrap();
+            let mut changes = provider.subscribe();
+            let layer = BearerAuthLayer::with_provider(provider.clone()).retry(retry.clone());
+            shown(&layer);
+            let service = layer.layer(client.clone());
+            let mut call = service.clone();
+            if let Ok(ready) = ServiceExt::<Request<Empty<Bytes>>>::ready(&mut call).await {
+                shown(&ready.call(Request::new(Empty::new())));
+            }
+            if route == Route::ApiKeyGrant {
+                server.inject(route, fault.clone());
+            }
+            send(service.clone(), server).await;
+            server.inject(route, fault.clone());
+            server.revoke_access_tokens();
+            send(service.clone(), server).await;
+            match provider.token().await {
+                Ok(token) => {
+                    shown(&(&token, token.header_value(), provider.refresh(&token).await));
+                }
+                Err(error) => printed("display", &chain(&error)),
+            }
+            shown(&(provider.status(), changes.next().await, &changes, &provider, server));
+            server.clear_faults();
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_fault_makes_anybody_print_a_secret() {
+    listen();
+    let source = |server: &AuthServer| ApiVideo::new(server.api_key()).base_url(server.uri());
+    let server = AuthServer::start().await.unwrap();
+    faults(&server, source(&server), support::http1()).await;
+    faults(&server, source(&server).with_client(support::http2()), support::http2()).await;
+    let server = AuthServer::builder().tls(true).start().await.unwrap();
+    let certificate = server.certificate().unwrap().to_vec();
+    faults(&server, source(&server).with_client(support::https(&certificate)), support::https(&certificate))
+        .await;
+    // One that is not trusted.
+    faults(&server, source(&server), support::https(&certificate)).await;
+
+    struct Panics;
+
+    impl TokenSource for Panics {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            let _token = Token::builder(SECRETS[0]).refresh_token(SECRETS[1]).build()?;
+            panic!("the source's own")
+        }
+    }
+    let error = TokenProvider::new(Panics).token().await.unwrap_err();
+    printed("display", &chain(&error));
+
+    let sinks = SINKS.lock().unwrap().take().unwrap();
+    assert!(sinks.hits.is_empty(), "{:#?}", &sinks.hits[..sinks.hits.len().min(5)]);
+    // Whoever might have told something has.
+    for whose in ["debug", "display", "panic", "tower_bearer", "hyper_util", "h2", "rustls"] {
+        assert!(sinks.counts.get(whose).is_some_and(|count| *count > 0), "{whose} in {:?}", sinks.counts);
+    }
+    // And a secret would have been found.
+    tracing::info!(secret = SECRETS[0]);
+    log::info!("{}", SECRETS[1]);
+    shown(&SECRETS[2]);
+    assert_eq!(SINKS.lock().unwrap().take().unwrap().hits.len(), 3);
+}
+
+#[test]
+fn no_example_prints_a_secret() {
+    for example in ["quickstart", "observe"] {
+        let output = Command::new(env!("CARGO"))
+            .args(["run", "--quiet", "--example", example])
+            .env_remove("API_VIDEO_KEY")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{example}: {}", Lossy(&output.stderr));
+        let text = format!("{}{}", Lossy(&output.stdout), Lossy(&output.stderr));
+        assert!(text.len() > 100, "{example} says nothing");
+        assert!(!SECRETS.iter().any(|secret| text.contains(secret)), "{example}: {text}");
+    }
+}
+
+struct Lossy<'a>(&'a [u8]);
+
+impl fmt::Display for Lossy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.0))
+    }
+}
