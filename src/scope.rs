@@ -91,11 +91,17 @@ impl Scope {
     /// Whether a request to `uri` may carry the token.
     #[inline]
     pub(crate) fn covers(&self, uri: &Uri) -> bool {
+        // As nearly every request is; the rest is looked at closely.
+        (matches!(self.0, Allowed::Https) && uri.scheme() == Some(&Scheme::HTTPS))
+            || self.covers_otherwise(uri)
+    }
+
+    fn covers_otherwise(&self, uri: &Uri) -> bool {
         let (scheme, Some(authority)) = (uri.scheme(), uri.authority()) else {
             return true;
         };
         let usual =
-            |origin: &Origin| scheme == Some(&origin.scheme) && authority.as_str() == origin.authority;
+            |origin: &Origin| authority.as_str() == origin.authority && scheme == Some(&origin.scheme);
         match &self.0 {
             Allowed::Any => true,
             Allowed::Https => scheme == Some(&Scheme::HTTPS) || is_loopback(authority.host()),

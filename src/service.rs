@@ -83,8 +83,7 @@ where
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
         if !options.scope.covers(request.uri()) {
-            self.shared.outside(request.uri());
-            return ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared);
+            return self.call_outside(request);
         }
         // Before a token is added, so that it never holds one.
         let head = R::REPLAYS.then(|| Head::of(&request));
@@ -96,15 +95,33 @@ where
                 let (response, spare) = options.replay.call(&mut self.inner, request);
                 ResponseFuture::sending(response, token, head.zip(spare), &self.shared)
             }
-            Ok(Authorized::Callers) => {
-                ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared)
-            }
+            Ok(Authorized::Callers) => self.pass(request),
             Err(error) => ResponseFuture::failed(error, &self.shared),
         }
     }
 }
 
 impl<S, R> BearerAuth<S, R> {
+    /// Outside of the scope: the request goes as it is.
+    #[cold]
+    fn call_outside<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>
+    where
+        R: Replay<B>,
+        S: Service<Request<R::Body>>,
+    {
+        self.shared.outside(request.uri());
+        self.pass(request)
+    }
+
+    /// Sends a request as it is, whose answer is none of ours.
+    fn pass<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>
+    where
+        R: Replay<B>,
+        S: Service<Request<R::Body>>,
+    {
+        ResponseFuture::passing(self.shared.options.replay.call(&mut self.inner, request).0, &self.shared)
+    }
+
     #[cold]
     fn call_without_token<B, ResBody>(
         &mut self,

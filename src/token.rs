@@ -288,6 +288,16 @@ mod tests {
         assert_eq!(token.remaining(), Some(MAX_LIFETIME / 2));
     }
 
+    /// Row 48: by type, since memory that has been freed cannot be looked at.
+    #[test]
+    fn a_refresh_token_is_overwritten_when_it_is_dropped() {
+        fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
+
+        let builder = Token::builder("abc").refresh_token("def");
+        overwritten(&builder.access_token);
+        overwritten(builder.build().unwrap().0.refresh_token.as_ref().unwrap());
+    }
+
     #[test]
     fn debug_shows_no_secret() {
         let builder = Token::builder("canary-access").refresh_token("canary-refresh");

@@ -5,7 +5,7 @@ mod support;
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -15,8 +15,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use support::chain;
+use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider,
+    ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider,
     testing::{AuthServer, Counters, Fault, Route},
 };
 
@@ -503,6 +504,26 @@ async fn an_idle_provider_is_kept_fresh_and_shut_down_over_a_socket() {
     let [api_key, refreshes, ..] = grants(server.counters());
     assert_eq!((api_key, refreshes), (1, 2));
     assert_eq!(server.counters().connections, 1);
+}
+
+/// Row 34: a client that was wrapped in the very layer that it serves waits for itself. It ends, and says so.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_wrapped_in_its_own_layer_is_an_error_and_no_deadlock() {
+    static PROVIDER: OnceLock<TokenProvider> = OnceLock::new();
+
+    let client = tower::service_fn(|request: Request<String>| async {
+        let layer = BearerAuthLayer::with_provider(PROVIDER.get().unwrap().clone());
+        let inner = tower::service_fn(|_: Request<String>| async {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        });
+        layer.layer(inner).oneshot(request).await
+    });
+    let provider = PROVIDER.get_or_init(|| TokenProvider::new(ApiVideo::new("key").with_client(client)));
+    let begun = tokio::time::Instant::now();
+    let error = provider.token().await.unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    assert!(begun.elapsed() <= Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(!provider.status().refreshing);
 }
 
 #[tokio::test]

@@ -1,15 +1,26 @@
-//! No secret in anything that can be printed.
+//! No secret in anything that can be printed, nor where an HTTP/2 connection would keep it.
 
 mod support;
 
-use std::{convert::Infallible, fmt::Debug};
+use std::{
+    convert::Infallible,
+    fmt::Debug,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{Request, Response, StatusCode, Uri, header::AUTHORIZATION};
 use http_body_util::{Empty, Full};
 use support::get;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, Scope, SourceError, Token, TokenProvider};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, Scope, SourceError, Token, TokenProvider, testing::AuthServer,
+};
 
 #[derive(Default)]
 struct Shown(String);
@@ -79,4 +90,66 @@ async fn nothing_that_can_be_printed_shows_a_key_or_a_token() {
     shown.0 += &support::chain(&refused);
     shown.add(&SourceError::refused("no").with_cause(refused));
     assert!(!shown.0.contains("canary"), "{}", shown.0);
+}
+
+/// The HEADERS frames in what a client has sent over HTTP/2 (RFC 9113 §4.1, §6.2), without padding and priority.
+fn headers_frames(sent: &[u8]) -> Vec<&[u8]> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut rest = sent.strip_prefix(PREFACE).expect("an HTTP/2 client");
+    let mut found = Vec::new();
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let (payload, next) = after.split_at(length);
+        if head[3] == 1 {
+            assert_eq!(head[4] & (0x8 | 0x20), 0, "padding or priority");
+            found.push(payload);
+        }
+        rest = next;
+    }
+    found
+}
+
+/// Row 47: as the wire has it, on the first attempt and on a retry.
+#[tokio::test]
+async fn over_http2_the_token_is_never_indexed_on_any_attempt() {
+    let server = AuthServer::start().await.unwrap();
+    // Stands between the client and the server, and keeps what the client sends.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let between: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let (kept, address) = (Arc::clone(&sent), server.uri().authority().unwrap().to_string());
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let upstream = TcpStream::connect(address).await.unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_upstream, mut to_upstream) = upstream.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_upstream, &mut to_client).await });
+        let mut buffer = [0; 4096];
+        loop {
+            let read = from_client.read(&mut buffer).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            kept.lock().unwrap().extend_from_slice(&buffer[..read]);
+            to_upstream.write_all(&buffer[..read]).await.unwrap();
+        }
+    });
+
+    let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
+    let service = BearerAuthLayer::with_provider(provider)
+        .scope(Scope::https())
+        .layer(support::http2::<Empty<Bytes>>());
+    for _ in 0..2 {
+        let request = Request::get(format!("{between}videos")).body(Empty::new()).unwrap();
+        assert_eq!(service.clone().oneshot(request).await.unwrap().status(), StatusCode::OK);
+        server.revoke_access_tokens();
+    }
+    let sent = sent.lock().unwrap();
+    let frames = headers_frames(&sent);
+    // A request, another that is refused, and its retry.
+    assert_eq!(frames.len(), 3);
+    for frame in frames {
+        // RFC 7541 §6.2.3: a literal that is never indexed, whose name is the static table's 23rd, `authorization`.
+        assert!(frame.windows(2).any(|bytes| bytes == [0x1f, 23 - 15]), "{frame:x?}");
+    }
 }

@@ -97,6 +97,18 @@ impl Credential {
 mod tests {
     use super::*;
 
+    /// Row 48: by type, since memory that has been freed cannot be looked at.
+    #[test]
+    fn a_key_and_a_tried_refresh_token_are_overwritten_when_they_are_dropped() {
+        fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
+
+        let mut credential = Credential::new("key".into());
+        overwritten(&credential.key);
+        let token = Token::builder("abc").refresh_token("def").build().unwrap();
+        assert_eq!(credential.spend(Some(&token)), Some("def"));
+        overwritten(&credential.tried.unwrap().0);
+    }
+
     #[test]
     fn a_key_that_cannot_be_one_is_an_error_that_says_what_to_do() {
         for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
