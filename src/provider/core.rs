@@ -1,13 +1,12 @@
-//! [`Core`]: the current token, the state behind its one lock, and the source; what all handles of a provider share.
+//! [`Core`]: the shared state, the source, and what starts and ends with them; what all handles of a provider share.
 //!
 //! The happy path takes no lock: [`Current`](super::current::Current) reads the current token with one atomic load.
 
 use std::{
     future::Future,
-    ops::ControlFlow,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -15,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::Shared};
 use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
@@ -26,7 +25,8 @@ use super::{
     flight::Flight,
     keeper::Keeper,
     settings::Settings,
-    state::{Fetched, Landed, Landing, Need, Outcome, Reason, State, Verdict},
+    shared_state::{Decision, SharedState, TakeOff},
+    state::{Fetched, Landed, Need, Outcome, Reason, State, Verdict},
     status::Status,
 };
 use crate::{
@@ -36,6 +36,9 @@ use crate::{
     source::{DynTokenSource, TokenSource},
     token::{self, Token},
 };
+
+/// Resolves with the outcome of a flight when it lands; everyone who waits holds a clone.
+type Landing = Shared<oneshot::Receiver<Outcome>>;
 
 /// Resolves with the outcome of a flight, or with what was decided without one.
 pub(crate) enum Waiting {
@@ -58,8 +61,7 @@ impl Future for Waiting {
 }
 
 pub(super) struct Core {
-    current: ArcSwapOption<token::Inner>,
-    state: Mutex<State>,
+    shared: SharedState<Landing>,
     /// Marked at every change of the state; true once the provider is shut down.
     changes: watch::Sender<bool>,
     /// Whether the background task runs.
@@ -84,8 +86,7 @@ impl Core {
         wall_clock: fn() -> SystemTime,
     ) -> Self {
         Self {
-            current: ArcSwapOption::empty(),
-            state: Mutex::new(State::new(&settings)),
+            shared: SharedState::new(&settings),
             changes: watch::Sender::new(false),
             keeping: AtomicBool::new(false),
             scope: source.scope(),
@@ -99,22 +100,17 @@ impl Core {
     /// Where tokens are published.
     #[inline]
     pub(super) fn current(&self) -> &ArcSwapOption<token::Inner> {
-        &self.current
-    }
-
-    /// The token as it was published last, whatever has become of it.
-    fn published(&self) -> Option<Token> {
-        self.current.load_full().map(Token)
+        self.shared.slot()
     }
 
     /// The current token, unless it has expired.
     pub(super) fn working(&self) -> Option<Token> {
-        self.published().filter(|token| !token.0.is_expired(Instant::now()))
+        self.shared.published().filter(|token| !token.0.is_expired(Instant::now()))
     }
 
     /// The current token, unless it has expired; one that is ageing is renewed behind the caller's back.
     pub(super) fn usable(self: &Arc<Self>) -> Option<Token> {
-        self.published().filter(|token| token.0.is_fresh_now() || self.renew_ahead(&token.0))
+        self.shared.published().filter(|token| token.0.is_fresh_now() || self.renew_ahead(&token.0))
     }
 
     /// Whether a token that is not fresh will do all the same; if so, it is renewed behind the caller's back.
@@ -134,33 +130,31 @@ impl Core {
     /// The flight, if one is to start, has started when this returns: dropping the future does not stop it.
     pub(super) fn obtain(self: &Arc<Self>, need: Need) -> Waiting {
         self.keep();
-        let now = Instant::now();
         let revision = self.source.revision();
-        let mut state = self.lock();
-        // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
-        let reason = match state.decide(need, self.published(), now, revision) {
-            ControlFlow::Continue(reason) => reason,
-            ControlFlow::Break(verdict) => {
-                drop(state);
-                return self.decided(verdict);
-            }
+        let runtime = Handle::try_current();
+        let mut sender = None;
+        let decision = self.shared.decide(need, Instant::now(), revision, || {
+            let (outcome, landing) = oneshot::channel();
+            sender = Some(outcome);
+            runtime.is_ok().then(|| landing.shared())
+        });
+        let take_off = match decision {
+            Decision::Settled(verdict) => return self.settled(verdict),
+            Decision::Grounded => return Waiting::Decided(Some(Err(Error::NoRuntime))),
+            Decision::Fly(take_off) => take_off,
         };
-        let Ok(runtime) = Handle::try_current() else {
-            return Waiting::Decided(Some(Err(Error::NoRuntime)));
-        };
-        let (sender, receiver) = oneshot::channel();
-        let landing = receiver.shared();
-        let (number, previous) = state.take_off(landing.clone());
-        drop(state);
         self.changed();
+        let TakeOff { number, reason, previous, landing } = take_off;
         let flight = Flight::new(Arc::clone(self), sender, number, reason, revision);
         // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
-        runtime.spawn(flight.fly(previous));
+        if let Ok(runtime) = runtime {
+            runtime.spawn(flight.fly(previous));
+        }
         Waiting::Flight(landing)
     }
 
     /// What was decided without a flight.
-    fn decided(&self, verdict: Verdict) -> Waiting {
+    fn settled(&self, verdict: Verdict<Landing>) -> Waiting {
         let outcome = match verdict {
             Verdict::Join(landing, number) => {
                 self.reporter.joined(number);
@@ -187,29 +181,23 @@ impl Core {
         Waiting::Decided(Some(outcome))
     }
 
-    /// Ends a flight: publishes its token, or notes its failure, which never takes a token away.
+    /// Ends a flight; whoever waits for a change is told.
     pub(super) fn land(&self, outcome: Result<Fetched, Error>, reason: Reason, revision: u64) -> Landed {
-        let wall = (self.wall_clock)();
-        let mut state = self.lock();
-        let landed = state.land(outcome, reason, revision, Instant::now(), wall);
-        if let Landed::Published { token, .. } = &landed {
-            self.current.store(Some(Arc::clone(&token.0)));
-        }
-        drop(state);
+        let landed = self.shared.land(outcome, reason, revision, Instant::now(), (self.wall_clock)());
         self.changed();
         landed
     }
 
     /// Puts off the next attempt of the flight under way; returns by how much.
     pub(super) fn back_off(&self, error: SourceError) -> (Error, Duration) {
-        let put_off = self.lock().back_off(error, Instant::now());
+        let put_off = self.shared.with(|state| state.back_off(error, Instant::now()));
         self.changed();
         put_off
     }
 
     /// Until when the source is to be left alone, and the failure because of which it is.
     pub(super) fn not_before(&self) -> (Option<Instant>, Option<Error>) {
-        self.lock().not_before()
+        self.shared.with(|state| state.not_before())
     }
 
     /// Waits until `at`; true if the provider was shut down meanwhile.
@@ -220,32 +208,23 @@ impl Core {
 
     /// Drops the current token; its refresh token is kept for the next flight.
     pub(super) fn invalidate(&self) {
-        let state = self.lock();
-        let invalidated = self.current.swap(None);
-        drop(state);
-        if let Some(token) = invalidated {
+        if let Some(token) = self.shared.invalidate() {
             self.changed();
-            self.reporter.invalidated(&Token(token));
+            self.reporter.invalidated(&token);
         }
     }
 
     /// Shortens the current token's life by what the monotonic clock has not seen pass.
     pub(super) fn compare_clocks(&self) {
-        let (now, wall) = (Instant::now(), (self.wall_clock)());
-        let mut state = self.lock();
-        let Some(jump) = state.clock_jump(now, wall) else { return };
-        let Some(token) = self.published().filter(|token| token.expires_at().is_some()) else { return };
-        let token = token.shortened(jump, now);
-        state.replace_published(&token);
-        self.current.store(Some(Arc::clone(&token.0)));
-        drop(state);
-        self.changed();
-        self.reporter.shortened(&token, jump);
+        if let Some((token, jump)) = self.shared.compare_clocks(Instant::now(), (self.wall_clock)()) {
+            self.changed();
+            self.reporter.shortened(&token, jump);
+        }
     }
 
     /// No flight starts from now on, none waits for its next attempt, and the background task ends.
     pub(super) fn shut_down(&self) {
-        if self.lock().shut_down() {
+        if self.shared.with(State::shut_down) {
             self.changes.send_replace(true);
             self.reporter.shut_down();
         }
@@ -257,7 +236,7 @@ impl Core {
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {
-            while self.lock().is_flying() || self.keeping.load(Ordering::Acquire) {
+            while self.shared.with(|state| state.is_flying()) || self.keeping.load(Ordering::Acquire) {
                 // The sender is `self`'s own.
                 let _ = changes.changed().await;
             }
@@ -283,8 +262,7 @@ impl Core {
 
     /// When the background task has to decide again, if nothing changes before.
     pub(super) fn look_again_at(&self) -> Option<Instant> {
-        let state = self.lock();
-        state.look_again_at(self.published().as_ref(), Instant::now())
+        self.shared.with(|state| state.look_again_at(self.shared.published().as_ref(), Instant::now()))
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<bool> {
@@ -297,12 +275,6 @@ impl Core {
     }
 
     pub(super) fn status(&self) -> Status {
-        let state = self.lock();
-        state.status(self.published().as_ref(), Instant::now())
-    }
-
-    /// A panic cannot leave the state half changed, so a poisoned lock is as good as any.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.with(|state| state.status(self.shared.published().as_ref(), Instant::now()))
     }
 }

@@ -1,6 +1,7 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle → `core` (what is shared, behind one lock) → `state` (every decision) and `flight` (one way to the source);
+//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is one way to the
+//! source;
 //! `keeper` is the background task; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
 
 mod builder;
@@ -11,6 +12,7 @@ mod flight;
 mod keeper;
 mod refresh_ahead;
 mod settings;
+mod shared_state;
 mod state;
 mod status;
 

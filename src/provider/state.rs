@@ -1,7 +1,7 @@
 //! [`State`]: what is decided about flights, and what their ends change.
 //!
-//! Every decision is a function of what is passed in, made under the one lock that [`Core`](super::core::Core) keeps; no
-//! source, subscriber or waker runs in here.
+//! Every decision is a function of what is passed in, made under the one lock of
+//! [`SharedState`](super::shared_state::SharedState); no source, subscriber or waker runs in here.
 
 use std::{
     ops::ControlFlow::{self, Break, Continue},
@@ -9,8 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::future::Shared;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     cool_down::CoolDown,
@@ -46,15 +45,13 @@ const CLOCK_SLACK: Duration = Duration::from_secs(1);
 /// What a flight ends with; everyone who waits for it gets a clone.
 pub(super) type Outcome = Result<Token, Error>;
 
-/// Resolves with the outcome of a flight when it lands; everyone who waits holds a clone.
-pub(super) type Landing = Shared<oneshot::Receiver<Outcome>>;
-
-pub(super) struct State {
+/// `L` is what those who wait for a flight hold.
+pub(super) struct State<L> {
     provider: u32,
     refresh_ahead: RefreshAhead,
     retry: RetryPolicy,
     /// Set from the start of a flight until it lands.
-    in_progress: Option<Landing>,
+    in_progress: Option<L>,
     shut_down: bool,
     generation: u32,
     /// The token published last, whatever has become of it: its refresh token is the next flight's to spend.
@@ -113,13 +110,13 @@ impl Reason {
 }
 
 /// What a need comes to without a flight of its own.
-pub(super) enum Verdict {
+pub(super) enum Verdict<L> {
     /// This token will do.
     Use(Token),
     /// This token has replaced the refused one already.
     Replaced(Token, TokenId),
     /// The flight under way, of this number, will tell.
-    Join(Landing, u64),
+    Join(L, u64),
     /// There will be no flight, since challenges have caused one only just now: the API refuses even the newest token.
     LeaveAlone(Token),
     /// Nobody waits, so the next flight need not come before the backoff's end.
@@ -151,7 +148,7 @@ pub(super) enum Landed {
     },
 }
 
-impl State {
+impl<L: Clone> State<L> {
     pub(super) fn new(settings: &Settings) -> Self {
         static PROVIDERS: AtomicU32 = AtomicU32::new(0);
         let (min, max) = settings.cool_down;
@@ -183,7 +180,7 @@ impl State {
         current: Option<Token>,
         now: Instant,
         revision: u64,
-    ) -> ControlFlow<Verdict, Reason> {
+    ) -> ControlFlow<Verdict<L>, Reason> {
         let without = if current.is_some() { Reason::Expired } else { Reason::Missing };
         let working = current.filter(|token| !token.0.is_expired(now));
         match (need, &working) {
@@ -220,7 +217,7 @@ impl State {
     }
 
     /// A flight starts, whose landing is told to `flight`; returns its number and the token that it is to renew.
-    pub(super) fn take_off(&mut self, flight: Landing) -> (u64, Option<Token>) {
+    pub(super) fn take_off(&mut self, flight: L) -> (u64, Option<Token>) {
         self.in_progress = Some(flight);
         self.started += 1;
         (self.started, self.previous.clone())
