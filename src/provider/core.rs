@@ -131,12 +131,12 @@ impl Core {
     pub(super) fn obtain(self: &Arc<Self>, need: Need) -> Waiting {
         self.keep();
         let revision = self.source.revision();
-        let runtime = Handle::try_current();
-        let mut sender = None;
+        let mut flown = None;
         let decision = self.shared.decide(need, Instant::now(), revision, || {
+            let runtime = Handle::try_current().ok()?;
             let (outcome, landing) = oneshot::channel();
-            sender = Some(outcome);
-            runtime.is_ok().then(|| landing.shared())
+            flown = Some((runtime, outcome));
+            Some(landing.shared())
         });
         let take_off = match decision {
             Decision::Settled(verdict) => return self.settled(verdict),
@@ -145,9 +145,9 @@ impl Core {
         };
         self.changed();
         let TakeOff { number, reason, previous, landing } = take_off;
-        let flight = Flight::new(Arc::clone(self), sender, number, reason, revision);
-        // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
-        if let Ok(runtime) = runtime {
+        if let Some((runtime, outcome)) = flown {
+            let flight = Flight::new(Arc::clone(self), outcome, number, reason, revision);
+            // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
             runtime.spawn(flight.fly(previous));
         }
         Waiting::Flight(landing)

@@ -28,12 +28,12 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn new(
         core: Arc<Core>,
-        outcome: Option<oneshot::Sender<Outcome>>,
+        outcome: oneshot::Sender<Outcome>,
         number: u64,
         reason: Reason,
         revision: u64,
     ) -> Self {
-        Self { core, outcome, number, reason, revision, begun: Instant::now() }
+        Self { core, outcome: Some(outcome), number, reason, revision, begun: Instant::now() }
     }
 
     /// Flies, to renew `previous`. The span follows from that of whoever started the flight: it is not theirs alone.
