@@ -1,0 +1,143 @@
+//! Callers are dropped at each of their polls: what they started goes on, and the others get what they came for.
+
+mod support;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use support::{Act, Api, Source};
+use tokio::{runtime::Handle, task::JoinSet, time::sleep};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// More polls than any request here takes.
+const MOST_POLLS: usize = 12;
+
+/// Drops its future at this poll; ends with `None` then.
+struct DroppedAt<F> {
+    future: Option<Pin<Box<F>>>,
+    polls: usize,
+}
+
+impl<F: Future> Future for DroppedAt<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.polls == 0 {
+            self.future = None;
+        }
+        self.polls = self.polls.saturating_sub(1);
+        match &mut self.future {
+            Some(future) => future.as_mut().poll(cx).map(Some),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// What three callers meet.
+#[derive(Clone, Copy, Debug)]
+enum Scene {
+    /// No token yet.
+    Missing,
+    /// One that is ageing.
+    Ageing,
+    /// One that has expired.
+    Expired,
+    /// One that is refused, and the next is good.
+    Refused,
+    /// Two that are refused, so that there is a backoff.
+    RefusedTwice,
+    /// The source fails once.
+    Failing,
+}
+
+const SCENES: [Scene; 6] =
+    [Scene::Missing, Scene::Ageing, Scene::Expired, Scene::Refused, Scene::RefusedTwice, Scene::Failing];
+
+/// Two callers are dropped, at their given polls; the third gets its answer. Returns whether either was still under way.
+async fn play(scene: Scene, first: usize, second: usize) -> bool {
+    let source = Source::living(HOUR);
+    let provider = TokenProvider::builder(Arc::clone(&source))
+        .cool_down(Duration::from_millis(1), Duration::from_millis(1))
+        .build()
+        .unwrap();
+    let api = Api::default();
+    let (before, good) = match scene {
+        Scene::Missing | Scene::Failing => (0, 1),
+        Scene::Ageing | Scene::Expired | Scene::Refused => (1, 2),
+        Scene::RefusedTwice => (1, 3),
+    };
+    if before == 1 {
+        provider.token().await.unwrap();
+    }
+    match scene {
+        Scene::Ageing => {
+            api.accept("access-1");
+            sleep(HOUR * 95 / 100).await;
+        }
+        Scene::Expired => sleep(HOUR).await,
+        Scene::Failing => source.next(Act::Fail(SourceError::unavailable("down"))),
+        Scene::Missing | Scene::Refused | Scene::RefusedTwice => {}
+    }
+    let last = good + u64::from(matches!(scene, Scene::Failing));
+    api.accept(&format!("access-{last}"));
+
+    let retry = RetryPolicy::new().max_retries(5).without_budget();
+    let service = BearerAuthLayer::with_provider(provider.clone()).retry(retry).layer(api.service());
+    let request = || Request::post("https://api.example/videos").body(Full::<Bytes>::from("body")).unwrap();
+    let mut callers = JoinSet::new();
+    for polls in [first, second, usize::MAX] {
+        let future = Some(Box::pin(service.clone().oneshot(request())));
+        callers.spawn(DroppedAt { future, polls });
+    }
+    let ends: Vec<Option<Result<_, BoxError>>> = callers.join_all().await;
+    let dropped = ends.iter().any(Option::is_none);
+    let mut answered = 0;
+    for end in ends.into_iter().flatten() {
+        assert_eq!(end.unwrap().status(), StatusCode::OK, "{scene:?}, {first}, {second}");
+        answered += 1;
+    }
+    assert!(answered >= 1, "{scene:?}, {first}, {second}");
+
+    // What runs behind a caller's back comes to its end; then nothing is left.
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(source.fetches(), last, "{scene:?}, {first}, {second}");
+    assert_eq!(provider.status().generation, good, "{scene:?}, {first}, {second}");
+    assert!(!provider.status().refreshing);
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "{scene:?}, {first}, {second}");
+    // Each refresh token was spent once: no two fetches had the same token before.
+    let mut previous = source.previous.lock().unwrap().clone();
+    if matches!(scene, Scene::Failing) {
+        previous.remove(0);
+    }
+    let spent = previous.len();
+    previous.dedup();
+    assert_eq!(previous.len(), spent, "{scene:?}, {first}, {second}");
+    dropped
+}
+
+/// Rows 3, 8 and 52.
+#[tokio::test(start_paused = true)]
+async fn callers_dropped_at_every_poll_lose_nothing_and_leave_nothing() {
+    let mut dropped = 0;
+    for scene in SCENES {
+        for first in 0..MOST_POLLS {
+            for second in 0..MOST_POLLS {
+                dropped += u64::from(play(scene, first, second).await);
+            }
+        }
+        // None takes as many polls as that.
+        assert!(!play(scene, MOST_POLLS, MOST_POLLS).await, "{scene:?} takes more polls than are looked at");
+    }
+    assert!(dropped > 100, "{dropped}");
+}

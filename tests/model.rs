@@ -1,0 +1,278 @@
+//! Random lives of a provider, against a model of api.video: rotating refresh tokens, faults, revocations, a clock, callers
+//! that are dropped. What holds after every one of them is at the end of `live`.
+//!
+//! `PROPTEST_CASES=100000 cargo test --test model` explores more; what a failure shrinks to is kept in
+//! `proptest-regressions/` and run first from then on.
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use proptest::prelude::*;
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, Error, RefreshAhead, Scope, TokenProvider};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What goes wrong with an exchange at the auth endpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Trouble {
+    None,
+    /// Not acted upon.
+    Down,
+    Limited,
+    /// Acted upon, and the answer lost.
+    Lost,
+    Hangs,
+}
+
+/// What happens to a provider.
+#[derive(Clone, Debug)]
+enum Step {
+    /// So many requests at once; each is dropped after so many tenths of a second, if at all.
+    Requests(Vec<Option<u8>>),
+    Pass(Duration),
+    /// The API refuses every token given so far.
+    RevokeAccess,
+    /// Somebody else authenticates with the key.
+    RevokeRefresh,
+    Trouble(Trouble),
+    /// The account's key is another; the provider is told of it at once, or not.
+    Key {
+        told: bool,
+    },
+    Invalidate,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let trouble = prop_oneof![
+        3 => Just(Trouble::None),
+        1 => Just(Trouble::Down),
+        1 => Just(Trouble::Limited),
+        2 => Just(Trouble::Lost),
+        1 => Just(Trouble::Hangs),
+    ];
+    let pass = prop_oneof![Just(10), Just(500), Just(3_000), Just(20_000), Just(55_000), Just(61_000)];
+    prop_oneof![
+        6 => prop::collection::vec(prop::option::weighted(0.3, 0..30_u8), 1..5).prop_map(Step::Requests),
+        4 => pass.prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
+        2 => Just(Step::RevokeAccess),
+        1 => Just(Step::RevokeRefresh),
+        3 => trouble.prop_map(Step::Trouble),
+        1 => any::<bool>().prop_map(|told| Step::Key { told }),
+        1 => Just(Step::Invalidate),
+    ]
+}
+
+/// The auth endpoint and the API behind it.
+#[derive(Default)]
+struct Account {
+    key: u32,
+    trouble: Option<Trouble>,
+    given: u32,
+    /// Until when each access token works.
+    access: HashMap<String, Instant>,
+    refresh: Option<String>,
+    /// How often each refresh token was presented, and how often it was accepted.
+    presented: HashMap<String, (u32, u32)>,
+    under_way: u32,
+    /// What must never happen.
+    broken: Vec<String>,
+}
+
+const LIFE: Duration = Duration::from_secs(60);
+
+impl Account {
+    /// Acts on an exchange; the answer's status and body.
+    fn act(&mut self, path: &str, body: &str) -> (StatusCode, String) {
+        let text = |name: &str| {
+            let value: serde_json::Value = serde_json::from_str(body).unwrap();
+            value[name].as_str().map(str::to_owned)
+        };
+        let good = match path {
+            "/auth/api-key" => text("apiKey") == Some(format!("key-{}", self.key)),
+            _ => {
+                let presented = text("refreshToken").unwrap();
+                let good = self.refresh.as_ref() == Some(&presented);
+                let times = self.presented.entry(presented).or_default();
+                times.0 += 1;
+                times.1 += u32::from(good);
+                good
+            }
+        };
+        if !good {
+            return (StatusCode::BAD_REQUEST, String::new());
+        }
+        self.given += 1;
+        let (access, refresh) = (format!("access-{}", self.given), format!("refresh-{}", self.given));
+        self.access.insert(access.clone(), Instant::now() + LIFE);
+        self.refresh = Some(refresh.clone());
+        let body = format!(
+            r#"{{"token_type": "Bearer", "expires_in": {}, "access_token": "{access}", "refresh_token": "{refresh}"}}"#,
+            LIFE.as_secs()
+        );
+        (StatusCode::OK, body)
+    }
+}
+
+type Shared = Arc<Mutex<Account>>;
+
+async fn exchange(account: Shared, request: Request<String>) -> io::Result<Response<Full<Bytes>>> {
+    /// Counts the exchanges that overlap, dropped ones included.
+    struct UnderWay(Shared);
+
+    impl Drop for UnderWay {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().under_way -= 1;
+        }
+    }
+
+    let trouble = {
+        let mut account = account.lock().unwrap();
+        account.under_way += 1;
+        if account.under_way > 1 {
+            account.broken.push("two exchanges at once".to_owned());
+        }
+        account.trouble.unwrap_or(Trouble::None)
+    };
+    let _under_way = UnderWay(Arc::clone(&account));
+    sleep(Duration::from_millis(200)).await;
+    let answer = |status: StatusCode| Response::builder().status(status);
+    if trouble == Trouble::Hangs {
+        std::future::pending::<()>().await;
+    }
+    if trouble == Trouble::Down {
+        return Ok(answer(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()).unwrap());
+    }
+    if trouble == Trouble::Limited {
+        let limited = answer(StatusCode::TOO_MANY_REQUESTS).header("retry-after", "3");
+        return Ok(limited.body(Full::default()).unwrap());
+    }
+    let (status, body) = account.lock().unwrap().act(request.uri().path(), request.body());
+    if trouble == Trouble::Lost {
+        return Err(io::ErrorKind::ConnectionReset.into());
+    }
+    Ok(answer(status).body(Full::from(body)).unwrap())
+}
+
+async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Response<Full<Bytes>>> {
+    sleep(Duration::from_millis(20)).await;
+    let mut account = account.lock().unwrap();
+    let token =
+        request.headers().get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let Some(token) = token else {
+        account.broken.push("a request without a token".to_owned());
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let good = account.access.get(token).is_some_and(|until| Instant::now() < *until + SECOND);
+    let status = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+    Ok(Response::builder().status(status).body(Full::default()).unwrap())
+}
+
+async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
+    let account = Shared::default();
+    let auth = tower::service_fn({
+        let account = Arc::clone(&account);
+        move |request| exchange(Arc::clone(&account), request)
+    });
+    let source = ApiVideo::new("key-0").with_client(auth).timeout(5 * SECOND).unwrap();
+    let provider = TokenProvider::builder(source.clone())
+        .refresh_ahead(RefreshAhead::new().share(0.2).unwrap())
+        .keep_fresh(keep_fresh)
+        .build()
+        .unwrap();
+    let inner = tower::service_fn({
+        let account = Arc::clone(&account);
+        move |request| api(Arc::clone(&account), request)
+    });
+    let service = BearerAuthLayer::with_provider(provider.clone()).scope(Scope::https()).layer(inner);
+    let request = || Request::get("https://ws.api.video/videos").body(Full::<Bytes>::default()).unwrap();
+
+    let mut callers = JoinSet::new();
+    for step in steps {
+        match step {
+            Step::Requests(patience) => {
+                for tenths in patience {
+                    let sent = service.clone().oneshot(request());
+                    let patience = tenths.map_or(Duration::MAX, |tenths| SECOND * tenths.into() / 10);
+                    callers.spawn(async move { timeout(patience, sent).await.ok() });
+                }
+            }
+            Step::Pass(duration) => sleep(duration).await,
+            Step::RevokeAccess => account.lock().unwrap().access.clear(),
+            Step::RevokeRefresh => account.lock().unwrap().refresh = None,
+            Step::Trouble(trouble) => account.lock().unwrap().trouble = Some(trouble),
+            Step::Key { told } => {
+                let key = {
+                    let mut account = account.lock().unwrap();
+                    account.key += 1;
+                    account.refresh = None;
+                    account.key
+                };
+                if told {
+                    source.set_key(format!("key-{key}"));
+                }
+            }
+            Step::Invalidate => provider.invalidate(),
+        }
+    }
+
+    // Nobody waits for ever: a flight's limit, and the requests' own retries.
+    let ends = timeout(SECOND * 120, callers.join_all()).await;
+    prop_assert!(ends.is_ok(), "a caller is stuck: {:?}", provider.status());
+    for end in ends.unwrap().into_iter().flatten() {
+        match end {
+            Ok(answer) => prop_assert!([200, 401].contains(&answer.status().as_u16())),
+            Err(error) => prop_assert!(error.is::<Error>(), "{error:?}"),
+        }
+    }
+    // All is well again: so is the next request, once the longest pause is over.
+    let key = {
+        let mut account = account.lock().unwrap();
+        account.trouble = None;
+        account.key
+    };
+    source.set_key(format!("key-{key}"));
+    sleep(SECOND * 65).await;
+    let answer = service.clone().oneshot(request()).await;
+    prop_assert!(answer.is_ok(), "{answer:?}");
+    prop_assert_eq!(answer.unwrap().status(), StatusCode::OK);
+
+    drop(service);
+    provider.shutdown().await;
+    prop_assert!(!provider.status().refreshing);
+    drop(provider);
+    prop_assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    let account = account.lock().unwrap();
+    prop_assert!(account.broken.is_empty(), "{:?}", account.broken);
+    for (refresh_token, (presented, accepted)) in &account.presented {
+        prop_assert!(*accepted <= 1 && *presented <= 2, "{refresh_token}: {presented}, {accepted}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_to_a_provider_it_heals_and_spends_no_refresh_token_twice(
+        steps in prop::collection::vec(step(), 1..16),
+        keep_fresh: bool,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(live(steps, keep_fresh))?;
+    }
+}
