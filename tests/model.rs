@@ -2,7 +2,7 @@
 //! that are dropped. What holds after every one of them is at the end of `live`.
 //!
 //! `PROPTEST_CASES=100000 cargo test --test model` explores more; what a failure shrinks to is kept in
-//! `proptest-regressions/` and run first from then on.
+//! `tests/model.proptest-regressions` and run first from then on.
 
 mod support;
 

@@ -1,0 +1,98 @@
+//! What is fuzzed: everything that an auth endpoint or an API may send and we read. Through the public API, so that it is
+//! the code that runs.
+//!
+//! ```text
+//! cargo +nightly fuzz run token_response     # or retry_after, www_authenticate
+//! cargo test --test fuzz_corpus              # the corpus, and its small mutations, on any compiler
+//! ```
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
+use http_body_util::Full;
+use tower::{Layer, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenProvider, TokenSource};
+
+fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.unwrap().block_on(future)
+}
+
+/// A source whose endpoint answers just this.
+fn answered(answer: Response<Bytes>) -> ApiVideo {
+    ApiVideo::new("key").with_client(tower::service_fn(move |_: Request<String>| {
+        let answer = answer.clone().map(Full::new);
+        async { Ok::<_, Infallible>(answer) }
+    }))
+}
+
+/// A token, or an error that quotes nothing of it.
+pub fn token_response(body: &[u8]) {
+    let source = answered(Response::new(Bytes::copy_from_slice(body)));
+    match on_a_paused_clock(source.fetch(None)) {
+        Ok(token) => {
+            let header = token.header_value();
+            assert!(header.is_sensitive() && header.to_str().is_ok_and(|text| text.starts_with("Bearer ")));
+            assert!(token.access_token().len() <= Token::MAX_LEN);
+            assert!(token.remaining().is_some_and(|left| left <= Duration::from_secs(3650 * 24 * 3600)));
+        }
+        Err(error) => {
+            assert!(error.is_transient());
+            let shown = format!("{error:?}");
+            // Longer than any word that a message of ours has in common with a token response.
+            let quoted = body.windows(24).filter_map(|part| std::str::from_utf8(part).ok());
+            assert!(!quoted.into_iter().any(|part| shown.contains(part)), "{shown}");
+        }
+    }
+}
+
+/// A delay within bounds, or none.
+pub fn retry_after(header: &[u8]) {
+    let (first, second) = header.split_at(header.len() / 2);
+    for (standard, other) in [(header, &b""[..]), (b"", header), (first, second)] {
+        let mut answer = Response::new(Bytes::new());
+        *answer.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+        if let Ok(value) = HeaderValue::from_bytes(standard) {
+            answer.headers_mut().insert(RETRY_AFTER, value);
+        }
+        if let Ok(value) = HeaderValue::from_bytes(other) {
+            answer.headers_mut().insert("x-ratelimit-retry-after", value);
+        }
+        let retry = RetryPolicy::new().max_retries(0);
+        let provider = TokenProvider::builder(answered(answer)).retry(retry).build().unwrap();
+        let left_alone = on_a_paused_clock(async {
+            assert!(provider.token().await.is_err_and(|error| error.is_transient()));
+            provider.status().retry_in.unwrap()
+        });
+        assert!(left_alone <= Duration::from_secs(65), "{left_alone:?}");
+    }
+}
+
+struct Fixed;
+
+impl TokenSource for Fixed {
+    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        Ok(Token::builder("abc").build()?)
+    }
+}
+
+/// An answer that reaches its caller, whatever challenges it holds, one a line.
+pub fn www_authenticate(headers: &[u8]) {
+    let mut answer = Response::builder().status(StatusCode::UNAUTHORIZED);
+    for line in headers.split(|byte| *byte == b'\n').take(100) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            answer = answer.header("www-authenticate", value);
+        }
+    }
+    let answer = answer.body(Full::<Bytes>::default()).unwrap();
+    let expected = answer.headers().clone();
+    let api = tower::service_fn(move |_: Request<Full<Bytes>>| {
+        let answer = answer.clone();
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(Fixed)).layer(api);
+    let request = Request::get("/videos").body(Full::default()).unwrap();
+    let got = on_a_paused_clock(service.oneshot(request)).unwrap();
+    assert_eq!((got.status(), got.headers()), (StatusCode::UNAUTHORIZED, &expected));
+}
