@@ -1,0 +1,226 @@
+//! Two thousand callers over real sockets, tokens of a second, an auth endpoint and an API of which one exchange in twenty goes
+//! wrong in some way, revocations, and callers that give up: what is lost, and what it costs.
+//!
+//! ```text
+//! cargo run --release --example soak -- --seconds 60
+//! ```
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use peak_alloc::PeakAlloc;
+use tokio::{task::JoinSet, time::sleep};
+use tower::{Layer, Service, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, BoxError, Error, RetryPolicy, TokenProvider,
+    testing::{AuthServer, Fault, Route},
+};
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+const CALLERS: u64 = 2_000;
+/// Between two requests of one caller.
+const PAUSE: Duration = Duration::from_secs(1);
+const LIFETIME: Duration = Duration::from_secs(1);
+/// One exchange in so many goes wrong, of each kind.
+const ONE_IN: u64 = 20;
+/// Revocations are further apart than the cool-down after one.
+const REVOCATION: Duration = Duration::from_secs(12);
+
+/// What became of the requests.
+#[derive(Default)]
+struct Tally {
+    sent: AtomicU64,
+    answered: AtomicU64,
+    given_up: AtomicU64,
+    /// The API's own failures, which no layer can mend.
+    failed_by_the_api: AtomicU64,
+    /// A 401, or an error of ours: what a layer like this is there to prevent.
+    lost: AtomicU64,
+}
+
+/// A fault of some kind. The answer, the connection, or the time.
+fn fault(draw: u64) -> Fault {
+    match draw % 8 {
+        0 => Fault::Status(StatusCode::SERVICE_UNAVAILABLE),
+        1 => Fault::Status(StatusCode::TOO_MANY_REQUESTS),
+        2 => Fault::Delay(Duration::from_millis(100)),
+        3 => Fault::Hang,
+        4 => Fault::Reset,
+        5 => Fault::LoseAnswer,
+        6 => Fault::Truncate,
+        _ => Fault::Drip(Duration::from_micros(100)),
+    }
+}
+
+/// Numbers that look random, without a crate for them (xorshift64*).
+struct Draws(u64);
+
+impl Draws {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+/// Sends one request after another until the time is up.
+async fn caller<S, B>(number: u64, service: S, server: Arc<AuthServer>, tally: Arc<Tally>, until: Instant)
+where
+    S: Service<Request<Full<Bytes>>, Response = http::Response<B>, Error = BoxError> + Clone,
+    B: BodyExt<Error: Into<BoxError>>,
+{
+    let mut draws = Draws(number + 1);
+    (0..8).for_each(|_| _ = draws.next());
+    sleep(PAUSE.mul_f64((number as f64) / (CALLERS as f64))).await;
+    while Instant::now() < until {
+        // A fault that hangs would only tell of the caller's own patience.
+        let draw = draws.next();
+        if draw % ONE_IN == 0 && !matches!(fault(draw / ONE_IN), Fault::Hang) {
+            server.inject(Route::Api, fault(draw / ONE_IN));
+        }
+        let patience = match draws.next() % 10 {
+            0 => Duration::from_millis(draws.next() % 30),
+            _ => Duration::from_secs(30),
+        };
+        // With a body to send again. The server forgets it, so that its memory tells nothing.
+        let request = Request::get(format!("{}videos", server.uri())).body(Full::from("body"));
+        tally.sent.fetch_add(1, Relaxed);
+        let exchange = async {
+            let response = service.clone().oneshot(request?).await?;
+            let status = response.status();
+            response.into_body().collect().await.map_err(Into::into)?;
+            Ok::<_, BoxError>(status)
+        };
+        let end = match tokio::time::timeout(patience, exchange).await {
+            Err(_) => &tally.given_up,
+            Ok(Ok(status)) if status.is_success() => &tally.answered,
+            Ok(Ok(StatusCode::UNAUTHORIZED)) => &tally.lost,
+            Ok(Err(error)) if error.is::<Error>() => {
+                eprintln!("lost: {error}");
+                &tally.lost
+            }
+            Ok(_) => &tally.failed_by_the_api,
+        };
+        end.fetch_add(1, Relaxed);
+        sleep(PAUSE).await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, BoxError> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let seconds = match &arguments[..] {
+        [] => 60,
+        [name, value] if name == "--seconds" => value.parse()?,
+        _ => {
+            eprintln!("usage: soak [--seconds SECONDS]");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let server = Arc::new(AuthServer::builder().token_lifetime(LIFETIME).start().await?);
+    // For an endpoint that hangs as often as this one, and tokens that live as short.
+    let source =
+        ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(Duration::from_millis(300))?;
+    let retry =
+        RetryPolicy::new().max_retries(10).backoff(Duration::from_millis(10), Duration::from_millis(200))?;
+    let provider = TokenProvider::builder(source).retry(retry).keep_fresh(true).build()?;
+    provider.ready().await?;
+    let service = BearerAuthLayer::with_provider(provider.clone())
+        .layer(Client::builder(TokioExecutor::new()).build_http());
+
+    println!(
+        "{CALLERS} callers for {seconds} s; tokens of {LIFETIME:?}; one exchange in {ONE_IN} goes wrong"
+    );
+    // Each has a connection from the start: what memory grows by later is not theirs.
+    server.inject_always(Route::Api, Fault::Delay(Duration::from_secs(2)));
+    let mut warm = JoinSet::new();
+    for _ in 0..CALLERS {
+        let request = Request::get(format!("{}videos", server.uri())).body(Full::<Bytes>::default())?;
+        warm.spawn(service.clone().oneshot(request));
+    }
+    warm.join_all().await;
+    server.clear_faults();
+
+    let (before, tally) = (server.counters(), Arc::new(Tally::default()));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut callers = JoinSet::new();
+    for number in 0..CALLERS {
+        callers.spawn(caller(number, service.clone(), Arc::clone(&server), Arc::clone(&tally), until));
+    }
+    // Faults of the auth endpoint, by the flight; and every token revoked now and then.
+    let trouble = tokio::spawn({
+        let (server, mut changes, mut draws) = (Arc::clone(&server), provider.subscribe(), Draws(4711));
+        async move {
+            let (mut flights, mut revoked) = (0, Instant::now());
+            while let Some(status) = changes.next().await {
+                let draw = draws.next();
+                if status.flights > flights && draw % ONE_IN == 0 {
+                    server.inject(Route::RefreshGrant, fault(draw / ONE_IN));
+                }
+                flights = status.flights;
+                if revoked.elapsed() > REVOCATION {
+                    revoked = Instant::now();
+                    server.revoke_access_tokens();
+                }
+            }
+        }
+    });
+
+    let mut memory = Vec::new();
+    while Instant::now() < until {
+        sleep(Duration::from_secs(1)).await;
+        memory.push(MEMORY.current_usage_as_mb());
+    }
+    callers.join_all().await;
+    provider.shutdown().await;
+    drop(service);
+    trouble.await?;
+
+    let (status, counters) = (provider.status(), server.counters());
+    let posts = counters.api_key_grants
+        + counters.refresh_grants
+        + counters.refused_api_keys
+        + counters.refused_refresh_tokens;
+    let most = |part: &[f32]| part.iter().copied().fold(0.0, f32::max);
+    let (first, second) = memory.split_at(memory.len() / 2);
+    let lost = tally.lost.load(Relaxed);
+    println!("requests               {}", tally.sent.load(Relaxed));
+    println!("answered               {}", tally.answered.load(Relaxed));
+    println!("given up by callers    {}", tally.given_up.load(Relaxed));
+    println!("failed by the API      {}", tally.failed_by_the_api.load(Relaxed));
+    println!("401s healed            {}", counters.challenged - before.challenged);
+    println!("lost                   {lost}");
+    println!("tokens                 {}", status.generation);
+    println!("flights, failed        {}, {}", status.flights, status.failed_flights);
+    println!(
+        "flights per token      {:.2}",
+        (status.flights - status.failed_flights) as f64 / status.generation as f64
+    );
+    println!(
+        "POSTs per token        {:.2}, retries after faults included",
+        posts as f64 / status.generation as f64
+    );
+    println!("faults                 {}", counters.faults - before.faults);
+    println!("TCP connections        {}", counters.connections);
+    println!(
+        "memory, most           {:.1} MB in the first half, {:.1} MB in the second",
+        most(first),
+        most(second)
+    );
+    let flat = most(second) <= most(first) * 1.25;
+    let one_flight_each = status.flights == status.generation + status.failed_flights;
+    Ok(if lost == 0 && one_flight_each && flat { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
