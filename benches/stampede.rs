@@ -1,9 +1,9 @@
 //! Ten thousand callers at an expired token: how many times the source is asked, and how long after its answer the last of
-//! them has its token; against a mutex that is held around the refresh.
+//! them has its token; against a mutex that is held around the refresh. Then ten thousand refused at once, again and again.
 //!
 //! ```text
-//! cargo bench --bench stampede              # 20 rounds of each
-//! cargo bench --bench stampede -- --brief   # 3
+//! cargo bench --bench stampede              # 20 rounds of each, and 1,000 generations
+//! cargo bench --bench stampede -- --brief   # 3, and 20
 //! ```
 
 use std::{
@@ -98,15 +98,49 @@ async fn mutex(endpoint: &Arc<Endpoint>, token: &Arc<Mutex<Option<Token>>>) -> R
     .await
 }
 
+/// Ten thousand callers are refused at once, in each of so many generations; returns the most POSTs that one took.
+fn generations(count: u64) -> u64 {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let endpoint = Endpoint::new();
+        let provider = TokenProvider::new(Arc::clone(&endpoint));
+        let mut most = 0;
+        for _ in 0..count {
+            let refused = provider.token().await.unwrap();
+            let next = refused.generation() + 1;
+            let asked = endpoint.posts.load(Ordering::SeqCst);
+            let mut callers = JoinSet::new();
+            for _ in 0..CALLERS {
+                let (provider, refused) = (provider.clone(), refused.clone());
+                callers.spawn(async move { provider.refresh(&refused).await.unwrap().generation() });
+            }
+            assert!(callers.join_all().await.into_iter().all(|newest| newest == next));
+            most = most.max(endpoint.posts.load(Ordering::SeqCst) - asked);
+            // Past the cool-down, and the expiry.
+            tokio::time::advance(Duration::from_secs(600)).await;
+        }
+        most
+    })
+}
+
 fn median(rounds: &[Round]) -> Duration {
     let mut took: Vec<_> = rounds.iter().map(|round| round.took).collect();
     took.sort_unstable();
     took[took.len() / 2]
 }
 
+fn main() {
+    let brief = std::env::args().any(|argument| argument == "--brief");
+    stampedes(if brief { 3 } else { 20 });
+    let count = if brief { 20 } else { 1_000 };
+    let most = generations(count);
+    println!("\n{CALLERS} callers refused at once, {count} times: {most} POST each");
+    assert_eq!(most, 1, "one POST per generation");
+}
+
 #[tokio::main]
-async fn main() {
-    let rounds = if std::env::args().any(|argument| argument == "--brief") { 3 } else { 20 };
+async fn stampedes(rounds: u32) {
     let (ours, theirs) = (Endpoint::new(), Endpoint::new());
     let handle = TokenProvider::new(Arc::clone(&ours));
     let locked = Arc::new(Mutex::new(None));

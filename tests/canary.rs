@@ -213,6 +213,7 @@ where
     }
 }
 
+/// Row 46.
 #[tokio::test]
 async fn no_fault_makes_anybody_print_a_secret() {
     listen();
@@ -251,6 +252,7 @@ async fn no_fault_makes_anybody_print_a_secret() {
     assert_eq!(SINKS.lock().unwrap().take().unwrap().hits.len(), 3);
 }
 
+/// Row 46.
 #[test]
 fn no_example_prints_a_secret() {
     for example in ["quickstart", "observe"] {

@@ -245,6 +245,7 @@ async fn everything() {
     videos.refresh(&token).await.unwrap();
 }
 
+/// Rows 15 and 46, as far as events go.
 #[tokio::test(start_paused = true)]
 async fn every_documented_event_is_told_with_its_fields_and_no_other() {
     let (record, _guard) = Record::start();
@@ -275,7 +276,7 @@ async fn every_documented_event_is_told_with_its_fields_and_no_other() {
     let reasons: BTreeSet<_> = told.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
     assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["body", "budget", "retries", "token"]);
 
-    // Row 46, as far as events go.
+    // Row 46.
     for secret in ["access-", "refresh-", "canary", "Bearer"] {
         assert!(!format!("{told:?}{:?}", record.spans.lock().unwrap()).contains(secret), "{secret}");
     }
