@@ -48,6 +48,10 @@
 //!
 //! Which answers count as a refusal is told in [`challenge`], how often and how soon in [`RetryPolicy`].
 //!
+//! # Where the token goes
+//!
+//! To the origins of the layer's [`Scope`] and no other, whatever a redirect or a URI says.
+//!
 //! # Features
 //!
 //! | feature | default | what it adds |
