@@ -134,7 +134,7 @@ impl<S, R> BearerAuth<S, R> {
     {
         let options = &self.shared.options;
         if options.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
-            return ResponseFuture::passing(options.replay.call(&mut self.inner, request).0, &self.shared);
+            return self.pass(request);
         }
         options.provider.reporter().waiting();
         let (parts, body) = request.into_parts();

@@ -25,6 +25,11 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run()).unwrap();
 //! ```
 //!
+//! # Secrets that can be searched for
+//!
+//! Its API key begins with `test-key-` (unless it is set), its access tokens with `eyJ0eXAiOiJKV1QifQ.`, its refresh tokens
+//! with `def50200`: a test of what your own program prints can look for them.
+//!
 //! # Routes
 //!
 //! | route | what it does |
