@@ -4,6 +4,7 @@
 //! parameters, so that loom explores the very code that runs.
 
 use std::{
+    marker::PhantomData,
     ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -37,7 +38,7 @@ pub(super) trait Lock<T> {
 pub(super) struct SharedState<L, S = ArcSwapOption<token::Inner>, M = Mutex<State<L>>> {
     current: S,
     state: M,
-    landing: std::marker::PhantomData<fn() -> L>,
+    landing: PhantomData<fn() -> L>,
 }
 
 /// What a need comes to.
@@ -65,7 +66,7 @@ where
     M: Lock<State<L>>,
 {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { current: S::empty(), state: M::new(State::new(settings)), landing: std::marker::PhantomData }
+        Self { current: S::empty(), state: M::new(State::new(settings)), landing: PhantomData }
     }
 
     /// Where the current token is, for those who read it without the lock.
@@ -242,6 +243,13 @@ mod tests {
             Self { shared, now: Instant::now(), fetches: 0.into(), interrupted }
         }
 
+        /// With its first token.
+        fn with_token() -> Self {
+            let provider = Self::new(0);
+            provider.obtain(Need::Any).unwrap();
+            provider
+        }
+
         fn fetches(&self) -> u64 {
             self.fetches.load(std::sync::atomic::Ordering::SeqCst)
         }
@@ -317,11 +325,7 @@ mod tests {
     #[test]
     fn three_challenges_to_one_token_cost_one_fetch_and_none_gets_it_back() {
         explore(
-            || {
-                let provider = Provider::new(0);
-                provider.obtain(Need::Any).unwrap();
-                provider
-            },
+            Provider::with_token,
             |provider, number| {
                 let seen = provider.shared.published().unwrap();
                 // One of them may have seen the new token already, and takes it as it is.
@@ -354,11 +358,7 @@ mod tests {
     #[test]
     fn a_token_that_is_invalidated_is_fetched_again_once_and_no_flight_is_lost() {
         explore(
-            || {
-                let provider = Provider::new(0);
-                provider.obtain(Need::Any).unwrap();
-                provider
-            },
+            Provider::with_token,
             |provider, number| {
                 if number == 0 {
                     assert_eq!(provider.shared.invalidate().unwrap().generation(), 1);
