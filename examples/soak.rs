@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use peak_alloc::PeakAlloc;
@@ -54,7 +54,8 @@ struct Tally {
 fn fault(draw: u64) -> Fault {
     match draw % 8 {
         0 => Fault::Status(StatusCode::SERVICE_UNAVAILABLE),
-        1 => Fault::Status(StatusCode::TOO_MANY_REQUESTS),
+        // The server's own 429 asks for up to a minute, which no token of a second outlives.
+        1 => Fault::Answer(limited()),
         2 => Fault::Delay(Duration::from_millis(100)),
         3 => Fault::Hang,
         4 => Fault::Reset,
@@ -62,6 +63,13 @@ fn fault(draw: u64) -> Fault {
         6 => Fault::Truncate,
         _ => Fault::Drip(Duration::from_micros(100)),
     }
+}
+
+fn limited() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 /// Numbers that look random, without a crate for them (xorshift64*).
@@ -79,7 +87,7 @@ impl Draws {
 /// Sends one request after another until the time is up.
 async fn caller<S, B>(number: u64, service: S, server: Arc<AuthServer>, tally: Arc<Tally>, until: Instant)
 where
-    S: Service<Request<Full<Bytes>>, Response = http::Response<B>, Error = BoxError> + Clone,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError> + Clone,
     B: BodyExt<Error: Into<BoxError>>,
 {
     let mut draws = Draws(number + 1);
