@@ -1,8 +1,7 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
 //! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is one way to the
-//! source;
-//! `keeper` is the background task; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
+//! source, `keeper` the background task; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
 
 mod builder;
 mod cool_down;
