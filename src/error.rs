@@ -21,7 +21,7 @@ pub enum Error {
     #[error("no access token could be obtained")]
     Source(#[from] SourceError),
 
-    /// A whole flight, its retries included, did not end in time.
+    /// A whole flight did not end in time, and no attempt of it had failed before: that failure would be told instead.
     ///
     /// The limit is [`TokenProviderBuilder::refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout).
     #[error("no access token was obtained within {0:?}")]

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use support::{Act, Api, Source, at_once, get};
+use support::{Act, Api, Source, at_once, chain, get};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenSource};
@@ -329,6 +329,13 @@ async fn a_flight_that_hangs_ends_by_its_time_limit() {
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
     assert!(matches!(provider.token().await, Err(Error::TimedOut(after)) if after == limit));
     assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+    // What an attempt has failed with says more than that the next was cut short.
+    source.next(Act::Fail(SourceError::unavailable("the disk is on fire")));
+    source.next(Act::Hang);
+    provider.invalidate();
+    let error = provider.token().await.unwrap_err();
+    assert!(chain(&error).contains("the disk is on fire"), "{error:?}");
+    assert_eq!(source.fetches(), 4);
 }
 
 #[tokio::test(start_paused = true)]

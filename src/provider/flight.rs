@@ -41,16 +41,23 @@ impl Flight {
         let span = self.core.reporter.flight(self.number, self.reason.name(), previous.as_ref());
         observability::within(span, async move {
             let limit = self.core.settings.refresh_timeout;
-            let outcome = match timeout(limit, self.attempt(previous, limit)).await {
+            let mut newest = None;
+            let outcome = match timeout(limit, self.attempt(previous, limit, &mut newest)).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(Error::TimedOut(limit)),
+                // What failed says more than that the attempt after it was cut short.
+                Err(_) => Err(newest.unwrap_or(Error::TimedOut(limit))),
             };
             self.land(outcome);
         })
     }
 
-    /// Asks the source until it gives a token, fails for good, or has failed too often.
-    async fn attempt(&self, previous: Option<Token>, limit: Duration) -> Result<Fetched, Error> {
+    /// Asks the source until it gives a token, fails for good, or has failed too often; `newest` is the failure before.
+    async fn attempt(
+        &self,
+        previous: Option<Token>,
+        limit: Duration,
+        newest: &mut Option<Error>,
+    ) -> Result<Fetched, Error> {
         let core = &self.core;
         let deadline = self.begun + limit;
         let mut attempt = 0;
@@ -75,6 +82,7 @@ impl Flight {
             if attempt > core.settings.retry.retries() {
                 return Err(error);
             }
+            *newest = Some(error);
         }
     }
 
