@@ -14,16 +14,16 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use futures_util::{FutureExt, future::Shared};
 use tokio::{
     runtime::Handle,
-    sync::{oneshot, watch},
+    sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     flight::Flight,
     keeper::Keeper,
+    landing::{Landing, Waiter},
     settings::Settings,
     shared_state::{Decision, SharedState, TakeOff},
     state::{Fetched, Landed, Need, Outcome, Reason, State, Verdict},
@@ -37,25 +37,21 @@ use crate::{
     token::{self, Token},
 };
 
-/// Resolves with the outcome of a flight when it lands; everyone who waits holds a clone.
-type Landing = Shared<oneshot::Receiver<Outcome>>;
-
 /// Resolves with the outcome of a flight, or with what was decided without one.
-pub(crate) enum Waiting {
+pub(crate) struct Waiting(For);
+
+enum For {
     Decided(Option<Outcome>),
-    Flight(Landing),
+    Flight(Waiter),
 }
 
 impl Future for Waiting {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        match &mut *self {
-            Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            // A flight always sends; were its sender lost, so would be the flight.
-            Self::Flight(landing) => {
-                Pin::new(landing).poll(cx).map(|outcome| outcome.unwrap_or(Err(Error::Interrupted)))
-            }
+        match &mut self.0 {
+            For::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
+            For::Flight(waiter) => Pin::new(waiter).poll(cx),
         }
     }
 }
@@ -134,23 +130,23 @@ impl Core {
         let mut flown = None;
         let decision = self.shared.decide(need, Instant::now(), revision, || {
             let runtime = Handle::try_current().ok()?;
-            let (outcome, landing) = oneshot::channel();
-            flown = Some((runtime, outcome));
-            Some(landing.shared())
+            flown = Some(runtime);
+            Some(Landing::new())
         });
         let take_off = match decision {
             Decision::Settled(verdict) => return self.settled(verdict),
-            Decision::Grounded => return Waiting::Decided(Some(Err(Error::NoRuntime))),
+            Decision::Grounded => return Waiting(For::Decided(Some(Err(Error::NoRuntime)))),
             Decision::Fly(take_off) => take_off,
         };
         self.changed();
         let TakeOff { number, reason, previous, landing } = take_off;
-        if let Some((runtime, outcome)) = flown {
-            let flight = Flight::new(Arc::clone(self), outcome, number, reason, revision);
+        let waiter = landing.wait();
+        if let Some(runtime) = flown {
+            let flight = Flight::new(Arc::clone(self), landing, number, reason, revision);
             // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
             runtime.spawn(flight.fly(previous));
         }
-        Waiting::Flight(landing)
+        Waiting(For::Flight(waiter))
     }
 
     /// What was decided without a flight.
@@ -158,7 +154,7 @@ impl Core {
         let outcome = match verdict {
             Verdict::Join(landing, number) => {
                 self.reporter.joined(number);
-                return Waiting::Flight(landing);
+                return Waiting(For::Flight(landing.wait()));
             }
             Verdict::Use(token) => Ok(token),
             Verdict::Replaced(token, refused) => {
@@ -178,7 +174,7 @@ impl Core {
                 Err(error)
             }
         };
-        Waiting::Decided(Some(outcome))
+        Waiting(For::Decided(Some(outcome)))
     }
 
     /// Ends a flight; whoever waits for a change is told.

@@ -2,14 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     core::Core,
-    state::{Fetched, Landed, Outcome, Reason},
+    landing::{Handover, Landing},
+    state::{Fetched, Landed, Reason},
 };
 use crate::{error::Error, observability, token::Token};
 
@@ -17,7 +15,7 @@ use crate::{error::Error, observability, token::Token};
 pub(super) struct Flight {
     core: Arc<Core>,
     /// Taken when the flight lands.
-    outcome: Option<oneshot::Sender<Outcome>>,
+    landing: Option<Landing>,
     number: u64,
     reason: Reason,
     /// The source's, when the flight started.
@@ -26,14 +24,8 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(
-        core: Arc<Core>,
-        outcome: oneshot::Sender<Outcome>,
-        number: u64,
-        reason: Reason,
-        revision: u64,
-    ) -> Self {
-        Self { core, outcome: Some(outcome), number, reason, revision, begun: Instant::now() }
+    pub(super) fn new(core: Arc<Core>, landing: Landing, number: u64, reason: Reason, revision: u64) -> Self {
+        Self { core, landing: Some(landing), number, reason, revision, begun: Instant::now() }
     }
 
     /// Flies, to renew `previous`. The span follows from that of whoever started the flight: it is not theirs alone.
@@ -47,7 +39,11 @@ impl Flight {
                 // What failed says more than that the attempt after it was cut short.
                 Err(_) => Err(newest.unwrap_or(Error::TimedOut(limit))),
             };
-            self.land(outcome);
+            let handover = self.land(outcome);
+            drop(self);
+            if let Some(handover) = handover {
+                handover.finish().await;
+            }
         })
     }
 
@@ -87,13 +83,12 @@ impl Flight {
     }
 
     /// Lands, if that has not come to pass before.
-    fn land(&mut self, outcome: Result<Fetched, Error>) {
-        let Some(sender) = self.outcome.take() else { return };
+    fn land(&mut self, outcome: Result<Fetched, Error>) -> Option<Handover> {
+        let landing = self.landing.take()?;
         // The provider is told before the waiters: whoever wakes finds the token published.
         let landed = self.core.land(outcome, self.reason, self.revision);
         let (reporter, reason, took) = (&self.core.reporter, self.reason.name(), self.begun.elapsed());
-        // That nobody waits any more does not matter.
-        let _ = sender.send(match landed {
+        Some(landing.land(match landed {
             Landed::Published { token, same, postponed } => {
                 reporter.published(&token, reason, same, postponed, took);
                 Ok(token)
@@ -102,7 +97,7 @@ impl Flight {
                 reporter.failed(&error, reason, cool_down, took);
                 Err(error)
             }
-        });
+        }))
     }
 }
 

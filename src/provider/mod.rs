@@ -1,7 +1,8 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
 //! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is one way to the
-//! source, `keeper` the background task; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
+//! source, `landing` where callers wait for its end, `keeper` the background task; `refresh_ahead` and `cool_down` are
+//! arithmetic. This file is the public face.
 
 mod builder;
 mod cool_down;
@@ -9,6 +10,7 @@ mod core;
 mod current;
 mod flight;
 mod keeper;
+mod landing;
 mod refresh_ahead;
 mod settings;
 mod shared_state;
