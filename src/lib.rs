@@ -82,6 +82,7 @@ mod future;
 mod layer;
 pub mod observability;
 mod options;
+mod per_request;
 mod provider;
 pub mod replay;
 mod retry;
@@ -101,12 +102,13 @@ pub use self::{
     future::ResponseFuture,
     layer::BearerAuthLayer,
     options::Existing,
+    per_request::{NoBearer, UseToken},
     provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
     replay::ReplayBody,
     retry::RetryPolicy,
     scope::Scope,
     service::BearerAuth,
-    source::TokenSource,
+    source::{StaticToken, TokenFile, TokenSource},
     token::{Token, TokenBuilder},
 };
 

@@ -20,7 +20,9 @@
 //! | `the refresh token counts as spent: the API key is tried` | WARN | |
 //! | `expires_in is no number: the default lifetime is taken` | WARN | `lifetime_ms` |
 //! | `a token was published` | INFO | `generation`, `expires_in_ms`, `ageing_in_ms` (both absent without a lifetime), `took_ms` |
-//! | `the source gave the same access token again` | WARN | `generation` |
+//! | `the source gave the same access token again` | DEBUG | `generation` |
+//! | `the source gave the refused access token again` | WARN | `generation` |
+//! | `the token file cannot be read: the last good token is used on` | WARN | `error` |
 //! | `the token is as good as expired: the source is left alone for a while` | WARN | `generation`, `delay_ms` |
 //! | `the flight failed` | WARN | `error`, `took_ms` |
 //! | `the credential is of no use: callers are told so until the cool-down is over` | ERROR | `error`, `took_ms`, `cool_down_ms` |
@@ -67,7 +69,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::{
-    error::Error,
+    error::{Error, SourceError},
     token::{Token, TokenId},
 };
 
@@ -160,16 +162,23 @@ impl Reporter {
         took: Duration,
     ) {
         let generation = token.generation();
-        event!(
-            INFO,
-            generation,
-            expires_in_ms = token.remaining().map(millis),
-            ageing_in_ms = token.ageing_at().map(millis_until),
-            took_ms = millis(took),
-            "a token was published"
-        );
-        if same {
-            event!(WARN, generation, "the source gave the same access token again");
+        match (same, reason) {
+            (false, _) => {
+                event!(
+                    INFO,
+                    generation,
+                    expires_in_ms = token.remaining().map(millis),
+                    ageing_in_ms = token.ageing_at().map(millis_until),
+                    took_ms = millis(took),
+                    "a token was published"
+                );
+            }
+            (true, "refused") => {
+                event!(WARN, generation, "the source gave the refused access token again");
+            }
+            (true, _) => {
+                event!(DEBUG, generation, "the source gave the same access token again");
+            }
         }
         if let Some(delay) = postponed {
             event!(
@@ -344,6 +353,10 @@ pub(crate) fn refresh_token_spent() {
 #[cfg(feature = "api-video")]
 pub(crate) fn lifetime_ignored(default: Duration) {
     event!(WARN, lifetime_ms = millis(default), "expires_in is no number: the default lifetime is taken");
+}
+
+pub(crate) fn token_file_unreadable(error: SourceError) {
+    event!(WARN, error = %Chain(&Error::from(error)), "the token file cannot be read: the last good token is used on");
 }
 
 #[cfg(feature = "tracing")]

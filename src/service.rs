@@ -15,6 +15,7 @@ use crate::{
     error::BoxError,
     future::{ResponseFuture, Shared},
     options::{Existing, Options},
+    per_request::Wish,
     provider::Current,
     replay::{Head, Replay},
 };
@@ -82,6 +83,11 @@ where
         if let Some(error) = &options.invalid {
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
+        if !request.extensions().is_empty() {
+            if let Some(wish) = Wish::of(request.extensions()) {
+                return self.call_as_wished(request, wish);
+            }
+        }
         if !options.scope.covers(request.uri()) {
             return self.call_outside(request);
         }
@@ -102,6 +108,30 @@ where
 }
 
 impl<S, R> BearerAuth<S, R> {
+    /// The request itself says which token it is to have.
+    #[cold]
+    fn call_as_wished<B, ResBody>(
+        &mut self,
+        mut request: Request<B>,
+        wish: Wish,
+    ) -> ResponseFuture<S, R, B, ResBody>
+    where
+        R: Replay<B>,
+        S: Service<Request<R::Body>>,
+    {
+        let options = &self.shared.options;
+        match wish {
+            Wish::NoBearer => self.pass(request),
+            Wish::UseToken(_) if !options.scope.covers(request.uri()) => self.call_outside(request),
+            Wish::UseToken(token) => {
+                match authorize(request.headers_mut(), token.header_value(), options.existing) {
+                    Ok(_) => self.pass(request),
+                    Err(error) => ResponseFuture::failed(error, &self.shared),
+                }
+            }
+        }
+    }
+
     /// Outside of the scope: the request goes as it is.
     #[cold]
     fn call_outside<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>

@@ -16,7 +16,9 @@ use http_body_util::{Empty, Full};
 use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer as _, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, TokenFile, TokenProvider, TokenSource,
+};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -146,7 +148,7 @@ fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
     events
 }
 
-fn provider(source: &Arc<Source>) -> TokenProvider {
+fn provider<T: TokenSource>(source: &Arc<T>) -> TokenProvider {
     TokenProvider::builder(Arc::clone(source)).name("videos").build().unwrap()
 }
 
@@ -167,11 +169,15 @@ async fn everything() {
     videos.invalidate();
     videos.shutdown().await;
 
-    // A token that is given again, as good as expired; a refused credential.
-    let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO));
-    let same = provider(&source);
+    // A token that is given again, as good as expired; one that is given again though it was not refused; a refused
+    // credential.
+    let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO)));
     let first = same.token().await.unwrap();
     same.refresh(&first).await.unwrap();
+    let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)));
+    same.token().await.unwrap();
+    advance(HOUR * 2).await;
+    same.token().await.unwrap();
     let refused = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
     let service = BearerAuthLayer::with_provider(refused).layer(api.service());
     assert!(service.oneshot(get()).await.is_err());
@@ -191,6 +197,14 @@ async fn everything() {
     let videos = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
     assert!(videos.token().await.is_err());
     assert!(videos.token().await.is_err());
+
+    // A token file that is gone when it is read again.
+    let path = std::env::temp_dir().join(format!("tower-bearer-events-{}", std::process::id()));
+    std::fs::write(&path, "canary-file").unwrap();
+    let file = provider(&Arc::new(TokenFile::new(&path)));
+    let first = file.token().await.unwrap();
+    std::fs::remove_file(path).unwrap();
+    assert_eq!(file.refresh(&first).await.unwrap().generation(), 1);
 
     // Outside of the scope, twice.
     let service = BearerAuthLayer::with_provider(provider(&source)).layer(api.service());

@@ -12,6 +12,8 @@ mod client;
 mod endpoint;
 #[cfg(feature = "api-video")]
 mod retry_after;
+mod static_token;
+mod token_file;
 #[cfg(feature = "api-video")]
 mod token_response;
 
@@ -19,6 +21,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
+pub use self::{static_token::StaticToken, token_file::TokenFile};
 
 use crate::{error::SourceError, scope::Scope, token::Token};
 

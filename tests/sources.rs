@@ -1,0 +1,175 @@
+//! Tokens that others give: one that nothing renews, and one in a file that another process rotates.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http::StatusCode;
+use support::{Api, at_once, chain, get};
+use tokio::time::{advance, sleep};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A folder of its own, which goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tower-bearer-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn token(&self) -> PathBuf {
+        self.0.join("token")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// As a rotation does: the new file takes the old one's name.
+fn rotate(path: &Path, content: impl AsRef<[u8]>) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_static_token_is_used_until_it_is_refused_and_nothing_takes_its_place() {
+    let api = Api::default();
+    api.accept("personal-token");
+    let provider = TokenProvider::new(StaticToken::new("personal-token"));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    for _ in 0..3 {
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+        advance(1000 * 24 * 60 * MINUTE).await;
+    }
+    assert_eq!(provider.status().flights, 1);
+
+    // Its refusal is the answer, each time, and costs nothing.
+    api.revoke_all();
+    for _ in 0..3 {
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(provider.status().flights, 2, "one for the first refusal, and the cool-down after it");
+    let token = provider.token().await.unwrap();
+    let error = provider.refresh(&token).await.unwrap_err();
+    assert!(!error.is_transient() && chain(&error).contains("no other"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_static_token_that_is_none_is_a_typed_error() {
+    for text in ["", "two words", "line\nbreak", "ü"] {
+        let error = TokenProvider::new(StaticToken::new(text)).token().await.unwrap_err();
+        assert!(matches!(&error, Error::Source(source) if !source.is_transient()), "{error:?}");
+    }
+    assert!(!format!("{:?}", StaticToken::new("canary")).contains("canary"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotated_token_file_is_read_again_before_the_minute_is_over() {
+    let folder = Folder::new("minute");
+    fs::write(folder.token(), " first\n").unwrap();
+    let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
+    assert_eq!(provider.ready().await.unwrap().access_token(), "first");
+    rotate(&folder.token(), "second\n");
+    sleep(MINUTE).await;
+    assert_eq!(provider.current().unwrap().access_token(), "second");
+    assert_eq!(provider.current().unwrap().generation(), 2);
+    // What has not changed is no other token.
+    sleep(10 * MINUTE).await;
+    assert_eq!(provider.current().unwrap().generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotated_token_file_is_read_again_on_a_challenge() {
+    let folder = Folder::new("challenge");
+    fs::write(folder.token(), "first").unwrap();
+    let api = Api::default();
+    api.accept("first");
+    let provider = TokenProvider::new(TokenFile::new(folder.token()));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    api.revoke_all();
+    api.accept("second");
+    rotate(&folder.token(), "second");
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["first", "first", "second"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_takes_the_last_good_token_from_nobody() {
+    let folder = Folder::new("unreadable");
+    fs::write(folder.token(), "good").unwrap();
+    let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
+    provider.ready().await.unwrap();
+    let too_long = "a".repeat(1 << 20);
+    for content in ["", "half a tok", "\u{0}\u{1}", &too_long] {
+        rotate(&folder.token(), content);
+        for _ in 0..20 {
+            sleep(9 * SECOND).await;
+            assert_eq!(at_once(provider.token()).unwrap().unwrap().access_token(), "good");
+        }
+    }
+    rotate(&folder.token(), [0xff, 0xfe]);
+    sleep(2 * MINUTE).await;
+    fs::remove_file(folder.token()).unwrap();
+    sleep(2 * MINUTE).await;
+    fs::create_dir(folder.token()).unwrap();
+    sleep(2 * MINUTE).await;
+    assert_eq!(provider.current().unwrap().access_token(), "good");
+    fs::remove_dir(folder.token()).unwrap();
+    fs::write(folder.token(), "better").unwrap();
+    sleep(2 * MINUTE).await;
+    assert_eq!(provider.current().unwrap().access_token(), "better");
+    assert_eq!(provider.status().failed_flights, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_file_that_is_not_there_yet_is_waited_for_at_the_start() {
+    let folder = Folder::new("late");
+    let provider = TokenProvider::new(TokenFile::new(folder.token()));
+    let error = provider.token().await.unwrap_err();
+    assert!(error.is_transient() && chain(&error).contains("cannot be read"), "{error:?}");
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.ready().await.map(|token| token.access_token().to_owned()) }
+    });
+    sleep(2 * SECOND).await;
+    fs::write(folder.token(), "there").unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "there");
+}
+
+/// To open it would wait for its writer, for ever.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_pipe_is_no_token_file() {
+    let folder = Folder::new("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(folder.token()).status().unwrap().success());
+    let provider = TokenProvider::builder(TokenFile::new(folder.token()))
+        .retry(tower_bearer::RetryPolicy::new().max_retries(0))
+        .build()
+        .unwrap();
+    let error = provider.token().await.unwrap_err();
+    assert!(chain(&error).contains("no regular file"), "{error:?}");
+}
+
+#[test]
+fn a_token_file_is_not_read_all_the_time_nor_never() {
+    for (interval, fits) in
+        [(SECOND / 2, false), (SECOND, true), (1440 * MINUTE, true), (1441 * MINUTE, false)]
+    {
+        assert_eq!(TokenFile::new("token").reload_interval(interval).is_ok(), fits, "{interval:?}");
+    }
+}
