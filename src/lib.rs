@@ -93,10 +93,9 @@ mod source;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
 mod token;
-
 #[cfg(feature = "api-video")]
-#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
-pub use self::source::ApiVideo;
+mod upload_token;
+
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,
@@ -111,6 +110,9 @@ pub use self::{
     source::{StaticToken, TokenFile, TokenSource},
     token::{Token, TokenBuilder},
 };
+#[cfg(feature = "api-video")]
+#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
+pub use self::{source::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.
 #[cfg(all(doctest, feature = "api-video"))]

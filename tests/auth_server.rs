@@ -229,3 +229,40 @@ async fn a_server_ends_when_it_is_dropped() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_video_arrives_chunk_by_chunk_each_of_them_once() {
+    let server = AuthServer::start().await.unwrap();
+    let token = authenticate(&server).await.text("access_token");
+    let made =
+        send(&server, request(&server, Method::POST, "videos", &token, r#"{"title": "t"}"#)).await.unwrap();
+    let path = format!("videos/{}/source", made.text("videoId"));
+    let video: String = (0..100_000).map(|number| char::from(b'a' + (number % 23) as u8)).collect();
+    let put = async |range: &str, content: &str| {
+        let mut request = request(&server, Method::POST, &path, &token, content);
+        request.headers_mut().insert("content-range", range.parse().unwrap());
+        send(&server, request).await.unwrap()
+    };
+    let chunk = async |first: usize, end: usize| {
+        put(&format!("bytes {first}-{}/{}", end - 1, video.len()), &video[first..end]).await.status
+    };
+    assert_eq!(chunk(40_000, 60_000).await, StatusCode::RANGE_NOT_SATISFIABLE, "the first is missing");
+    assert_eq!(chunk(0, 40_000).await, StatusCode::CREATED);
+    assert_eq!(chunk(40_000, 80_000).await, StatusCode::CREATED);
+    assert_eq!(chunk(40_000, 80_000).await, StatusCode::CREATED, "its answer may have been lost");
+    assert_eq!(chunk(90_000, 100_000).await, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert!(server.uploads().is_empty());
+    assert_eq!(chunk(80_000, 100_000).await, StatusCode::CREATED);
+    let whole = send(&server, request(&server, Method::POST, &path, &token, &video)).await.unwrap();
+    let uploads = server.uploads();
+    assert_eq!(
+        (uploads[0].bytes, uploads[0].chunks, &uploads[0].sha256),
+        (100_000, 3, &whole.text("sha256"))
+    );
+    assert_eq!((uploads[1].chunks, &uploads[1].sha256), (1, &uploads[0].sha256));
+    assert_eq!(server.counters().uploads, 2);
+
+    for range in ["bytes 0-9/5", "bytes 5-1/10", "part 1/2", "bytes 0-1", "bytes 0-7/20"] {
+        assert_eq!(put(range, "nine byte").await.status, StatusCode::BAD_REQUEST, "{range}");
+    }
+}

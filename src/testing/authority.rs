@@ -6,11 +6,10 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
-use super::{Route, faults::Faults};
+use super::{Route, faults::Faults, uploads::Uploads};
 
 /// How many calls of each kind a server has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,8 +31,14 @@ pub struct Counters {
     pub videos_listed: u64,
     /// `POST /videos` that made a video.
     pub videos_made: u64,
-    /// `POST /videos/{id}/source` whose bytes were taken.
+    /// Videos whose bytes have all been taken.
     pub uploads: u64,
+    /// `POST /upload-tokens` that made a token.
+    pub upload_tokens: u64,
+    /// `POST /upload` that made a video; among the uploads, too.
+    pub delegated_uploads: u64,
+    /// `POST /upload` that were refused: a token that has run out, or was never given.
+    pub refused_upload_tokens: u64,
     /// Requests to the API that were answered 401.
     pub challenged: u64,
     /// Requests of any kind that came over HTTP/2.
@@ -44,29 +49,14 @@ pub struct Counters {
     pub rate_limited: u64,
 }
 
-/// A video's bytes as they arrived at `POST /videos/{id}/source`.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Upload {
-    /// Which video they are of.
-    pub video_id: String,
-    /// How many bytes arrived.
-    pub bytes: u64,
-    /// Their SHA-256, in lower-case hexadecimal digits.
-    pub sha256: String,
-    /// The headers that the request had, its token among them.
-    pub headers: HeaderMap,
-    /// The trailers that followed the body.
-    pub trailers: HeaderMap,
-}
-
 pub(super) struct Authority {
     pub(super) api_key: String,
     pub(super) token_lifetime: Duration,
     pub(super) revoke_previous: bool,
     pub(super) counters: Counters,
     pub(super) faults: Faults,
-    pub(super) uploads: Vec<Upload>,
+    pub(super) uploads: Uploads,
+    pub(super) refuse_bearer_at_upload: bool,
     pub(super) rate_limit: RateLimit,
     /// Title by id.
     pub(super) videos: BTreeMap<String, String>,
@@ -74,6 +64,8 @@ pub(super) struct Authority {
     access_tokens: HashMap<String, Instant>,
     /// The one refresh token that is good.
     refresh_token: Option<String>,
+    /// Until when each upload token is good, if not for ever.
+    upload_tokens: HashMap<String, Option<Instant>>,
 }
 
 /// Without the key and the tokens.
@@ -101,11 +93,13 @@ impl Authority {
             revoke_previous: false,
             counters: Counters::default(),
             faults: Faults::default(),
-            uploads: Vec::new(),
+            uploads: Uploads::default(),
+            refuse_bearer_at_upload: false,
             rate_limit: RateLimit::new(1_000_000),
             videos: BTreeMap::new(),
             access_tokens: HashMap::new(),
             refresh_token: None,
+            upload_tokens: HashMap::new(),
         }
     }
 
@@ -148,6 +142,21 @@ impl Authority {
             .and_then(|token| self.access_tokens.get(token))
             .is_some_and(|until| Instant::now() < *until);
         *if good { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
+        good
+    }
+
+    /// Makes an upload token; without a time to live, it lives for ever.
+    pub(super) fn delegate(&mut self, ttl: Option<Duration>) -> String {
+        self.counters.upload_tokens += 1;
+        let token = format!("to{}", random(16));
+        self.upload_tokens.insert(token.clone(), ttl.map(|ttl| Instant::now() + ttl));
+        token
+    }
+
+    pub(super) fn accepts_upload_token(&mut self, token: Option<&str>) -> bool {
+        let until = token.and_then(|token| self.upload_tokens.get(token));
+        let good = until.is_some_and(|until| until.is_none_or(|until| Instant::now() < until));
+        self.counters.refused_upload_tokens += u64::from(!good);
         good
     }
 

@@ -28,7 +28,7 @@
 //! # Secrets that can be searched for
 //!
 //! Its API key begins with `test-key-` (unless it is set), its access tokens with `eyJ0eXAiOiJKV1QifQ.`, its refresh tokens
-//! with `def50200`: a test of what your own program prints can look for them.
+//! with `def50200`, its upload tokens with `to` and 32 hexadecimal digits: a test of what your own program prints can look for them.
 //!
 //! # Routes
 //!
@@ -38,12 +38,15 @@
 //! | `POST /auth/refresh` `{"refreshToken"}` | gives a token; spends the refresh token |
 //! | `GET /videos` | lists the videos |
 //! | `POST /videos` `{"title"}` | makes a video |
-//! | `POST /videos/{id}/source` | takes its bytes, raw or as the `file` of a multipart form; checks them against `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if it is there |
+//! | `POST /videos/{id}/source` | takes its bytes, raw or as the `file` of a multipart form, whole or chunk by chunk (`Content-Range`); checks them against `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if it is there |
+//! | `POST /upload-tokens` `{"ttl"}` | makes an upload token, which lives for `ttl` seconds |
+//! | `POST /upload?token=…` | makes a video of the bytes that it takes, raw or as a form, whole; needs no bearer token |
 
 mod authority;
 mod connection;
 mod faults;
 mod routes;
+mod uploads;
 
 use std::{
     io,
@@ -55,8 +58,9 @@ use http::Uri;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 pub use self::{
-    authority::{Counters, Upload},
+    authority::Counters,
     faults::{Fault, Route},
+    uploads::Upload,
 };
 
 use self::{
@@ -153,9 +157,9 @@ impl AuthServer {
         self.server.authority().counters
     }
 
-    /// What has been uploaded, in order.
+    /// What has been uploaded whole, in order.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.server.authority().uploads.clone()
+        self.server.authority().uploads.whole.clone()
     }
 }
 
@@ -209,6 +213,12 @@ impl AuthServerBuilder {
     /// Sets whether a 401 comes only after the request's whole body, rather than at its headers. Default: no.
     pub fn refuse_late(mut self, late: bool) -> Self {
         self.refuse_late = late;
+        self
+    }
+
+    /// Sets whether an upload by upload token is refused that comes with an `Authorization` header. Default: no.
+    pub fn refuse_bearer_at_upload(mut self, refuse: bool) -> Self {
+        self.authority.refuse_bearer_at_upload = refuse;
         self
     }
 

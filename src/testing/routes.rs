@@ -6,20 +6,19 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt, Channel, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
-use ring::digest;
 use serde_json::{Value, json};
 
 use super::{
-    Fault, Route, Upload,
-    authority::{Authority, Granted, Rate, hex, random},
+    Fault, Route,
+    authority::{Authority, Granted, Rate, random},
+    uploads::{Chunk, Read, Refusal},
 };
 use crate::error::BoxError;
 
@@ -109,6 +108,9 @@ impl Server {
     }
 
     async fn api(&self, request: Request<Incoming>) -> Response<Bytes> {
+        if request.uri().path() == "/upload" {
+            return self.delegated_upload(request).await;
+        }
         let (head, body) = request.into_parts();
         let token = bearer_token(&head.headers);
         if !self.authority().accepts(token) {
@@ -125,7 +127,8 @@ impl Server {
             (&Method::GET, ["videos"]) => self.list(),
             (&Method::POST, ["videos"]) => self.create(body).await,
             (&Method::POST, ["videos", id, "source"]) => self.upload(id, &head.headers, body).await,
-            (_, ["videos"] | ["videos", _, "source"]) => {
+            (&Method::POST, ["upload-tokens"]) => self.create_upload_token(body).await,
+            (_, ["videos" | "upload-tokens"] | ["videos", _, "source"]) => {
                 problem(StatusCode::METHOD_NOT_ALLOWED, "This method is not allowed.")
             }
             _ => problem(StatusCode::NOT_FOUND, "There is nothing here."),
@@ -157,82 +160,73 @@ impl Server {
         if !self.authority().videos.contains_key(id) {
             return problem(StatusCode::NOT_FOUND, "There is no such video.");
         }
-        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let read = match content_type.map(multer::parse_boundary) {
-            Some(Ok(boundary)) => read_multipart(body, boundary).await,
-            _ => read_raw(body).await,
+        let taken = self.take(id, headers, body).await;
+        taken.unwrap_or_else(|(status, title)| problem(status, title))
+    }
+
+    async fn take(&self, id: &str, headers: &HeaderMap, body: Incoming) -> Result<Response<Bytes>, Refusal> {
+        let chunk = Chunk::of(headers)?;
+        let begun = self.authority().uploads.begin(id, chunk.as_ref())?;
+        let Some(begun) = begun else {
+            discard(body).await;
+            return Ok(answer(StatusCode::CREATED, &json!({ "videoId": id })));
         };
-        let Ok(read) = read else {
-            return problem(StatusCode::BAD_REQUEST, "The upload broke off, or has no file in it.");
-        };
-        let digest = read.digest.finish();
-        // RFC 9530 §2: of the content of this very request.
-        let expected = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
-        let claimed = headers.get("content-digest").or_else(|| read.trailers.get("content-digest"));
-        if claimed.is_some_and(|claimed| claimed != expected.as_str()) {
-            return problem(StatusCode::BAD_REQUEST, "The content does not match its digest.");
-        }
-        let sha256 = hex(digest.as_ref());
-        let answer =
-            answer(StatusCode::CREATED, &json!({ "videoId": id, "bytes": read.bytes, "sha256": sha256 }));
-        let mut headers = headers.clone();
-        if let Some(token) = headers.get_mut(AUTHORIZATION) {
-            token.set_sensitive(true);
-        }
+        let read = Read::of(headers, body, chunk.as_ref(), &begun).await?;
+        let bytes = read.bytes;
         let mut authority = self.authority();
-        authority.counters.uploads += 1;
-        authority.uploads.push(Upload {
-            video_id: id.to_owned(),
-            bytes: read.bytes,
-            sha256,
-            headers,
-            trailers: read.trailers,
-        });
-        answer
-    }
-}
-
-/// What arrived of a video.
-struct Read {
-    bytes: u64,
-    digest: digest::Context,
-    trailers: HeaderMap,
-}
-
-impl Read {
-    fn new() -> Self {
-        Self { bytes: 0, digest: digest::Context::new(&digest::SHA256), trailers: HeaderMap::new() }
+        let sha256 = authority.uploads.end(id, chunk, begun, headers, read);
+        authority.counters.uploads += u64::from(sha256.is_some());
+        Ok(answer(StatusCode::CREATED, &json!({ "videoId": id, "bytes": bytes, "sha256": sha256 })))
     }
 
-    fn add(&mut self, data: &[u8]) {
-        self.bytes += data.len() as u64;
-        self.digest.update(data);
+    /// `POST /upload-tokens`
+    async fn create_upload_token(&self, body: Incoming) -> Response<Bytes> {
+        let body = json_of(body).await;
+        let ttl = body.as_ref().and_then(|body| body.get("ttl")).map_or(Some(0), Value::as_u64);
+        let Some(ttl) = ttl else {
+            return problem(StatusCode::BAD_REQUEST, "This attribute is a number of seconds: ttl.");
+        };
+        let token = self.authority().delegate((ttl > 0).then(|| Duration::from_secs(ttl)));
+        answer(StatusCode::CREATED, &json!({ "token": token, "ttl": ttl }))
     }
-}
 
-async fn read_raw(mut body: Incoming) -> Result<Read, BoxError> {
-    let mut read = Read::new();
-    while let Some(frame) = body.frame().await {
-        match frame?.into_data() {
-            Ok(data) => read.add(&data),
-            Err(frame) => read.trailers.extend(frame.into_trailers().unwrap_or_default()),
-        }
-    }
-    Ok(read)
-}
-
-async fn read_multipart(body: Incoming, boundary: String) -> Result<Read, BoxError> {
-    let mut read = Read::new();
-    let mut parts = multer::Multipart::new(body.into_data_stream(), boundary);
-    while let Some(mut part) = parts.next_field().await? {
-        if part.name() == Some("file") {
-            while let Some(data) = part.chunk().await? {
-                read.add(&data);
+    /// `POST /upload?token=…`: no bearer token, since whoever uploads has none.
+    async fn delegated_upload(&self, request: Request<Incoming>) -> Response<Bytes> {
+        let (head, body) = request.into_parts();
+        let refusal = {
+            let mut authority = self.authority();
+            let token = head
+                .uri
+                .query()
+                .and_then(|query| query.split('&').find_map(|field| field.strip_prefix("token=")));
+            if head.method != Method::POST {
+                Some((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
+            } else if authority.refuse_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
+                Some((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
+            } else if !authority.accepts_upload_token(token) {
+                Some((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
+            } else if head.headers.contains_key(CONTENT_RANGE) {
+                Some((StatusCode::BAD_REQUEST, "Chunks are taken at /videos/{id}/source only."))
+            } else {
+                None
             }
-            return Ok(read);
+        };
+        if let Some((status, title)) = refusal {
+            tokio::spawn(discard(body));
+            return problem(status, title);
         }
+        let id = format!("vi{}", random(11));
+        let taken = self.take(&id, &head.headers, body).await;
+        let mut authority = self.authority();
+        taken.map_or_else(
+            |(status, title)| problem(status, title),
+            |answer| {
+                authority.videos.insert(id, "delegated".to_owned());
+                authority.counters.delegated_uploads += 1;
+                answer
+            },
+        )
     }
-    Err("no file".into())
 }
 
 async fn discard(mut body: Incoming) {

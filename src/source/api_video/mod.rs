@@ -218,8 +218,8 @@ impl ApiVideo {
 
     async fn grant(&self, grant: Grant<'_>) -> Result<Token, Failure> {
         let endpoint = self.endpoint().map_err(Failure::Other)?;
-        let url = self.base_url.join(grant.path()).map_err(Failure::Other)?;
-        let request = self.request(&url, grant.body()).map_err(Failure::Other)?;
+        let request = self.request(grant.path(), grant.body()).map_err(Failure::Other)?;
+        let url = request.uri().clone();
         let requested_at = Instant::now().into_std();
         let answer = endpoint.send(request, self.timeout).await.map_err(|error| {
             let not_sent = matches!(error, ExchangeError::NotSent(_));
@@ -241,10 +241,11 @@ impl ApiVideo {
         }
     }
 
-    fn request(&self, url: &Uri, body: String) -> Result<Request<String>, SourceError> {
+    /// A `POST` to the API, with the headers that all of them have.
+    pub(crate) fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(url)
+            .uri(self.base_url.join(path)?)
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .header(ORIGIN_CLIENT, concat!("tower-bearer:", env!("CARGO_PKG_VERSION")));
@@ -252,8 +253,27 @@ impl ApiVideo {
             request = request.header(ORIGIN_APP, app);
         }
         request.body(body).map_err(|error| {
-            SourceError::configuration("the request to the auth endpoint cannot be built").with_cause(error)
+            SourceError::configuration("the request to api.video cannot be built").with_cause(error)
         })
+    }
+
+    /// Sends `request` by the source's own client, and reads the answer, within bounds; of a refusal, the head alone.
+    pub(crate) async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
+        let url = request.uri().clone();
+        let answer = self.endpoint()?.send(request, self.timeout).await;
+        let Answer { status, headers, mut body } = answer
+            .map_err(|error| SourceError::unavailable(format!("no answer from {url}")).with_cause(error))?;
+        let text = String::from_utf8(std::mem::take(&mut *body))
+            .map_err(|_| SourceError::invalid_response(format!("the answer of {url} is no text")))?;
+        let mut response = Response::new(text);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+
+    /// Its own origin.
+    pub(crate) fn own_scope(&self) -> Scope {
+        self.base_url.scope()
     }
 
     /// Tries the refresh token; `None` when the API key's turn has come.
@@ -313,7 +333,7 @@ impl TokenSource for ApiVideo {
 
     /// The origin of the auth endpoints, which is also the API's.
     fn scope(&self) -> Scope {
-        self.base_url.scope()
+        self.own_scope()
     }
 }
 

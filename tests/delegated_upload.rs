@@ -1,0 +1,105 @@
+//! Delegated uploads over real sockets: a token that lets somebody else upload, made with ours.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use support::{chain, http1};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, Error, NoBearer, SourceErrorKind, TokenProvider, UploadToken,
+    testing::{AuthServer, Fault, Route},
+};
+
+const TTL: Duration = Duration::from_secs(600);
+
+fn source(server: &AuthServer) -> (ApiVideo, TokenProvider) {
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    (source.clone(), TokenProvider::new(source))
+}
+
+fn upload(server: &AuthServer, token: &UploadToken) -> Request<Full<Bytes>> {
+    let uri = format!("{}upload?token={}", server.uri(), token.token());
+    Request::post(uri).body(Full::from("a video")).unwrap()
+}
+
+#[tokio::test]
+async fn an_upload_token_uploads_without_a_bearer_token_until_it_runs_out() {
+    let server = AuthServer::builder().refuse_bearer_at_upload(true).start().await.unwrap();
+    let (source, provider) = source(&server);
+    let token = source.upload_token(&provider, TTL - Duration::from_millis(1)).await.unwrap();
+    assert_eq!(token.ttl(), TTL, "rounded up to whole seconds");
+
+    // Over a client whose other requests do carry one.
+    let client = BearerAuthLayer::with_provider(provider.clone()).layer(http1());
+    let answer = client.clone().oneshot(upload(&server, &token)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "a bearer token is refused there");
+    let mut request = upload(&server, &token);
+    request.extensions_mut().insert(NoBearer);
+    let answer = client.clone().oneshot(request.clone()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    answer.into_body().collect().await.unwrap();
+
+    tokio::time::pause();
+    tokio::time::advance(TTL).await;
+    tokio::time::resume();
+    let answer = client.oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    let counters = server.counters();
+    assert_eq!(
+        (counters.upload_tokens, counters.delegated_uploads, counters.refused_upload_tokens),
+        (1, 1, 1)
+    );
+    assert_eq!(provider.status().flights, 1, "its 401 is no challenge of ours");
+    assert_eq!((server.uploads().len(), server.uploads()[0].bytes), (1, 7));
+}
+
+#[tokio::test]
+async fn making_an_upload_token_is_healed_as_every_request_is() {
+    let server = AuthServer::start().await.unwrap();
+    let (source, provider) = source(&server);
+    provider.token().await.unwrap();
+    server.revoke_access_tokens();
+    source.upload_token(&provider, TTL).await.unwrap();
+    let counters = server.counters();
+    assert_eq!((counters.challenged, counters.refresh_grants, counters.upload_tokens), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_a_typed_error_without_the_token() {
+    let server = AuthServer::start().await.unwrap();
+    let (source, provider) = source(&server);
+    for ttl in [Duration::ZERO, Duration::from_secs(1 << 31), Duration::MAX] {
+        let error = source.upload_token(&provider, ttl).await.unwrap_err();
+        assert!(matches!(error, Error::InvalidOption(_)), "{ttl:?}: {error:?}");
+    }
+    let answer = |body: &'static str| Fault::Answer(http::Response::new(Bytes::from_static(body.as_bytes())));
+    for (fault, kind) in [
+        (Fault::Status(StatusCode::FORBIDDEN), SourceErrorKind::Refused),
+        (Fault::Status(StatusCode::SERVICE_UNAVAILABLE), SourceErrorKind::Unavailable),
+        (Fault::Reset, SourceErrorKind::Unavailable),
+        (Fault::Truncate, SourceErrorKind::Unavailable),
+        (Fault::Status(StatusCode::NOT_FOUND), SourceErrorKind::InvalidResponse),
+        (answer("canary, and no JSON"), SourceErrorKind::InvalidResponse),
+        (answer(r#"{"token": ""}"#), SourceErrorKind::InvalidResponse),
+        (answer(r#"{"ttl": "canary"}"#), SourceErrorKind::InvalidResponse),
+    ] {
+        server.inject(Route::Api, fault.clone());
+        let error = source.upload_token(&provider, TTL).await.unwrap_err();
+        let Error::Source(source) = &error else { panic!("{fault:?}: {error:?}") };
+        assert_eq!(source.kind(), kind, "{fault:?}: {error:?}");
+        assert!(!format!("{}{error:?}", chain(&error)).contains("canary"), "{error:?}");
+    }
+    let refused = ApiVideo::new("another key").base_url(server.uri());
+    let error = source.upload_token(&TokenProvider::new(refused), TTL).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Source(source) if source.kind() == SourceErrorKind::Refused),
+        "{error:?}"
+    );
+
+    let token = source.upload_token(&provider, TTL).await.unwrap();
+    assert!(!format!("{token:?}").contains(token.token()));
+}
