@@ -59,6 +59,7 @@
 //! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util's, over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
 //! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
+//! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
 //! | `native-roots` | no | that client trusts the operating system's root certificates instead |
 //! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
@@ -85,6 +86,8 @@ mod options;
 mod per_request;
 mod provider;
 pub mod replay;
+#[cfg(feature = "reqwest")]
+mod reqwest_service;
 mod retry;
 mod scope;
 mod service;
@@ -96,6 +99,9 @@ mod token;
 #[cfg(feature = "api-video")]
 mod upload_token;
 
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,

@@ -93,7 +93,7 @@ async fn what_goes_wrong_is_a_typed_error_without_the_token() {
         assert_eq!(source.kind(), kind, "{fault:?}: {error:?}");
         assert!(!format!("{}{error:?}", chain(&error)).contains("canary"), "{error:?}");
     }
-    let refused = ApiVideo::new("another key").base_url(server.uri());
+    let refused = ApiVideo::new("another-key").base_url(server.uri());
     let error = source.upload_token(&TokenProvider::new(refused), TTL).await.unwrap_err();
     assert!(
         matches!(&error, Error::Source(source) if source.kind() == SourceErrorKind::Refused),

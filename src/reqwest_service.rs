@@ -1,0 +1,109 @@
+//! [`ReqwestService`]: a reqwest client as a service of `http`'s requests.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use reqwest::{Body, Client, Error};
+use tower_service::Service;
+
+/// A [`reqwest::Client`] as the inner service of a layer, such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
+/// [`http::Request`]s, and answers [`http::Response`]s.
+///
+/// A body that is `Clone` needs nothing more; for any other, let the layer
+/// [replay](crate::BearerAuthLayer::replay_with) what it keeps of it as a [`reqwest::Body`]:
+///
+/// ```
+/// # use tower_bearer::{StaticToken, TokenProvider};
+/// use tower::ServiceBuilder;
+/// use tower_bearer::{BearerAuthLayer, ReqwestService};
+///
+/// # let provider = TokenProvider::new(StaticToken::new("abc"));
+/// # let client = reqwest::Client::new();
+/// let service = ServiceBuilder::new()
+///     .layer(BearerAuthLayer::with_provider(provider).replay_with(1 << 20, reqwest::Body::wrap))
+///     .service(ReqwestService::new(client));
+/// # fn is_service<S: tower::Service<http::Request<reqwest::Body>>>(_: &S) {}
+/// # is_service(&service);
+/// ```
+///
+/// # Redirects
+///
+/// The client follows them, beneath the layer, and removes `Authorization` where the origin changes.
+///
+/// # Errors
+///
+/// The client's own. A URI that it does not take, such as one without a host, is one of them
+/// ([`is_builder`](reqwest::Error::is_builder)).
+#[derive(Clone, Debug)]
+pub struct ReqwestService(Client);
+
+impl ReqwestService {
+    /// A service that sends by `client`, whose clones share its connections.
+    pub fn new(client: Client) -> Self {
+        Self(client)
+    }
+}
+
+impl<B> Service<Request<B>> for ReqwestService
+where
+    B: Into<Body>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = ReqwestFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> ReqwestFuture {
+        ReqwestFuture {
+            state: match request.try_into() {
+                Ok(request) => State::Sent { response: self.0.call(request) },
+                Err(error) => State::Refused { error: Some(error) },
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`ReqwestService`].
+    #[derive(Debug)]
+    pub struct ReqwestFuture {
+        #[pin]
+        state: State,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = StateProj]
+    enum State {
+        Sent {
+            #[pin]
+            response: <Client as Service<reqwest::Request>>::Future,
+        },
+        Refused {
+            error: Option<Error>,
+        },
+    }
+}
+
+impl Future for ReqwestFuture {
+    type Output = Result<Response<Body>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Sent { response } => Poll::Ready(Ok(ready!(response.poll(cx))?.into())),
+            // Polled once more than a future may be, it waits for ever.
+            StateProj::Refused { error } => {
+                error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
+            }
+        }
+    }
+}
