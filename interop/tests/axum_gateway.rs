@@ -1,0 +1,170 @@
+//! The gateway of `examples/axum_gateway.rs` over real sockets: what it heals, what it lets through, and what it does not.
+
+#[allow(dead_code)]
+#[path = "../../examples/axum_gateway.rs"]
+mod axum_gateway;
+
+use std::net::SocketAddr;
+
+use axum::{Router, body::Body as AxumBody, extract::Request as AxumRequest, routing::any};
+use axum_gateway::gateway;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{
+    HeaderMap, Request, Response, StatusCode, Uri,
+    header::{AUTHORIZATION, CONNECTION, COOKIE, PROXY_AUTHORIZATION, TE, UPGRADE},
+};
+use http_body::Body;
+use http_body_util::{BodyExt, Channel, Full};
+use hyper::body::Incoming;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::sync::mpsc;
+use tower::BoxError;
+use tower_bearer::{ApiVideo, TokenProvider, testing::AuthServer};
+use tower_bearer_interop::{CALLS, Issuer, all_at_once, one_refresh_heals, serve};
+
+async fn listen(gateway: Router) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, gateway).await });
+    address
+}
+
+/// A gateway to `api`, whose tokens the issuer checks.
+async fn before(api: Router) -> (SocketAddr, Issuer) {
+    let issuer = Issuer::default();
+    let api: Uri = format!("http://{}", serve(api, &issuer).await).parse().unwrap();
+    (listen(gateway(TokenProvider::new(issuer.clone()), api)).await, issuer)
+}
+
+async fn send<B>(request: Request<B>) -> Response<Incoming>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    Client::builder(TokioExecutor::new()).build_http().request(request).await.unwrap()
+}
+
+async fn text(body: impl Body<Data: Send, Error: std::fmt::Debug> + Send) -> String {
+    String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_token_is_healed_behind_the_gateway() {
+    let server = AuthServer::start().await.unwrap();
+    let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
+    let uri = format!("http://{}/videos", listen(gateway(provider, server.uri())).await);
+    let call = |_| {
+        let request = Request::get(&uri).body(Full::<Bytes>::default()).unwrap();
+        async move {
+            let answer = send(request).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+            assert!(text(answer.into_body()).await.contains("pagination"));
+        }
+    };
+    call(0).await;
+    server.revoke_access_tokens();
+    all_at_once(call).await;
+    let counters = server.counters();
+    assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
+    assert_eq!(counters.videos_listed, CALLS as u64 + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_healed_too() {
+    let echo = any(|body: AxumBody| async { body });
+    let (address, issuer) = before(Router::new().fallback(echo)).await;
+    one_refresh_heals(&issuer, |number| {
+        let body = format!("{number}").repeat(10_000);
+        let request =
+            Request::put(format!("http://{address}/echo")).body(Full::<Bytes>::from(body.clone())).unwrap();
+        async move {
+            let answer = send(request).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+            assert_eq!(text(answer.into_body()).await, body);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_clients_own_credentials_and_its_connections_headers_go_no_further() {
+    let (seen, mut requests) = mpsc::unbounded_channel::<HeaderMap>();
+    let api = any(move |headers: HeaderMap| {
+        seen.send(headers).unwrap();
+        async {
+            [("connection", "x-internal"), ("x-internal", "1"), ("keep-alive", "timeout=5"), ("x-kept", "1")]
+        }
+    });
+    let (address, _issuer) = before(Router::new().fallback(api)).await;
+    let request = Request::get(format!("http://{address}/videos?page=2"))
+        .header(AUTHORIZATION, "Bearer the-clients-own")
+        .header(COOKIE, "session=1")
+        .header(CONNECTION, "x-secret, te")
+        .header("x-secret", "1")
+        .header(TE, "trailers")
+        .header("keep-alive", "timeout=1")
+        .header("proxy-connection", "keep-alive")
+        .header(PROXY_AUTHORIZATION, "Basic abc")
+        .header("x-kept", "1")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    let answer = send(request).await;
+    let headers = requests.recv().await.unwrap();
+    assert_eq!(headers.get_all(AUTHORIZATION).iter().collect::<Vec<_>>(), ["Bearer token-1"]);
+    for name in
+        ["cookie", "connection", "x-secret", "te", "keep-alive", "proxy-connection", "proxy-authorization"]
+    {
+        assert!(!headers.contains_key(name), "{name}");
+    }
+    assert_eq!(headers["x-kept"], "1");
+    assert_eq!(headers["host"].to_str().unwrap().split(':').next(), Some("127.0.0.1"));
+    assert_ne!(headers["host"], address.to_string().as_str(), "the API's own name");
+    for name in ["x-internal", "keep-alive"] {
+        assert!(!answer.headers().contains_key(name), "{name}");
+    }
+    assert_eq!(answer.headers()["x-kept"], "1");
+    assert!(!answer.headers().contains_key(UPGRADE));
+}
+
+/// Neither side has all of a body before the other has seen its beginning.
+#[tokio::test]
+async fn uploads_and_downloads_stream() {
+    let (arrived, mut at_the_api) = mpsc::unbounded_channel::<Bytes>();
+    let api = any(move |request: AxumRequest| {
+        let arrived = arrived.clone();
+        async move {
+            let frames = request.into_body().into_data_stream().map(move |frame| {
+                let frame = frame.unwrap();
+                arrived.send(frame.clone()).unwrap();
+                Ok::<_, BoxError>(frame)
+            });
+            // The answer has begun before the request is at its end.
+            AxumBody::from_stream(frames)
+        }
+    });
+    let (address, _issuer) = before(Router::new().fallback(api)).await;
+    let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
+    let request = Request::post(format!("http://{address}/echo")).body(body).unwrap();
+    let answer = tokio::spawn(async move { send(request).await });
+    upload.send_data(Bytes::from_static(b"first")).await.unwrap();
+    assert_eq!(at_the_api.recv().await.unwrap(), "first");
+    let mut download = answer.await.unwrap().into_body();
+    assert_eq!(download.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    upload.send_data(Bytes::from_static(b"second")).await.unwrap();
+    assert_eq!(at_the_api.recv().await.unwrap(), "second");
+    assert_eq!(download.frame().await.unwrap().unwrap().into_data().unwrap(), "second");
+    drop(upload);
+    assert!(download.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn what_prevents_an_answer_is_a_502_and_the_page_is_there_all_the_same() {
+    let provider = TokenProvider::new(Issuer::default());
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let address = listen(gateway(provider, format!("http://{nobody}").parse().unwrap())).await;
+    let get = |path| Request::get(format!("http://{address}{path}")).body(Full::<Bytes>::default()).unwrap();
+    assert_eq!(send(get("/videos")).await.status(), StatusCode::BAD_GATEWAY);
+    let page = send(get("/")).await;
+    assert_eq!(page.status(), StatusCode::OK);
+    assert!(text(page.into_body()).await.contains("<title>Videos</title>"));
+}

@@ -1,0 +1,184 @@
+//! hyper-util's client, and tower's own layers around and under ours.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, load_shed::error::Overloaded};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, TokenProvider,
+    testing::{AuthServer, Counters},
+};
+use tower_bearer_interop::{CALLS, all_at_once};
+
+type Body = Full<Bytes>;
+type HttpClient = Client<hyper_util::client::legacy::connect::HttpConnector, Body>;
+
+const MANY: u64 = 1_000_000;
+const LONG: Duration = Duration::from_secs(60);
+
+struct Stack {
+    server: AuthServer,
+    layer: BearerAuthLayer,
+}
+
+impl Stack {
+    async fn new() -> Self {
+        let server = AuthServer::start().await.unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+        Self { server, layer }
+    }
+
+    /// A revoked token under 200 calls, which one refresh heals.
+    async fn heals<S, ResBody>(&self, service: S) -> Counters
+    where
+        S: Service<Request<Body>, Response = Response<ResBody>, Error = BoxError>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+        ResBody: http_body::Body + Send,
+        ResBody::Data: Send,
+        ResBody::Error: std::fmt::Debug + Send,
+    {
+        let uri = format!("{}videos", self.server.uri());
+        let call = |_| {
+            let request = Request::get(&uri).body(Body::default()).unwrap();
+            let service = service.clone();
+            async move {
+                let answer = service.oneshot(request).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::OK);
+                answer.into_body().collect().await.unwrap();
+            }
+        };
+        call(0).await;
+        self.server.revoke_access_tokens();
+        all_at_once(call).await;
+        let counters = self.server.counters();
+        assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
+        assert_eq!(counters.videos_listed, CALLS as u64 + 1);
+        assert!(counters.challenged > 0);
+        counters
+    }
+}
+
+fn http1() -> HttpClient {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http1() {
+    let stack = Stack::new().await;
+    let service = ServiceBuilder::new().layer(stack.layer.clone()).service(http1());
+    assert_eq!(stack.heals(service).await.http2_requests, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http2() {
+    let stack = Stack::new().await;
+    let client: HttpClient = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let service = ServiceBuilder::new().layer(stack.layer.clone()).service(client);
+    assert!(stack.heals(service).await.http2_requests > CALLS as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls() {
+    let server = AuthServer::builder().tls(true).start().await.unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(server.certificate().unwrap().to_vec().into()).unwrap();
+    let crypto = rustls::crypto::ring::default_provider().into();
+    let tls = rustls::ClientConfig::builder_with_provider(crypto)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = || {
+        HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_only().enable_all_versions().build()
+    };
+    // The source's client has to trust the server, too.
+    let source = ApiVideo::new(server.api_key())
+        .base_url(server.uri())
+        .with_client(Client::builder(TokioExecutor::new()).build::<_, String>(connector()));
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let service = ServiceBuilder::new()
+        .layer(layer.clone())
+        .service(Client::builder(TokioExecutor::new()).build::<_, Body>(connector()));
+    assert!(Stack { server, layer }.heals(service).await.http2_requests > CALLS as u64, "by ALPN");
+}
+
+/// One request with its retry takes one place in each of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_towers_layers_around_it() {
+    let stack = Stack::new().await;
+    let service = ServiceBuilder::new()
+        .buffer(CALLS)
+        .rate_limit(MANY, Duration::from_secs(1))
+        .load_shed()
+        .concurrency_limit(CALLS)
+        .timeout(LONG)
+        .layer(stack.layer.clone())
+        .service(http1());
+    stack.heals(service).await;
+}
+
+/// A buffer makes what is not `Clone`, such as a rate limit, into an inner service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_towers_layers_under_it() {
+    let stack = Stack::new().await;
+    let service = ServiceBuilder::new()
+        .layer(stack.layer.clone())
+        .buffer(2 * CALLS)
+        .rate_limit(MANY, Duration::from_secs(1))
+        .load_shed()
+        .concurrency_limit(2 * CALLS)
+        .timeout(LONG)
+        .service(http1());
+    stack.heals(service).await;
+}
+
+/// Both branches of an optional layer have one error type.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_an_optional_layer() {
+    let stack = Stack::new().await;
+    let with = |layer: Option<BearerAuthLayer>| {
+        ServiceBuilder::new().option_layer(layer).map_err(BoxError::from).service(http1())
+    };
+    stack.heals(with(Some(stack.layer.clone()))).await;
+    let request = Request::get(format!("{}videos", stack.server.uri())).body(Body::default()).unwrap();
+    assert_eq!(with(None).oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+}
+
+/// Rows 37 and 51: beneath a load shedder that lets few through, each call is answered, or told that it was shed; a retry that
+/// is shed costs its own call alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_shed_is_told_and_nothing_hangs() {
+    let stack = Stack::new().await;
+    let shed =
+        ServiceBuilder::new().layer(stack.layer.clone()).load_shed().concurrency_limit(20).service(http1());
+    stack.layer.provider().ready().await.unwrap();
+    stack.server.revoke_access_tokens();
+    let uri = format!("{}videos", stack.server.uri());
+    all_at_once(|_| {
+        let request = Request::get(&uri).body(Body::default()).unwrap();
+        let service = shed.clone();
+        async move {
+            match service.oneshot(request).await {
+                Ok(answer) => {
+                    assert!(matches!(answer.status(), StatusCode::OK | StatusCode::UNAUTHORIZED));
+                }
+                Err(error) => assert!(error.is::<Overloaded>(), "{error}"),
+            }
+        }
+    })
+    .await;
+    let counters = stack.server.counters();
+    assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
+    // The shedder lets as many through as ever.
+    let request = Request::get(&uri).body(Body::default()).unwrap();
+    assert_eq!(shed.oneshot(request).await.unwrap().status(), StatusCode::OK);
+}
