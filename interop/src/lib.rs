@@ -12,6 +12,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
 use http::{
     HeaderMap, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
@@ -86,6 +87,8 @@ async fn check(State(issuer): State<Issuer>, request: Request, next: Next) -> Re
     if issuer.accepts(request.headers()) {
         return next.run(request).await;
     }
+    // Read on behind the answer: a connection that is closed on unread bytes is reset, and the answer with it.
+    tokio::spawn(request.into_body().into_data_stream().for_each(async |_| {}));
     let challenge = [(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")];
     (StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response()
 }

@@ -1,0 +1,75 @@
+//! reqwest as the inner service, through the crate's own adapter.
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider, testing::AuthServer,
+};
+use tower_bearer_interop::{CALLS, Issuer, all_at_once, one_refresh_heals, serve};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_can_be_cloned_needs_nothing_more() {
+    let server = AuthServer::start().await.unwrap();
+    let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
+    let service = ServiceBuilder::new()
+        .layer(BearerAuthLayer::with_provider(provider))
+        .service(ReqwestService::new(reqwest::Client::new()));
+    let uri = format!("{}videos", server.uri());
+    let call = |_| {
+        let (service, request) = (service.clone(), Request::get(&uri).body(String::new()).unwrap());
+        async move {
+            let answer = service.oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            answer.into_body().collect().await.unwrap();
+        }
+    };
+    call(0).await;
+    server.revoke_access_tokens();
+    all_at_once(call).await;
+    let counters = server.counters();
+    assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
+    assert_eq!(counters.videos_listed, CALLS as u64 + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_replayed() {
+    let issuer = Issuer::default();
+    let echo = axum::Router::new().fallback(async |body: Bytes| body);
+    let address = serve(echo, &issuer).await;
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
+        .replay_with(1 << 20, reqwest::Body::wrap);
+    let service = layer.layer(ReqwestService::new(reqwest::Client::new()));
+    one_refresh_heals(&issuer, |number| {
+        let frames = (0..10).map(move |frame| {
+            Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(format!("{number}:{frame};"))))
+        });
+        let body = reqwest::Body::wrap(StreamBody::new(stream::iter(frames)));
+        let request = Request::post(format!("http://{address}/")).body(body).unwrap();
+        let service = service.clone();
+        async move {
+            let answer = service.oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            let text = answer.into_body().collect().await.unwrap().to_bytes();
+            let whole: String = (0..10).map(|frame| format!("{number}:{frame};")).collect();
+            assert_eq!(text, whole);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_uri_that_reqwest_refuses_is_its_own_typed_error() {
+    let service = ReqwestService::new(reqwest::Client::new());
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("abc")));
+    for uri in ["/videos", "*", "ftp://127.0.0.1/videos"] {
+        let request = || Request::get(uri).body(Full::<Bytes>::default()).unwrap().map(reqwest::Body::wrap);
+        let error = service.clone().oneshot(request()).await.unwrap_err();
+        assert!(error.is_builder(), "{uri}: {error:?}");
+        let layered = layer.clone().replay_with(1024, reqwest::Body::wrap).layer(service.clone());
+        let error = layered.oneshot(request()).await.unwrap_err();
+        assert!(error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_builder), "{error:?}");
+    }
+}

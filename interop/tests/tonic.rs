@@ -1,0 +1,101 @@
+//! tonic: unary and streaming calls against a tonic server that checks the token.
+
+use std::net::SocketAddr;
+
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Code, Status,
+    body::Body,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Server},
+};
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+    server::HealthReporter,
+};
+use tower::Layer;
+use tower_bearer::{BearerAuth, BearerAuthLayer, ReplayBody, TokenProvider, challenge};
+use tower_bearer_interop::{Issuer, one_refresh_heals};
+
+type Wrap = fn(ReplayBody<Body>) -> Body;
+
+/// A health service behind a check of the token, which answers `grpc-status: 16` over HTTP 200.
+async fn server(issuer: &Issuer) -> (SocketAddr, HealthReporter) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_service_status("videos", ServingStatus::Serving).await;
+    let issuer = issuer.clone();
+    let checked = InterceptedService::new(health, move |request: tonic::Request<()>| {
+        match issuer.accepts(&request.metadata().clone().into_headers()) {
+            true => Ok(request),
+            false => Err(Status::unauthenticated("who are you?")),
+        }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving =
+        Server::builder().add_service(checked).serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(serving);
+    (address, reporter)
+}
+
+fn client(
+    address: SocketAddr,
+    issuer: &Issuer,
+) -> HealthClient<BearerAuth<Channel, tower_bearer::replay::ReplayWith<Wrap>>> {
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
+        .challenge(challenge::grpc)
+        .replay_with(64 * 1024, Body::new as Wrap);
+    HealthClient::new(layer.layer(channel))
+}
+
+fn videos() -> HealthCheckRequest {
+    HealthCheckRequest { service: "videos".into() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unary_calls_are_healed() {
+    let issuer = Issuer::default();
+    let (address, _reporter) = server(&issuer).await;
+    let client = client(address, &issuer);
+    one_refresh_heals(&issuer, |_| {
+        let mut client = client.clone();
+        async move {
+            let answer = client.check(videos()).await.unwrap().into_inner();
+            assert_eq!(answer.status, ServingStatus::Serving as i32);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streaming_calls_are_healed_as_they_begin_and_go_on_through_a_revocation() {
+    let issuer = Issuer::default();
+    let (address, reporter) = server(&issuer).await;
+    let mut client = client(address, &issuer);
+    let mut before = client.watch(videos()).await.unwrap().into_inner();
+    assert_eq!(before.message().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
+    one_refresh_heals(&issuer, |_| {
+        let mut client = client.clone();
+        async move {
+            let mut changes = client.watch(videos()).await.unwrap().into_inner();
+            let status = changes.message().await.unwrap().unwrap().status;
+            assert_eq!(status, ServingStatus::Serving as i32);
+        }
+    })
+    .await;
+    reporter.set_service_status("videos", ServingStatus::NotServing).await;
+    assert_eq!(before.message().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+}
+
+/// What is no matter of the token comes through as it is.
+#[tokio::test]
+async fn another_status_is_no_challenge() {
+    let issuer = Issuer::default();
+    let (address, _reporter) = server(&issuer).await;
+    let mut client = client(address, &issuer);
+    let unknown = HealthCheckRequest { service: "nobody".into() };
+    assert_eq!(client.check(unknown).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!((issuer.count(), issuer.refused()), (1, 0));
+}
