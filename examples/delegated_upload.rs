@@ -1,0 +1,57 @@
+//! Somebody else uploads a video: with a token that is good for that alone, and for a while.
+//!
+//! ```text
+//! cargo run --example delegated_upload
+//! ```
+//!
+//! It shows the two sides of api.video's delegated upload. The backend has the API key, and makes an upload token through
+//! its provider, though its access token has just been revoked. The browser has the upload token alone, and sends no
+//! `Authorization` header: its client may have the layer all the same, and says so in the request (`NoBearer`). The API
+//! is a server of api.video's kind in this process, which refuses a bearer token there.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, NoBearer, TokenProvider, testing::AuthServer};
+
+const TTL: Duration = Duration::from_secs(2);
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let api = AuthServer::builder().refuse_bearer_at_upload(true).start().await?;
+
+    // The backend.
+    let api_video = ApiVideo::new(api.api_key()).base_url(api.uri());
+    let provider = TokenProvider::new(api_video.clone());
+    provider.ready().await?;
+    api.revoke_access_tokens();
+    let upload_token = api_video.upload_token(&provider, TTL).await?;
+    println!("an upload token for {:?}: {upload_token:?}", upload_token.ttl());
+
+    // Whoever uploads.
+    let http = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let client = BearerAuthLayer::with_provider(provider).layer(http);
+    let uri = format!("{}upload?token={}", api.uri(), upload_token.token());
+    let upload = || Request::post(&uri).extension(NoBearer).body(Full::from("moving pictures"));
+    let answer = client.clone().oneshot(upload()?).await?;
+    println!("the upload:            {}", answer.status());
+    answer.into_body().collect().await?;
+
+    tokio::time::sleep(TTL).await;
+    let late = client.oneshot(upload()?).await?;
+    println!("once it has run out:   {}", late.status());
+
+    let counters = api.counters();
+    println!("401s healed            {}", counters.challenged);
+    println!("delegated uploads      {}", counters.delegated_uploads);
+    println!("bytes that arrived     {}", api.uploads().iter().map(|upload| upload.bytes).sum::<u64>());
+    if counters.delegated_uploads == 1 && counters.refused_upload_tokens == 1 {
+        Ok(())
+    } else {
+        Err("no".into())
+    }
+}
