@@ -7,6 +7,7 @@ use tower_layer::Layer;
 use crate::{
     challenge::{Challenge, ResponseHead},
     error::Error,
+    inner::CloneService,
     options::{Existing, Options},
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
@@ -172,7 +173,7 @@ impl<R> BearerAuthLayer<R> {
 
 impl<S, R> Layer<S> for BearerAuthLayer<R>
 where
-    S: Clone,
+    S: CloneService,
     R: Clone,
 {
     type Service = BearerAuth<S, R>;

@@ -59,9 +59,9 @@
 //! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util's, over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
 //! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
-//! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
 //! | `native-roots` | no | that client trusts the operating system's root certificates instead |
 //! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
+//! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
 //!
 //! # Where next
@@ -80,6 +80,7 @@ mod authorization;
 pub mod challenge;
 mod error;
 mod future;
+mod inner;
 mod layer;
 pub mod observability;
 mod options;
@@ -105,6 +106,7 @@ pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,
+    inner::{CloneService, HttpService},
     layer::BearerAuthLayer,
     options::Existing,
     per_request::{NoBearer, UseToken},

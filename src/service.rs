@@ -7,13 +7,13 @@ use std::{
 };
 
 use http::{Request, Response, header::AUTHORIZATION};
-use http_body::Body;
 use tower_service::Service;
 
 use crate::{
     authorization::{Authorized, authorize},
     error::BoxError,
     future::{ResponseFuture, Shared},
+    inner::HttpService,
     options::{Existing, Options},
     per_request::Wish,
     provider::Current,
@@ -62,16 +62,14 @@ impl<S, R> BearerAuth<S, R> {
     }
 }
 
-impl<S, R, B, ResBody> Service<Request<B>> for BearerAuth<S, R>
+impl<S, R, B> Service<Request<B>> for BearerAuth<S, R>
 where
     R: Replay<B>,
-    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
-    S::Error: Into<BoxError>,
-    ResBody: Body,
+    S: HttpService<R::Body> + Clone,
 {
-    type Response = Response<ResBody>;
+    type Response = Response<S::ResBody>;
     type Error = BoxError;
-    type Future = ResponseFuture<S, R, B, ResBody>;
+    type Future = ResponseFuture<S, R, B, S::ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
