@@ -40,7 +40,8 @@ use crate::{
 ///
 /// # Which service it wraps
 ///
-/// Any that answers [`http::Response`] and is `Clone`: a retry is sent on a clone, since the service that was ready has
+/// Any that answers [`http::Response`] ([`HttpService`](crate::HttpService)) and is `Clone`
+/// ([`CloneService`](crate::CloneService)): a retry is sent on a clone, since the service that was ready has
 /// been used. `tower::buffer` makes any service `Clone`.
 ///
 /// # Which origins see the token
@@ -48,6 +49,11 @@ use crate::{
 /// Those of its [`Scope`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
 /// So the layer is safe above a redirect follower and beneath one; one beneath must remove `Authorization` when the origin
 /// changes, as tower-http's does.
+///
+/// # A request of its own kind
+///
+/// A request says by its extensions that it is to go without a token ([`NoBearer`](crate::NoBearer)), or with another
+/// ([`UseToken`](crate::UseToken)).
 ///
 /// # What reaches the caller
 ///

@@ -66,7 +66,7 @@
 //!
 //! # Where next
 //!
-//! [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
+//! [`recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
 //! not `Clone`, [`TokenSource`] for another token service, [`observability`] for what is logged and counted, `testing` for
 //! tests.
 //!
@@ -86,6 +86,11 @@ pub mod observability;
 mod options;
 mod per_request;
 mod provider;
+/// How to put the layer into the stack that you have.
+///
+// Its examples need the peers, and are tested where those are dependencies: in `interop`.
+#[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
+pub mod recipes {}
 pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;

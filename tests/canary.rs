@@ -255,7 +255,7 @@ async fn no_fault_makes_anybody_print_a_secret() {
 /// Row 46.
 #[test]
 fn no_example_prints_a_secret() {
-    for example in ["quickstart", "observe"] {
+    for example in ["quickstart", "observe", "upload", "delegated_upload"] {
         let output = Command::new(env!("CARGO"))
             .args(["run", "--quiet", "--example", example])
             .env_remove("API_VIDEO_KEY")

@@ -124,3 +124,8 @@ where
         call.await.expect("a call failed");
     }
 }
+
+/// The page `recipes` of the crate's documentation, tested where its peers are dependencies.
+#[cfg(doctest)]
+#[doc = include_str!("../../src/recipes.md")]
+struct Recipes;
