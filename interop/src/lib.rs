@@ -17,7 +17,10 @@ use http::{
     HeaderMap, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
-use tower_bearer::{SourceError, Token, TokenSource};
+use tower_bearer::{
+    SourceError, Token, TokenSource,
+    testing::{AuthServer, Counters},
+};
 
 /// How many calls meet a revoked token at once.
 pub const CALLS: usize = 200;
@@ -108,6 +111,25 @@ where
     all_at_once(call).await;
     assert_eq!(issuer.count(), issued + 1, "tokens issued after the revocation");
     assert!(issuer.refused() > refused, "no call met the revoked token");
+}
+
+/// The same, with the auth server as issuer: each call lists the videos once.
+///
+/// # Panics
+///
+/// As [`one_refresh_heals`].
+pub async fn one_refresh_heals_api_video<F>(server: &AuthServer, call: impl Fn(usize) -> F) -> Counters
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    call(0).await;
+    server.revoke_access_tokens();
+    all_at_once(call).await;
+    let counters = server.counters();
+    assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
+    assert_eq!(counters.videos_listed, CALLS as u64 + 1);
+    assert!(counters.challenged > 0, "no call met the revoked token");
+    counters
 }
 
 /// Makes 200 calls at once.

@@ -37,30 +37,26 @@ impl Queue {
         }
     }
 
-    /// The waiter at `place` waits no more; returns whom it has to wake, if it was called itself.
-    fn leave(&mut self, place: usize) -> Option<Waker> {
+    /// The waiter at `place` waits no more: whom it has to wake, if it was called itself; else, its own waker.
+    fn leave(&mut self, place: usize) -> (Option<Waker>, Option<Waker>) {
         match place.checked_sub(self.called) {
-            None => self.call(),
-            Some(index) => {
-                self.waiting[index] = None;
-                None
-            }
+            None => (self.call(), None),
+            Some(index) => (None, self.waiting[index].take()),
         }
     }
 
-    fn stay(&mut self, place: &mut Option<usize>, waker: &Waker) {
-        let mine = match place.and_then(|place| place.checked_sub(self.called)) {
-            Some(index) => &mut self.waiting[index],
+    /// Waits at `place`, or at the end of the queue; returns the waker that was there before.
+    fn stay(&mut self, place: &mut Option<usize>, waker: &Waker) -> Option<Waker> {
+        match place.and_then(|place| place.checked_sub(self.called)) {
+            Some(index) => match &mut self.waiting[index] {
+                Some(mine) if mine.will_wake(waker) => None,
+                mine => mine.replace(waker.clone()),
+            },
             None => {
                 *place = Some(self.called + self.waiting.len());
-                self.waiting.push_back(None);
-                let last = self.waiting.len() - 1;
-                &mut self.waiting[last]
+                self.waiting.push_back(Some(waker.clone()));
+                None
             }
-        };
-        match mine {
-            Some(mine) => mine.clone_from(waker),
-            None => *mine = Some(waker.clone()),
         }
     }
 }
@@ -84,7 +80,7 @@ impl<M: Lock<Queue>> Landing<M> {
         Handover(self)
     }
 
-    /// Wakes so many of those who wait; not under the lock, since wakers are others' code.
+    /// Wakes so many of those who wait.
     fn call(&self, count: usize) {
         for _ in 0..count {
             match self.0.with(Queue::call) {
@@ -114,15 +110,13 @@ impl<M: Lock<Queue>> Future for Waiter<M> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Self { landing, place } = self.get_mut();
-        let (outcome, next) = landing.0.with(|queue| match &queue.outcome {
+        // Wakers are woken and dropped outside of the lock: they are others' code, which may end up here again.
+        let (outcome, (next, _mine)) = landing.0.with(|queue| match &queue.outcome {
             Some(outcome) => {
                 let outcome = outcome.clone();
-                (Poll::Ready(outcome), place.take().and_then(|place| queue.leave(place)))
+                (Poll::Ready(outcome), place.take().map_or((None, None), |place| queue.leave(place)))
             }
-            None => {
-                queue.stay(place, cx.waker());
-                (Poll::Pending, None)
-            }
+            None => (Poll::Pending, (None, queue.stay(place, cx.waker()))),
         });
         if let Some(next) = next {
             next.wake();
@@ -134,7 +128,8 @@ impl<M: Lock<Queue>> Future for Waiter<M> {
 impl<M: Lock<Queue>> Drop for Waiter<M> {
     fn drop(&mut self) {
         let Some(place) = self.place else { return };
-        if let Some(next) = self.landing.0.with(|queue| queue.leave(place)) {
+        let (next, _mine) = self.landing.0.with(|queue| queue.leave(place));
+        if let Some(next) = next {
             next.wake();
         }
     }
