@@ -149,7 +149,7 @@ impl Authority {
     pub(super) fn delegate(&mut self, ttl: Option<Duration>) -> String {
         self.counters.upload_tokens += 1;
         let token = format!("to{}", random(16));
-        self.upload_tokens.insert(token.clone(), ttl.map(|ttl| Instant::now() + ttl));
+        self.upload_tokens.insert(token.clone(), ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
         token
     }
 
