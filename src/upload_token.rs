@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use http::{Response, StatusCode};
+use http::Response;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize};
 use tower::{Layer, ServiceExt, service_fn};
@@ -11,7 +11,7 @@ use crate::{
     error::{BoxError, Error, SourceError},
     layer::BearerAuthLayer,
     provider::TokenProvider,
-    source::ApiVideo,
+    source::{ApiVideo, failure},
 };
 
 const PATH: &str = "/upload-tokens";
@@ -84,13 +84,20 @@ impl ApiVideo {
         // A number always serializes.
         let body = serde_json::to_string(&Body { ttl: seconds }).unwrap_or_default();
         let request = self.request(PATH, body)?;
+        let url = request.uri().clone();
         let layer = BearerAuthLayer::with_provider(provider.clone()).scope(self.own_scope());
         let client = layer.layer(service_fn(|request| self.exchange(request)));
         let answer: Response<String> = client.oneshot(request).await.map_err(ours)?;
         let (head, body) = answer.into_parts();
         let body = Zeroizing::new(body);
         if !head.status.is_success() {
-            return Err(refusal(head.status).into());
+            return Err(match head.status.as_u16() {
+                code @ (401 | 403) => {
+                    SourceError::refused(format!("api.video made no upload token (HTTP {code})"))
+                }
+                _ => failure(head.status, &head.headers, &url),
+            }
+            .into());
         }
         let invalid = || SourceError::invalid_response("api.video's answer has no upload token");
         let answer: Answer = serde_json::from_str(&body).map_err(|_| invalid())?;
@@ -117,14 +124,5 @@ fn ours(error: BoxError) -> Error {
             Ok(error) => (*error).into(),
             Err(error) => SourceError::unavailable("no upload token").with_cause(error).into(),
         },
-    }
-}
-
-fn refusal(status: StatusCode) -> SourceError {
-    let message = format!("api.video made no upload token (HTTP {})", status.as_u16());
-    match status.as_u16() {
-        408 | 429 | 500..=599 => SourceError::unavailable(message),
-        401 | 403 => SourceError::refused(message),
-        _ => SourceError::invalid_response(message),
     }
 }

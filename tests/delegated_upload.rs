@@ -82,7 +82,8 @@ async fn what_goes_wrong_is_a_typed_error_without_the_token() {
         (Fault::Status(StatusCode::SERVICE_UNAVAILABLE), SourceErrorKind::Unavailable),
         (Fault::Reset, SourceErrorKind::Unavailable),
         (Fault::Truncate, SourceErrorKind::Unavailable),
-        (Fault::Status(StatusCode::NOT_FOUND), SourceErrorKind::InvalidResponse),
+        (Fault::Status(StatusCode::NOT_FOUND), SourceErrorKind::Configuration),
+        (Fault::Status(StatusCode::BAD_REQUEST), SourceErrorKind::InvalidResponse),
         (answer("canary, and no JSON"), SourceErrorKind::InvalidResponse),
         (answer(r#"{"token": ""}"#), SourceErrorKind::InvalidResponse),
         (answer(r#"{"ttl": "canary"}"#), SourceErrorKind::InvalidResponse),
@@ -93,6 +94,13 @@ async fn what_goes_wrong_is_a_typed_error_without_the_token() {
         assert_eq!(source.kind(), kind, "{fault:?}: {error:?}");
         assert!(!format!("{}{error:?}", chain(&error)).contains("canary"), "{error:?}");
     }
+    let mut wait = http::Response::new(Bytes::new());
+    *wait.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    wait.headers_mut().insert("retry-after", http::HeaderValue::from_static("7"));
+    server.inject(Route::Api, Fault::Answer(wait));
+    let error = source.upload_token(&provider, TTL).await.unwrap_err();
+    let Error::Source(limited) = &error else { panic!("{error:?}") };
+    assert_eq!(limited.retry_after(), Some(Duration::from_secs(7)));
     let refused = ApiVideo::new("another-key").base_url(server.uri());
     let error = source.upload_token(&TokenProvider::new(refused), TTL).await.unwrap_err();
     assert!(

@@ -21,6 +21,8 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
+#[cfg(feature = "api-video")]
+pub(crate) use self::api_video::failure;
 pub use self::{static_token::StaticToken, token_file::TokenFile};
 
 use crate::{error::SourceError, scope::Scope, token::Token};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT, CONTENT_TYPE},
 };
 use http_body::Body;
@@ -231,7 +231,10 @@ impl ApiVideo {
             return token_response::parse(&answer.body, requested_at, DEFAULT_LIFETIME)
                 .map_err(Failure::Lost);
         }
-        Err(refusal(&answer, &url))
+        Err(match answer.status.as_u16() {
+            400 | 401 | 403 => Failure::Refused(answer.status),
+            _ => Failure::Other(failure(answer.status, &answer.headers, &url)),
+        })
     }
 
     fn endpoint(&self) -> Result<Endpoint, SourceError> {
@@ -373,26 +376,24 @@ impl Grant<'_> {
     }
 }
 
-/// What an answer other than a success means.
-fn refusal(answer: &Answer, url: &Uri) -> Failure {
-    let status = answer.status;
+/// What an answer means that is neither a success nor the refusal of a credential.
+pub(crate) fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
     let code = status.as_u16();
     match code {
-        400 | 401 | 403 => Failure::Refused(status),
         408 | 429 | 500..=599 => {
             let error = SourceError::unavailable(format!("{url} answered HTTP {code}"));
-            Failure::Other(match retry_after(status, &answer.headers) {
+            match retry_after(status, headers) {
                 Some(delay) => error.with_retry_after(delay),
                 None => error,
-            })
+            }
         }
-        300..=399 => Failure::Other(SourceError::configuration(format!(
+        300..=399 => SourceError::configuration(format!(
             "{url} answered with a redirect (HTTP {code}), which is not followed: set the final base URL"
-        ))),
-        404 | 405 | 410 | 415 => Failure::Other(SourceError::configuration(format!(
-            "{url} is no auth endpoint (HTTP {code}): check the base URL"
-        ))),
-        _ => Failure::Other(SourceError::invalid_response(format!("{url} answered HTTP {code}"))),
+        )),
+        404 | 405 | 410 | 415 => SourceError::configuration(format!(
+            "{url} is no endpoint of api.video's (HTTP {code}): check the base URL"
+        )),
+        _ => SourceError::invalid_response(format!("{url} answered HTTP {code}")),
     }
 }
 
