@@ -61,6 +61,10 @@
 //! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | that client trusts the operating system's root certificates instead |
 //! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
+//! | `store` | no | `TokenStore`: several processes share one token, in a store of your own |
+//! | `file-store` | no | `FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
+//! | `redis` | no | `RedisStore`, for the processes of many hosts |
+//! | `encryption` | no | `EncryptedStore`: what is stored can only be read by those who have the key |
 //! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
 //!
@@ -98,6 +102,8 @@ mod retry;
 mod scope;
 mod service;
 mod source;
+#[cfg(feature = "store")]
+mod store;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
@@ -108,6 +114,21 @@ mod upload_token;
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
+#[cfg(all(feature = "file-store", unix))]
+#[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
+pub use self::store::FileStore;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use self::store::RedisStore;
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use self::store::{EncryptedStore, EncryptionKeys};
+#[cfg(feature = "store")]
+#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+pub use self::{
+    error::StoreError,
+    store::{Lease, Publication, Record, Role, TokenStore},
+};
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,

@@ -27,6 +27,19 @@
 //! | `the flight failed` | WARN | `error`, `took_ms` |
 //! | `the credential is of no use: callers are told so until the cool-down is over` | ERROR | `error`, `took_ms`, `cool_down_ms` |
 //!
+//! Where processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is the
+//! generation of the store's record:
+//!
+//! | message | level | fields |
+//! |---|---|---|
+//! | `the store's token is adopted` | INFO | `record` |
+//! | `another process has the lease: it is waited for` | TRACE | |
+//! | `the token was stored` | DEBUG | `record` |
+//! | `a newer lease has been given out: the token was not stored` | WARN | |
+//! | `the token could not be stored: it will be tried again` | WARN | `error` |
+//! | `the store's record counts as absent` | WARN | `error` |
+//! | `the store cannot be used: this process goes on alone` | WARN | `error` |
+//!
 //! Outside of it, with the field `provider`:
 //!
 //! | message | level | fields |
@@ -58,6 +71,7 @@
 //! | `tower_bearer_flight_duration_seconds` | histogram | seconds | `outcome` |
 //! | `tower_bearer_source_failures_total` | counter | attempts that are followed by another, or could be | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_waits_total` | counter | requests that had to wait for their first token | |
+//! | `tower_bearer_store_total` | counter | events of the table above | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `alone` |
 //! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `sent_again`, or the `reason` why not |
 //!
 //! A request with a good token, which is answered, costs no event and no metric.
@@ -68,6 +82,8 @@ use std::{error::Error as StdError, fmt, future::Future, sync::Arc, time::Durati
 use http::StatusCode;
 use tokio::time::Instant;
 
+#[cfg(feature = "store")]
+use crate::error::StoreError;
 use crate::{
     error::{Error, SourceError},
     token::{Token, TokenId},
@@ -229,6 +245,52 @@ impl Reporter {
         );
     }
 
+    #[cfg(feature = "store")]
+    fn store(&self, outcome: &'static str) {
+        count!("tower_bearer_store_total", "provider" => Arc::clone(&self.provider), "outcome" => outcome);
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn adopted(&self, record: u64) {
+        event!(INFO, record, "the store's token is adopted");
+        self.store("adopted");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn waiting_for_lease(&self) {
+        event!(TRACE, "another process has the lease: it is waited for");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn stored(&self, record: u64) {
+        event!(DEBUG, record, "the token was stored");
+        self.store("stored");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn superseded(&self) {
+        event!(WARN, "a newer lease has been given out: the token was not stored");
+        self.store("superseded");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn not_stored(&self, error: &StoreError) {
+        event!(WARN, error = %Chain(error), "the token could not be stored: it will be tried again");
+        self.store("not_stored");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn invalid_record(&self, error: &StoreError) {
+        event!(WARN, error = %Chain(error), "the store's record counts as absent");
+        self.store("invalid_record");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn alone(&self, error: &StoreError) {
+        event!(WARN, error = %Chain(error), "the store cannot be used: this process goes on alone");
+        self.store("alone");
+    }
+
     pub(crate) fn joined(&self, flight: u64) {
         event!(TRACE, provider = %self.provider, flight, "the flight under way is joined");
     }
@@ -365,6 +427,15 @@ pub(crate) use tracing::Span;
 #[cfg(not(feature = "tracing"))]
 pub(crate) struct Span;
 
+/// That of what runs now.
+#[cfg(feature = "store")]
+pub(crate) fn current_span() -> Span {
+    #[cfg(feature = "tracing")]
+    return Span::current();
+    #[cfg(not(feature = "tracing"))]
+    Span
+}
+
 /// Runs `future` within `span`.
 pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F::Output> + use<F> {
     #[cfg(feature = "tracing")]
@@ -412,6 +483,11 @@ pub fn describe_metrics() {
         "tower_bearer_source_failures_total",
         Unit::Count,
         "Transient failures of the token source."
+    );
+    describe_counter!(
+        "tower_bearer_store_total",
+        Unit::Count,
+        "What became of the token that is shared with other processes."
     );
     describe_counter!("tower_bearer_waits_total", Unit::Count, "Requests that had to wait for a token.");
     describe_counter!("tower_bearer_challenges_total", Unit::Count, "Attempts that the API refused.");

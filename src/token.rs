@@ -13,6 +13,9 @@ const SCHEME: &str = "Bearer ";
 /// A lifetime beyond this says no more than this one does; `Instant` cannot hold every sum.
 const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
+/// A token with less than this left is as good as expired.
+pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
+
 /// An access token, and what is needed to renew it: the refresh token and the expiry.
 ///
 /// A token is a cheap, immutable handle: a clone shares it. Its `Debug` shows neither of the two tokens.
@@ -43,6 +46,9 @@ pub(crate) struct Inner {
     /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
     ageing_at: Option<Instant>,
     id: TokenId,
+    /// The generation of the store's record that the token is in, or took the place of; 0 for none.
+    #[cfg(feature = "store")]
+    recorded: u64,
 }
 
 /// Tells published access tokens apart, whichever provider of this process they are of; all zero before publication.
@@ -130,6 +136,22 @@ impl Token {
 
     pub(crate) fn ageing_at(&self) -> Option<Instant> {
         self.0.ageing_at
+    }
+
+    /// The generation of the store's record that the token is in, or took the place of; 0 for none.
+    #[cfg(feature = "store")]
+    pub(crate) fn recorded(&self) -> u64 {
+        self.0.recorded
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn recorded_as(self, generation: u64) -> Self {
+        Self(Arc::new(Inner { recorded: generation, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn without_refresh_token(self) -> Self {
+        Self(Arc::new(Inner { refresh_token: None, ..Arc::unwrap_or_clone(self.0) }))
     }
 
     /// Whether the API would take the two for one: the lifetime and the refresh token may differ.
@@ -229,6 +251,8 @@ impl TokenBuilder {
             expires_at,
             ageing_at: None,
             id: TokenId::default(),
+            #[cfg(feature = "store")]
+            recorded: 0,
         })))
     }
 }

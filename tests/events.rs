@@ -1,5 +1,7 @@
 //! Every event that is documented is told, with its fields, and nothing else is.
 
+#[path = "support/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::{
@@ -257,6 +259,8 @@ async fn everything() {
     }
     let token = videos.token().await.unwrap();
     videos.refresh(&token).await.unwrap();
+
+    fleet::everything_that_is_told("videos").await;
 }
 
 /// Rows 15 and 46, as far as events go.

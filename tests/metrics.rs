@@ -1,5 +1,7 @@
 //! Every metric that is documented is counted, under its name and with its labels.
 
+#[path = "support/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -33,12 +35,41 @@ fn shown(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
     shown.collect()
 }
 
+fn counted(recorder: &DebuggingRecorder, everything: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    metrics::with_local_recorder(recorder, || runtime.unwrap().block_on(everything));
+}
+
+/// What becomes of a token that is shared with other processes; a record that cannot be read is read twice.
+#[test]
+fn a_store_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    counted(&recorder, async {
+        tower_bearer::observability::describe_metrics();
+        fleet::everything_that_is_told("videos").await;
+    });
+    let mut shown = shown(&recorder.snapshotter());
+    shown.retain(|name, _| name.starts_with("tower_bearer_store_total"));
+    let expected = [
+        ("adopted", 2),
+        ("alone", 1),
+        ("invalid_record", 2),
+        ("not_stored", 1),
+        ("stored", 3),
+        ("superseded", 1),
+    ];
+    let named = expected.map(|(outcome, count)| {
+        (format!("tower_bearer_store_total{{outcome={outcome},provider=videos}}"), count)
+    });
+    assert_eq!(shown, named.into());
+    assert!(include_str!("../src/observability.rs").contains("//! | `tower_bearer_store_total` |"));
+}
+
 #[test]
 fn every_documented_metric_is_counted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-    metrics::with_local_recorder(&recorder, || runtime.unwrap().block_on(count_everything()));
+    counted(&recorder, count_everything());
     let shown = shown(&snapshotter);
     let expected = [
         ("tower_bearer_challenges_total{outcome=sent_again,provider=videos}", 1),

@@ -1,9 +1,18 @@
 //! [`TokenProviderBuilder`]: the options of a provider, checked together.
 
+#[cfg(feature = "store")]
+use std::sync::Arc;
 use std::{fmt, time::Duration};
 
+#[cfg(feature = "store")]
+use super::settings::Fleet;
 use super::{TokenProvider, refresh_ahead::RefreshAhead, settings::Settings};
 use crate::{error::Error, retry::RetryPolicy, source::TokenSource};
+#[cfg(feature = "store")]
+use crate::{
+    observability::Reporter,
+    store::{DynTokenStore, Role, SharedSource, TokenStore},
+};
 
 /// Builds a [`TokenProvider`]; see [`TokenProvider::builder`].
 #[must_use = "a builder does nothing until `build` is called"]
@@ -72,16 +81,68 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
+    /// Shares the token with every other process that uses this store. Default: each process is for itself.
+    ///
+    /// Any number of processes then cost the auth endpoint one call per expiry; [`TokenStore`] tells how, and what happens
+    /// when the store fails. The source must be the same in all of them, with the same credential.
+    ///
+    /// Without a store, each process that uses one api.video key spends refresh tokens that the others' renewals have ended:
+    /// see [`ApiVideo`](crate::ApiVideo#method.key_only).
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub fn store(mut self, store: impl TokenStore) -> Self {
+        self.settings.fleet.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets what this process does for the token that it shares. Default: [`Role::Member`].
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub fn role(mut self, role: Role) -> Self {
+        self.settings.fleet.role = role;
+        self
+    }
+
+    /// Sets for how long a process may renew the token before another tries as well. Default: 10 s.
+    ///
+    /// A process that is killed while it renews the token holds up the others for this long at most. One that takes longer
+    /// costs a refused refresh and an authentication more, so let it be more than an exchange with the source takes.
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub fn lease(mut self, length: Duration) -> Self {
+        self.settings.fleet.lease = length;
+        self
+    }
+
     /// Builds the provider. Nothing is fetched before the first request, unless it is to
     /// [keep fresh](Self::keep_fresh).
     ///
     /// # Errors
     ///
     /// [`Error::InvalidOption`] if the refresh timeout is zero or more than an hour; the cool-down's least length is zero,
-    /// more than its most, or its most is more than an hour; the name is empty.
+    /// more than its most, or its most is more than an hour; the name is empty; a lease would last less than 100 ms or more
+    /// than an hour; a publisher or a reader has no store.
     pub fn build(self) -> Result<TokenProvider, Error> {
-        self.settings.check()?;
-        Ok(TokenProvider::with_settings(self.source, self.settings))
+        let Self { source, settings } = self;
+        settings.check()?;
+        #[cfg(feature = "store")]
+        if let Some(store) = settings.fleet.store.clone() {
+            return Ok(Self::build_shared(source, store, settings));
+        }
+        Ok(TokenProvider::with_settings(Box::new(source), settings))
+    }
+
+    #[cfg(feature = "store")]
+    fn build_shared(source: T, store: Arc<dyn DynTokenStore>, mut settings: Settings) -> TokenProvider {
+        let Fleet { role, lease, .. } = settings.fleet;
+        match role {
+            Role::Member => {}
+            Role::Publisher => settings.keep_fresh = true,
+            // The publisher renews the token as it begins to age; then there is something to find.
+            Role::Reader => settings.refresh_ahead = settings.refresh_ahead.halved(),
+        }
+        let source = SharedSource::new(source, store, role, lease, Reporter::new(&settings.name));
+        TokenProvider::with_settings(Box::new(source), settings)
     }
 }
 

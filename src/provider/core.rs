@@ -33,7 +33,7 @@ use crate::{
     error::{Error, SourceError},
     observability::Reporter,
     scope::Scope,
-    source::{DynTokenSource, TokenSource},
+    source::DynTokenSource,
     token::{self, Token},
 };
 
@@ -72,12 +72,12 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(source: impl TokenSource, settings: Settings) -> Self {
+    pub(super) fn new(source: Box<dyn DynTokenSource>, settings: Settings) -> Self {
         Self::with_wall_clock(source, settings, SystemTime::now)
     }
 
     pub(super) fn with_wall_clock(
-        source: impl TokenSource,
+        source: Box<dyn DynTokenSource>,
         settings: Settings,
         wall_clock: fn() -> SystemTime,
     ) -> Self {
@@ -86,7 +86,7 @@ impl Core {
             changes: watch::Sender::new(false),
             keeping: AtomicBool::new(false),
             scope: source.scope(),
-            source: Box::new(source),
+            source,
             reporter: Reporter::new(&settings.name),
             settings,
             wall_clock,

@@ -56,6 +56,7 @@ impl Flight {
     ) -> Result<Fetched, Error> {
         let core = &self.core;
         let deadline = self.begun + limit;
+        let urgent = self.reason != Reason::Ageing;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -68,7 +69,7 @@ impl Flight {
             }
             core.reporter.asking(attempt);
             let asked = Instant::now();
-            let error = match core.source.fetch(previous.as_ref()).await {
+            let error = match core.source.fetch(previous.as_ref(), urgent).await {
                 Ok(token) => return Ok(Fetched { token, took: asked.elapsed() }),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,

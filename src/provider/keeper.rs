@@ -85,7 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_wall_clock_shortens_a_life_and_never_lengthens_it() {
         let settings = Settings { keep_fresh: true, ..Settings::default() };
-        let core = Arc::new(Core::with_wall_clock(Hourly, settings, || WALL.get()));
+        let core = Arc::new(Core::with_wall_clock(Box::new(Hourly), settings, || WALL.get()));
         core.keep();
         sleep(Duration::from_secs(1)).await;
 

@@ -34,11 +34,13 @@ use self::{
     settings::Settings,
     state::{AFTER_INTERRUPTION, Need},
 };
+#[cfg(feature = "store")]
+use crate::store::{NoSource, Role, TokenStore};
 use crate::{
     error::Error,
     observability::Reporter,
     scope::Scope,
-    source::TokenSource,
+    source::{DynTokenSource, TokenSource},
     token::{Token, TokenId},
 };
 
@@ -115,7 +117,7 @@ impl Drop for Handle {
 impl TokenProvider {
     /// Makes a provider with the default options. Nothing is fetched before the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::with_settings(source, Settings::default())
+        Self::with_settings(Box::new(source), Settings::default())
     }
 
     /// Starts a provider with options of its own.
@@ -123,7 +125,19 @@ impl TokenProvider {
         TokenProviderBuilder::new(source)
     }
 
-    fn with_settings(source: impl TokenSource, settings: Settings) -> Self {
+    /// Starts a provider that has no credential: it uses what the others that share `store` publish ([`Role::Reader`]).
+    ///
+    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope). By default the
+    /// token goes to every `https` origin, and to loopback.
+    ///
+    /// [`Role::Reader`]: crate::Role::Reader
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<impl TokenSource> {
+        Self::builder(NoSource).store(store).role(Role::Reader)
+    }
+
+    fn with_settings(source: Box<dyn DynTokenSource>, settings: Settings) -> Self {
         let core = Arc::new(Core::new(source, settings));
         core.keep();
         Self { handle: Arc::new(Handle { core }) }

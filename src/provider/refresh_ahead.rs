@@ -91,6 +91,12 @@ impl RefreshAhead {
         Ok(self)
     }
 
+    /// Half as long before the expiry.
+    #[cfg(feature = "store")]
+    pub(super) fn halved(self) -> Self {
+        Self { share: self.share / 2.0, least: self.least / 2, most: self.most / 2, ..self }
+    }
+
     /// When a token that lives for `life` from `now` on begins to age, if the source `took` so long for it.
     pub(super) fn ageing_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
         let half = life / 2;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::{Error, SourceError},
     retry::{Backoff, RetryPolicy},
-    token::{Token, TokenId},
+    token::{LEAST_LIFE, Token, TokenId},
 };
 
 /// The longest that a source's own wish to be left alone is followed.
@@ -29,11 +29,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long the source is left alone after a flight that was interrupted or timed out, of which no backoff was taken.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
-/// A token with less than this left is as good as expired.
-const LEAST_LIFE: Duration = Duration::from_millis(100);
-
-/// Such a token is used for this long all the same, since it would otherwise cost a flight per request. If the API refuses
-/// it, its 401 says so.
+/// A token that is as good as expired is used for this long all the same, since it would otherwise cost a flight per
+/// request. If the API refuses it, its 401 says so.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How often a changed credential is looked for while the one before is refused.

@@ -62,6 +62,23 @@ pub trait TokenSource: Send + Sync + 'static {
     /// remember before it sends that the outcome may never be known.
     fn fetch(&self, previous: Option<&Token>) -> impl Future<Output = Result<Token, SourceError>> + Send;
 
+    /// Renews `previous` by what it brought with it, such as its refresh token, and by nothing else; `None` if that is of no
+    /// use, so that the token has to be obtained anew, by `fetch(None)`. Default: [`fetch`](Self::fetch).
+    ///
+    /// Called in the place of `fetch` where processes share a token: before the credential is used, which may be the end
+    /// of the others' refresh token, the provider looks once more whether one of them has renewed it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As for [`fetch`](Self::fetch).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`fetch`](Self::fetch).
+    fn renew(&self, previous: &Token) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
+        async { self.fetch(Some(previous)).await.map(Some) }
+    }
+
     /// Changes whenever the credential does. Default: never.
     ///
     /// A changed revision ends the cool-down that followed the old credential's refusal.
@@ -83,6 +100,10 @@ impl<T: TokenSource> TokenSource for Arc<T> {
         T::fetch(self, previous)
     }
 
+    fn renew(&self, previous: &Token) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
+        T::renew(self, previous)
+    }
+
     fn revision(&self) -> u64 {
         T::revision(self)
     }
@@ -92,25 +113,29 @@ impl<T: TokenSource> TokenSource for Arc<T> {
     }
 }
 
+/// Boxed, so that it needs no name.
+pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
+
 /// [`TokenSource`] behind a pointer, so that the provider, and with it the layer, has no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
-    fn fetch<'a>(
-        &'a self,
-        previous: Option<&'a Token>,
-    ) -> Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
+    /// As [`TokenSource::fetch`]; `urgent` if the token before is of no use any more.
+    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: bool) -> Fetch<'a>;
 
     fn revision(&self) -> u64;
+
+    fn scope(&self) -> Scope;
 }
 
 impl<T: TokenSource> DynTokenSource for T {
-    fn fetch<'a>(
-        &'a self,
-        previous: Option<&'a Token>,
-    ) -> Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>> {
+    fn fetch<'a>(&'a self, previous: Option<&'a Token>, _urgent: bool) -> Fetch<'a> {
         Box::pin(TokenSource::fetch(self, previous))
     }
 
     fn revision(&self) -> u64 {
         TokenSource::revision(self)
+    }
+
+    fn scope(&self) -> Scope {
+        TokenSource::scope(self)
     }
 }

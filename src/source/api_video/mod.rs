@@ -62,7 +62,9 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 ///
 /// A refresh token is spent by its use. Where the answer to one is lost, it is tried once more, and then counts as spent.
 /// It is also spent whenever anybody authenticates with the same key: a second process on one key costs both of them a
-/// refused refresh, and so an authentication by key, each time the other renews its token.
+/// refused refresh, and so an authentication by key, each time the other renews its token. Where there are several, let
+/// them share a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or have
+/// each use the [key alone](Self::key_only).
 ///
 /// # What is not trusted
 ///
@@ -85,6 +87,7 @@ pub struct ApiVideo {
     client: Client,
     timeout: Duration,
     origin_app: Option<HeaderValue>,
+    key_only: bool,
 }
 
 #[derive(Clone)]
@@ -129,6 +132,7 @@ impl ApiVideo {
             client: Client::Default(Arc::default()),
             timeout: EXCHANGE_TIMEOUT,
             origin_app: None,
+            key_only: false,
         }
     }
 
@@ -203,6 +207,22 @@ impl ApiVideo {
             }
         }
         Ok(self)
+    }
+
+    /// Has each token obtained with the API key, never with a refresh token: for several processes on one key that share no
+    /// store. Default: no.
+    ///
+    /// Each authentication with a key is the end of the refresh token before it, whoever has it. So of several processes
+    /// that each keep a refresh token, all but the newest find theirs dead when they come to spend it: each renewal costs
+    /// a refused refresh and an authentication, which kills the next one's. This spares them the refused refresh, at the
+    /// price that the key travels once per process and expiry. A store shared by all costs one refresh per expiry instead
+    /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`).
+    ///
+    /// The access tokens of the other processes stay good, unless api.video ends them; its documents do not say. If it does,
+    /// each renewal costs every other process a 401, which is healed, and without a store there is no end to that.
+    pub fn key_only(mut self) -> Self {
+        self.key_only = true;
+        self
     }
 
     /// Replaces the API key, in all clones. The next grant uses it; a cool-down after the old key's refusal is over.
@@ -281,6 +301,9 @@ impl ApiVideo {
 
     /// Tries the refresh token; `None` when the API key's turn has come.
     async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
+        if self.key_only {
+            return None;
+        }
         let refresh_token = self.credential().spend(previous)?;
         match self.grant(Grant::RefreshToken(refresh_token)).await {
             Ok(token) => {
@@ -328,6 +351,11 @@ impl TokenSource for ApiVideo {
             Some(result) => result,
             None => self.authenticate().await,
         }
+    }
+
+    /// By the refresh token alone.
+    async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
+        self.refresh(Some(previous)).await.transpose()
     }
 
     fn revision(&self) -> u64 {

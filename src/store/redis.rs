@@ -1,0 +1,315 @@
+//! [`RedisStore`]: one token for the processes of many hosts, in Redis.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use redis::{
+    Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script,
+    ScriptInvocation, TlsCertificates,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use rustls::crypto::CryptoProvider;
+
+use super::{Lease, Publication, Record, TokenStore};
+use crate::error::{Error, StoreError};
+
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+const KEY_PREFIX: &str = "tower-bearer:";
+
+/// How long Redis keeps a record that nobody renews any more.
+const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// KEYS: the record, the lease. Returns the generation, the life that is left in ms or -1, and the text.
+const LOAD: &str = r"
+    local found = redis.call('HMGET', KEYS[1], 'generation', 'expires_at', 'text')
+    if not found[1] or not found[3] then return false end
+    local left = -1
+    if found[2] and found[2] ~= '' then
+        local time = redis.call('TIME')
+        left = math.max(0, tonumber(found[2]) - (time[1] * 1000 + math.floor(time[2] / 1000)))
+    end
+    return {found[1], string.format('%.0f', left), found[3]}
+";
+
+/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, or nothing.
+///
+/// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover.
+const LEASE: &str = r"
+    if redis.call('EXISTS', KEYS[2]) == 1 then return false end
+    local time = redis.call('TIME')
+    local last = tonumber(redis.call('HGET', KEYS[1], 'fence') or '0')
+    local fence = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
+    redis.call('HSET', KEYS[1], 'fence', fence)
+    if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+    redis.call('SET', KEYS[2], fence, 'PX', ARGV[1])
+    return fence
+";
+
+/// KEYS: the record, the lease. ARGV: the fence, the life that is left in ms or -1, the text, the retention in ms. Returns
+/// whether the record is stored.
+///
+/// Where the fence was forgotten, nobody has had a lease since.
+const PUBLISH: &str = r"
+    local newest = redis.call('HGET', KEYS[1], 'fence')
+    if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
+    local expires_at = ''
+    if tonumber(ARGV[2]) >= 0 then
+        local time = redis.call('TIME')
+        expires_at = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
+    end
+    redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', expires_at, 'text', ARGV[3])
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    return 1
+";
+
+/// KEYS: the record, the lease. ARGV: the fence.
+const RELEASE: &str = r"
+    if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+    return 1
+";
+
+/// The token in Redis 5 or newer, or what speaks its protocol, for the processes of any number of hosts.
+///
+/// ```
+/// use tower_bearer::{ApiVideo, RedisStore, Role, TokenProvider};
+///
+/// # async fn run() -> Result<(), tower_bearer::Error> {
+/// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "api.video")?;
+/// let provider = TokenProvider::builder(ApiVideo::new("your API key")).store(store).build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # What it keeps
+///
+/// A hash with the record and the newest fence, and a string that is the lease and ends with it; both keys begin with
+/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Four short scripts use them, each in one step. All times are
+/// Redis' own: the hosts' clocks need not agree. A record is forgotten thirty days after
+/// its token has expired.
+///
+/// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature
+/// `encryption`). A user for this needs no more than
+/// `~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pexpire +time +ping +client|setinfo`.
+///
+/// # When Redis forgets
+///
+/// A flush, a restart without persistence, an eviction: the next renewal finds nothing, and goes on from the process's own
+/// refresh token. A failover to a replica that had not yet heard of the last write: if that was a lease, two processes may have
+/// one each, of which the newer fence is the greater, since it goes by the clock; if it was a record, the next holder finds the one
+/// before, whose refresh token is spent, and authenticates once. Nothing but calls is lost: see
+/// [`TokenStore`](crate::TokenStore#what-makes-it-right).
+///
+/// # Connections
+///
+/// One, made when it is first needed, and again whenever it is lost, by redis-rs' `ConnectionManager`. In a cluster, name
+/// the node that has the keys, or a proxy: redirections are not followed. `rediss://` is TLS by rustls, whose process-wide
+/// default cryptography is used; where the program has installed none, this crate's is installed when it connects.
+pub struct RedisStore {
+    namespace: String,
+    prefix: String,
+    client: Client,
+    connection_timeout: Duration,
+    response_timeout: Duration,
+    /// Made within the runtime that needs it.
+    connection: Mutex<Option<ConnectionManager>>,
+    scripts: Scripts,
+}
+
+struct Scripts {
+    load: Script,
+    lease: Script,
+    publish: Script,
+    release: Script,
+}
+
+impl RedisStore {
+    /// The store at `url` (`redis://`, `rediss://` for TLS, or `redis+unix://`), with the record of the credential that
+    /// `namespace` tells from others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if `url` is none that redis-rs knows, or the namespace is not 1 to 200 visible ASCII
+    /// characters without braces.
+    pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
+        let namespace = namespace.into();
+        let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
+        if !(1..=200).contains(&namespace.len()) || !namespace.bytes().all(fits) {
+            return Err(Error::InvalidOption(
+                "a namespace is 1 to 200 visible ASCII characters other than { and }".into(),
+            ));
+        }
+        // Without redis-rs' own message: the URL has a password in it.
+        let client = Client::open(url).map_err(|_| {
+            Error::InvalidOption("the URL is no redis://, rediss:// or redis+unix:// URL".into())
+        })?;
+        Ok(Self {
+            namespace,
+            prefix: KEY_PREFIX.into(),
+            client,
+            connection_timeout: CONNECTION_TIMEOUT,
+            response_timeout: RESPONSE_TIMEOUT,
+            connection: Mutex::default(),
+            scripts: Scripts {
+                load: Script::new(LOAD),
+                lease: Script::new(LEASE),
+                publish: Script::new(PUBLISH),
+                release: Script::new(RELEASE),
+            },
+        })
+    }
+
+    /// Sets what the names of the keys begin with. Default: `tower-bearer:`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if it has a brace, which would tell a cluster another node.
+    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Result<Self, Error> {
+        self.prefix = prefix.into();
+        if self.prefix.contains(['{', '}']) {
+            return Err(Error::InvalidOption("a key prefix has no braces".into()));
+        }
+        Ok(self)
+    }
+
+    /// Sets how long a connection may take to be made, and Redis to answer. Default: 1 s and 500 ms.
+    ///
+    /// An operation that takes longer than two seconds in all counts as failed, whatever these are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if one of them is zero or more than a minute.
+    pub fn timeouts(mut self, connection: Duration, response: Duration) -> Result<Self, Error> {
+        for timeout in [connection, response] {
+            if timeout.is_zero() || timeout > Duration::from_secs(60) {
+                return Err(Error::InvalidOption("Redis is waited for up to a minute".into()));
+            }
+        }
+        (self.connection_timeout, self.response_timeout) = (connection, response);
+        Ok(self)
+    }
+
+    /// Trusts just these root certificates, in PEM. Default: the operating system's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if the URL is not `rediss://`, or the certificates cannot be read.
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Result<Self, Error> {
+        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.into()) };
+        let connection = self.client.get_connection_info().clone();
+        self.client = connection
+            .into_connection_info()
+            .and_then(|connection| Client::build_with_tls(connection, certificates))
+            .map_err(|_| Error::InvalidOption("root certificates are PEM, and for a rediss:// URL".into()))?;
+        Ok(self)
+    }
+
+    /// The connection; it is made when a script is first run.
+    fn connection(&self) -> Result<ConnectionManager, StoreError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = &*connection {
+            return Ok(connection.clone());
+        }
+        if matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. })
+            && CryptoProvider::get_default().is_none()
+        {
+            #[cfg(feature = "aws-lc-rs")]
+            let provider = rustls::crypto::aws_lc_rs::default_provider();
+            #[cfg(not(feature = "aws-lc-rs"))]
+            let provider = rustls::crypto::ring::default_provider();
+            // If another was faster, that is as good.
+            let _ = provider.install_default();
+        }
+        // Whoever uses the store waits, and tries again, by the provider's own backoff.
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(self.connection_timeout))
+            .set_response_timeout(Some(self.response_timeout));
+        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), config)
+            .map_err(|error| failed("Redis cannot be connected to", error))?;
+        Ok(connection.insert(made).clone())
+    }
+
+    /// A script with the two keys.
+    fn invoke<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let key = |name: &str| format!("{}{{{}}}:{name}", self.prefix, self.namespace);
+        let mut invocation = script.prepare_invoke();
+        invocation.key(key("record")).key(key("lease"));
+        invocation
+    }
+
+    async fn run<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, StoreError> {
+        let mut connection = self.connection()?;
+        invocation.invoke_async(&mut connection).await.map_err(|error| failed("Redis did not do it", error))
+    }
+}
+
+impl TokenStore for RedisStore {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    async fn load(&self) -> Result<Option<Record>, StoreError> {
+        let loaded: Option<(u64, i64, Vec<u8>)> = self.run(&self.invoke(&self.scripts.load)).await?;
+        let Some((generation, left, text)) = loaded else { return Ok(None) };
+        let text = String::from_utf8(text)
+            .map_err(|_| StoreError::InvalidRecord("the stored record is no text".into()))?;
+        let record = Record::new(generation, text);
+        Ok(Some(match left.try_into() {
+            Ok(left) => record.expires_in(Duration::from_millis(left)),
+            Err(_) => record,
+        }))
+    }
+
+    async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
+        let mut lease = self.invoke(&self.scripts.lease);
+        lease.arg(millis(length)).arg(millis(RETENTION));
+        let fence: Option<u64> = self.run(&lease).await?;
+        Ok(fence.map(Lease::new))
+    }
+
+    async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
+        let left = record.lifetime().map_or(-1, |left| i64::try_from(millis(left)).unwrap_or(i64::MAX));
+        let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
+        let mut publish = self.invoke(&self.scripts.publish);
+        publish.arg(lease.fence()).arg(left).arg(record.text()).arg(millis(retention));
+        let stored: bool = self.run(&publish).await?;
+        Ok(if stored { Publication::Stored } else { Publication::Superseded })
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        let mut release = self.invoke(&self.scripts.release);
+        release.arg(lease.fence());
+        self.run(&release).await
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// Of what Redis says itself, the code alone: the rest may quote what it was sent.
+fn failed(what: &'static str, error: RedisError) -> StoreError {
+    match (error.kind(), error.code()) {
+        // Of what we have not written.
+        (ErrorKind::UnexpectedReturnType, _) => {
+            StoreError::InvalidRecord("the stored record is none of this crate's".into())
+        }
+        (_, Some(code)) => StoreError::unavailable(format!("{what}: it answered {code}")),
+        (_, None) => StoreError::because_of(what, error),
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The address alone: the rest of the connection's data has the password.
+        f.debug_struct("RedisStore")
+            .field("address", &self.client.get_connection_info().addr().to_string())
+            .field("prefix", &self.prefix)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,289 @@
+//! What stands for a fleet without processes: a store in memory that fails as it is told, and an auth endpoint whose refresh
+//! tokens die as api.video's do.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tower_bearer::{
+    Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider, TokenProviderBuilder,
+    TokenSource, TokenStore,
+};
+
+pub const MINUTE: Duration = Duration::from_secs(60);
+
+/// How long each grant takes.
+pub const POST: Duration = Duration::from_millis(200);
+
+/// How long a store that is slow takes, which is more than anybody waits for.
+const SLOW: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    #[default]
+    Good,
+    Down,
+    Slow,
+    ReadOnly,
+    /// Gives out leases, and keeps nothing.
+    Forgetful,
+}
+
+#[derive(Clone, Default)]
+pub struct MemoryStore(Arc<Mutex<Kept>>);
+
+#[derive(Clone, Default)]
+pub struct Kept {
+    pub health: Health,
+    pub record: Option<(Record, Instant)>,
+    fence: u64,
+    leased_until: Option<Instant>,
+    pub loads: u64,
+    pub leases: u64,
+    pub published: u64,
+    pub superseded: u64,
+    /// Is published by somebody else as the next lease is given out.
+    pub before_lease: Option<Record>,
+    /// How long the next leases take to be given out.
+    pub lease_takes: VecDeque<Duration>,
+    /// How long the next publication takes, once it is done.
+    pub publication_takes: Duration,
+}
+
+impl MemoryStore {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn kept(&self) -> Kept {
+        self.lock().clone()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Kept)) {
+        change(&mut self.lock());
+    }
+
+    pub fn set(&self, health: Health) {
+        self.lock().health = health;
+    }
+
+    pub fn flush(&self) {
+        let mut kept = self.lock();
+        (kept.record, kept.leased_until) = (None, None);
+    }
+
+    /// What somebody else has published.
+    pub fn put(&self, text: &str, lifetime: Duration) {
+        let mut kept = self.lock();
+        kept.fence += 1;
+        kept.record = Some((Record::new(kept.fence, text).expires_in(lifetime), Instant::now()));
+    }
+
+    async fn health(&self) -> Result<Health, StoreError> {
+        let health = self.lock().health;
+        match health {
+            Health::Down => return Err(StoreError::unavailable("it is down")),
+            Health::Slow => sleep(SLOW).await,
+            _ => {}
+        }
+        Ok(health)
+    }
+
+    async fn writable(&self) -> Result<Health, StoreError> {
+        match self.health().await? {
+            Health::ReadOnly => Err(StoreError::unavailable("it is read-only")),
+            health => Ok(health),
+        }
+    }
+}
+
+/// As the crate writes it.
+pub fn record_text(access_token: &str, refresh_token: &str) -> String {
+    format!(r#"{{"schema":1,"access_token":"{access_token}","refresh_token":"{refresh_token}"}}"#)
+}
+
+impl TokenStore for MemoryStore {
+    fn namespace(&self) -> &str {
+        "memory"
+    }
+
+    async fn load(&self) -> Result<Option<Record>, StoreError> {
+        self.health().await?;
+        let mut kept = self.lock();
+        kept.loads += 1;
+        Ok(kept.record.as_ref().map(|(record, stored_at)| record.aged_by(stored_at.elapsed())))
+    }
+
+    async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
+        self.writable().await?;
+        let (lease, takes) = {
+            let mut kept = self.lock();
+            if kept.leased_until.is_some_and(|until| Instant::now() < until) {
+                return Ok(None);
+            }
+            if let Some(record) = kept.before_lease.take() {
+                kept.fence = record.generation();
+                kept.record = Some((record, Instant::now()));
+            }
+            kept.leases += 1;
+            kept.fence += 1;
+            kept.leased_until = Some(Instant::now() + length);
+            (Lease::new(kept.fence), kept.lease_takes.pop_front())
+        };
+        sleep(takes.unwrap_or_default()).await;
+        Ok(Some(lease))
+    }
+
+    async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
+        let health = self.writable().await?;
+        let takes = {
+            let mut kept = self.lock();
+            if lease.fence() != kept.fence {
+                kept.superseded += 1;
+                return Ok(Publication::Superseded);
+            }
+            if health == Health::Forgetful {
+                return Err(StoreError::unavailable("it forgets what it is told"));
+            }
+            kept.published += 1;
+            kept.record = Some((record, Instant::now()));
+            std::mem::take(&mut kept.publication_takes)
+        };
+        sleep(takes).await;
+        Ok(Publication::Stored)
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        self.writable().await?;
+        let mut kept = self.lock();
+        if lease.fence() == kept.fence {
+            kept.leased_until = None;
+        }
+        Ok(())
+    }
+}
+
+/// The auth endpoint that all processes use with one key.
+#[derive(Clone, Default)]
+pub struct Endpoint(Arc<Mutex<Grants>>);
+
+#[derive(Clone, Debug, Default)]
+pub struct Grants {
+    pub refreshes: u64,
+    pub refused: u64,
+    pub authentications: u64,
+    /// The refresh token that is good: the newest one.
+    refresh_token: String,
+    granted: u64,
+    /// How much longer than ever the next answers are on their way.
+    pub delays: VecDeque<Duration>,
+    pub lifetime: Option<Duration>,
+}
+
+impl Grants {
+    pub fn posts(&self) -> u64 {
+        self.refreshes + self.refused + self.authentications
+    }
+
+    fn grant(&mut self) -> Token {
+        self.granted += 1;
+        self.refresh_token = format!("refresh-{}", self.granted);
+        Token::builder(format!("access-{}", self.granted))
+            .refresh_token(self.refresh_token.clone())
+            .expires_in(self.lifetime.unwrap_or(MINUTE))
+            .build()
+            .unwrap()
+    }
+}
+
+impl Endpoint {
+    pub fn grants(&self) -> Grants {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn change<T>(&self, change: impl FnOnce(&mut Grants) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+
+    /// Somebody, somewhere, authenticates with the same key.
+    pub fn authenticate_elsewhere(&self) -> Token {
+        self.change(Grants::grant)
+    }
+
+    /// A process that shares `store`, and renews its token 10 s before its end.
+    pub fn process(&self, store: &MemoryStore) -> TokenProviderBuilder<Self> {
+        TokenProvider::builder(self.clone()).store(store.clone())
+    }
+
+    async fn answer<T>(&self, grant: impl FnOnce(&mut Grants) -> T) -> T {
+        sleep(POST).await;
+        let (answer, delay) = { self.change(|grants| (grant(grants), grants.delays.pop_front())) };
+        sleep(delay.unwrap_or_default()).await;
+        answer
+    }
+}
+
+impl TokenSource for Endpoint {
+    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+        if let Some(previous) = previous {
+            if let Some(token) = self.renew(previous).await? {
+                return Ok(token);
+            }
+        }
+        Ok(self
+            .answer(|grants| {
+                grants.authentications += 1;
+                grants.grant()
+            })
+            .await)
+    }
+
+    async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
+        let Some(refresh_token) = previous.refresh_token() else { return Ok(None) };
+        Ok(self
+            .answer(|grants| {
+                if grants.refresh_token != refresh_token {
+                    grants.refused += 1;
+                    return None;
+                }
+                grants.refreshes += 1;
+                Some(grants.grant())
+            })
+            .await)
+    }
+}
+
+/// Makes everything happen that there is an event and a count for: twice adopted, and each other once.
+pub async fn everything_that_is_told(name: &str) {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let build = || endpoint.process(&store).name(name).lease(Duration::from_secs(2)).build().unwrap();
+    let (process, other) = (build(), build());
+
+    // A record that cannot be read, the first token, which the other adopts.
+    store.put("canary", MINUTE);
+    let token = process.token().await.unwrap();
+    other.token().await.unwrap();
+
+    // One is stopped for longer than its lease; the other waits for that, and renews the token; then it goes on.
+    endpoint.change(|grants| grants.delays.push_back(Duration::from_secs(5)));
+    let stopped = tokio::spawn({
+        let process = process.clone();
+        async move { process.refresh(&token).await.unwrap() }
+    });
+    sleep(Duration::from_secs(1)).await;
+    let token = other.refresh(&other.current().unwrap()).await.unwrap();
+    stopped.await.unwrap();
+
+    // The store forgets what it is told, and then is down when there is no time to wait for it.
+    sleep(Duration::from_secs(4)).await;
+    store.set(Health::Forgetful);
+    let token = other.refresh(&token).await.unwrap();
+    store.set(Health::Good);
+    sleep(MINUTE / 2).await;
+    store.set(Health::Down);
+    other.refresh(&token).await.unwrap();
+}
