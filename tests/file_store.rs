@@ -1,0 +1,311 @@
+//! `FileStore`, with real files, locks and processes.
+#![cfg(unix)]
+
+#[path = "support/processes.rs"]
+mod processes;
+
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use processes::Process;
+use tower_bearer::{
+    ApiVideo, EncryptedStore, EncryptionKeys, FileStore, Publication, Record, StoreError, TokenProvider,
+    TokenStore, testing::AuthServer,
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A folder of this test's own, which goes with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static FOLDERS: AtomicU32 = AtomicU32::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("tower-bearer-file-store-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+        Self(path)
+    }
+
+    fn token(&self) -> PathBuf {
+        self.0.join("token")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o777
+}
+
+async fn publish(store: &FileStore, text: &str) -> u64 {
+    let lease = store.lease(MINUTE).await.unwrap().unwrap();
+    let record = Record::new(lease.fence(), text).expires_in(MINUTE);
+    assert_eq!(store.publish(&lease, record).await.unwrap(), Publication::Stored);
+    let fence = lease.fence();
+    store.release(lease).await.unwrap();
+    fence
+}
+
+/// Row 49.
+#[tokio::test]
+async fn what_is_stored_is_the_users_alone() {
+    let folder = Folder::new();
+    let path = folder.0.join("of/a/tool/token");
+    let store = FileStore::new(&path);
+    assert!(store.load().await.unwrap().is_none());
+    let first = publish(&store, "first").await;
+    let second = publish(&store, "second").await;
+    assert!(second > first);
+    let record = store.load().await.unwrap().unwrap();
+    assert_eq!((record.generation(), record.text()), (second, "second"));
+    assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
+
+    let made = path.parent().unwrap();
+    assert_eq!(mode(made), 0o700);
+    let mut files: Vec<_> = fs::read_dir(made).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["token", "token.lease", "token.lock"]);
+    assert!(files.iter().all(|file| mode(file) == 0o600), "{files:?}");
+    for file in &files[1..] {
+        assert!(!fs::read_to_string(file).unwrap().contains("second"));
+    }
+}
+
+/// Row 49: with the reason, and without a change; the process goes on alone.
+#[tokio::test]
+async fn what_others_could_read_or_replace_is_refused_with_the_reason() {
+    type Spoil = fn(&Folder);
+    let cases: [(&str, Spoil); 9] = [
+        ("token is a symbolic link", |folder| {
+            fs::rename(folder.token(), folder.0.join("elsewhere")).unwrap();
+            symlink(folder.0.join("elsewhere"), folder.token()).unwrap();
+        }),
+        ("token is open to other users (mode 640, not 600)", |folder| {
+            fs::set_permissions(folder.token(), Permissions::from_mode(0o640)).unwrap();
+        }),
+        ("token is open to other users (mode 602, not 600)", |folder| {
+            fs::set_permissions(folder.token(), Permissions::from_mode(0o602)).unwrap();
+        }),
+        ("token is no regular file", |folder| {
+            fs::remove_file(folder.token()).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                folder.token(),
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+                0,
+            )
+            .unwrap();
+        }),
+        ("token.lock is a symbolic link", |folder| {
+            fs::remove_file(folder.0.join("token.lock")).unwrap();
+            symlink(folder.token(), folder.0.join("token.lock")).unwrap();
+        }),
+        ("token.lock is open to other users (mode 666, not 600)", |folder| {
+            fs::set_permissions(folder.0.join("token.lock"), Permissions::from_mode(0o666)).unwrap();
+        }),
+        ("token.lease is a symbolic link", |folder| {
+            fs::remove_file(folder.0.join("token.lease")).unwrap();
+            symlink("/dev/null", folder.0.join("token.lease")).unwrap();
+        }),
+        ("can be written to by other users", |folder| {
+            fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
+        }),
+        ("token is another user's", |folder| {
+            // Whoever is root can give it away; whoever is not has a file of root's instead.
+            if std::os::unix::fs::chown(folder.token(), Some(12345), None).is_err() {
+                fs::remove_file(folder.token()).unwrap();
+                fs::hard_link("/etc/hostname", folder.token())
+                    .or_else(|_| symlink("/etc/hostname", folder.token()))
+                    .unwrap();
+            }
+        }),
+    ];
+    let server = AuthServer::start().await.unwrap();
+    for (number, (reason, spoil)) in (1..).zip(cases) {
+        let folder = Folder::new();
+        let store = FileStore::new(folder.token());
+        publish(&store, "secret-canary").await;
+        spoil(&folder);
+        let before = fs::symlink_metadata(folder.token()).unwrap();
+        let error = match store.load().await {
+            Ok(_) => store.lease(MINUTE).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(error, StoreError::Unsafe(_)), "{reason}: {error:?}");
+        let is_another_users = reason.contains("another user") && error.to_string().contains("symbolic link");
+        assert!(error.to_string().contains(reason) || is_another_users, "{reason}: {error}");
+        assert!(!format!("{error:?}").contains("canary"));
+
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let provider = TokenProvider::builder(source).store(store).build().unwrap();
+        provider.token().await.unwrap();
+        assert_eq!(server.counters().api_key_grants, number, "{reason}");
+        let after = fs::symlink_metadata(folder.token()).unwrap();
+        assert_eq!(
+            (before.ino(), before.mode(), before.size()),
+            (after.ino(), after.mode(), after.size()),
+            "{reason}"
+        );
+    }
+}
+
+/// Row 49.
+#[tokio::test]
+async fn a_file_that_is_too_long_or_of_another_schema_counts_as_absent_and_is_replaced() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token());
+    for (text, reason) in [
+        (String::new(), "holds no record"),
+        ("canary".into(), "holds no record"),
+        (r#"{"schema":1,"generation":"canary"}"#.into(), "holds no record"),
+        (r#"{"schema":2,"canary":1}"#.into(), "is of schema 2, not 1"),
+        ("canary".repeat(100_000), "is longer than"),
+    ] {
+        publish(&store, "first").await;
+        fs::write(folder.token(), &text).unwrap();
+        let error = store.load().await.unwrap_err();
+        assert!(matches!(error, StoreError::InvalidRecord(_)), "{reason}: {error:?}");
+        assert!(error.to_string().contains(reason) && !format!("{error:?}").contains("canary"), "{error:?}");
+        publish(&store, "second").await;
+        assert_eq!(store.load().await.unwrap().unwrap().text(), "second");
+
+        // The same in the lock's file: the next fence goes by the clock.
+        let fence = publish(&store, "third").await;
+        fs::write(folder.0.join("token.lock"), &text).unwrap();
+        assert!(publish(&store, "fourth").await > fence);
+    }
+}
+
+/// Row 55: one that is stopped for longer than its lease holds the kernel's lock, and its fence is refused.
+#[tokio::test]
+async fn a_lease_ends_with_its_time_though_its_holder_lives() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token());
+    let stopped = store.lease(Duration::ZERO).await.unwrap().unwrap();
+    let lease = store.lease(MINUTE).await.unwrap().unwrap();
+    assert!(lease.fence() > stopped.fence());
+    let publication = store.publish(&stopped, Record::new(stopped.fence(), "stale")).await.unwrap();
+    assert_eq!(publication, Publication::Superseded);
+    // What it gives back is not the newer one's.
+    store.release(stopped).await.unwrap();
+    assert!(store.lease(MINUTE).await.unwrap().is_none());
+    assert_eq!(store.publish(&lease, Record::new(lease.fence(), "good")).await.unwrap(), Publication::Stored);
+    let record = store.load().await.unwrap().unwrap();
+    assert_eq!((record.text(), record.lifetime()), ("good", None));
+}
+
+/// Row 60: the lock is the kernel's, and ends with its process.
+#[tokio::test]
+async fn a_lease_ends_with_its_process() {
+    let folder = Folder::new();
+    let server = AuthServer::start().await.unwrap();
+    let store = FileStore::new(folder.token());
+    let mut process = Process::start("one_of_many", folder.token().to_str().unwrap(), &server);
+    process.tell("lease").await;
+    assert_eq!(process.answer().await, "leased");
+    assert!(store.lease(MINUTE).await.unwrap().is_none());
+    process.child.kill().await.unwrap();
+    assert!(store.lease(MINUTE).await.unwrap().is_some());
+}
+
+/// Row 60.
+#[tokio::test]
+async fn a_lock_that_is_never_let_go_of_is_an_error_and_no_hang() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20)).unwrap();
+    publish(&store, "first").await;
+    let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = store.lease(MINUTE).await.unwrap_err();
+    assert!(error.to_string().contains("another process has held"), "{error}");
+    // Whoever only reads needs no lock.
+    assert_eq!(store.load().await.unwrap().unwrap().text(), "first");
+    lock.unlock().unwrap();
+    publish(&store, "second").await;
+}
+
+/// Row 57: of a process that was killed while it wrote.
+#[tokio::test]
+async fn what_a_killed_writer_left_behind_is_in_nobodys_way() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token());
+    publish(&store, "first").await;
+    fs::write(folder.0.join("token.new"), "half a rec").unwrap();
+    assert_eq!(store.load().await.unwrap().unwrap().text(), "first");
+    publish(&store, "second").await;
+    assert_eq!(store.load().await.unwrap().unwrap().text(), "second");
+    assert!(!folder.0.join("token.new").exists());
+}
+
+/// Row 17: a clock that is set back lengthens no life, and no lease.
+#[tokio::test]
+async fn a_clock_that_was_set_back_lengthens_nothing() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token());
+    let fence = publish(&store, "text").await;
+    let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + 60 * MINUTE;
+    for (name, field) in [("token", "stored_at"), ("token.lock", "leased_at")] {
+        let path = folder.0.join(name);
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json[field] = u64::try_from(later.as_millis()).unwrap().into();
+        fs::write(&path, json.to_string()).unwrap();
+    }
+    assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(MINUTE));
+    let held = store.lease(MINUTE).await.unwrap().unwrap();
+    assert!(held.fence() > fence);
+}
+
+/// Rows 54, 59.
+#[tokio::test]
+async fn four_processes_share_one_token() {
+    let folder = Folder::new();
+    processes::four_processes_share_one_token("one_of_many", folder.token().to_str().unwrap()).await;
+}
+
+/// Is another process where it is told so, and nothing otherwise.
+#[test]
+fn one_of_many() {
+    processes::work(|path| FileStore::new(path));
+}
+
+#[tokio::test]
+async fn a_file_can_be_encrypted() {
+    let folder = Folder::new();
+    let server = AuthServer::start().await.unwrap();
+    let build = || {
+        let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        TokenProvider::builder(source)
+            .store(EncryptedStore::new(FileStore::new(folder.token()), keys))
+            .build()
+            .unwrap()
+    };
+    let token = build().token().await.unwrap();
+    assert_eq!(build().token().await.unwrap().access_token(), token.access_token());
+    let text = fs::read_to_string(folder.token()).unwrap();
+    assert!(text.contains("sealed-1:1:") && !text.contains("eyJ0eXAi") && !text.contains("def502"), "{text}");
+    assert_eq!(server.counters().api_key_grants, 1);
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    assert!(FileStore::new("token").timeout(Duration::ZERO).is_err());
+    assert!(FileStore::new("token").timeout(MINUTE * 2).is_err());
+    let store = FileStore::new("folder/token");
+    assert_eq!(store.namespace(), "token");
+    assert_eq!(store.with_namespace("other").namespace(), "other");
+}

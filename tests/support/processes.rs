@@ -1,0 +1,128 @@
+//! Processes of their own that share a store: this test's own program, told by its environment to be one of them.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{env, process::Stdio, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+use tower::{Layer, ServiceExt};
+use tower_bearer::{ApiVideo, BearerAuthLayer, Lease, TokenProvider, TokenStore, testing::AuthServer};
+
+const STORE: &str = "TEST_STORE";
+const SERVER: &str = "TEST_SERVER";
+const KEY: &str = "TEST_KEY";
+
+/// Another process, which does what it is told a line at a time.
+pub struct Process {
+    pub child: Child,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    /// Starts one that shares `store`; `test` is the test that calls [`work`].
+    pub fn start(test: &str, store: &str, server: &AuthServer) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+            .envs([(STORE, store), (SERVER, &server.uri().to_string()), (KEY, &server.api_key())])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, stdin, stdout: BufReader::new(stdout).lines() }
+    }
+
+    pub async fn tell(&mut self, line: &str) {
+        self.stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    }
+
+    /// What it says next.
+    pub async fn answer(&mut self) -> String {
+        loop {
+            let line = self.stdout.next_line().await.unwrap().expect("the process has ended");
+            // The test harness talks on the same line.
+            if let Some((_, answer)) = line.split_once("> ") {
+                return answer.to_owned();
+            }
+        }
+    }
+
+    /// Has it send a request; the status of the answer.
+    pub async fn request(&mut self) -> String {
+        self.tell("request").await;
+        self.answer().await
+    }
+}
+
+/// The life of such a process; over at once where there is no word of a store.
+pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
+    let (Ok(store), Ok(server), Ok(key)) = (env::var(STORE), env::var(SERVER), env::var(KEY)) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = std::sync::Arc::new(open(&store));
+        let source = ApiVideo::new(key).base_url(server.parse().unwrap());
+        let provider = TokenProvider::builder(source).store(store.clone()).build().unwrap();
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let service = BearerAuthLayer::with_provider(provider).layer(client);
+        let mut lines = BufReader::new(tokio::io::stdin()).lines();
+        let mut leases: Vec<Lease> = Vec::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            match &*line {
+                "request" => {
+                    let request =
+                        Request::get(format!("{server}videos")).body(Empty::<Bytes>::new()).unwrap();
+                    match service.clone().oneshot(request).await {
+                        Ok(answer) => println!("> {}", answer.status().as_u16()),
+                        Err(error) => println!("> {error}"),
+                    }
+                }
+                "lease" => {
+                    let lease = store.lease(Duration::from_secs(60)).await.unwrap();
+                    println!("> {}", if lease.is_some() { "leased" } else { "taken" });
+                    leases.extend(lease);
+                }
+                other => panic!("what is {other}?"),
+            }
+        }
+    });
+}
+
+/// Four processes start at once, meet a revoked token, and then the death of their refresh token.
+pub async fn four_processes_share_one_token(test: &str, store: &str) {
+    let server = AuthServer::start().await.unwrap();
+    let mut processes: Vec<_> = (0..4).map(|_| Process::start(test, store, &server)).collect();
+    for (round, (refreshes, refused, authentications)) in
+        [(0, 0, 1), (1, 0, 1), (1, 1, 2)].into_iter().enumerate()
+    {
+        match round {
+            0 => {}
+            1 => server.revoke_access_tokens(),
+            _ => {
+                server.revoke_access_tokens();
+                server.revoke_refresh_token();
+            }
+        }
+        for process in &mut processes {
+            process.tell("request").await;
+        }
+        for process in &mut processes {
+            assert_eq!(process.answer().await, "200");
+        }
+        let counters = server.counters();
+        assert_eq!(
+            (counters.refresh_grants, counters.refused_refresh_tokens, counters.api_key_grants),
+            (refreshes, refused, authentications),
+            "round {round}"
+        );
+        // Two revocations within the cool-down of the first would be an API that refuses everything.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+}
