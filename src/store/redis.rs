@@ -23,6 +23,8 @@ const KEY_PREFIX: &str = "tower-bearer:";
 /// How long Redis keeps a record that nobody renews any more.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+const FAILED: &str = "Redis did not do what it was asked to";
+
 /// KEYS: the record, the lease. Returns the generation, the life that is left in ms or -1, and the text.
 const LOAD: &str = r"
     local found = redis.call('HMGET', KEYS[1], 'generation', 'expires_at', 'text')
@@ -93,7 +95,7 @@ const RELEASE: &str = r"
 ///
 /// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature
 /// `encryption`). A user for this needs no more than
-/// `~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pexpire +time +ping +client|setinfo`.
+/// `~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pttl +pexpire +time +ping`.
 ///
 /// # When Redis forgets
 ///
@@ -228,8 +230,7 @@ impl RedisStore {
             .set_number_of_retries(0)
             .set_connection_timeout(Some(self.connection_timeout))
             .set_response_timeout(Some(self.response_timeout));
-        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), config)
-            .map_err(|error| failed("Redis cannot be connected to", error))?;
+        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), config).map_err(failed)?;
         Ok(connection.insert(made).clone())
     }
 
@@ -242,8 +243,14 @@ impl RedisStore {
     }
 
     async fn run<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        let mut connection = self.connection()?;
-        invocation.invoke_async(&mut connection).await.map_err(|error| failed("Redis did not do it", error))
+        self.try_run(invocation).await?.map_err(failed)
+    }
+
+    async fn try_run<T: FromRedisValue>(
+        &self,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<Result<T, RedisError>, StoreError> {
+        Ok(invocation.invoke_async(&mut self.connection()?).await)
     }
 }
 
@@ -276,7 +283,11 @@ impl TokenStore for RedisStore {
         let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
         let mut publish = self.invoke(&self.scripts.publish);
         publish.arg(lease.fence()).arg(left).arg(record.text()).arg(millis(retention));
-        let stored: bool = self.run(&publish).await?;
+        // Of what Redis says to it, the code alone: the rest may quote what it was sent.
+        let stored: bool = self.try_run(&publish).await?.map_err(|error| match error.code() {
+            Some(code) => StoreError::unavailable(format!("{FAILED}: it answered {code}")),
+            None => failed(error),
+        })?;
         Ok(if stored { Publication::Stored } else { Publication::Superseded })
     }
 
@@ -291,15 +302,14 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// Of what Redis says itself, the code alone: the rest may quote what it was sent.
-fn failed(what: &'static str, error: RedisError) -> StoreError {
-    match (error.kind(), error.code()) {
-        // Of what we have not written.
-        (ErrorKind::UnexpectedReturnType, _) => {
+fn failed(error: RedisError) -> StoreError {
+    match error.kind() {
+        // Of what we have not written; the error would quote it.
+        ErrorKind::UnexpectedReturnType => {
             StoreError::InvalidRecord("the stored record is none of this crate's".into())
         }
-        (_, Some(code)) => StoreError::unavailable(format!("{what}: it answered {code}")),
-        (_, None) => StoreError::because_of(what, error),
+        ErrorKind::Parse => StoreError::unavailable("what answers is no Redis"),
+        _ => StoreError::because_of(FAILED, error),
     }
 }
 

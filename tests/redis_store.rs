@@ -1,0 +1,316 @@
+//! `RedisStore`, with a real Redis; see `support/redis_server.rs` for how to get one.
+
+#[path = "support/processes.rs"]
+mod processes;
+#[path = "support/redis_server.rs"]
+mod redis_server;
+
+use std::{error::Error as _, time::Duration};
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use redis_server::RedisServer;
+use tokio::time::sleep;
+use tower_bearer::{
+    ApiVideo, EncryptedStore, EncryptionKeys, Error, Lease, Publication, Record, RedisStore, RetryPolicy,
+    StoreError, TokenProvider, TokenStore, testing::AuthServer,
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const KEY: &str = "tower-bearer:{videos}:record";
+
+fn store(redis: &RedisServer) -> RedisStore {
+    RedisStore::new(&redis.url(), "videos").unwrap()
+}
+
+/// A provider that shares the token in `store` with others.
+fn process(server: &AuthServer, store: impl TokenStore) -> TokenProvider {
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(5)).unwrap();
+    TokenProvider::builder(source).store(store).retry(retry).build().unwrap()
+}
+
+async fn lease(store: &RedisStore) -> Lease {
+    store.lease(MINUTE).await.unwrap().expect("a lease")
+}
+
+async fn publish(store: &RedisStore, text: &str) -> u64 {
+    let lease = lease(store).await;
+    let record = Record::new(lease.fence(), text).expires_in(MINUTE);
+    assert_eq!(store.publish(&lease, record).await.unwrap(), Publication::Stored);
+    let fence = lease.fence();
+    store.release(lease).await.unwrap();
+    fence
+}
+
+/// The record, as soon as there is one.
+async fn stored(store: &RedisStore) -> Record {
+    loop {
+        if let Ok(Some(record)) = store.load().await {
+            return record;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_loaded_with_what_is_left_of_its_life() {
+    let redis = RedisServer::start().await;
+    let store = store(&redis);
+    assert!(store.load().await.unwrap().is_none());
+    let first = publish(&store, "first").await;
+    let second = publish(&store, "\"second\" – ünïcode").await;
+    assert!(second > first);
+    let record = store.load().await.unwrap().unwrap();
+    assert_eq!((record.generation(), record.text()), (second, "\"second\" – ünïcode"));
+    assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
+
+    let lease = lease(&store).await;
+    store.publish(&lease, Record::new(lease.fence(), "endless")).await.unwrap();
+    assert_eq!(store.load().await.unwrap().unwrap().lifetime(), None);
+    let spent = Record::new(lease.fence(), "spent").expires_in(Duration::ZERO);
+    store.publish(&lease, spent).await.unwrap();
+    assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(Duration::ZERO));
+
+    // It does not stay for ever, and no longer than it is kept for.
+    let kept: i64 = redis.run(&["PTTL", KEY]).await;
+    assert!((29..=30).contains(&(kept / (24 * 60 * 60 * 1000))), "{kept}");
+}
+
+/// Row 60: a lease ends by itself, and is nobody's to give back who has it no more.
+#[tokio::test]
+async fn a_lease_is_one_processs_and_ends_with_its_time() {
+    let redis = RedisServer::start().await;
+    let (one, other) = (store(&redis), store(&redis));
+    let held = lease(&one).await;
+    assert!(other.lease(MINUTE).await.unwrap().is_none());
+    one.release(held).await.unwrap();
+    let mine = one.lease(Duration::from_millis(50)).await.unwrap().unwrap();
+    let theirs = loop {
+        if let Some(lease) = other.lease(MINUTE).await.unwrap() {
+            break lease;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    // Row 55: its fence is refused.
+    let stale = Record::new(mine.fence(), "stale");
+    assert_eq!(one.publish(&mine, stale).await.unwrap(), Publication::Superseded);
+    one.release(mine).await.unwrap();
+    assert!(one.lease(MINUTE).await.unwrap().is_none());
+    other.release(theirs).await.unwrap();
+    assert!(one.lease(MINUTE).await.unwrap().is_some());
+}
+
+/// Row 57, and a failover that loses the last write: what Redis has forgotten is no less refused.
+#[tokio::test]
+async fn fences_grow_though_everything_is_flushed() {
+    let redis = RedisServer::start().await;
+    let store = store(&redis);
+    let forgotten = lease(&store).await;
+    let _: () = redis.run(&["FLUSHALL"]).await;
+    // Nobody has had a lease since.
+    let record = Record::new(forgotten.fence(), "kept");
+    assert_eq!(store.publish(&forgotten, record).await.unwrap(), Publication::Stored);
+    let _: () = redis.run(&["FLUSHALL"]).await;
+    let newer = lease(&store).await;
+    assert!(newer.fence() > forgotten.fence());
+    let stale = Record::new(forgotten.fence(), "stale");
+    assert_eq!(store.publish(&forgotten, stale).await.unwrap(), Publication::Superseded);
+}
+
+/// Rows 54, 59.
+#[tokio::test]
+async fn four_processes_share_one_token() {
+    let redis = RedisServer::start().await;
+    processes::four_processes_share_one_token("one_of_many", &redis.url()).await;
+}
+
+/// Is another process where it is told so, and nothing otherwise.
+#[test]
+fn one_of_many() {
+    processes::work(|url| RedisStore::new(url, "videos").unwrap());
+}
+
+/// Two credentials, or two prefixes, have nothing to do with each other; a cluster has the keys of one on one node.
+#[tokio::test]
+async fn namespaces_are_apart_and_the_keys_of_one_are_in_one_slot() {
+    let nodes = std::env::temp_dir().join(format!("tower-bearer-redis-nodes-{}", std::process::id()));
+    let nodes = nodes.to_str().unwrap();
+    let redis = RedisServer::with(&["--cluster-enabled", "yes", "--cluster-config-file", nodes]).await;
+    let _: () = redis.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    let state = || async { redis.run::<String>(&["CLUSTER", "INFO"]).await };
+    while !state().await.contains("cluster_state:ok") {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let videos = store(&redis);
+    let other = RedisStore::new(&redis.url(), "other").unwrap();
+    let prefixed = RedisStore::new(&redis.url(), "videos").unwrap().key_prefix("mine:").unwrap();
+    let _held = lease(&videos).await;
+    publish(&other, "other").await;
+    publish(&prefixed, "prefixed").await;
+    assert!(videos.load().await.unwrap().is_none());
+    assert_eq!(other.load().await.unwrap().unwrap().text(), "other");
+    assert_eq!(prefixed.load().await.unwrap().unwrap().text(), "prefixed");
+    let mut keys: Vec<String> = redis.run(&["KEYS", "*"]).await;
+    keys.sort();
+    assert_eq!(
+        keys,
+        ["mine:{videos}:record", "tower-bearer:{other}:record", "tower-bearer:{videos}:lease", KEY]
+    );
+    drop(redis);
+    std::fs::remove_file(nodes).unwrap();
+}
+
+/// Row 57: down, and flushed with it.
+#[tokio::test]
+async fn while_redis_is_down_the_process_goes_on_alone_and_publishes_once_it_is_back() {
+    let mut redis = RedisServer::start().await;
+    let server = AuthServer::start().await.unwrap();
+    let provider = process(&server, store(&redis));
+    let token = provider.token().await.unwrap();
+    redis.kill();
+    assert_eq!(provider.refresh(&token).await.unwrap().generation(), 2);
+    let error = store(&redis).load().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }) && error.source().is_some(), "{error:?}");
+    redis.restart().await;
+    let record = stored(&store(&redis)).await;
+    assert!(record.text().contains(provider.current().unwrap().access_token()));
+    assert_eq!((server.counters().refresh_grants, server.counters().api_key_grants), (1, 1));
+}
+
+/// Row 57: read-only, slow, of another type, garbage.
+#[tokio::test]
+async fn a_redis_that_fails_in_any_way_costs_no_token() {
+    async fn run(redis: &RedisServer, command: &[&str]) {
+        let _: redis::Value = redis.run(command).await;
+    }
+
+    for (case, spoil, mend) in [
+        ("a replica", &["REPLICAOF", "127.0.0.1", "1"][..], &["REPLICAOF", "NO", "ONE"][..]),
+        (
+            "too few replicas",
+            &["CONFIG", "SET", "min-replicas-to-write", "1"],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"],
+        ),
+        ("no memory", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+        ("paused", &["CLIENT", "PAUSE", "1500", "ALL"], &["PING"]),
+        ("another type", &["SET", KEY, "canary"], &["DEL", KEY]),
+    ] {
+        let redis = RedisServer::start().await;
+        let server = AuthServer::start().await.unwrap();
+        let store = || store(&redis).timeouts(Duration::from_secs(1), Duration::from_millis(50)).unwrap();
+        run(&redis, spoil).await;
+        let provider = process(&server, store());
+        let token = provider.token().await.unwrap_or_else(|error| panic!("{case}: {error:?}"));
+        let error = store().lease(MINUTE).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{case}: {error:?}");
+        assert!(!format!("{error:?}").contains("canary"), "{case}: {error:?}");
+        run(&redis, mend).await;
+        assert!(stored(&store()).await.text().contains(token.access_token()), "{case}");
+        assert_eq!(server.counters().api_key_grants, 1, "{case}");
+    }
+
+    for (field, garbage) in
+        [("text", "canary"), ("text", "\u{0}"), ("generation", "canary"), ("expires_at", "canary")]
+    {
+        let redis = RedisServer::start().await;
+        let server = AuthServer::start().await.unwrap();
+        process(&server, store(&redis)).token().await.unwrap();
+        let _: () = redis.run(&["HSET", KEY, field, garbage]).await;
+        process(&server, store(&redis)).token().await.unwrap();
+        assert_eq!(server.counters().api_key_grants, 2, "{field}");
+    }
+}
+
+#[tokio::test]
+async fn over_tls_with_a_root_certificate_of_ones_own() {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let folder = std::env::temp_dir().join(format!("tower-bearer-redis-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (cert_file, key_file) = (folder.join("cert.pem"), folder.join("key.pem"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
+    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let _redis = RedisServer::with(&[
+        "--tls-port",
+        &tls_port.to_string(),
+        "--tls-cert-file",
+        cert_file.to_str().unwrap(),
+        "--tls-key-file",
+        key_file.to_str().unwrap(),
+        "--tls-auth-clients",
+        "no",
+    ])
+    .await;
+    let url = format!("rediss://127.0.0.1:{tls_port}");
+    let store = RedisStore::new(&url, "videos").unwrap().root_certificates(cert.pem()).unwrap();
+    publish(&store, "over TLS").await;
+    assert_eq!(store.load().await.unwrap().unwrap().text(), "over TLS");
+    // Of a certificate that nobody vouches for, nothing is asked.
+    let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// The rights that the documentation names are enough, and a password is shown nowhere.
+#[tokio::test]
+async fn a_user_needs_no_more_rights_than_are_documented_and_no_password_is_shown() {
+    let redis = RedisServer::start().await;
+    let documentation = include_str!("../src/store/redis.rs");
+    let rights = documentation.lines().find_map(|line| line.strip_prefix("/// `~tower-bearer:* ")).unwrap();
+    let rights: Vec<_> = rights.trim_end_matches(['.', '`']).split(' ').collect();
+    let command =
+        [&["ACL", "SETUSER", "bearer", "on", ">canary-password", "~tower-bearer:*"], &rights[..]].concat();
+    let _: () = redis.run(&command).await;
+    let url = |password: &str| format!("redis://bearer:{password}@127.0.0.1:{}", redis.port);
+    let store = RedisStore::new(&url("canary-password"), "videos").unwrap();
+    publish(&store, "text").await;
+    assert_eq!(store.load().await.unwrap().unwrap().text(), "text");
+
+    let wrong = RedisStore::new(&url("canary-wrong"), "videos").unwrap();
+    let error = wrong.load().await.unwrap_err();
+    let unparsable = RedisStore::new("canary://user:canary@host", "videos").unwrap_err();
+    let shown = format!("{store:?}{wrong:?}{error}{error:?}{unparsable}{unparsable:?}");
+    assert!(!shown.contains("canary"), "{shown}");
+    // What it may not do is told.
+    let _: () = redis.run(&["ACL", "SETUSER", "bearer", "-hset"]).await;
+    let error = store.lease(MINUTE).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(format!("{}", error.source().unwrap()).contains("can't run this command"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_record_can_be_encrypted() {
+    let redis = RedisServer::start().await;
+    let server = AuthServer::start().await.unwrap();
+    let build = || {
+        let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+        process(&server, EncryptedStore::new(store(&redis), keys))
+    };
+    let token = build().token().await.unwrap();
+    assert_eq!(build().token().await.unwrap().access_token(), token.access_token());
+    let text: String = redis.run(&["HGET", KEY, "text"]).await;
+    assert!(text.starts_with("sealed-1:1:"), "{text}");
+    assert_eq!(server.counters().api_key_grants, 1);
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
+    let url = "redis://127.0.0.1";
+    let second = Duration::from_secs(1);
+    for refused in [
+        new("http://127.0.0.1", "videos"),
+        new("", "videos"),
+        new(url, ""),
+        new(url, "a b"),
+        new(url, "{a}"),
+        new(url, &"a".repeat(201)),
+        new(url, "videos").unwrap().key_prefix("{"),
+        new(url, "videos").unwrap().timeouts(Duration::ZERO, second),
+        new(url, "videos").unwrap().timeouts(second, second * 61),
+        new(url, "videos").unwrap().root_certificates("no certificate"),
+        new("rediss://127.0.0.1", "videos").unwrap().root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
+    ] {
+        assert!(matches!(refused, Err(Error::InvalidOption(_))), "{refused:?}");
+    }
+}
