@@ -1,5 +1,6 @@
 //! `FileStore`, with real files, locks and processes.
 #![cfg(unix)]
+#![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
 #[path = "support/processes.rs"]
 mod processes;

@@ -1,0 +1,322 @@
+//! What a fleet costs its auth endpoint, and what it loses when processes and stores fail: real processes, a real Redis, and
+//! files.
+//!
+//! ```text
+//! cargo run --release --example fleet_bench --features file-store,redis                 # needs redis-server
+//! cargo run --release --example fleet_bench --features file-store,redis -- --brief
+//! ```
+
+#![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
+
+#[path = "../../tests/support/redis_server.rs"]
+mod redis_server;
+#[allow(unreachable_pub)]
+mod worker;
+
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use redis_server::RedisServer;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tower_bearer::{BoxError, FileStore, RedisStore, Role, TokenStore, testing::AuthServer};
+use worker::{Job, STOPPING, Tally};
+
+const LIFETIME: Duration = Duration::from_millis(1500);
+const LEASE: Duration = Duration::from_millis(400);
+/// How long a process that is stopped stays so: for longer than its lease.
+const STOPPED: Duration = Duration::from_millis(700);
+
+/// What the table shows.
+#[derive(Default)]
+struct Row {
+    /// Tokens that were published.
+    expiries: u64,
+    posts: u64,
+    /// The most POSTs that one of them took.
+    worst: u64,
+    mishaps: u64,
+    requests: u64,
+    lost: u64,
+    /// Requests with a token that had expired.
+    expired: u64,
+}
+
+#[derive(Default)]
+struct Heard {
+    requests: u64,
+    lost: u64,
+    mishaps: u64,
+}
+
+/// Processes that share a store, and what is heard of them.
+struct Fleet {
+    server: AuthServer,
+    heard: Arc<Mutex<Heard>>,
+    running: JoinSet<()>,
+    newest: u64,
+    row: Row,
+}
+
+impl Fleet {
+    async fn start(store: &str, processes: usize, mishaps: u64) -> Result<Self, BoxError> {
+        let server = AuthServer::builder().token_lifetime(LIFETIME).start().await?;
+        let (heard, mut running) = (Arc::default(), JoinSet::new());
+        let job = Job {
+            store: store.to_owned(),
+            server: server.uri(),
+            api_key: server.api_key(),
+            role: Role::Member,
+            mishaps,
+            lease: LEASE,
+        };
+        for _ in 0..processes {
+            running.spawn(keep_running(job.clone(), Arc::clone(&heard)));
+        }
+        Ok(Self { server, heard, running, newest: 0, row: Row::default() })
+    }
+
+    /// Watches the store until so many more tokens have been published.
+    async fn watch(&mut self, store: &impl TokenStore, expiries: u64) -> Result<(), BoxError> {
+        let until = self.row.expiries + expiries;
+        let watched = async {
+            while self.row.expiries < until {
+                let record = store.load().await.ok().flatten();
+                if let Some(generation) =
+                    record.map(|record| record.generation()).filter(|it| *it != self.newest)
+                {
+                    let counters = self.server.counters();
+                    let posts =
+                        counters.refresh_grants + counters.refused_refresh_tokens + counters.api_key_grants;
+                    self.newest = generation;
+                    self.row.expiries += 1;
+                    self.row.worst = self.row.worst.max(posts - self.row.posts);
+                    self.row.posts = posts;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        Ok(timeout(Duration::from_secs(60) + LIFETIME * 4 * u32::try_from(expiries)?, watched).await?)
+    }
+
+    /// Ends the processes, and tells what has come to pass.
+    async fn end(mut self) -> Row {
+        self.running.shutdown().await;
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let expired = self.server.counters().challenged;
+        Row { requests: heard.requests, lost: heard.lost, mishaps: heard.mishaps, expired, ..self.row }
+    }
+}
+
+/// One process after another: what is killed is started again, and what stops itself goes on after a while.
+async fn keep_running(job: Job, heard: Arc<Mutex<Heard>>) {
+    let hear =
+        |change: &dyn Fn(&mut Heard)| change(&mut heard.lock().unwrap_or_else(PoisonError::into_inner));
+    loop {
+        let Ok(mut child) = job.start() else { return };
+        let Some(stdout) = child.stdout.take() else { return };
+        let mut lines = BufReader::new(stdout).lines();
+        let mut last = Tally::default();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line == STOPPING {
+                hear(&|heard| heard.mishaps += 1);
+                sleep(STOPPED).await;
+                if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+                    let _ = kill_process(pid, Signal::CONT);
+                }
+            } else if let Some(tally) = Tally::parse(&line) {
+                hear(&|heard| {
+                    heard.requests += tally.sent - last.sent;
+                    heard.lost += tally.lost - last.lost;
+                });
+                last = tally;
+            }
+        }
+        hear(&|heard| heard.mishaps += 1);
+        let _ = child.wait().await;
+    }
+}
+
+/// How much of everything there is.
+#[derive(Clone, Copy)]
+struct Extent {
+    expiries: u64,
+    outage: Duration,
+}
+
+/// The rows that did not reach what they have to.
+#[derive(Default)]
+struct Table {
+    missed: Vec<String>,
+}
+
+impl Table {
+    fn head() -> Self {
+        println!(
+            "{:<38} {:>8} {:>5} {:>11} {:>5} {:>7} {:>8} {:>4} {:>7}",
+            "", "expiries", "POSTs", "POSTs each", "worst", "mishaps", "requests", "lost", "expired"
+        );
+        Self::default()
+    }
+
+    /// Shows a row; an outage has no bar for its POSTs.
+    fn add(&mut self, name: &str, row: &Row, bar: Option<(f64, u64)>) {
+        let each = row.posts as f64 / row.expiries as f64;
+        println!(
+            "{name:<38} {:>8} {:>5} {each:>11.2} {:>5} {:>7} {:>8} {:>4} {:>7}",
+            row.expiries, row.posts, row.worst, row.mishaps, row.requests, row.lost, row.expired
+        );
+        if row.lost > 0
+            || row.expired > 0
+            || bar.is_some_and(|(most, worst)| each > most || row.worst > worst)
+        {
+            self.missed.push(name.to_owned());
+        }
+    }
+}
+
+async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
+    let processes = 16;
+    for (name, mishaps, bar) in
+        [("Redis, 16 processes", 0, (1.0, 1)), ("Redis, 20 % killed or stopped", 20, (1.5, 8))]
+    {
+        let redis = RedisServer::start().await;
+        let mut fleet = Fleet::start(&redis.url(), processes, mishaps).await?;
+        fleet.watch(&RedisStore::new(&redis.url(), "fleet")?, extent.expiries).await?;
+        table.add(name, &fleet.end().await, Some(bar));
+    }
+    for outage in ["stopped", "flushed", "read-only", "slow"] {
+        let mut redis = RedisServer::start().await;
+        let store = RedisStore::new(&redis.url(), "fleet")?;
+        let mut fleet = Fleet::start(&redis.url(), processes, 0).await?;
+        fleet.watch(&store, 2).await?;
+        let until = Instant::now() + extent.outage;
+        match outage {
+            "stopped" => {
+                redis.kill();
+                sleep_until(until).await;
+                redis.restart().await;
+            }
+            "read-only" => {
+                redis.run::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+                sleep_until(until).await;
+                redis.run::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+            }
+            "flushed" => {
+                while Instant::now() < until {
+                    redis.run::<()>(&["FLUSHALL"]).await;
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+            _ => {
+                while Instant::now() < until {
+                    redis.run::<()>(&["DEBUG", "SLEEP", "0.4"]).await;
+                }
+            }
+        }
+        // It is used again.
+        fleet.watch(&store, 3).await?;
+        table.add(&format!("Redis {outage} for {:?}", extent.outage), &fleet.end().await, None);
+    }
+    Ok(())
+}
+
+/// A folder of this process's own, which goes with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self, BoxError> {
+        let path = std::env::temp_dir().join(format!("tower-bearer-fleet-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o700))?;
+        Ok(Self(path))
+    }
+
+    fn token(&self) -> String {
+        self.0.join("token").display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
+    let processes = 8;
+    for (name, mishaps, bar) in
+        [("a file, 8 processes", 0, (1.0, 1)), ("a file, 20 % killed or stopped", 20, (1.5, 8))]
+    {
+        let folder = Folder::new()?;
+        let mut fleet = Fleet::start(&folder.token(), processes, mishaps).await?;
+        fleet.watch(&FileStore::new(folder.token()), extent.expiries).await?;
+        table.add(name, &fleet.end().await, Some(bar));
+    }
+    for outage in ["deleted", "open to others", "locked"] {
+        let folder = Folder::new()?;
+        let store = FileStore::new(folder.token());
+        let mut fleet = Fleet::start(&folder.token(), processes, 0).await?;
+        fleet.watch(&store, 2).await?;
+        let until = Instant::now() + extent.outage;
+        match outage {
+            "deleted" => {
+                while Instant::now() < until {
+                    let _ = fs::remove_file(folder.token());
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+            "open to others" => {
+                fs::set_permissions(&folder.0, Permissions::from_mode(0o777))?;
+                sleep_until(until).await;
+                fs::set_permissions(&folder.0, Permissions::from_mode(0o700))?;
+            }
+            _ => {
+                let lock = File::options().write(true).open(folder.token() + ".lock")?;
+                lock.lock()?;
+                sleep_until(until).await;
+            }
+        }
+        fleet.watch(&store, 3).await?;
+        table.add(&format!("a file {outage} for {:?}", extent.outage), &fleet.end().await, None);
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, BoxError> {
+    if worker::work_if_told().await? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let extent = match &arguments[..] {
+        [] => Extent { expiries: 100, outage: Duration::from_secs(10) },
+        [brief] if brief == "--brief" => Extent { expiries: 5, outage: Duration::from_secs(2) },
+        _ => {
+            eprintln!("usage: fleet_bench [--brief]");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    println!(
+        "tokens that live for {LIFETIME:?}, and are renewed when 0.3 of that are left; leases of {LEASE:?}; each process \
+         sends a request every 20 ms\n"
+    );
+    let mut table = Table::head();
+    over_redis(&mut table, extent).await?;
+    over_files(&mut table, extent).await?;
+    if table.missed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("\nmissed: {}", table.missed.join("; "));
+    Ok(ExitCode::FAILURE)
+}
