@@ -68,6 +68,11 @@
 //! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
 //!
+//! # Several processes
+//!
+//! Each provider is for its own process. Processes that share a credential share its token by a `TokenStore` (feature `store`):
+//! in Redis, in a file, or in a store of your own.
+//!
 //! # Where next
 //!
 //! [`recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use support::chain;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider,
+    ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider, TokenSource,
     testing::{AuthServer, Counters, Fault, Route},
 };
 
@@ -535,4 +535,29 @@ async fn any_tower_service_may_be_the_client() {
         .map_response(|response: Response<hyper::body::Incoming>| response.map(BodyExt::boxed_unsync))
         .service(support::http1::<String>());
     impatient(source(&server).with_client(client)).token().await.unwrap();
+}
+
+/// Two processes on one key, without a store: what they cost each other, and what the key alone does about it.
+#[tokio::test]
+async fn with_the_key_alone_processes_do_not_spend_each_others_refresh_tokens() {
+    for key_only in [false, true] {
+        let server = AuthServer::start().await.unwrap();
+        let processes = [(); 2].map(|()| {
+            let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+            if key_only { source.key_only() } else { source }
+        });
+        let mut tokens = Vec::new();
+        for process in &processes {
+            tokens.push(process.fetch(None).await.unwrap());
+        }
+        for _ in 0..3 {
+            for (process, token) in processes.iter().zip(&mut tokens) {
+                *token = process.fetch(Some(token)).await.unwrap();
+            }
+        }
+        let counters = server.counters();
+        let refreshes = (counters.refresh_grants, counters.refused_refresh_tokens);
+        // Each renewal of the one is the end of the other's refresh token.
+        assert_eq!((refreshes, counters.api_key_grants), (if key_only { (0, 0) } else { (0, 6) }, 8));
+    }
 }

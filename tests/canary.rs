@@ -4,6 +4,8 @@
 //! Debug and Display of all that the crate gives, whole chains of errors, the TRACE events of this crate, hyper-util, h2 and
 //! rustls, panics, and what the examples write.
 
+#[path = "support/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::{
@@ -15,12 +17,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use fleet::{Health, MINUTE, MemoryStore};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use support::chain;
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenSource,
+    ApiVideo, BearerAuthLayer, BoxError, EncryptedStore, EncryptionKeys, RetryPolicy, SourceError, Token,
+    TokenProvider, TokenSource, TokenStore,
     testing::{AuthServer, Fault, Route},
 };
 use tracing::{
@@ -213,6 +217,38 @@ where
     }
 }
 
+/// A store that fails, and holds what cannot be read.
+async fn stores(server: &AuthServer, source: ApiVideo) {
+    let [access_token, refresh_token, key] = SECRETS;
+    for (number, text) in (1..).zip([
+        format!(r#"{{"schema": 1, "access_token": "{access_token}", "refresh_token": "{refresh_token}"}}"#),
+        format!(r#"{{"schema": 2, "access_token": "{access_token}"}}"#),
+        format!(r#"{{"schema": 1, "access_token": "{access_token} is no token"}}"#),
+        format!("{access_token} {refresh_token} {key}"),
+        format!("sealed-1:1:{access_token}"),
+        format!("sealed-1:{key}:{access_token}"),
+    ]) {
+        let store = MemoryStore::default();
+        store.put(&text, MINUTE);
+        let keys = EncryptionKeys::new("1", &[number; 32]).unwrap();
+        let sealed = EncryptedStore::new(store.clone(), keys);
+        shown(&(sealed.load().await, store.load().await, store.lease(Duration::ZERO).await));
+        let provider = TokenProvider::builder(source.clone()).store(sealed);
+        shown(&provider);
+        let provider = provider.build().unwrap();
+        for health in [Health::Good, Health::Down, Health::ReadOnly, Health::Forgetful, Health::Good] {
+            store.set(health);
+            let service = BearerAuthLayer::with_provider(provider.clone()).layer(support::http1());
+            send(service, server).await;
+            server.revoke_access_tokens();
+            if let Some(token) = provider.current() {
+                shown(&provider.refresh(&token).await);
+            }
+            shown(&(&provider, store.kept().record));
+        }
+    }
+}
+
 /// Row 46.
 #[tokio::test]
 async fn no_fault_makes_anybody_print_a_secret() {
@@ -227,6 +263,8 @@ async fn no_fault_makes_anybody_print_a_secret() {
         .await;
     // One that is not trusted.
     faults(&server, source(&server), support::https(&certificate)).await;
+    let server = AuthServer::start().await.unwrap();
+    stores(&server, source(&server)).await;
 
     struct Panics;
 

@@ -239,6 +239,25 @@ async fn a_lock_that_is_never_let_go_of_is_an_error_and_no_hang() {
     publish(&store, "second").await;
 }
 
+/// Row 56: a token lives for no longer in its file than it does, however long the lock is waited for.
+#[tokio::test]
+async fn a_slow_publication_lengthens_no_life() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token()).timeout(MINUTE).unwrap();
+    let lease = store.lease(MINUTE).await.unwrap().unwrap();
+    let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
+    lock.lock().unwrap();
+    let held = Duration::from_millis(100);
+    let (published, ()) =
+        tokio::join!(store.publish(&lease, Record::new(lease.fence(), "text").expires_in(MINUTE)), async {
+            tokio::time::sleep(held).await;
+            lock.unlock().unwrap();
+        });
+    assert_eq!(published.unwrap(), Publication::Stored);
+    let left = store.load().await.unwrap().unwrap().lifetime().unwrap();
+    assert!(left <= MINUTE - held / 2, "{left:?}");
+}
+
 /// Row 57: of a process that was killed while it wrote.
 #[tokio::test]
 async fn what_a_killed_writer_left_behind_is_in_nobodys_way() {

@@ -167,6 +167,24 @@ async fn a_lease_of_which_too_little_is_left_is_not_used() {
     assert_eq!((store.kept().leases, endpoint.grants().posts()), (2, 1));
 }
 
+/// Row 60, and a store whose leases never end: nobody waits for ever.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_no_lease_to_give_is_given_up_after_a_while() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let _never_released = store.lease(60 * MINUTE).await.unwrap().unwrap();
+    let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
+    let begun = Instant::now();
+    assert_eq!(process.token().await.unwrap().access_token(), "access-1");
+    assert!((4 * SECOND..6 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+
+    // One that is so slow that nothing is ever left of its leases.
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.change(|kept| kept.lease_takes.extend([SECOND + SECOND / 2; 100]));
+    let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
+    assert_eq!(process.token().await.unwrap().access_token(), "access-1");
+    assert_eq!(endpoint.grants().posts(), 1);
+}
+
 /// Row 56.
 #[tokio::test(start_paused = true)]
 async fn a_record_is_adopted_only_if_it_is_newer_and_has_not_expired() {

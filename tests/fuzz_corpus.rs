@@ -38,6 +38,11 @@ fn retry_after() {
 }
 
 #[test]
+fn store_record() {
+    run("store_record", targets::store_record);
+}
+
+#[test]
 fn www_authenticate() {
     run("www_authenticate", targets::www_authenticate);
 }

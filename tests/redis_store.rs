@@ -76,6 +76,19 @@ async fn what_is_published_is_loaded_with_what_is_left_of_its_life() {
     assert!((29..=30).contains(&(kept / (24 * 60 * 60 * 1000))), "{kept}");
 }
 
+/// Row 56: a token lives for no longer in Redis than it does, however long it takes to get there.
+#[tokio::test]
+async fn a_slow_publication_lengthens_no_life() {
+    let redis = RedisServer::start().await;
+    let store = store(&redis).timeouts(MINUTE, MINUTE).unwrap();
+    let lease = lease(&store).await;
+    let pause = Duration::from_millis(300);
+    let _: () = redis.run(&["CLIENT", "PAUSE", &pause.as_millis().to_string(), "ALL"]).await;
+    store.publish(&lease, Record::new(lease.fence(), "text").expires_in(MINUTE)).await.unwrap();
+    let left = store.load().await.unwrap().unwrap().lifetime().unwrap();
+    assert!(left <= MINUTE - pause / 2, "{left:?}");
+}
+
 /// Row 60: a lease ends by itself, and is nobody's to give back who has it no more.
 #[tokio::test]
 async fn a_lease_is_one_processs_and_ends_with_its_time() {
@@ -312,5 +325,22 @@ fn options_out_of_range_are_refused() {
         new("rediss://127.0.0.1", "videos").unwrap().root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
     ] {
         assert!(matches!(refused, Err(Error::InvalidOption(_))), "{refused:?}");
+    }
+}
+
+/// Row 46.
+#[test]
+fn the_fleets_example_ends_well_and_prints_no_secret() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--example", "fleet", "--features", "file-store,redis"])
+        .output()
+        .unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    println!("{text}");
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("POSTs"), "{text}");
+    for secret in ["eyJ0eXAiOiJKV1QifQ", "def50200", "test-key-"] {
+        assert!(!text.contains(secret), "{text}");
     }
 }

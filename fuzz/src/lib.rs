@@ -1,8 +1,8 @@
-//! What is fuzzed: everything that an auth endpoint or an API may send and we read. Through the public API, so that it is
+//! What is fuzzed: everything that an auth endpoint, an API or a store may send and we read. Through the public API, so that it is
 //! the code that runs.
 //!
 //! ```text
-//! cargo +nightly fuzz run token_response     # or retry_after, www_authenticate
+//! cargo +nightly fuzz run token_response     # or retry_after, store_record, www_authenticate
 //! cargo test --test fuzz_corpus              # the corpus, and its small mutations, on any compiler
 //! ```
 
@@ -12,7 +12,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenProvider, TokenSource};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, EncryptedStore, EncryptionKeys, Lease, Publication, Record, RetryPolicy,
+    SourceError, StoreError, Token, TokenProvider, TokenSource, TokenStore,
+};
 
 fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -31,20 +34,71 @@ fn answered(answer: Response<Bytes>) -> ApiVideo {
 pub fn token_response(body: &[u8]) {
     let source = answered(Response::new(Bytes::copy_from_slice(body)));
     match on_a_paused_clock(source.fetch(None)) {
-        Ok(token) => {
-            let header = token.header_value();
-            assert!(header.is_sensitive() && header.to_str().is_ok_and(|text| text.starts_with("Bearer ")));
-            assert!(token.access_token().len() <= Token::MAX_LEN);
-            assert!(token.remaining().is_some_and(|left| left <= Duration::from_secs(3650 * 24 * 3600)));
-        }
+        Ok(token) => usable(&token),
         Err(error) => {
             assert!(error.is_transient());
-            let shown = format!("{error:?}");
-            // Longer than any word that a message of ours has in common with a token response.
-            let quoted = body.windows(24).filter_map(|part| std::str::from_utf8(part).ok());
-            assert!(!quoted.into_iter().any(|part| shown.contains(part)), "{shown}");
+            quotes_nothing(body, &error);
         }
     }
+}
+
+fn usable(token: &Token) {
+    let header = token.header_value();
+    assert!(header.is_sensitive() && header.to_str().is_ok_and(|text| text.starts_with("Bearer ")));
+    assert!(token.access_token().len() <= Token::MAX_LEN);
+    assert!(token.remaining().is_some_and(|left| left <= Duration::from_secs(3650 * 24 * 3600)));
+}
+
+fn quotes_nothing(input: &[u8], error: &dyn std::fmt::Debug) {
+    let shown = format!("{error:?}");
+    // Longer than any word that a message of ours has in common with what is read.
+    let quoted = input.windows(24).filter_map(|part| std::str::from_utf8(part).ok());
+    assert!(!quoted.into_iter().any(|part| shown.contains(part)), "{shown}");
+}
+
+/// A store that holds just this, and gives out no lease.
+#[derive(Clone)]
+struct Holds(String);
+
+impl TokenStore for Holds {
+    fn namespace(&self) -> &str {
+        "fuzz"
+    }
+
+    async fn load(&self) -> Result<Option<Record>, StoreError> {
+        Ok(Some(Record::new(1, self.0.clone()).expires_in(Duration::from_secs(60))))
+    }
+
+    async fn lease(&self, _: Duration) -> Result<Option<Lease>, StoreError> {
+        Ok(None)
+    }
+
+    async fn publish(&self, _: &Lease, _: Record) -> Result<Publication, StoreError> {
+        Ok(Publication::Superseded)
+    }
+
+    async fn release(&self, _: Lease) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A token, or none; sealed, it is nobody's who has the key.
+pub fn store_record(text: &[u8]) {
+    let store = Holds(String::from_utf8_lossy(text).into_owned());
+    let retry = RetryPolicy::new().max_retries(0);
+    on_a_paused_clock(async {
+        match TokenProvider::reader(store.clone()).retry(retry).build().unwrap().token().await {
+            Ok(token) => usable(&token),
+            Err(error) => {
+                assert!(error.is_transient());
+                quotes_nothing(text, &error);
+            }
+        }
+        let keys = EncryptionKeys::new("fuzz", &[7; 32]).unwrap();
+        let error = EncryptedStore::new(store, keys).load().await.unwrap_err();
+        assert!(matches!(error, StoreError::InvalidRecord(_)));
+        quotes_nothing(text, &error);
+    });
 }
 
 /// A delay within bounds, or none.

@@ -167,8 +167,9 @@ impl TokenStore for FileStore {
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
-        let fence = lease.fence();
-        self.run(move |files| files.publish(fence, &record)).await
+        // Before the lock is waited for.
+        let (fence, stored_at) = (lease.fence(), now_millis());
+        self.run(move |files| files.publish(fence, &record, stored_at)).await
     }
 
     /// Dropping the lease is all: its file is unlocked.
@@ -226,7 +227,7 @@ impl Files {
         Ok(file)
     }
 
-    fn publish(&self, fence: u64, record: &Record) -> Result<Publication, StoreError> {
+    fn publish(&self, fence: u64, record: &Record, stored_at: Millis) -> Result<Publication, StoreError> {
         let mut lock = self.lock()?;
         if newest_lease(&mut lock, &self.lock)?.fence > fence {
             return Ok(Publication::Superseded);
@@ -236,7 +237,7 @@ impl Files {
         let stored = ToStore {
             schema: SCHEMA,
             generation: fence,
-            stored_at: now_millis(),
+            stored_at,
             lifetime_ms: record.lifetime().map(millis),
             record: record.text(),
         };

@@ -61,7 +61,8 @@ use crate::error::StoreError;
 ///
 /// # When the store fails
 ///
-/// An operation that takes more than two seconds counts as failed. The process then goes on alone, with what it has, and says so
+/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as long as two
+/// of them last. The process then goes on alone, with what it has, and says so
 /// ([`observability`](crate::observability)); what it obtains alone is published as soon as that can be done. While its token
 /// still works, it waits with that until half of the time is over that [`RefreshAhead`](crate::RefreshAhead) left it: an
 /// outage that is shorter costs nothing.
@@ -178,6 +179,9 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Puts `record`, whose generation is the lease's fence, in the place of the one that is there, unless a newer lease
     /// has been given out: compared and set in one step.
     ///
+    /// The record's [lifetime](Record::lifetime) counts from this call, however long it takes until it is written: a
+    /// token must not live for longer in the store than it does.
+    ///
     /// # Errors
     ///
     /// If it is not known to be written; it is published again under another lease.
@@ -231,6 +235,9 @@ pub enum Role {
     /// Renews the token even while nobody asks for it ([`keep_fresh`](crate::TokenProviderBuilder::keep_fresh)): the cron job
     /// that hands the token to the services that make the requests. Members may be there as well, and other publishers,
     /// of whom one renews it at a time.
+    ///
+    /// One that sends nothing itself does not notice that the API refuses the token before its time, of which readers cannot
+    /// tell it: where tokens are revoked, have it send a request now and then, or let there be a member.
     Publisher,
     /// Has no credential: uses the token that the others publish, and waits for theirs when it is refused, for as long as a
     /// [lease](crate::TokenProviderBuilder::lease) lasts at a time. See [`TokenProvider::reader`](crate::TokenProvider::reader).

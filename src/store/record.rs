@@ -135,10 +135,15 @@ impl Lease {
         Self { fence, guard: None }
     }
 
-    /// Adds what is to be dropped with the lease, such as a lock.
+    /// Adds what the store wants to have by it until it ends, and dropped with it, such as a lock.
     pub fn with_guard(mut self, guard: impl Any + Send + Sync) -> Self {
         self.guard = Some(Box::new(guard));
         self
+    }
+
+    /// What [`with_guard`](Self::with_guard) added, if it is a `T`.
+    pub fn guard<T: Any>(&self) -> Option<&T> {
+        self.guard.as_deref().and_then(|guard| guard.downcast_ref())
     }
 
     /// Tells leases apart, and which is the newer: the greater one.

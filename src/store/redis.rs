@@ -12,6 +12,7 @@ use redis::{
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use rustls::crypto::CryptoProvider;
+use tokio::time::Instant;
 
 use super::{Lease, Publication, Record, TokenStore};
 use crate::error::{Error, StoreError};
@@ -37,7 +38,8 @@ const LOAD: &str = r"
     return {found[1], string.format('%.0f', left), found[3]}
 ";
 
-/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, or nothing.
+/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, and Redis' time
+/// in ms; or nothing.
 ///
 /// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover.
 const LEASE: &str = r"
@@ -48,22 +50,17 @@ const LEASE: &str = r"
     redis.call('HSET', KEYS[1], 'fence', fence)
     if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
     redis.call('SET', KEYS[2], fence, 'PX', ARGV[1])
-    return fence
+    return {fence, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))}
 ";
 
-/// KEYS: the record, the lease. ARGV: the fence, the life that is left in ms or -1, the text, the retention in ms. Returns
-/// whether the record is stored.
+/// KEYS: the record, the lease. ARGV: the fence, when the token expires by Redis' time in ms or nothing, the text, the
+/// retention in ms. Returns whether the record is stored.
 ///
 /// Where the fence was forgotten, nobody has had a lease since.
 const PUBLISH: &str = r"
     local newest = redis.call('HGET', KEYS[1], 'fence')
     if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
-    local expires_at = ''
-    if tonumber(ARGV[2]) >= 0 then
-        local time = redis.call('TIME')
-        expires_at = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
-    end
-    redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', expires_at, 'text', ARGV[3])
+    redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', ARGV[2], 'text', ARGV[3])
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
     return 1
 ";
@@ -119,6 +116,20 @@ pub struct RedisStore {
     /// Made within the runtime that needs it.
     connection: Mutex<Option<ConnectionManager>>,
     scripts: Scripts,
+}
+
+/// Two clocks at one moment, so that it does not matter how long an answer, or a request, was on its way.
+struct Clocks {
+    redis_ms: u64,
+    /// Not before that: a token's life is shorter in Redis than it is, if anything.
+    answered_at: Instant,
+}
+
+impl Clocks {
+    /// Redis' time when `left` has passed from now on.
+    fn redis_ms_in(&self, left: Duration) -> u64 {
+        self.redis_ms.saturating_add(millis(self.answered_at.elapsed().saturating_add(left)))
+    }
 }
 
 struct Scripts {
@@ -274,15 +285,22 @@ impl TokenStore for RedisStore {
     async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
         let mut lease = self.invoke(&self.scripts.lease);
         lease.arg(millis(length)).arg(millis(RETENTION));
-        let fence: Option<u64> = self.run(&lease).await?;
-        Ok(fence.map(Lease::new))
+        let leased: Option<(u64, u64)> = self.run(&lease).await?;
+        let answered_at = Instant::now();
+        Ok(leased.map(|(fence, redis_ms)| Lease::new(fence).with_guard(Clocks { redis_ms, answered_at })))
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
-        let left = record.lifetime().map_or(-1, |left| i64::try_from(millis(left)).unwrap_or(i64::MAX));
+        let clocks =
+            lease.guard::<Clocks>().ok_or_else(|| StoreError::unavailable("the lease is not of Redis"))?;
+        let expires_at = record.lifetime().map(|left| clocks.redis_ms_in(left));
         let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
         let mut publish = self.invoke(&self.scripts.publish);
-        publish.arg(lease.fence()).arg(left).arg(record.text()).arg(millis(retention));
+        publish
+            .arg(lease.fence())
+            .arg(expires_at.map_or_else(String::new, |at| at.to_string()))
+            .arg(record.text())
+            .arg(millis(retention));
         // Of what Redis says to it, the code alone: the rest may quote what it was sent.
         let stored: bool = self.try_run(&publish).await?.map_err(|error| match error.code() {
             Some(code) => StoreError::unavailable(format!("{FAILED}: it answered {code}")),

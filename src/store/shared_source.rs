@@ -103,23 +103,39 @@ impl<T: TokenSource> SharedSource<T> {
 
     /// Steps 1 to 7.
     async fn share(&self, previous: Option<&Token>) -> Result<Token, Failure> {
+        let Shared { lease: length, reporter, .. } = &*self.shared;
+        let begun = Instant::now();
         let mut look_again = backoff(LOOK_AGAIN);
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
                 return Ok(self.shared.adopt(token));
             }
+            // No lease lasts for longer, and each that gives one back has published: this store does not do what it has to.
+            if begun.elapsed() > *length * 2 {
+                return Err(StoreError::unavailable(format!(
+                    "no lease was to be had within {:?}",
+                    *length * 2
+                ))
+                .into());
+            }
             let asked = Instant::now();
             let Some(lease) = self.shared.lease().await? else {
-                self.shared.reporter.waiting_for_lease();
+                reporter.waiting_for_lease();
                 sleep(look_again.next_delay()).await;
                 continue;
             };
-            let found = self.shared.load().await?;
+            let found = match self.shared.load().await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.shared.release_behind(lease);
+                    return Err(error.into());
+                }
+            };
             if let Some(token) = usable(&found, previous) {
                 self.shared.release(lease).await;
                 return Ok(self.shared.adopt(token));
             }
-            if asked.elapsed() > self.shared.lease / 2 {
+            if asked.elapsed() > *length / 2 {
                 self.shared.release(lease).await;
                 continue;
             }
@@ -162,6 +178,7 @@ impl<T: TokenSource> SharedSource<T> {
             }
             Err(error) => {
                 self.shared.reporter.not_stored(&error);
+                self.shared.release_behind(lease);
                 self.shared.publish_later();
                 Ok(token)
             }
@@ -319,6 +336,12 @@ impl Shared {
         let _ = within(self.store.release(lease)).await;
     }
 
+    /// As [`release`](Self::release), where somebody waits for something else, and the store has just failed.
+    fn release_behind(self: &Arc<Self>, lease: Lease) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move { shared.release(lease).await });
+    }
+
     /// Sees to it that what is unpublished will be, by a task that ends with the provider.
     fn publish_later(self: &Arc<Self>) {
         let mut unpublished = self.unpublished();
@@ -351,16 +374,21 @@ impl Shared {
     /// Publishes `token`, unless a newer record is there, or another has the lease.
     async fn publish_again(&self, token: Token) -> Result<(), StoreError> {
         let Some(lease) = self.lease().await? else { return Ok(()) };
+        let published = self.publish_under(&lease, token).await;
+        self.release(lease).await;
+        published
+    }
+
+    async fn publish_under(&self, lease: &Lease, token: Token) -> Result<(), StoreError> {
         match self.load().await? {
             // Another's, or this one, written when it seemed not to be.
             Some(found) if found.recorded() > token.recorded() => self.forget(&token),
             _ => {
-                if self.publish(&token, &lease).await? == Publication::Stored {
+                if self.publish(&token, lease).await? == Publication::Stored {
                     self.published(token, lease.fence());
                 }
             }
         }
-        self.release(lease).await;
         Ok(())
     }
 }
