@@ -93,7 +93,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     let mut all = Tally::default();
     for (role, (id, heard, mut child)) in roles.iter().zip(processes) {
         let _ = child.kill().await;
-        let Tally { sent, answered, lost, asked, tokens } = heard.await?;
+        let Tally { sent, answered, lost, asked, tokens, .. } = heard.await?;
         println!(
             "{id:>8}  {:<9} {sent:>8} {answered:>8} {lost:>5} {tokens:>7} {asked:>7}",
             format!("{role:?}").to_lowercase()

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rustix::process::{Signal, getpid, kill_process};
@@ -20,7 +20,7 @@ use tokio::{
     process::{Child, Command},
     time::{interval, sleep},
 };
-use tower::{Layer, ServiceExt};
+use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, FileStore, RedisStore, RefreshAhead, Role, SourceError, Token,
     TokenProvider, TokenProviderBuilder, TokenSource, TokenStore,
@@ -76,15 +76,29 @@ pub struct Tally {
     pub asked: u64,
     /// Tokens that it used.
     pub tokens: u64,
+    /// Requests that were sent with a token that had expired, unless the process was stopped while they were under way.
+    pub expired: u64,
 }
 
 impl Tally {
     pub fn parse(line: &str) -> Option<Self> {
         let mut numbers = line.split(' ').map_while(|number| number.parse().ok());
         let mut next = || numbers.next();
-        Some(Self { sent: next()?, answered: next()?, lost: next()?, asked: next()?, tokens: next()? })
+        Some(Self {
+            sent: next()?,
+            answered: next()?,
+            lost: next()?,
+            asked: next()?,
+            tokens: next()?,
+            expired: next()?,
+        })
     }
 }
+
+/// How often this process was stopped.
+static STOPS: AtomicU64 = AtomicU64::new(0);
+
+static EXPIRED: AtomicU64 = AtomicU64::new(0);
 
 /// What a worker says before it stops itself; whoever reads this has to let it go on.
 pub const STOPPING: &str = "stopping";
@@ -125,7 +139,17 @@ async fn send<T: TokenSource>(
 ) -> Result<(), BoxError> {
     let provider = provider.refresh_ahead(RefreshAhead::new().share(0.3)?).build()?;
     let client = Client::builder(TokioExecutor::new()).build_http();
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(client);
+    // Nothing is revoked here: a 401 says that the token has expired.
+    let counted = service_fn(|request| {
+        let (answer, stops) = (client.request(request), STOPS.load(Relaxed));
+        async move {
+            let answer = answer.await?;
+            let expired = answer.status() == StatusCode::UNAUTHORIZED && STOPS.load(Relaxed) == stops;
+            EXPIRED.fetch_add(u64::from(expired), Relaxed);
+            Ok::<_, BoxError>(answer)
+        }
+    });
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(counted);
     let mut tally = Tally::default();
     let mut ticks = interval(Duration::from_millis(20));
     loop {
@@ -152,9 +176,9 @@ async fn send<T: TokenSource>(
                 tally.lost += 1;
             }
         }
-        (tally.asked, tally.tokens) = (asked.load(Relaxed), provider.status().generation);
-        let Tally { sent, answered, lost, asked, tokens } = tally;
-        println!("{sent} {answered} {lost} {asked} {tokens}");
+        let (asked, tokens) = (asked.load(Relaxed), provider.status().generation);
+        let (Tally { sent, answered, lost, .. }, expired) = (tally, EXPIRED.load(Relaxed));
+        println!("{sent} {answered} {lost} {asked} {tokens} {expired}");
     }
 }
 
@@ -184,6 +208,7 @@ async fn befall(killed: bool, stopped: bool) {
     } else if stopped {
         println!("{STOPPING}");
         let _ = std::io::stdout().flush();
+        STOPS.fetch_add(1, Relaxed);
         let _ = kill_process(getpid(), Signal::STOP);
     }
 }

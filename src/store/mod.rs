@@ -13,6 +13,7 @@ mod record;
 #[cfg(feature = "redis")]
 mod redis;
 mod shared_source;
+mod shared_token;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -61,8 +62,8 @@ use crate::error::StoreError;
 ///
 /// # When the store fails
 ///
-/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as long as two
-/// of them last. The process then goes on alone, with what it has, and says so
+/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as long as
+/// five of them last. The process then goes on alone, with what it has, and says so
 /// ([`observability`](crate::observability)); what it obtains alone is published as soon as that can be done. While its token
 /// still works, it waits with that until half of the time is over that [`RefreshAhead`](crate::RefreshAhead) left it: an
 /// outage that is shorter costs nothing.

@@ -69,7 +69,7 @@ pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
     runtime.block_on(async {
         let store = std::sync::Arc::new(open(&store));
         let source = ApiVideo::new(key).base_url(server.parse().unwrap());
-        let provider = TokenProvider::builder(source).store(store.clone()).build().unwrap();
+        let provider = TokenProvider::builder(source).store(std::sync::Arc::clone(&store)).build().unwrap();
         let client = Client::builder(TokioExecutor::new()).build_http();
         let service = BearerAuthLayer::with_provider(provider).layer(client);
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
