@@ -1,5 +1,5 @@
-//! Random lives of a fleet: whatever becomes of its store, its processes and its endpoint, nobody is given a token that has
-//! expired, nobody is left without one, and, once all is well, there is one token and one POST per expiry again.
+//! Random lives of a fleet: whatever becomes of its store, its processes and its endpoint, nobody is given a token that
+//! has expired, nobody is left without one, and, once all is well, there is one token and one POST per expiry again.
 //!
 //! What proptest shrinks a failure to is kept in `tests/fleet_model.proptest-regressions` and run first from then on.
 

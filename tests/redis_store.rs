@@ -269,8 +269,8 @@ async fn over_tls_with_a_root_certificate_of_ones_own() {
 async fn a_user_needs_no_more_rights_than_are_documented_and_no_password_is_shown() {
     let redis = RedisServer::start().await;
     let documentation = include_str!("../src/store/redis.rs");
-    let rights = documentation.lines().find_map(|line| line.strip_prefix("/// `~tower-bearer:* ")).unwrap();
-    let rights: Vec<_> = rights.trim_end_matches(['.', '`']).split(' ').collect();
+    let rights = documentation.lines().find_map(|line| line.strip_prefix("/// ~tower-bearer:* ")).unwrap();
+    let rights: Vec<_> = rights.split(' ').collect();
     let command =
         [&["ACL", "SETUSER", "bearer", "on", ">canary-password", "~tower-bearer:*"], &rights[..]].concat();
     let _: () = redis.run(&command).await;

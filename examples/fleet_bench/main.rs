@@ -1,5 +1,5 @@
-//! What a fleet costs its auth endpoint, and what it loses when processes and stores fail: real processes, a real Redis, and
-//! files.
+//! What a fleet costs its auth endpoint, and what it loses when processes and stores fail: real processes, a real
+//! Redis, and files.
 //!
 //! ```text
 //! cargo run --release --example fleet_bench --features file-store,redis                 # needs redis-server
@@ -173,12 +173,16 @@ impl Table {
         Self { brief, missed: Vec::new() }
     }
 
-    /// Shows a row; an outage has no bar for its POSTs.
+    /// Shows a row. In an outage each process is for itself: what it costs has no bar.
     fn add(&mut self, name: &str, row: &Row, bar: Option<(f64, u64)>) {
         let each = row.posts as f64 / row.expiries as f64;
+        let [expiries, shown, at_worst] = match bar {
+            Some(_) => [row.expiries.to_string(), format!("{each:.2}"), row.worst.to_string()],
+            None => ["", "", ""].map(str::to_owned),
+        };
         println!(
-            "{name:<38} {:>8} {:>5} {each:>11.2} {:>5} {:>7} {:>8} {:>4} {:>7}",
-            row.expiries, row.posts, row.worst, row.mishaps, row.requests, row.lost, row.expired
+            "{name:<38} {expiries:>8} {:>5} {shown:>11} {at_worst:>5} {:>7} {:>8} {:>4} {:>7}",
+            row.posts, row.mishaps, row.requests, row.lost, row.expired
         );
         let (most, worst) = bar.unwrap_or((f64::INFINITY, u64::MAX));
         let missed = row.lost > 0 || row.worst > worst.max(8);

@@ -83,11 +83,11 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
     /// Shares the token with every other process that uses this store. Default: each process is for itself.
     ///
-    /// Any number of processes then cost the auth endpoint one call per expiry; [`TokenStore`] tells how, and what happens
-    /// when the store fails. The source must be the same in all of them, with the same credential.
+    /// Any number of processes then cost the auth endpoint one call per expiry; [`TokenStore`] tells how, and what
+    /// happens when the store fails. The source must be the same in all of them, with the same credential.
     ///
-    /// Without a store, each process that uses one api.video key spends refresh tokens that the others' renewals have ended:
-    /// see [`ApiVideo`](crate::ApiVideo#method.key_only).
+    /// Without a store, each process that uses one api.video key spends refresh tokens that the others' renewals have
+    /// ended: see [`ApiVideo`](crate::ApiVideo#method.key_only).
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn store(mut self, store: impl TokenStore) -> Self {
@@ -105,8 +105,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
     /// Sets for how long a process may renew the token before another tries as well. Default: 10 s.
     ///
-    /// A process that is killed while it renews the token holds up the others for this long at most. One that takes longer
-    /// costs a refused refresh and an authentication more, so let it be more than an exchange with the source takes.
+    /// A process that is killed while it renews the token holds up the others for this long at most. One that takes
+    /// longer costs a refused refresh and an authentication more, so let it be more than an exchange with the source
+    /// takes.
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn lease(mut self, length: Duration) -> Self {
@@ -119,9 +120,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if the refresh timeout is zero or more than an hour; the cool-down's least length is zero,
-    /// more than its most, or its most is more than an hour; the name is empty; a lease would last less than 100 ms or more
-    /// than an hour; a publisher or a reader has no store.
+    /// [`Error::InvalidOption`] if the refresh timeout is zero or more than an hour; the cool-down's least length is
+    /// zero, more than its most, or its most is more than an hour; the name is empty; a lease would last less than 100
+    /// ms or more than an hour; a publisher or a reader has no store.
     pub fn build(self) -> Result<TokenProvider, Error> {
         let Self { source, settings } = self;
         settings.check()?;

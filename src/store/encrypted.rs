@@ -18,12 +18,12 @@ const FORMAT: &str = "sealed-1";
 /// Any [`TokenStore`], with its records encrypted: whoever can read the store has no token.
 ///
 /// The cipher is XChaCha20-Poly1305, with a random nonce for each record. A record is bound to the store's
-/// [namespace](TokenStore::namespace) and to its generation: what is copied to another namespace, or put back in the place of a
-/// newer one, cannot be opened. A record that cannot be opened counts as absent, and
-/// [says so](crate::observability); the next one takes its place.
+/// [namespace](TokenStore::namespace) and to its generation: what is copied to another namespace, or put back in the
+/// place of a newer one, cannot be opened. A record that cannot be opened counts as absent, and [says
+/// so](crate::observability); the next one takes its place.
 ///
-/// Its lifetime and its generation are not secret. Whoever can write to the store can take the record away, or claim the lease:
-/// that costs calls, and no token.
+/// Its lifetime and its generation are not secret. Whoever can write to the store can take the record away, or claim
+/// the lease: that costs calls, and no token.
 ///
 /// ```
 /// use tower_bearer::{EncryptedStore, EncryptionKeys};
@@ -53,9 +53,9 @@ pub struct EncryptedStore<S> {
 ///
 /// # Rotation
 ///
-/// First give every process the new key to [open](Self::and_open_with) records with; when all have it, make it the one that seals, and
-/// have the old one opened; when the record has been renewed, drop the old one. A process that lacks a key takes the record
-/// for absent, and so costs an authentication: it harms nothing else.
+/// First give every process the new key to [open](Self::and_open_with) records with; when all have it, make it the one
+/// that seals, and have the old one opened; when the record has been renewed, drop the old one. A process that lacks a
+/// key takes the record for absent, and so costs an authentication: it harms nothing else.
 ///
 /// Keys are overwritten in memory when they are dropped; `Debug` shows their ids alone.
 pub struct EncryptionKeys(Vec<(String, XChaCha20Poly1305)>);

@@ -49,7 +49,8 @@ const STICKY: u32 = 0o1000;
 ///
 /// # Who may read it
 ///
-/// The user that runs the process, and nobody else: the files are made with mode 0600, and their folder, if there is none, with
+/// The user that runs the process, and nobody else: the files are made with mode 0600, and their folder, if there is
+/// none, with
 /// 0700. A file that is a symbolic link, another user's, or open to others is [refused](StoreError::Unsafe), with the
 /// reason, and so is a folder in which others could replace it; the process then goes on alone. What the file holds is a
 /// secret as good as a password, until it expires: [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature
@@ -57,9 +58,9 @@ const STICKY: u32 = 0o1000;
 ///
 /// # Locks
 ///
-/// A lease ends with its time, or with its process, however that ends: the kernel lets go of its lock. Each
-/// operation runs on a thread of tokio's for blocking work, and gives up when another process, which would have to be stopped in the
-/// middle of writing, holds the lock for longer than the [timeout](Self::timeout).
+/// A lease ends with its time, or with its process, however that ends: the kernel lets go of its lock. Each operation
+/// runs on a thread of tokio's for blocking work, and gives up when another process, which would have to be stopped in
+/// the middle of writing, holds the lock for longer than the [timeout](Self::timeout).
 pub struct FileStore {
     files: Arc<Files>,
     namespace: String,
@@ -218,8 +219,8 @@ impl Files {
         Ok(Some(Lease::new(fence).with_guard(guard)))
     }
 
-    /// Puts another file in the place of that which a process holds that has been stopped for longer than its lease. Whoever
-    /// does so has the lock, so that there is one at a time.
+    /// Puts another file in the place of that which a process holds that has been stopped for longer than its lease.
+    /// Whoever does so has the lock, so that there is one at a time.
     fn replace_lease(&self) -> Result<File, StoreError> {
         fs::remove_file(&self.lease).map_err(|error| cannot("replace", &self.lease, error))?;
         let file = self.open_or_create(&self.lease)?;

@@ -1,7 +1,7 @@
 //! [`TokenStore`]: where the processes that use one credential keep the token that they share.
 //!
-//! A store keeps one record and gives out one lease at a time; `shared_source` is the protocol by which a provider uses the
-//! two, and asks its source only if it has to.
+//! A store keeps one record and gives out one lease at a time; `shared_source` is the protocol by which a provider uses
+//! the two, and asks its source only if it has to.
 
 #[cfg(feature = "encryption")]
 mod encrypted;
@@ -34,8 +34,8 @@ use crate::error::StoreError;
 /// Where several processes that use one credential share its token: what you implement for a store of your own.
 ///
 /// A store keeps one [`Record`], and gives out one [`Lease`] at a time. Given to
-/// [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), it makes any number of processes, on any number of
-/// hosts, cost their auth endpoint one call per expiry.
+/// [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), it makes any number of processes, on any number
+/// of hosts, cost their auth endpoint one call per expiry.
 ///
 /// # The protocol
 ///
@@ -44,29 +44,30 @@ use crate::error::StoreError;
 /// 1. **reads** the record: if that is newer than its own token, and has not expired, it is adopted, and that is all;
 /// 2. takes the **lease**; if another has it, it waits a little, and begins again;
 /// 3. **reads again**: whoever had the lease before has published, most of the time;
-/// 4. looks whether **enough of the lease is left**: half of it, for it may have been stopped since; if not, it begins again;
-/// 5. **asks its source**, with the refresh token of the newest record; where that is refused, it reads once more before it
-///    uses its credential;
+/// 4. looks whether **enough of the lease is left**: half of it, for it may have been stopped since; if not, it begins
+///    again;
+/// 5. **asks its source**, with the refresh token of the newest record; where that is refused, it reads once more
+///    before it uses its credential;
 /// 6. **publishes** the new token, with the fence of its lease;
 /// 7. **releases** the lease.
 ///
 /// # What makes it right
 ///
 /// Not the lease: it saves calls, and no more. Its holder may be killed before or after it has asked, or be stopped for
-/// longer than the lease lasts, or the store may forget it (a flush, a failover to a replica that had not heard of it). What
-/// makes it right is that a record is only ever put in the place of another by the newest lease's
+/// longer than the lease lasts, or the store may forget it (a flush, a failover to a replica that had not heard of it).
+/// What makes it right is that a record is only ever put in the place of another by the newest lease's
 /// [fence](Lease::fence), compared and set in one step; that a record is only ever adopted if it is newer and has not
-/// expired; and that a token that is refused all the same heals: its 401 has the record read again, then the
-/// refresh token tried, then the credential. Two holders at once, or a token lost with its holder, cost one refused refresh and
+/// expired; and that a token that is refused all the same heals: its 401 has the record read again, then the refresh
+/// token tried, then the credential. Two holders at once, or a token lost with its holder, cost one refused refresh and
 /// one authentication more.
 ///
 /// # When the store fails
 ///
-/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as long as
-/// five of them last. The process then goes on alone, with what it has, and says so
-/// ([`observability`](crate::observability)); what it obtains alone is published as soon as that can be done. While its token
-/// still works, it waits with that until half of the time is over that [`RefreshAhead`](crate::RefreshAhead) left it: an
-/// outage that is shorter costs nothing.
+/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as
+/// long as five of them last. The process then goes on alone, with what it has, and says so
+/// ([`observability`](crate::observability)); what it obtains alone is published as soon as that can be done. While its
+/// token still works, it waits with that until half of the time is over that [`RefreshAhead`](crate::RefreshAhead) left
+/// it: an outage that is shorter costs nothing.
 ///
 /// # A store of your own
 ///
@@ -233,15 +234,16 @@ pub enum Role {
     /// Uses the token, and renews it where no other has: whoever comes first.
     #[default]
     Member,
-    /// Renews the token even while nobody asks for it ([`keep_fresh`](crate::TokenProviderBuilder::keep_fresh)): the cron job
-    /// that hands the token to the services that make the requests. Members may be there as well, and other publishers,
-    /// of whom one renews it at a time.
+    /// Renews the token even while nobody asks for it ([`keep_fresh`](crate::TokenProviderBuilder::keep_fresh)): the
+    /// cron job that hands the token to the services that make the requests. Members may be there as well, and other
+    /// publishers, of whom one renews it at a time.
     ///
-    /// One that sends nothing itself does not notice that the API refuses the token before its time, of which readers cannot
-    /// tell it: where tokens are revoked, have it send a request now and then, or let there be a member.
+    /// One that sends nothing itself does not notice that the API refuses the token before its time, of which readers
+    /// cannot tell it: where tokens are revoked, have it send a request now and then, or let there be a member.
     Publisher,
-    /// Has no credential: uses the token that the others publish, and waits for theirs when it is refused, for as long as a
-    /// [lease](crate::TokenProviderBuilder::lease) lasts at a time. See [`TokenProvider::reader`](crate::TokenProvider::reader).
+    /// Has no credential: uses the token that the others publish, and waits for theirs when it is refused, for as long
+    /// as a [lease](crate::TokenProviderBuilder::lease) lasts at a time. See
+    /// [`TokenProvider::reader`](crate::TokenProvider::reader).
     Reader,
 }
 

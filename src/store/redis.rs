@@ -38,8 +38,8 @@ const LOAD: &str = r"
     return {found[1], string.format('%.0f', left), found[3]}
 ";
 
-/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, and Redis' time
-/// in ms; or nothing.
+/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, and
+/// Redis' time in ms; or nothing.
 ///
 /// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover.
 const LEASE: &str = r"
@@ -86,27 +86,31 @@ const RELEASE: &str = r"
 /// # What it keeps
 ///
 /// A hash with the record and the newest fence, and a string that is the lease and ends with it; both keys begin with
-/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Four short scripts use them, each in one step. All times are
-/// Redis' own: the hosts' clocks need not agree. A record is forgotten thirty days after
-/// its token has expired.
+/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Four short scripts use them, each in one step.
+/// All times are Redis' own: the hosts' clocks need not agree. A record is forgotten thirty days after its token has
+/// expired.
 ///
-/// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature
-/// `encryption`). A user for this needs no more than
-/// `~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pttl +pexpire +time +ping`.
+/// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted
+/// (feature `encryption`). A user for this needs no more than
+///
+/// ```text
+/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pttl +pexpire +time +ping
+/// ```
 ///
 /// # When Redis forgets
 ///
-/// A flush, a restart without persistence, an eviction: the next renewal finds nothing, and goes on from the process's own
-/// refresh token. A failover to a replica that had not yet heard of the last write: if that was a lease, two processes may have
-/// one each, of which the newer fence is the greater, since it goes by the clock; if it was a record, the next holder finds the one
-/// before, whose refresh token is spent, and authenticates once. Nothing but calls is lost: see
-/// [`TokenStore`](crate::TokenStore#what-makes-it-right).
+/// A flush, a restart without persistence, an eviction: the next renewal finds nothing, and goes on from the process's
+/// own refresh token. A failover to a replica that had not yet heard of the last write: if that was a lease, two
+/// processes may have one each, of which the newer fence is the greater, since it goes by the clock; if it was a
+/// record, the next holder finds the one before, whose refresh token is spent, and authenticates once. Nothing but
+/// calls is lost: see [`TokenStore`](crate::TokenStore#what-makes-it-right).
 ///
 /// # Connections
 ///
-/// One, made when it is first needed, and again whenever it is lost, by redis-rs' `ConnectionManager`. In a cluster, name
-/// the node that has the keys, or a proxy: redirections are not followed. `rediss://` is TLS by rustls, whose process-wide
-/// default cryptography is used; where the program has installed none, this crate's is installed when it connects.
+/// One, made when it is first needed, and again whenever it is lost, by redis-rs' `ConnectionManager`. In a cluster,
+/// name the node that has the keys, or a proxy: redirections are not followed. `rediss://` is TLS by rustls, whose
+/// process-wide default cryptography is used; where the program has installed none, this crate's is installed when it
+/// connects.
 pub struct RedisStore {
     namespace: String,
     prefix: String,

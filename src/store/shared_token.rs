@@ -25,8 +25,8 @@ const OPERATION: Duration = Duration::from_secs(2);
 /// Between two attempts to publish what could not be published at once.
 const PUBLISH_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// A store that has had no lease to give for as long as so many of them last does not do what it has to: it is not likely that
-/// so many holders in a row have died.
+/// A store that has had no lease to give for as long as so many of them last does not do what it has to: it is not
+/// likely that so many holders in a row have died.
 const PATIENCE: u32 = 5;
 
 pub(super) struct SharedToken {

@@ -1,5 +1,5 @@
-//! What stands for a fleet without processes: a store in memory that fails as it is told, and an auth endpoint whose refresh
-//! tokens die as api.video's do.
+//! What stands for a fleet without processes: a store in memory that fails as it is told, and an auth endpoint whose
+//! refresh tokens die as api.video's do.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
