@@ -226,9 +226,14 @@ impl StoreError {
         Self::Unavailable { message: message.into(), cause: None }
     }
 
-    /// The store cannot be used now, because of the error beneath this one.
-    pub fn because_of(message: impl Into<Cow<'static, str>>, cause: impl Into<BoxError>) -> Self {
-        Self::Unavailable { message: message.into(), cause: Some(Arc::from(cause.into())) }
+    /// Adds the error beneath this one, as its [`source`](StdError::source), to [`Unavailable`](Self::Unavailable).
+    pub fn with_cause(self, cause: impl Into<BoxError>) -> Self {
+        match self {
+            Self::Unavailable { message, .. } => {
+                Self::Unavailable { message, cause: Some(Arc::from(cause.into())) }
+            }
+            other => other,
+        }
     }
 }
 

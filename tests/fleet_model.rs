@@ -131,7 +131,7 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_to_a_fleet_it_is_one_again_once_all_is_well(

@@ -158,6 +158,13 @@ struct Extent {
     brief: bool,
 }
 
+impl Extent {
+    /// In brief, the first alone.
+    fn some_of<'a>(self, outages: &'a [&'a str]) -> &'a [&'a str] {
+        if self.brief { &outages[..1] } else { outages }
+    }
+}
+
 /// The rows that did not reach what they have to.
 struct Table {
     brief: bool,
@@ -202,32 +209,32 @@ async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
         fleet.watch(&RedisStore::new(&redis.url(), "fleet")?, extent.expiries).await?;
         table.add(name, &fleet.end().await, Some(bar));
     }
-    for outage in ["stopped", "flushed", "read-only", "slow"] {
+    for outage in extent.some_of(&["stopped", "flushed", "read-only", "slow"]) {
         let mut redis = RedisServer::start().await;
         let store = RedisStore::new(&redis.url(), "fleet")?;
         let mut fleet = Fleet::start(&redis.url(), processes, 0).await?;
         fleet.watch(&store, 2).await?;
         let until = Instant::now() + extent.outage;
-        match outage {
+        match *outage {
             "stopped" => {
                 redis.kill();
                 sleep_until(until).await;
                 redis.restart().await;
             }
             "read-only" => {
-                redis.run::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+                redis.run(&["REPLICAOF", "127.0.0.1", "1"]).await;
                 sleep_until(until).await;
-                redis.run::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+                redis.run(&["REPLICAOF", "NO", "ONE"]).await;
             }
             "flushed" => {
                 while Instant::now() < until {
-                    redis.run::<()>(&["FLUSHALL"]).await;
+                    redis.run(&["FLUSHALL"]).await;
                     sleep(Duration::from_millis(200)).await;
                 }
             }
             _ => {
                 while Instant::now() < until {
-                    redis.run::<()>(&["DEBUG", "SLEEP", "0.4"]).await;
+                    redis.run(&["DEBUG", "SLEEP", "0.4"]).await;
                 }
             }
         }
@@ -270,13 +277,13 @@ async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
         fleet.watch(&FileStore::new(folder.token()), extent.expiries).await?;
         table.add(name, &fleet.end().await, Some(bar));
     }
-    for outage in ["deleted", "open to others", "locked"] {
+    for outage in extent.some_of(&["deleted", "open to others", "locked"]) {
         let folder = Folder::new()?;
         let store = FileStore::new(folder.token());
         let mut fleet = Fleet::start(&folder.token(), processes, 0).await?;
         fleet.watch(&store, 2).await?;
         let until = Instant::now() + extent.outage;
-        match outage {
+        match *outage {
             "deleted" => {
                 while Instant::now() < until {
                     let _ = fs::remove_file(folder.token());

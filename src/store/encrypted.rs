@@ -110,7 +110,7 @@ impl<S: TokenStore> EncryptedStore<S> {
         // There is one at least.
         let (id, key) = self.keys.0.first().ok_or_else(failed)?;
         let nonce = XNonce::try_generate().map_err(|error| {
-            StoreError::because_of("there is no randomness to seal the record with", error)
+            StoreError::unavailable("there is no randomness to seal the record with").with_cause(error)
         })?;
         let bound_to = self.bound_to(fence);
         let sealed = key

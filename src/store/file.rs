@@ -148,9 +148,9 @@ impl FileStore {
         operation: impl FnOnce(&Files) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let files = Arc::clone(&self.files);
-        tokio::task::spawn_blocking(move || operation(&files))
-            .await
-            .unwrap_or_else(|error| Err(StoreError::because_of("the token's file was not looked at", error)))
+        tokio::task::spawn_blocking(move || operation(&files)).await.unwrap_or_else(|error| {
+            Err(StoreError::unavailable("the token's file was not looked at").with_cause(error))
+        })
     }
 }
 
@@ -402,7 +402,7 @@ fn millis(duration: Duration) -> Millis {
 }
 
 fn cannot(what: &str, path: &Path, error: io::Error) -> StoreError {
-    StoreError::because_of(format!("cannot {what} {}", path.display()), error)
+    StoreError::unavailable(format!("cannot {what} {}", path.display())).with_cause(error)
 }
 
 fn not_safe(path: &Path, why: &str) -> StoreError {

@@ -331,7 +331,7 @@ fn failed(error: RedisError) -> StoreError {
             StoreError::InvalidRecord("the stored record is none of this crate's".into())
         }
         ErrorKind::Parse => StoreError::unavailable("what answers is no Redis"),
-        _ => StoreError::because_of(FAILED, error),
+        _ => StoreError::unavailable(FAILED).with_cause(error),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::FromRedisValue;
+use rustix::process::{Pid, Signal, kill_process};
 
 pub struct RedisServer {
     server: Child,
@@ -39,15 +39,27 @@ impl RedisServer {
         self.server.wait().unwrap();
     }
 
+    /// Has it do nothing at all, until it [goes on](Self::go_on).
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.server.id().cast_signed()).unwrap(), signal).unwrap();
+    }
+
     pub async fn restart(&mut self) {
         self.server = spawn(self.port, &self.options);
         self.answers().await;
     }
 
     async fn answers(&self) {
-        let client = redis::Client::open(self.url()).unwrap();
         for _ in 0..1000 {
-            if client.get_multiplexed_async_connection().await.is_ok() {
+            if self.cli(&["PING"]).await == "PONG" {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -55,17 +67,25 @@ impl RedisServer {
         panic!("redis-server does not answer on port {}", self.port);
     }
 
-    /// Runs one command, such as `CONFIG GET port`.
-    pub async fn run<T: FromRedisValue>(&self, command: &[&str]) -> T {
-        let client = redis::Client::open(self.url()).unwrap();
-        // Of a server that is paused, too.
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(30)))
-            .set_response_timeout(Some(Duration::from_secs(30)));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
-        let mut cmd = redis::cmd(command[0]);
-        cmd.arg(&command[1..]);
-        cmd.query_async(&mut connection).await.unwrap()
+    /// Runs one command, such as `CONFIG GET port`; its answer as `redis-cli` writes it.
+    pub async fn run(&self, command: &[&str]) -> String {
+        let answer = self.cli(command).await;
+        // As all of Redis' errors begin.
+        let code = answer.split(' ').next().unwrap_or_default();
+        let is_error =
+            code.len() > 2 && code.bytes().all(|byte| byte.is_ascii_uppercase()) && answer.len() > code.len();
+        assert!(!is_error, "{command:?}: {answer}");
+        answer
+    }
+
+    async fn cli(&self, command: &[&str]) -> String {
+        let output = tokio::process::Command::new("redis-cli")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(command)
+            .output()
+            .await
+            .expect("redis-cli comes with redis-server");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 }
 
