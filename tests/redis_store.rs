@@ -1,4 +1,5 @@
 //! `RedisStore`, with a real Redis; see `support/redis_server.rs` for how to get one.
+#![cfg(unix)]
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -276,15 +277,21 @@ async fn over_tls_with_a_root_certificate_of_ones_own() {
 async fn a_user_needs_no_more_rights_than_are_documented_and_no_password_is_shown() {
     let redis = RedisServer::start().await;
     let documentation = include_str!("../src/store/redis.rs");
-    let rights = documentation.lines().find_map(|line| line.strip_prefix("/// ~tower-bearer:* ")).unwrap();
-    let rights: Vec<_> = rights.split(' ').collect();
-    let command =
-        [&["ACL", "SETUSER", "bearer", "on", ">canary-password", "~tower-bearer:*"], &rights[..]].concat();
-    redis.run(&command).await;
+    let mut rights = documentation.lines().filter_map(|line| line.strip_prefix("/// ~tower-bearer:* "));
+    for user in ["bearer", "reader"] {
+        let rights: Vec<_> = rights.next().unwrap().split(' ').collect();
+        let user = ["ACL", "SETUSER", user, "on", ">canary-password", "~tower-bearer:*"];
+        redis.run(&[&user, &rights[..]].concat()).await;
+    }
     let url = |password: &str| format!("redis://bearer:{password}@127.0.0.1:{}", redis.port);
     let store = RedisStore::new(&url("canary-password"), "videos").unwrap();
     publish(&store, "text").await;
     assert_eq!(store.load().await.unwrap().unwrap().text(), "text");
+
+    let url_of_reader = format!("redis://reader:canary-password@127.0.0.1:{}", redis.port);
+    let reader = RedisStore::new(&url_of_reader, "videos").unwrap();
+    assert_eq!(reader.load().await.unwrap().unwrap().text(), "text");
+    assert!(reader.lease(MINUTE).await.is_err());
 
     let wrong = RedisStore::new(&url("canary-wrong"), "videos").unwrap();
     let error = wrong.load().await.unwrap_err();

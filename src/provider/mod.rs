@@ -75,7 +75,8 @@ use crate::{
 /// Obtaining a token is called a flight. There is at most one at a time, in a task of its own on the tokio runtime of
 /// the caller that started it, so that no caller's end can lose a refresh token that is being spent. Everyone who waits
 /// gets its one outcome. A flight that panics, or whose runtime is shut down, is an error for those who wait, and the
-/// next caller starts another.
+/// next caller starts another. Where processes share a [store](TokenProviderBuilder#method.store), a flight asks that
+/// first.
 ///
 /// # When a token is renewed
 ///
@@ -127,8 +128,8 @@ impl TokenProvider {
 
     /// Starts a provider that has no credential: it uses what the others that share `store` publish ([`Role::Reader`]).
     ///
-    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope). By default the
-    /// token goes to every `https` origin, and to loopback.
+    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope). By
+    /// default the token goes to every `https` origin, and to loopback.
     ///
     /// [`Role::Reader`]: crate::Role::Reader
     #[cfg(feature = "store")]

@@ -91,10 +91,11 @@ const RELEASE: &str = r"
 /// expired.
 ///
 /// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted
-/// (feature `encryption`). A user for this needs no more than
+/// (feature `encryption`). Its users, members and publishers first, then readers, need no more rights than
 ///
 /// ```text
 /// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pttl +pexpire +time +ping
+/// ~tower-bearer:* +eval +evalsha +script|load +hmget +time +ping
 /// ```
 ///
 /// # When Redis forgets

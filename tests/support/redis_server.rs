@@ -49,7 +49,7 @@ impl RedisServer {
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.server.id().cast_signed()).unwrap(), signal).unwrap();
+        kill_process(Pid::from_child(&self.server), signal).unwrap();
     }
 
     pub async fn restart(&mut self) {
