@@ -50,11 +50,10 @@ const STICKY: u32 = 0o1000;
 /// # Who may read it
 ///
 /// The user that runs the process, and nobody else: the files are made with mode 0600, and their folder, if there is
-/// none, with
-/// 0700. A file that is a symbolic link, another user's, or open to others is [refused](StoreError::Unsafe), with the
-/// reason, and so is a folder in which others could replace it; the process then goes on alone. What the file holds is a
-/// secret as good as a password, until it expires: [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature
-/// `encryption`).
+/// none, with mode 0700. A file that is a symbolic link, another user's, or open to others is
+/// [refused](StoreError::Unsafe), with the reason, and so is a folder in which others could replace it; the process then
+/// goes on alone. What the file holds is a secret as good as a password, until it expires:
+/// [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature `encryption`).
 ///
 /// # Locks
 ///
