@@ -2,17 +2,19 @@
 #![cfg(unix)]
 #![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
+#[path = "support/folder.rs"]
+mod folder;
 #[path = "support/processes.rs"]
 mod processes;
 
 use std::{
     fs::{self, File, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use folder::Folder;
 use processes::Process;
 use tower_bearer::{
     ApiVideo, EncryptedStore, EncryptionKeys, FileStore, Publication, Record, StoreError, TokenProvider,
@@ -20,31 +22,6 @@ use tower_bearer::{
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// A folder of this test's own, which goes with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static FOLDERS: AtomicU32 = AtomicU32::new(0);
-        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("tower-bearer-file-store-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
-        Self(path)
-    }
-
-    fn token(&self) -> PathBuf {
-        self.0.join("token")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o777

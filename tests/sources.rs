@@ -1,13 +1,12 @@
 //! Tokens that others give: one that nothing renews, and one in a file that another process rotates.
 
+#[path = "support/folder.rs"]
+mod folder;
 mod support;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
+use folder::Folder;
 use http::StatusCode;
 use support::{Api, at_once, chain, get};
 use tokio::time::{advance, sleep};
@@ -16,27 +15,6 @@ use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// A folder of its own, which goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tower-bearer-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn token(&self) -> PathBuf {
-        self.0.join("token")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// As a rotation does: the new file takes the old one's name.
 fn rotate(path: &Path, content: impl AsRef<[u8]>) {
@@ -79,7 +57,7 @@ async fn a_static_token_that_is_none_is_a_typed_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rotated_token_file_is_read_again_before_the_minute_is_over() {
-    let folder = Folder::new("minute");
+    let folder = Folder::new();
     fs::write(folder.token(), " first\n").unwrap();
     let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
     assert_eq!(provider.ready().await.unwrap().access_token(), "first");
@@ -94,7 +72,7 @@ async fn a_rotated_token_file_is_read_again_before_the_minute_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rotated_token_file_is_read_again_on_a_challenge() {
-    let folder = Folder::new("challenge");
+    let folder = Folder::new();
     fs::write(folder.token(), "first").unwrap();
     let api = Api::default();
     api.accept("first");
@@ -110,7 +88,7 @@ async fn a_rotated_token_file_is_read_again_on_a_challenge() {
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_read_takes_the_last_good_token_from_nobody() {
-    let folder = Folder::new("unreadable");
+    let folder = Folder::new();
     fs::write(folder.token(), "good").unwrap();
     let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
     provider.ready().await.unwrap();
@@ -138,7 +116,7 @@ async fn what_cannot_be_read_takes_the_last_good_token_from_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_file_that_is_not_there_yet_is_waited_for_at_the_start() {
-    let folder = Folder::new("late");
+    let folder = Folder::new();
     let provider = TokenProvider::new(TokenFile::new(folder.token()));
     let error = provider.token().await.unwrap_err();
     assert!(error.is_transient() && chain(&error).contains("cannot be read"), "{error:?}");
@@ -155,7 +133,7 @@ async fn a_token_file_that_is_not_there_yet_is_waited_for_at_the_start() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_pipe_is_no_token_file() {
-    let folder = Folder::new("pipe");
+    let folder = Folder::new();
     assert!(std::process::Command::new("mkfifo").arg(folder.token()).status().unwrap().success());
     let provider = TokenProvider::builder(TokenFile::new(folder.token()))
         .retry(tower_bearer::RetryPolicy::new().max_retries(0))

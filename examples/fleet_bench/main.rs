@@ -8,6 +8,8 @@
 
 #![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
+#[path = "../../tests/support/folder.rs"]
+mod folder;
 #[path = "../../tests/support/redis_server.rs"]
 mod redis_server;
 #[allow(dead_code, unreachable_pub)]
@@ -16,12 +18,12 @@ mod worker;
 use std::{
     fs::{self, File, Permissions},
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use folder::Folder;
 use redis_server::RedisServer;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -245,42 +247,20 @@ async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A folder of this process's own, which goes with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self, BoxError> {
-        let path = std::env::temp_dir().join(format!("tower-bearer-fleet-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o700))?;
-        Ok(Self(path))
-    }
-
-    fn token(&self) -> String {
-        self.0.join("token").display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
     let processes = 8;
     for (name, mishaps, bar) in
         [("a file, 8 processes", 0, (1.0, 1)), ("a file, 20 % killed or stopped", 20, (1.5, 8))]
     {
-        let folder = Folder::new()?;
-        let mut fleet = Fleet::start(&folder.token(), processes, mishaps).await?;
+        let folder = Folder::new();
+        let mut fleet = Fleet::start(&folder.token().display().to_string(), processes, mishaps).await?;
         fleet.watch(&FileStore::new(folder.token()), extent.expiries).await?;
         table.add(name, &fleet.end().await, Some(bar));
     }
     for outage in extent.some_of(&["deleted", "open to others", "locked"]) {
-        let folder = Folder::new()?;
+        let folder = Folder::new();
         let store = FileStore::new(folder.token());
-        let mut fleet = Fleet::start(&folder.token(), processes, 0).await?;
+        let mut fleet = Fleet::start(&folder.token().display().to_string(), processes, 0).await?;
         fleet.watch(&store, 2).await?;
         let until = Instant::now() + extent.outage;
         match *outage {
@@ -296,7 +276,7 @@ async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
                 fs::set_permissions(&folder.0, Permissions::from_mode(0o700))?;
             }
             _ => {
-                let lock = File::options().write(true).open(folder.token() + ".lock")?;
+                let lock = File::options().write(true).open(folder.0.join("token.lock"))?;
                 lock.lock()?;
                 sleep_until(until).await;
             }
