@@ -166,6 +166,12 @@ async fn a_file_that_is_too_long_or_of_another_schema_counts_as_absent_and_is_re
         fs::write(folder.0.join("token.lock"), &text).unwrap();
         assert!(publish(&store, "fourth").await > fence);
     }
+
+    // A fence after which there is none.
+    let leased = r#"{"schema":1,"fence":18446744073709551615,"leased_at":0,"length_ms":0}"#;
+    fs::write(folder.0.join("token.lock"), leased).unwrap();
+    let fence = publish(&store, "fifth").await;
+    assert!(publish(&store, "sixth").await > fence);
 }
 
 /// Row 55: one that is stopped for longer than its lease holds the kernel's lock, and its fence is refused.

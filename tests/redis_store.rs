@@ -197,7 +197,7 @@ async fn while_redis_is_down_the_process_goes_on_alone_and_publishes_once_it_is_
     assert_eq!((server.counters().refresh_grants, server.counters().api_key_grants), (1, 1));
 }
 
-/// Row 57: read-only, slow, of another type, garbage.
+/// Row 57: read-only, slow, of another type.
 #[tokio::test]
 async fn a_redis_that_fails_in_any_way_costs_no_token() {
     async fn run(redis: &RedisServer, command: &[&str]) {
@@ -229,16 +229,40 @@ async fn a_redis_that_fails_in_any_way_costs_no_token() {
         assert!(stored(&store()).await.text().contains(token.access_token()), "{case}");
         assert_eq!(server.counters().api_key_grants, 1, "{case}");
     }
+}
 
-    for (field, garbage) in
-        [("text", "canary"), ("text", "\u{1}"), ("generation", "canary"), ("expires_at", "canary")]
-    {
+/// Row 57: what cannot be read counts as absent, and is overwritten.
+#[tokio::test]
+async fn what_is_none_of_ours_is_overwritten() {
+    let record = [
+        ("text", "canary"),
+        ("text", "\u{1}"),
+        ("generation", "canary"),
+        ("expires_at", "canary"),
+        ("expires_at", "inf"),
+    ];
+    for (field, garbage) in record {
         let redis = RedisServer::start().await;
         let server = AuthServer::start().await.unwrap();
         process(&server, store(&redis)).token().await.unwrap();
         redis.run(&["HSET", KEY, field, garbage]).await;
-        process(&server, store(&redis)).token().await.unwrap();
+        if field != "text" {
+            let error = store(&redis).load().await.unwrap_err();
+            assert!(matches!(error, StoreError::InvalidRecord(_)), "{field}: {error:?}");
+        }
+        let token = process(&server, store(&redis)).token().await.unwrap();
         assert_eq!(server.counters().api_key_grants, 2, "{field}");
+        assert!(stored(&store(&redis)).await.text().contains(token.access_token()), "{field}");
+    }
+
+    let redis = RedisServer::start().await;
+    let store = store(&redis);
+    for (count, garbage) in ["canary", "", "-inf", "inf", "nan", "18446744073709551615"].iter().enumerate() {
+        let fence = publish(&store, "before").await;
+        redis.run(&["HSET", KEY, "fence", garbage]).await;
+        let text = format!("after {count}");
+        assert!(publish(&store, &text).await > fence, "{garbage}");
+        assert_eq!(stored(&store).await.text(), text, "{garbage}");
     }
 }
 

@@ -18,12 +18,13 @@ const FORMAT: &str = "sealed-1";
 /// Any [`TokenStore`], with its records encrypted: whoever can read the store has no token.
 ///
 /// The cipher is XChaCha20-Poly1305, with a random nonce for each record. A record is bound to the store's
-/// [namespace](TokenStore::namespace) and to its generation: what is copied to another namespace, or put back in the
-/// place of a newer one, cannot be opened. A record that cannot be opened counts as absent, and [says
-/// so](crate::observability); the next one takes its place.
+/// [namespace](TokenStore::namespace) and to its generation: what is copied to another namespace, or passed off as newer
+/// than it is, cannot be opened. A record that cannot be opened counts as absent, and [says so](crate::observability);
+/// the next one takes its place.
 ///
-/// Its lifetime and its generation are not secret. Whoever can write to the store can take the record away, or claim
-/// the lease: that costs calls, and no token.
+/// Its lifetime and its generation are not secret. Whoever can write to the store can take the record away, put back a
+/// whole one of before, change its lifetime, or claim the lease: that costs calls, and no token. Who has seen a newer
+/// one adopts none of before; for all others it is a token like any that the API refuses.
 ///
 /// ```
 /// use tower_bearer::{EncryptedStore, EncryptionKeys};

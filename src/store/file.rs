@@ -27,6 +27,9 @@ const MAX_LEN: u64 = 512 * 1024;
 /// How long the lock is waited for, which nobody holds for longer than it takes to write a file.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The clock gives no such fence for two centuries: what holds it was not written here.
+const NO_FENCE: u64 = 1 << 53;
+
 /// Bits of a file's mode.
 const GROUP_AND_OTHERS: u32 = 0o077;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -359,7 +362,7 @@ fn folder(path: &Path) -> &Path {
 /// The lease that was given out last; none if that cannot be read, so that the next fence is by the clock alone.
 fn newest_lease(lock: &mut File, path: &Path) -> Result<Leased, StoreError> {
     match read(lock, path) {
-        Err(StoreError::InvalidRecord(_)) => Ok(Leased::default()),
+        Ok(Leased { fence: NO_FENCE.., .. }) | Err(StoreError::InvalidRecord(_)) => Ok(Leased::default()),
         read => read,
     }
 }

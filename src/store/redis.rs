@@ -26,26 +26,28 @@ const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 const FAILED: &str = "Redis did not do what it was asked to";
 
-/// KEYS: the record, the lease. Returns the generation, the life that is left in ms or -1, and the text.
+/// KEYS: the record, the lease. Returns the generation, the life that is left in ms or nothing, and the text.
 const LOAD: &str = r"
     local found = redis.call('HMGET', KEYS[1], 'generation', 'expires_at', 'text')
     if not found[1] or not found[3] then return false end
-    local left = -1
-    if found[2] and found[2] ~= '' then
+    local left, expires_at = found[2] or '', tonumber(found[2])
+    if expires_at then
         local time = redis.call('TIME')
-        left = math.max(0, tonumber(found[2]) - (time[1] * 1000 + math.floor(time[2] / 1000)))
+        left = string.format('%.0f', math.max(0, expires_at - (time[1] * 1000 + math.floor(time[2] / 1000))))
     end
-    return {found[1], string.format('%.0f', left), found[3]}
+    return {found[1], left, found[3]}
 ";
 
 /// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, and
 /// Redis' time in ms; or nothing.
 ///
-/// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover.
+/// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover. One that is
+/// no number, or greater than Lua's numbers are exact, is none that was given out here.
 const LEASE: &str = r"
     if redis.call('EXISTS', KEYS[2]) == 1 then return false end
     local time = redis.call('TIME')
-    local last = tonumber(redis.call('HGET', KEYS[1], 'fence') or '0')
+    local last = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
+    if not (last < 2 ^ 53) then last = 0 end
     local fence = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
     redis.call('HSET', KEYS[1], 'fence', fence)
     if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -58,8 +60,8 @@ const LEASE: &str = r"
 ///
 /// Where the fence was forgotten, nobody has had a lease since.
 const PUBLISH: &str = r"
-    local newest = redis.call('HGET', KEYS[1], 'fence')
-    if newest and tonumber(newest) > tonumber(ARGV[1]) then return 0 end
+    local newest = tonumber(redis.call('HGET', KEYS[1], 'fence'))
+    if newest and newest > tonumber(ARGV[1]) then return 0 end
     redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', ARGV[2], 'text', ARGV[3])
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
     return 1
@@ -276,15 +278,11 @@ impl TokenStore for RedisStore {
     }
 
     async fn load(&self) -> Result<Option<Record>, StoreError> {
-        let loaded: Option<(u64, i64, Vec<u8>)> = self.run(&self.invoke(&self.scripts.load)).await?;
-        let Some((generation, left, text)) = loaded else { return Ok(None) };
-        let text = String::from_utf8(text)
-            .map_err(|_| StoreError::InvalidRecord("the stored record is no text".into()))?;
-        let record = Record::new(generation, text);
-        Ok(Some(match left.try_into() {
-            Ok(left) => record.expires_in(Duration::from_millis(left)),
-            Err(_) => record,
-        }))
+        let loaded: Option<[Vec<u8>; 3]> = self.run(&self.invoke(&self.scripts.load)).await?;
+        let Some(parts) = loaded else { return Ok(None) };
+        read(parts)
+            .map(Some)
+            .ok_or_else(|| StoreError::InvalidRecord("the stored record is none of this crate's".into()))
     }
 
     async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
@@ -321,17 +319,26 @@ impl TokenStore for RedisStore {
     }
 }
 
+/// The record of what `LOAD` returns.
+fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
+    let [generation, left, text] = parts.map(|part| String::from_utf8(part).ok());
+    let record = Record::new(generation?.parse().ok()?, text?);
+    match left?.as_str() {
+        "" => Some(record),
+        left => Some(record.expires_in(Duration::from_millis(left.parse().ok()?))),
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn failed(error: RedisError) -> StoreError {
     match error.kind() {
-        // Of what we have not written; the error would quote it.
-        ErrorKind::UnexpectedReturnType => {
-            StoreError::InvalidRecord("the stored record is none of this crate's".into())
+        // The error would quote it.
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+            StoreError::unavailable("what answers is no Redis")
         }
-        ErrorKind::Parse => StoreError::unavailable("what answers is no Redis"),
         _ => StoreError::unavailable(FAILED).with_cause(error),
     }
 }
