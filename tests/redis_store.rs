@@ -264,6 +264,12 @@ async fn what_is_none_of_ours_is_overwritten() {
         assert!(publish(&store, &text).await > fence, "{garbage}");
         assert_eq!(stored(&store).await.text(), text, "{garbage}");
     }
+
+    let lease = KEY.replace("record", "lease");
+    for leased in [&["SET", &lease, "canary"][..], &["HSET", &lease, "canary", "canary"]] {
+        redis.run(leased).await;
+        publish(&store, "whoever had it").await;
+    }
 }
 
 #[tokio::test]

@@ -42,9 +42,9 @@ const LOAD: &str = r"
 /// Redis' time in ms; or nothing.
 ///
 /// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover. One that is
-/// no number, or greater than Lua's numbers are exact, is none that was given out here.
+/// no number, or greater than Lua's numbers are exact, is none that was given out here; nor is a lease without an end.
 const LEASE: &str = r"
-    if redis.call('EXISTS', KEYS[2]) == 1 then return false end
+    if redis.call('PTTL', KEYS[2]) >= 0 then return false end
     local time = redis.call('TIME')
     local last = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
     if not (last < 2 ^ 53) then last = 0 end
@@ -96,7 +96,7 @@ const RELEASE: &str = r"
 /// (feature `encryption`). Its users, members and publishers first, then readers, need no more rights than
 ///
 /// ```text
-/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +exists +pttl +pexpire +time +ping
+/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +time +ping
 /// ~tower-bearer:* +eval +evalsha +script|load +hmget +time +ping
 /// ```
 ///
