@@ -16,6 +16,8 @@ use std::{
 
 use folder::Folder;
 use processes::Process;
+#[cfg(target_os = "linux")]
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
     ApiVideo, EncryptedStore, EncryptionKeys, FileStore, Publication, Record, StoreError, TokenProvider,
     TokenStore, testing::AuthServer,
@@ -239,6 +241,35 @@ async fn a_slow_publication_lengthens_no_life() {
     assert_eq!(published.unwrap(), Publication::Stored);
     let left = store.load().await.unwrap().unwrap().lifetime().unwrap();
     assert!(left <= MINUTE - held / 2, "{left:?}");
+}
+
+/// Row 57: full when a lease is to be had, or when the record is half written.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_costs_neither_the_record_nor_a_token() {
+    for bytes_left in [0, 200] {
+        let folder = Folder::new();
+        let server = AuthServer::start().await.unwrap();
+        let store = FileStore::new(folder.token());
+        let mut process = Process::start("one_of_many", folder.token().to_str().unwrap(), &server);
+        assert_eq!(process.request().await, "200");
+        let first = store.load().await.unwrap().unwrap();
+        assert!(fs::metadata(folder.token()).unwrap().len() > 200);
+
+        let id = Pid::from_raw(process.child.id().unwrap().cast_signed());
+        let full = Rlimit { current: Some(bytes_left), maximum: None };
+        let before = prlimit(id, Resource::Fsize, full).unwrap();
+        server.revoke_access_tokens();
+        assert_eq!(process.request().await, "200");
+        assert_eq!(store.load().await.unwrap().unwrap().text(), first.text());
+
+        prlimit(id, Resource::Fsize, before).unwrap();
+        while store.load().await.unwrap().unwrap().generation() == first.generation() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let counters = server.counters();
+        assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1));
+    }
 }
 
 /// Row 57: of a process that was killed while it wrote.

@@ -28,7 +28,10 @@ pub struct Process {
 impl Process {
     /// Starts one that shares `store`; `test` is the test that calls [`work`].
     pub fn start(test: &str, store: &str, server: &AuthServer) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
+        // A write past the limit of a file's size is an error then, as on a full disk, and not the end.
+        let mut child = Command::new("sh")
+            .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
+            .arg(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads", "1"])
             .envs([(STORE, store), (SERVER, &server.uri().to_string()), (KEY, &server.api_key())])
             .stdin(Stdio::piped())
