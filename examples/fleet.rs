@@ -82,8 +82,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     processes[0].2.kill().await?;
     sleep(HALF).await;
     count.abort();
-    let counters = server.counters();
-    let posts = counters.refresh_grants + counters.refused_refresh_tokens + counters.api_key_grants;
+    let posts = worker::posts(&server);
     let expiries = tokens.load(Relaxed);
 
     println!(

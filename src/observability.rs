@@ -443,7 +443,8 @@ pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F
     future
 }
 
-fn millis(duration: Duration) -> u64 {
+/// As events and stores tell a time.
+pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 

@@ -2,9 +2,13 @@
 //!
 //! The roots come from the file that `SSL_CERT_FILE` names, so both grants are made in a process of their own.
 
+#[path = "support/folder.rs"]
+mod folder;
+
 use std::{env, process::Command};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use folder::Folder;
 use tower_bearer::{ApiVideo, BoxError, TokenProvider, testing::AuthServer};
 
 const SERVER: &str = "TOWER_BEARER_TEST_SERVER";
@@ -37,13 +41,12 @@ async fn the_default_client_trusts_the_operating_systems_roots() -> Result<(), B
         "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
         BASE64_STANDARD.encode(certificate)
     );
-    let roots = env::temp_dir().join(format!("tower-bearer-roots-{}.pem", std::process::id()));
+    let folder = Folder::new();
+    let roots = folder.0.join("roots.pem");
     std::fs::write(&roots, pem)?;
     let mut grants = Command::new(env::current_exe()?);
     grants.env("SSL_CERT_FILE", &roots).env(SERVER, server.uri().to_string()).env(API_KEY, server.api_key());
-    let output = tokio::task::spawn_blocking(move || grants.output()).await?;
-    std::fs::remove_file(&roots)?;
-    let output = output?;
+    let output = tokio::task::spawn_blocking(move || grants.output()).await??;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let counters = server.counters();
     assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1));

@@ -2,6 +2,8 @@
 
 #[path = "support/fleet.rs"]
 mod fleet;
+#[path = "support/folder.rs"]
+mod folder;
 mod support;
 
 use std::{
@@ -13,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use folder::Folder;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use support::{Act, Api, Source, get};
@@ -201,11 +204,11 @@ async fn everything() {
     assert!(videos.token().await.is_err());
 
     // A token file that is gone when it is read again.
-    let path = std::env::temp_dir().join(format!("tower-bearer-events-{}", std::process::id()));
-    std::fs::write(&path, "canary-file").unwrap();
-    let file = provider(&Arc::new(TokenFile::new(&path)));
+    let folder = Folder::new();
+    std::fs::write(folder.token(), "canary-file").unwrap();
+    let file = provider(&Arc::new(TokenFile::new(folder.token())));
     let first = file.token().await.unwrap();
-    std::fs::remove_file(path).unwrap();
+    std::fs::remove_file(folder.token()).unwrap();
     assert_eq!(file.refresh(&first).await.unwrap().generation(), 1);
 
     // Outside of the scope, twice.

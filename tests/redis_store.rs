@@ -1,6 +1,8 @@
 //! `RedisStore`, with a real Redis; see `support/redis_server.rs` for how to get one.
 #![cfg(unix)]
 
+#[path = "support/folder.rs"]
+mod folder;
 #[path = "support/processes.rs"]
 mod processes;
 #[path = "support/redis_server.rs"]
@@ -8,6 +10,7 @@ mod redis_server;
 
 use std::{error::Error as _, time::Duration};
 
+use folder::Folder;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
@@ -152,9 +155,10 @@ fn one_of_many() {
 /// Two credentials, or two prefixes, have nothing to do with each other; a cluster has the keys of one on one node.
 #[tokio::test]
 async fn namespaces_are_apart_and_the_keys_of_one_are_in_one_slot() {
-    let nodes = std::env::temp_dir().join(format!("tower-bearer-redis-nodes-{}", std::process::id()));
-    let nodes = nodes.to_str().unwrap();
-    let redis = RedisServer::with(&["--cluster-enabled", "yes", "--cluster-config-file", nodes]).await;
+    let folder = Folder::new();
+    let nodes = folder.0.join("nodes");
+    let cluster = ["--cluster-enabled", "yes", "--cluster-config-file", nodes.to_str().unwrap()];
+    let redis = RedisServer::with(&cluster).await;
     redis.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
     let state = || redis.run(&["CLUSTER", "INFO"]);
     while !state().await.contains("cluster_state:ok") {
@@ -176,8 +180,6 @@ async fn namespaces_are_apart_and_the_keys_of_one_are_in_one_slot() {
         keys,
         ["mine:{videos}:record", "tower-bearer:{other}:record", "tower-bearer:{videos}:lease", KEY]
     );
-    drop(redis);
-    std::fs::remove_file(nodes).unwrap();
 }
 
 /// Row 57: down, and flushed with it.
@@ -275,9 +277,8 @@ async fn what_is_none_of_ours_is_overwritten() {
 #[tokio::test]
 async fn over_tls_with_a_root_certificate_of_ones_own() {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let folder = std::env::temp_dir().join(format!("tower-bearer-redis-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let (cert_file, key_file) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let folder = Folder::new();
+    let (cert_file, key_file) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
     std::fs::write(&cert_file, cert.pem()).unwrap();
     std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
     let tls_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -299,7 +300,6 @@ async fn over_tls_with_a_root_certificate_of_ones_own() {
     // Of a certificate that nobody vouches for, nothing is asked.
     let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// The rights that the documentation names are enough, and a password is shown nowhere.

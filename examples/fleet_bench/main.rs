@@ -47,19 +47,17 @@ struct Row {
     posts: u64,
     /// The most POSTs that one of them took.
     worst: u64,
+    heard: Heard,
+}
+
+/// What the processes tell.
+#[derive(Clone, Copy, Default)]
+struct Heard {
     mishaps: u64,
     requests: u64,
     lost: u64,
     /// Requests with a token that had expired; not those that were under way when their process was stopped.
     expired: u64,
-}
-
-#[derive(Default)]
-struct Heard {
-    requests: u64,
-    lost: u64,
-    expired: u64,
-    mishaps: u64,
 }
 
 /// Processes that share a store, and what is heard of them.
@@ -98,9 +96,7 @@ impl Fleet {
                 if let Some(generation) =
                     record.map(|record| record.generation()).filter(|it| *it != self.newest)
                 {
-                    let counters = self.server.counters();
-                    let posts =
-                        counters.refresh_grants + counters.refused_refresh_tokens + counters.api_key_grants;
+                    let posts = worker::posts(&self.server);
                     self.newest = generation;
                     self.row.expiries += 1;
                     self.row.worst = self.row.worst.max(posts - self.row.posts);
@@ -115,9 +111,8 @@ impl Fleet {
     /// Ends the processes, and tells what has come to pass.
     async fn end(mut self) -> Row {
         self.running.shutdown().await;
-        let Heard { requests, lost, expired, mishaps } =
-            *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        Row { requests, lost, expired, mishaps, ..self.row }
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        Row { heard, ..self.row }
     }
 }
 
@@ -189,13 +184,14 @@ impl Table {
             Some(_) => [row.expiries.to_string(), format!("{each:.2}"), row.worst.to_string()],
             None => ["", "", ""].map(str::to_owned),
         };
+        let Row { posts, worst, heard: Heard { mishaps, requests, lost, expired }, .. } = *row;
         println!(
-            "{name:<38} {expiries:>8} {:>5} {shown:>11} {at_worst:>5} {:>7} {:>8} {:>4} {:>7}",
-            row.posts, row.mishaps, row.requests, row.lost, row.expired
+            "{name:<38} {expiries:>8} {posts:>5} {shown:>11} {at_worst:>5} {mishaps:>7} {requests:>8} {lost:>4} \
+             {expired:>7}"
         );
-        let (most, worst) = bar.unwrap_or((f64::INFINITY, u64::MAX));
-        let missed = row.lost > 0 || row.worst > worst.max(8);
-        if missed || !self.brief && (row.expired > 0 || row.worst > worst || each > most) {
+        let (most, most_at_worst) = bar.unwrap_or((f64::INFINITY, u64::MAX));
+        let missed = lost > 0 || worst > most_at_worst.max(8);
+        if missed || !self.brief && (expired > 0 || worst > most_at_worst || each > most) {
             self.missed.push(name.to_owned());
         }
     }

@@ -23,7 +23,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, FileStore, RedisStore, RefreshAhead, Role, SourceError, Token,
-    TokenProvider, TokenProviderBuilder, TokenSource, TokenStore,
+    TokenProvider, TokenProviderBuilder, TokenSource, TokenStore, testing::AuthServer,
 };
 
 /// Tells this program to be a worker, and which store it shares.
@@ -93,6 +93,12 @@ impl Tally {
             expired: next()?,
         })
     }
+}
+
+/// What a fleet has cost its auth endpoint.
+pub fn posts(server: &AuthServer) -> u64 {
+    let counters = server.counters();
+    counters.refresh_grants + counters.refused_refresh_tokens + counters.api_key_grants
 }
 
 /// How often this process was stopped.

@@ -16,7 +16,10 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Lease, Publication, Record, TokenStore};
-use crate::error::{Error, StoreError};
+use crate::{
+    error::{Error, StoreError},
+    observability::millis,
+};
 
 /// The schema of the files. A file of another counts as absent.
 const SCHEMA: u32 = 1;
@@ -397,10 +400,6 @@ fn read<T: DeserializeOwned>(file: &mut File, path: &Path) -> Result<T, StoreErr
 
 fn now_millis() -> Millis {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-fn millis(duration: Duration) -> Millis {
-    duration.as_millis().try_into().unwrap_or(Millis::MAX)
 }
 
 fn cannot(what: &str, path: &Path, error: io::Error) -> StoreError {

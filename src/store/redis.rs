@@ -15,7 +15,10 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::Instant;
 
 use super::{Lease, Publication, Record, TokenStore};
-use crate::error::{Error, StoreError};
+use crate::{
+    error::{Error, StoreError},
+    observability::millis,
+};
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -261,14 +264,7 @@ impl RedisStore {
     }
 
     async fn run<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        self.try_run(invocation).await?.map_err(failed)
-    }
-
-    async fn try_run<T: FromRedisValue>(
-        &self,
-        invocation: &ScriptInvocation<'_>,
-    ) -> Result<Result<T, RedisError>, StoreError> {
-        Ok(invocation.invoke_async(&mut self.connection()?).await)
+        invocation.invoke_async(&mut self.connection()?).await.map_err(failed)
     }
 }
 
@@ -305,10 +301,11 @@ impl TokenStore for RedisStore {
             .arg(record.text())
             .arg(millis(retention));
         // Of what Redis says to it, the code alone: the rest may quote what it was sent.
-        let stored: bool = self.try_run(&publish).await?.map_err(|error| match error.code() {
+        let failed = |error: RedisError| match error.code() {
             Some(code) => StoreError::unavailable(format!("{FAILED}: it answered {code}")),
             None => failed(error),
-        })?;
+        };
+        let stored: bool = publish.invoke_async(&mut self.connection()?).await.map_err(failed)?;
         Ok(if stored { Publication::Stored } else { Publication::Superseded })
     }
 
@@ -327,10 +324,6 @@ fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
         "" => Some(record),
         left => Some(record.expires_in(Duration::from_millis(left.parse().ok()?))),
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn failed(error: RedisError) -> StoreError {
