@@ -42,7 +42,7 @@ impl Endpoint {
 impl TokenSource for Endpoint {
     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
         let number = self.posts.fetch_add(1, Ordering::SeqCst);
-        let requested_at = Instant::now();
+        let requested_at = tokio::time::Instant::now().into_std();
         tokio::time::sleep(LATENCY).await;
         self.answered.store(self.elapsed(), Ordering::SeqCst);
         let token = Token::builder(format!("access-{number}"));

@@ -425,7 +425,15 @@ pub(crate) fn token_file_unreadable(error: SourceError) {
 pub(crate) use tracing::Span;
 /// Without the feature `tracing`: none.
 #[cfg(not(feature = "tracing"))]
+#[derive(Clone)]
 pub(crate) struct Span;
+
+/// Calls `report` within `span`.
+pub(crate) fn report_within(span: Option<Span>, report: impl FnOnce()) {
+    #[cfg(feature = "tracing")]
+    let _entered = span.as_ref().map(Span::enter);
+    report();
+}
 
 /// That of what runs now.
 #[cfg(feature = "store")]
@@ -450,6 +458,12 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 
 fn millis_until(at: Instant) -> u64 {
     millis(at.saturating_duration_since(Instant::now()))
+}
+
+/// An error and all beneath it, outermost first.
+#[cfg(all(test, feature = "api-video"))]
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    Chain(error).to_string()
 }
 
 /// An error and all beneath it, outermost first.

@@ -6,10 +6,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use pin_project_lite::pin_project;
 use reqwest::{Body, Client, Error};
 use tower_service::Service;
+
+use crate::future::FinalUri;
 
 /// A [`reqwest::Client`] as the inner service of a layer, such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
 /// [`http::Request`]s, and answers [`http::Response`]s.
@@ -33,7 +35,8 @@ use tower_service::Service;
 ///
 /// # Redirects
 ///
-/// The client follows them, beneath the layer, and removes `Authorization` where the origin changes.
+/// The client follows them, beneath the layer, and removes `Authorization` where the origin changes. The answer of an
+/// origin that is not [allowed](crate::BearerAuthLayer::scope) is never a challenge.
 ///
 /// # Errors
 ///
@@ -99,7 +102,15 @@ impl Future for ReqwestFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Sent { response } => Poll::Ready(Ok(ready!(response.poll(cx))?.into())),
+            StateProj::Sent { response } => {
+                let response = ready!(response.poll(cx))?;
+                let uri = Uri::try_from(response.url().as_str());
+                let mut response = Response::from(response);
+                if let Ok(uri) = uri {
+                    response.extensions_mut().insert(FinalUri(uri));
+                }
+                Poll::Ready(Ok(response))
+            }
             // Polled once more than a future may be, it waits for ever.
             StateProj::Refused { error } => {
                 error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))

@@ -1,7 +1,7 @@
 //! [`BearerAuth`]: the service that the layer makes.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -167,10 +167,10 @@ impl<S, R> BearerAuth<S, R> {
         options.provider.reporter().waiting();
         let (parts, body) = request.into_parts();
         let (body, spare) = options.replay.begin(body);
-        // The service that was made ready goes with the request, until there is a token.
-        let ready = mem::replace(&mut self.inner, self.shared.service());
+        // The service that was made ready, and what it holds, goes before the request waits for a token, not after.
+        self.inner = self.shared.service();
         let request = Request::from_parts(parts, body);
-        ResponseFuture::waiting(options.provider.obtain(), ready, request, head.zip(spare), &self.shared)
+        ResponseFuture::waiting(options.provider.obtain(), request, head.zip(spare), &self.shared)
     }
 }
 

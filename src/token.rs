@@ -75,6 +75,11 @@ impl Inner {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
+    /// Whether the token's end is `grace` or more in the past.
+    pub(crate) fn is_expired_by(&self, grace: Duration, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at + grace <= now)
+    }
+
     #[inline]
     pub(crate) fn header(&self) -> &HeaderValue {
         &self.header
@@ -243,8 +248,11 @@ impl TokenBuilder {
         header.set_sensitive(true);
         // A clone's bytes are shared from the start; the original's decide anew at each clone whether they are.
         let header = header.clone();
-        let expires_at =
-            self.expires_in.and_then(|lifetime| self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)));
+        let expires_at = self.expires_in.and_then(|lifetime| match lifetime {
+            // No life that the way could have used up: it ends where it arrives.
+            Duration::ZERO => Some(Instant::now().max(self.requested_at)),
+            lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
+        });
         Ok(Token(Arc::new(Inner {
             header,
             refresh_token: self.refresh_token,

@@ -20,7 +20,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    BearerAuthLayer, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider, TokenSource,
+    BearerAuthLayer, Error, Freshness, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider,
+    TokenSource,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -78,11 +79,12 @@ async fn tokens_that_expire_at_once_are_used_and_asked_for_less_and_less_often()
     let source = Source::living(Duration::ZERO);
     let provider = kept_fresh(Arc::clone(&source));
     provider.ready().await.unwrap();
-    for _ in 0..600 {
+    let begun = Instant::now();
+    while begun.elapsed() < 10 * MINUTE {
         sleep(SECOND).await;
         assert!(provider.token().await.is_ok());
     }
-    // One a second at first; later one per backoff, which is 2.5 s on average.
+    // One per backoff, which is 2.5 s on average, and the second that a fetch takes.
     let fetches = source.fetches();
     assert!((100..450).contains(&fetches), "{fetches}");
 }
@@ -549,4 +551,77 @@ fn every_option_of_a_provider_is_checked_as_it_is_built() {
         }
     }
     assert!(builder().refresh_timeout(HOUR).cool_down(SECOND, HOUR).name("videos").build().is_ok());
+}
+
+/// Row 73.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expires_at_once_is_used_for_a_second_and_no_longer() {
+    let retry = RetryPolicy::new().backoff(10 * MINUTE, 11 * MINUTE).unwrap();
+    let source = Source::living(Duration::ZERO);
+    let provider = TokenProvider::builder(Arc::clone(&source)).retry(retry).build().unwrap();
+    let api = Api::default();
+    api.accept("access-1");
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    for _ in 0..9 {
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+        advance(SECOND / 10).await;
+    }
+    advance(SECOND / 10).await;
+    let requests = api.requests();
+    for _ in 0..9 {
+        // The source is left alone for longer than a refresh may take: the reason is given at once.
+        let error = at_once(service.clone().oneshot(get()));
+        let error = match error {
+            Some(answer) => answer.unwrap_err(),
+            None => service.clone().oneshot(get()).await.unwrap_err(),
+        };
+        assert!(chain(&*error).contains("backoff"), "{error:?}");
+        assert!(provider.current().is_none());
+        sleep(MINUTE).await;
+    }
+    assert_eq!((api.requests(), source.fetches()), (requests, 1));
+    advance(2 * MINUTE).await;
+    assert_eq!(provider.token().await.unwrap().generation(), 2);
+}
+
+/// Row 73: a token whose life was over before it arrived is used by nobody, and its refresh token is not lost.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expired_on_its_way_takes_the_place_of_none() {
+    struct Slow {
+        previous: Mutex<Vec<Option<String>>>,
+        /// How long each exchange takes.
+        takes: Mutex<Vec<Duration>>,
+    }
+
+    impl TokenSource for Slow {
+        async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+            let previous = previous.and_then(Token::refresh_token).map(str::to_owned);
+            let call = {
+                let mut seen = self.previous.lock().unwrap();
+                seen.push(previous);
+                seen.len()
+            };
+            let requested_at = Instant::now().into_std();
+            let takes = self.takes.lock().unwrap().pop().unwrap();
+            sleep(takes).await;
+            let token = Token::builder(format!("access-{call}")).refresh_token(format!("refresh-{call}"));
+            Ok(token.expires_in(10 * SECOND).requested_at(requested_at).build()?)
+        }
+    }
+
+    let takes = Mutex::new(vec![SECOND, 12 * SECOND, SECOND]);
+    let source = Arc::new(Slow { previous: Mutex::default(), takes });
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let first = provider.token().await.unwrap();
+    let late = tokio::spawn({
+        let (provider, first) = (provider.clone(), first.clone());
+        async move { provider.refresh(&first).await }
+    });
+    sleep(5 * SECOND).await;
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+    let error = late.await.unwrap().unwrap_err();
+    assert!(error.is_transient() && chain(&error).contains("expired before it arrived"), "{error:?}");
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
+    let previous = source.previous.lock().unwrap().clone();
+    assert_eq!(previous, [None, Some("refresh-1".to_owned()), Some("refresh-2".to_owned())]);
 }

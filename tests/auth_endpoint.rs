@@ -561,3 +561,125 @@ async fn with_the_key_alone_processes_do_not_spend_each_others_refresh_tokens() 
         assert_eq!((refreshes, counters.api_key_grants), (if key_only { (0, 0) } else { (0, 6) }, 8));
     }
 }
+
+/// Row 67: a refresh endpoint that is broken for good.
+#[tokio::test]
+async fn the_key_is_used_when_the_refresh_endpoint_is_broken() {
+    // A rejection is one, whatever its status; so is a redirect, which is not followed.
+    for status in [302, 308, 402, 404, 405, 406, 409, 410, 415, 418, 422, 451] {
+        let (server, provider, token) = authenticated().await;
+        server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
+        let token = provider.refresh(&token).await.unwrap_or_else(|error| panic!("{status}: {error:?}"));
+        assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 1), "{status}");
+        // Its successor has a chance of its own.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(token.generation(), 2);
+    }
+    // After a server's error it may be spent: once more, and then the key.
+    for status in [500, 501, 502, 503, 504, 505, 520, 599] {
+        let (server, provider, token) = authenticated().await;
+        server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
+        provider.refresh(&token).await.unwrap_or_else(|error| panic!("{status}: {error:?}"));
+        assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 2), "{status}");
+    }
+}
+
+/// Row 67: neither a gateway's error nor the end of a refresh makes a refresh token that was lost a new one.
+#[tokio::test]
+async fn no_answer_resets_how_often_a_refresh_token_was_presented() {
+    for status in [502, 503, 504] {
+        let status = Fault::Status(StatusCode::from_u16(status).unwrap());
+        for faults in [[Fault::Reset, status.clone()], [status.clone(), Fault::Reset]] {
+            let (server, provider, token) = authenticated().await;
+            faults.into_iter().for_each(|fault| server.inject(Route::RefreshGrant, fault));
+            provider.refresh(&token).await.unwrap();
+            assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 2));
+        }
+    }
+    // One attempt per refresh.
+    let server = AuthServer::start().await.unwrap();
+    let retry = RetryPolicy::new().max_retries(0).backoff(Duration::from_millis(1), Duration::from_millis(2));
+    let provider = TokenProvider::builder(source(&server)).retry(retry.unwrap()).build().unwrap();
+    let token = provider.token().await.unwrap();
+    server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
+    assert!(provider.refresh(&token).await.unwrap_err().is_transient());
+    provider.refresh(&token).await.unwrap();
+    assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 2));
+}
+
+/// Row 67: what says that the request was not acted upon spends nothing.
+#[tokio::test]
+async fn a_rate_limit_spends_no_refresh_token() {
+    for status in [408, 429] {
+        let (server, provider, token) = authenticated().await;
+        let fault = || answer(status, &[("retry-after", "0")], "");
+        (0..8).for_each(|_| server.inject(Route::RefreshGrant, fault()));
+        for _ in 0..2 {
+            assert!(provider.refresh(&token).await.unwrap_err().is_transient());
+        }
+        provider.refresh(&token).await.unwrap();
+        assert_eq!((grants(server.counters()), server.counters().faults), ([1, 1, 0, 0], 8));
+    }
+}
+
+/// Row 67: a server that asks for a pause is not sent the key at once.
+#[tokio::test]
+async fn the_key_waits_for_the_pause_that_the_server_asks_for() {
+    let server = AuthServer::start().await.unwrap();
+    let limit = Duration::from_secs(2);
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
+    let provider =
+        TokenProvider::builder(source(&server)).refresh_timeout(limit).retry(retry).build().unwrap();
+    let token = provider.token().await.unwrap();
+    server.inject(Route::RefreshGrant, Fault::Reset);
+    server.inject(Route::RefreshGrant, answer(503, &[("retry-after", "30")], ""));
+    let error = provider.refresh(&token).await.unwrap_err();
+    assert!(chain(&error).contains("503"), "{}", chain(&error));
+    assert_eq!(grants(server.counters()), [1, 0, 0, 0]);
+}
+
+/// Row 67: it is the configuration that is wrong only if the key's endpoint says so too.
+#[tokio::test]
+async fn a_wrong_address_is_told_by_the_keys_endpoint() {
+    for status in [301, 404, 405, 410, 415] {
+        let (server, provider, token) = authenticated().await;
+        let fault = || Fault::Status(StatusCode::from_u16(status).unwrap());
+        server.inject_always(Route::RefreshGrant, fault());
+        server.inject_always(Route::ApiKeyGrant, fault());
+        let error = provider.refresh(&token).await.unwrap_err();
+        assert_eq!(kind(&error), SourceErrorKind::Configuration);
+        assert!(chain(&error).contains("auth/api-key"), "{}", chain(&error));
+        assert_eq!(server.counters().faults, 2);
+    }
+}
+
+/// Row 68: a client that does not get ready sends nothing, whether the exchange's time or the refresh's is up first.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_before_the_request_was_sent_spends_nothing() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let client = tower::service_fn({
+        let seen = Arc::clone(&seen);
+        move |request: Request<String>| {
+            seen.lock().unwrap().push(request.uri().path().to_owned());
+            let body = r#"{"access_token": "a", "refresh_token": "r", "expires_in": 3600}"#;
+            async move { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body))) }
+        }
+    });
+    let client = tower::limit::ConcurrencyLimit::new(client, 1);
+    let second = Duration::from_secs(1);
+    for (exchange, refresh) in [(second, 30 * second), (30 * second, second)] {
+        seen.lock().unwrap().clear();
+        let source = ApiVideo::new("key").with_client(client.clone()).timeout(exchange).unwrap();
+        let provider = TokenProvider::builder(source).refresh_timeout(refresh).build().unwrap();
+        let token = provider.token().await.unwrap();
+        let mut held = client.clone();
+        held.ready().await.unwrap();
+        for _ in 0..4 {
+            let error = provider.refresh(&token).await.unwrap_err();
+            assert!(error.is_transient(), "{error:?}");
+        }
+        drop(held);
+        provider.refresh(&token).await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), ["/auth/api-key", "/auth/refresh"]);
+    }
+}

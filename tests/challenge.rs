@@ -2,7 +2,14 @@
 
 mod support;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
@@ -500,5 +507,286 @@ async fn it_does_not_matter_whether_a_grant_revokes_the_tokens_before_it() {
         server.inject(Route::RefreshGrant, Fault::LoseAnswer);
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
         assert_eq!(server.counters().api_key_grants, 2);
+    }
+}
+
+/// An API with two endpoints: `/y` knows which tokens are good, and `/x` refuses them all.
+#[derive(Clone)]
+struct TwoEndpoints {
+    source: Arc<Source>,
+    /// Every token up to this one is revoked.
+    revoked: Arc<AtomicU64>,
+    /// A grant revokes the tokens before it, as soon as the endpoint has the request.
+    grant_revokes: bool,
+}
+
+impl TwoEndpoints {
+    fn new(grant_revokes: bool) -> Self {
+        Self { source: Source::new(), revoked: Arc::default(), grant_revokes }
+    }
+
+    fn provider(&self) -> TokenProvider {
+        TokenProvider::new(Arc::clone(&self.source))
+    }
+
+    fn revoke(&self) {
+        self.revoked.store(self.source.fetches(), Ordering::SeqCst);
+    }
+
+    fn status(&self, request: &Request<Empty<Bytes>>) -> StatusCode {
+        let token = request.headers()[AUTHORIZATION].to_str().unwrap().rsplit('-').next().unwrap();
+        let token: u64 = token.parse().unwrap();
+        let is_revoked = token <= self.revoked.load(Ordering::SeqCst)
+            || (self.grant_revokes && token < self.source.fetches());
+        match request.uri().path() {
+            "/y" if !is_revoked => StatusCode::OK,
+            _ => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    /// The answer takes 20 ms.
+    fn service(
+        &self,
+    ) -> impl Service<
+        Request<Empty<Bytes>>,
+        Response = Response<Empty<Bytes>>,
+        Error = Infallible,
+        Future: Future<Output = Result<Response<Empty<Bytes>>, Infallible>> + Send,
+    > + Clone
+    + Send
+    + 'static {
+        let api = self.clone();
+        tower::service_fn(move |request: Request<Empty<Bytes>>| {
+            let api = api.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let mut response = Response::new(Empty::new());
+                *response.status_mut() = api.status(&request);
+                Ok(response)
+            }
+        })
+    }
+}
+
+fn get_path(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("https://api.example{path}")).body(Empty::new()).unwrap()
+}
+
+/// Row 62.
+#[tokio::test(start_paused = true)]
+async fn five_revocations_in_a_row_all_heal() {
+    for grant_revokes in [false, true] {
+        let api = TwoEndpoints::new(grant_revokes);
+        let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+        for revocations in 0..=5 {
+            let mut requests = JoinSet::new();
+            for _ in 0..300 {
+                requests.spawn(service.clone().oneshot(get_path("/y")));
+            }
+            for response in requests.join_all().await {
+                assert_eq!(response.unwrap().status(), StatusCode::OK, "after {revocations} revocations");
+            }
+            assert_eq!(api.source.fetches(), 1 + revocations);
+            api.revoke();
+        }
+    }
+}
+
+/// Row 62, over real sockets.
+#[tokio::test]
+async fn revocations_in_a_row_heal_over_sockets() {
+    for revoke_previous in [false, true] {
+        let server = AuthServer::builder().revoke_previous(revoke_previous).start().await.unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(support::http1());
+        for _ in 0..=5 {
+            let mut requests = JoinSet::new();
+            for _ in 0..100 {
+                let request =
+                    Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+                requests.spawn(service.clone().oneshot(request));
+            }
+            for response in requests.join_all().await {
+                assert_eq!(response.unwrap().status(), StatusCode::OK);
+            }
+            server.revoke_access_tokens();
+        }
+        let counters = server.counters();
+        assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 5));
+    }
+}
+
+/// Row 62: the request that started the refresh is slow, or gone; those that joined it are evidence as well.
+#[tokio::test(start_paused = true)]
+async fn a_revocation_heals_though_the_starter_of_the_last_refresh_is_gone() {
+    for is_dropped in [false, true] {
+        let api = TwoEndpoints::new(false);
+        let layer = BearerAuthLayer::with_provider(api.provider());
+        let service = layer.layer(api.service());
+        service.clone().oneshot(get_path("/y")).await.unwrap();
+        api.revoke();
+        // Its retry takes a minute.
+        let slow = api.service();
+        let slow = layer.layer(tower::service_fn(move |request: Request<Empty<Bytes>>| {
+            let is_retry = request.headers()[AUTHORIZATION] == "Bearer access-2";
+            let slow = slow.clone();
+            async move {
+                tokio::time::sleep(Duration::from_secs(if is_retry { 60 } else { 0 })).await;
+                slow.oneshot(request).await
+            }
+        }));
+        let starter = tokio::spawn(slow.oneshot(get_path("/y")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if is_dropped {
+            starter.abort();
+        }
+        for revocations in 1..=3 {
+            let response = service.clone().oneshot(get_path("/y")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(api.source.fetches(), 1 + revocations);
+            // The least cool-down, since the starter's answer may still come.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            api.revoke();
+        }
+    }
+}
+
+/// Row 63.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_refuses_every_token_costs_a_refresh_per_five_seconds_and_the_others_heal() {
+    let second = Duration::from_secs(1);
+    for grant_revokes in [false, true] {
+        for (is_sent_again, burst) in [(true, 1), (true, 100), (false, 1), (false, 100)] {
+            let case =
+                format!("a grant revokes: {grant_revokes}, sent again: {is_sent_again}, {burst} at once");
+            let api = TwoEndpoints::new(grant_revokes);
+            let layer = BearerAuthLayer::with_provider(api.provider());
+            let x = layer.clone().retry(RetryPolicy::new().max_retries(if is_sent_again { 2 } else { 0 }));
+            let (x, y) = (x.layer(api.service()), layer.layer(api.service()));
+            y.clone().oneshot(get_path("/y")).await.unwrap();
+
+            let begun = tokio::time::Instant::now();
+            let polling = tokio::spawn(async move {
+                loop {
+                    for _ in 0..burst {
+                        tokio::spawn(x.clone().oneshot(get_path("/x")));
+                    }
+                    tokio::time::sleep(second).await;
+                }
+            });
+            let mut refused_since = None;
+            let mut fetches = Vec::new();
+            let mut revocations = 0;
+            while begun.elapsed() < 300 * second {
+                let sent = tokio::time::Instant::now();
+                let status = y.clone().oneshot(get_path("/y")).await.unwrap().status();
+                match (status, refused_since) {
+                    (StatusCode::OK, _) => refused_since = None,
+                    (_, None) => refused_since = Some(sent),
+                    (_, Some(since)) => {
+                        assert!(sent - since <= 5 * second, "{case}: {:?}", sent - since);
+                    }
+                }
+                if fetches.last().is_none_or(|(count, _)| *count < api.source.fetches()) {
+                    fetches.push((api.source.fetches(), sent));
+                }
+                // Now and then a real revocation, of a token that has been accepted.
+                let is_due = revocations < 4 && begun.elapsed() > 60 * second * (revocations + 1);
+                if is_due && status == StatusCode::OK && !layer.provider().status().refreshing {
+                    revocations += 1;
+                    api.revoke();
+                }
+                tokio::time::sleep(second / 10).await;
+            }
+            polling.abort();
+            assert_eq!(revocations, 4);
+            // The first token, one refresh per pause and its own second, and one for each revocation.
+            assert!(api.source.fetches() <= 1 + 300 / 6 + 1 + 4, "{case}: {}", api.source.fetches());
+            // In any five seconds one that `/x` caused, and perhaps one after a revocation.
+            for three in fetches.windows(3) {
+                let [(_, first), _, (_, last)] = three else { unreachable!() };
+                assert!(*last - *first >= 5 * second, "{case}: {fetches:?}");
+            }
+        }
+    }
+}
+
+/// Row 63: where nothing is accepted, the cool-down doubles as before.
+#[tokio::test(start_paused = true)]
+async fn an_api_that_accepted_once_and_refuses_for_ever_costs_a_refresh_per_doubling_cool_down() {
+    let api = TwoEndpoints::new(false);
+    let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get_path("/y")).await.unwrap().status(), StatusCode::OK);
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3600) {
+        let response = service.clone().oneshot(get_path("/x")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!((50..=68).contains(&api.source.fetches()), "{}", api.source.fetches());
+}
+
+/// Row 71.
+#[tokio::test(start_paused = true)]
+async fn a_retry_carries_the_token_that_is_current_when_it_is_sent() {
+    let (api, source) = (Api::default(), Source::new());
+    api.accept("access-3");
+    let provider = TokenProvider::new(Arc::clone(&source));
+    provider.token().await.unwrap();
+    let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(limited.clone());
+    let request = tokio::spawn(service.oneshot(get()));
+    while api.requests() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The one permit is taken before the retry can have it, and held until another token has been published.
+    let mut held = limited;
+    held.ready().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let second = provider.current().unwrap();
+    assert_eq!(second.generation(), 2);
+    provider.refresh(&second).await.unwrap();
+    drop(held);
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-3"]);
+}
+
+/// Rows 66 and 71: a token that expires while its request waits for the service is not sent.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expires_before_the_service_is_ready_is_not_sent() {
+    let second = Duration::from_secs(1);
+    let (api, source) = (Api::default(), Source::living(10 * second));
+    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
+    let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
+    let mut service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(limited.clone());
+    let request = service.ready().await.unwrap().call(get());
+    let mut held = limited;
+    held.ready().await.unwrap();
+    let request = tokio::spawn(request);
+    tokio::time::sleep(20 * second).await;
+    drop(held);
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-2"]);
+}
+
+/// Row 66: one client, four requests at a time, behind both the source and the layer.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_a_token_holds_no_permit() {
+    let client = tower::service_fn(|request: Request<String>| async move {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let is_grant = request.uri().path() == "/auth/api-key";
+        let body = if is_grant { r#"{"access_token": "abc", "expires_in": 3600}"# } else { "ok" };
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
+    });
+    let client = tower::limit::ConcurrencyLimit::new(client, 4);
+    let source = ApiVideo::new("key").with_client(client.clone());
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client);
+    let mut requests = JoinSet::new();
+    for _ in 0..4 {
+        let request = Request::get("https://ws.api.video/videos").body(String::new()).unwrap();
+        requests.spawn(service.clone().oneshot(request));
+    }
+    for response in requests.join_all().await {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
 }

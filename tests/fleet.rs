@@ -577,3 +577,21 @@ async fn keys_are_rotated_without_an_authentication() {
     assert_eq!((grants.refreshes, grants.authentications), (1, 1));
     assert_eq!(format!("{:?}", both(2, 1)), r#"["key-2", "key-1"]"#);
 }
+
+/// Row 70.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_needs_a_token_makes_a_background_refresh_urgent() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let process = endpoint.process(&store).build().unwrap();
+    let token = process.token().await.unwrap();
+    until_it_ages(&process).await;
+    store.set(Health::Down);
+    // In the background, there is time to wait for the store …
+    process.token().await.unwrap();
+    sleep(POST / 10).await;
+    assert!(process.status().refreshing && process.status().last_error.is_some());
+    assert_eq!(endpoint.grants().posts(), 1);
+    // … until the API refuses the token that is there.
+    let next = process.refresh(&token).await.unwrap();
+    assert_eq!((next.access_token(), process.status().flights), ("access-2", 2));
+}

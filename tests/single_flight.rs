@@ -373,3 +373,127 @@ async fn a_sources_wish_to_be_left_alone_is_followed_within_reason() {
     tokio::time::advance(retry_in).await;
     assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
 }
+
+/// A source whose first fetch waits until it is let go; each token has a refresh token and lives for `lifetime`.
+struct Gated {
+    gate: tokio::sync::Semaphore,
+    fetches: AtomicU64,
+    lifetime: Option<Duration>,
+    previous: std::sync::Mutex<Vec<Option<String>>>,
+}
+
+impl Gated {
+    fn new(is_open: bool, lifetime: Option<Duration>) -> Arc<Self> {
+        let gate = tokio::sync::Semaphore::new(is_open.into());
+        Arc::new(Self { gate, fetches: AtomicU64::new(0), lifetime, previous: Default::default() })
+    }
+}
+
+impl TokenSource for Gated {
+    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+        let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
+        self.previous.lock().unwrap().push(previous.and_then(Token::refresh_token).map(str::to_owned));
+        if fetch == 1 {
+            let _ = self.gate.acquire().await;
+        }
+        let token = Token::builder(format!("access-{fetch}")).refresh_token(format!("refresh-{fetch}"));
+        Ok(match self.lifetime {
+            Some(lifetime) => token.expires_in(lifetime),
+            None => token,
+        }
+        .build()?)
+    }
+}
+
+fn on_its_thread() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A refresh whose runtime is not driven any more, once its time is up.
+fn stalled() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
+    let source = Gated::new(false, None);
+    let limit = Duration::from_millis(200);
+    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
+    let runtime = on_its_thread();
+    runtime.block_on(async {
+        let _ = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
+    });
+    assert!(provider.status().refreshing);
+    (source, provider, runtime)
+}
+
+/// Row 65.
+#[test]
+fn a_refresh_on_a_stalled_runtime_is_waited_for_no_longer_than_it_may_take() {
+    let (source, provider, stalled) = stalled();
+    on_its_thread().block_on(async {
+        let waiters: Vec<_> = (0..10)
+            .map(|_| {
+                let provider = provider.clone();
+                tokio::spawn(async move { provider.token().await })
+            })
+            .collect();
+        for waiter in waiters {
+            let outcome = tokio::time::timeout(Duration::from_secs(60), waiter).await;
+            assert!(matches!(outcome.expect("it waits on").unwrap(), Err(Error::TimedOut(_))));
+        }
+        let status = provider.status();
+        assert_eq!((status.refreshing, status.flights, status.failed_flights), (false, 1, 1));
+        // The next caller has its own refresh, on its own runtime.
+        assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+    });
+    // What the first one comes to in the end is older than what is there.
+    source.gate.add_permits(1);
+    stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
+    assert_eq!(provider.current().unwrap().access_token(), "access-2");
+    let status = provider.status();
+    assert_eq!((status.generation, status.flights, status.failed_flights), (1, 2, 1));
+}
+
+/// Row 65.
+#[test]
+fn what_an_abandoned_refresh_brings_is_used_if_it_is_newer_and_its_refresh_token_is_not_lost() {
+    let (source, provider, stalled) = stalled();
+    let live = on_its_thread();
+    assert!(matches!(live.block_on(provider.token()), Err(Error::TimedOut(_))));
+    source.gate.add_permits(1);
+    stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
+    let late = provider.current().expect("the late token is lost");
+    assert_eq!(late.access_token(), "access-1");
+    live.block_on(provider.refresh(&late)).unwrap();
+    assert_eq!(*source.previous.lock().unwrap(), [None, Some("refresh-1".to_owned())]);
+}
+
+/// Row 65: nobody waited, and so nothing ended it; a caller that comes after its time waits for another.
+#[test]
+fn an_overdue_refresh_is_joined_by_nobody() {
+    let (_source, provider, _stalled) = stalled();
+    std::thread::sleep(Duration::from_millis(250));
+    assert_eq!(on_its_thread().block_on(provider.token()).unwrap().access_token(), "access-2");
+}
+
+/// Row 65: the background task moves to the runtime of the next caller that needs it.
+#[test]
+fn the_background_task_moves_from_a_stalled_runtime_to_a_live_one() {
+    let source = Gated::new(true, Some(Duration::from_millis(300)));
+    let stalled = on_its_thread();
+    let provider = stalled.block_on(async {
+        let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true).build().unwrap();
+        provider.ready().await.unwrap();
+        provider
+    });
+    on_its_thread().block_on(async {
+        // Until it is clear that the task does not run.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(provider.status().generation, 1);
+        provider.token().await.unwrap();
+        let renewed = async {
+            let mut changes = provider.subscribe();
+            while changes.next().await.unwrap().generation < 5 {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("nobody keeps it fresh");
+    });
+    // The first one notices, and ends.
+    stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
+    assert_eq!(stalled.metrics().num_alive_tasks(), 0);
+}

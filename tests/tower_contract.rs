@@ -117,8 +117,9 @@ async fn the_service_that_was_ready_is_the_one_called_and_a_retry_makes_its_own_
         let before = clones.load(Ordering::SeqCst);
         api.accept("access-1");
         assert_eq!(service.ready().await.unwrap().call(get()).await.unwrap().status(), StatusCode::OK);
-        // No clone where there is a token: cloning a client is what a request would pay most for.
-        assert_eq!(clones.load(Ordering::SeqCst) - before, usize::from(!has_token));
+        // No clone where there is a token: cloning a client is what a request would pay most for. Without one, the ready
+        // service goes before the request waits: a clone takes its place, and another sends the request.
+        assert_eq!(clones.load(Ordering::SeqCst) - before, if has_token { 0 } else { 2 });
 
         api.revoke_all();
         api.accept("access-2");
@@ -294,4 +295,21 @@ async fn it_composes_with_every_error_type() {
     assert!(boxed.oneshot(get()).await.is_ok());
     let concrete = layer.layer(api.service().map_err(|_| std::io::Error::other("")));
     assert!(concrete.oneshot(get()).await.is_ok());
+}
+
+/// Row 66: what goes without our token does not wait for one, and is sent by the service that was ready.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_needs_no_token_does_not_wait_for_one() {
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new().then(Act::Hang)));
+    let limited = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(Api::default().service());
+    let _waits = tokio::spawn(limited.clone().oneshot(get()));
+    tokio::task::yield_now().await;
+    let with_its_own = Request::get("https://api.example/").header("authorization", "Basic abc");
+    for request in [
+        Request::get("http://elsewhere.example/").body(Empty::new()).unwrap(),
+        with_its_own.body(Empty::new()).unwrap(),
+    ] {
+        let answer = tokio::time::timeout(Duration::from_millis(1), limited.clone().oneshot(request)).await;
+        assert_eq!(answer.unwrap().unwrap().status(), StatusCode::UNAUTHORIZED);
+    }
 }

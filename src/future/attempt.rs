@@ -1,37 +1,41 @@
 //! [`Attempt`]: what is kept of a request while its answer is awaited, and how it becomes the next attempt.
 
-use std::{pin::Pin, time::Duration};
+use std::time::Duration;
 
 use http::{Request, Response};
-use tokio::time::{Sleep, sleep};
 
 use super::shared::Shared;
 use crate::{
-    authorization::authorize,
     observability::NotSentAgain,
-    options::{Existing, Options},
+    options::Options,
+    provider::{Challenged, Part},
     replay::{Head, Replay},
     retry::Backoff,
     token::{Token, TokenId},
 };
 
-/// How long to wait before a retry.
-pub(super) type Delay = Pin<Box<Sleep>>;
-
 /// What is kept of a request while its answer is awaited.
 pub(super) struct Attempt<Spare> {
-    /// The token that it was sent with; `None` for one that has none of ours.
+    /// The token that it was sent with last; `None` for one that has none of ours.
     pub(super) token: Option<TokenId>,
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
     kept: Option<(Head, Spare)>,
-    retries: u32,
-    backoff: Option<Box<Backoff>>,
+    /// `None` for a request that was not sent again, which nearly all are: so the rest takes little room.
+    retries: Option<Box<Retries>>,
+}
+
+struct Retries {
+    /// How often the request has been sent again.
+    count: u32,
+    backoff: Backoff,
+    /// What part the request has in the refresh that gave it its token, if it was challenged before that.
+    part: Part,
 }
 
 impl<Spare> Attempt<Spare> {
     #[inline]
     pub(super) fn new(token: Option<TokenId>, kept: Option<(Head, Spare)>) -> Self {
-        Self { token, kept, retries: 0, backoff: None }
+        Self { token, kept, retries: None }
     }
 
     /// Holds the attempt under way where it is, if the request may be sent once more.
@@ -39,7 +43,7 @@ impl<Spare> Attempt<Spare> {
     where
         R: Replay<B, Spare = Spare>,
     {
-        if self.retries >= options.retry.retries() {
+        if self.retries() >= options.retry.retries() {
             return Err(NotSentAgain::Retries);
         }
         match &self.kept {
@@ -50,7 +54,16 @@ impl<Spare> Attempt<Spare> {
 
     /// How often the request has been sent again.
     pub(super) fn retries(&self) -> u32 {
-        self.retries
+        self.retries.as_ref().map_or(0, |retries| retries.count)
+    }
+
+    fn part(&self) -> Part {
+        self.retries.as_ref().map_or(Part::None, |retries| retries.part)
+    }
+
+    /// The challenge to the token that the request was sent with.
+    pub(super) fn challenged(&self, token: TokenId, waits: bool) -> Challenged {
+        Challenged { token, part: self.part(), waits }
     }
 
     /// The request is not sent again: an attempt that was held goes on, and nothing more is recorded.
@@ -58,47 +71,93 @@ impl<Spare> Attempt<Spare> {
         self.kept = None;
     }
 
-    /// The token that an answer refuses; `None` if the answer is the caller's.
-    #[inline]
+    /// The request is sent with `token`; after a challenge, it took this part in the refresh for the token `renewed`.
+    pub(super) fn send(&mut self, token: TokenId, renewed: Option<(TokenId, Part)>) {
+        // Neither the token that it was challenged with, nor one that is newer still, says anything of that refresh.
+        let of_this = renewed.filter(|(renewed, _)| *renewed == token && self.token != Some(token));
+        if let Some(retries) = &mut self.retries {
+            retries.part = of_this.map_or(Part::None, |(_, part)| part);
+        }
+        self.token = Some(token);
+    }
+
+    /// The token that an answer challenges; `None` if the answer is the caller's.
+    // Every answer comes this way: as a call, it would cost more than what it does.
+    #[inline(always)]
     pub(super) fn refused_by<S, R, ResBody>(
         &mut self,
         shared: &Shared<S, R>,
         response: &Response<ResBody>,
     ) -> Option<TokenId> {
-        let refused = self.token.filter(|_| shared.options.challenge.matches(response));
-        if refused.is_none() {
-            // Recording stops here: an answer's body may be read while the request's is still being sent.
-            self.give_up();
+        if let Some(token) = self.token {
+            if shared.options.challenge.matches(response) && !shared.is_foreign(response) {
+                return Some(token);
+            }
+            // Of most tokens it is known: this is all that the happy path pays for the evidence.
+            if !shared.options.provider.is_accepted(token) {
+                learn_from(shared, token, Part::None, response);
+            }
+        }
+        // Recording stops here: an answer's body may be read while the request's is still being sent.
+        self.give_up();
+        None
+    }
+
+    /// As [`refused_by`](Self::refused_by), for the answer to a retry: it says as well whether a refresh has healed the
+    /// request.
+    #[cold]
+    pub(super) fn refused_again_by<S, R, ResBody>(
+        &mut self,
+        shared: &Shared<S, R>,
+        response: &Response<ResBody>,
+    ) -> Option<TokenId> {
+        let refused = self.refused_by(shared, response);
+        if let (None, Some(token)) = (refused, self.token) {
+            learn_from(shared, token, self.part(), response);
         }
         refused
     }
 
-    /// The request once more, with `token`, and how long to wait first.
+    /// The request once more, without a token, and how long to wait first; `token` is the provider's answer to its
+    /// challenge.
     pub(super) fn again<R, B>(
         &mut self,
         options: &Options<R>,
-        token: Token,
-    ) -> Result<(Request<R::Body>, Option<Delay>), NotSentAgain>
+        token: &Token,
+    ) -> Result<(Request<R::Body>, Duration), NotSentAgain>
     where
         R: Replay<B, Spare = Spare>,
     {
         // The first retry with a token that the API has not seen refused waits for nothing, and costs nothing.
-        let free = self.retries == 0 && self.token != Some(token.id());
+        let free = self.retries.is_none() && self.token != Some(token.id());
         if !free && !options.retry.withdraw() {
             return Err(NotSentAgain::Budget);
         }
         let (head, spare) = self.kept.take().ok_or(NotSentAgain::Body)?;
         let (body, spare) = options.replay.again(spare).ok_or(NotSentAgain::Body)?;
-        let mut request = head.request(body);
-        // The header had room for a token before.
-        authorize(request.headers_mut(), token.header_value(), Existing::Replace)
-            .map_err(|_| NotSentAgain::Token)?;
+        let request = head.request(body);
         self.kept = spare.map(|spare| (head, spare));
-        self.retries += 1;
-        self.token = Some(token.id());
-        let backoff = self.backoff.get_or_insert_with(|| Box::new(options.retry.make_backoff()));
-        let delay = if free { Duration::ZERO } else { backoff.next_delay() };
-        options.provider.reporter().sent_again(token.id(), self.retries, delay);
-        Ok((request, (!free).then(|| Box::pin(sleep(delay)))))
+        let retries = self.retries.get_or_insert_with(|| {
+            Box::new(Retries { count: 0, backoff: options.retry.make_backoff(), part: Part::None })
+        });
+        retries.count += 1;
+        let delay = if free { Duration::ZERO } else { retries.backoff.next_delay() };
+        Ok((request, delay))
+    }
+}
+
+/// A success is evidence that the API accepts its token, and that the refresh in which the request took `part` has healed it.
+#[cold]
+fn learn_from<S, R, ResBody>(
+    shared: &Shared<S, R>,
+    token: TokenId,
+    part: Part,
+    response: &Response<ResBody>,
+) {
+    if response.status().is_success() && !shared.is_foreign(response) {
+        shared.options.provider.accept(token);
+        if part != Part::None {
+            shared.options.provider.healed(token, part);
+        }
     }
 }

@@ -12,19 +12,16 @@ use http::{Request, Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
-use tower::{load_shed::error::Overloaded, util::Oneshot};
+use tower::load_shed::error::Overloaded;
 use tower_service::Service;
 
-use super::{
-    attempt::{Attempt, Delay},
-    shared::Shared,
-};
+use super::{attempt::Attempt, shared::Shared};
 use crate::{
     authorization::authorize,
     error::{BoxError, Error},
     observability::NotSentAgain,
     options::Existing,
-    provider::Waiting,
+    provider::{Part, Waiting},
     replay::Replay,
     token::{Token, TokenId},
 };
@@ -41,10 +38,11 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // There is no token yet. Holds the service that was made ready.
+        // There is no token. Holds no service: one that is ready may hold a permit, without which the token's own source
+        // could not send.
         Waiting {
             token: Waiting,
-            ready: Option<(S, Req)>,
+            unsent: Option<Unsent<Req, ResBody>>,
         },
         // The challenge is kept whole: it is the answer if there is no other token.
         Refreshing {
@@ -57,14 +55,21 @@ pin_project! {
             drained: usize,
             #[pin]
             timeout: Sleep,
-            retry: Option<Retry<Req, ResBody>>,
+            unsent: Option<Unsent<Req, ResBody>>,
         },
         BackingOff {
-            retry: Option<Retry<Req, ResBody>>,
+            #[pin]
+            timer: Option<Sleep>,
+            unsent: Option<Unsent<Req, ResBody>>,
+        },
+        // The token is added once this clone is ready: it may have been replaced while the clone was not.
+        GettingReady {
+            service: S,
+            unsent: Option<Unsent<Req, ResBody>>,
         },
         Retrying {
             #[pin]
-            response: Oneshot<S, Req>,
+            response: S::Future,
             challenge: Option<Response<ResBody>>,
         },
         Failed {
@@ -73,12 +78,22 @@ pin_project! {
     }
 }
 
-/// A request that is about to be sent again.
-pub(super) struct Retry<Req, ResBody> {
+/// A request that is about to be sent, or sent again, with whatever token is the current one then.
+pub(super) struct Unsent<Req, ResBody> {
     request: Req,
-    backoff: Option<Delay>,
-    /// The answer if this retry is shed before it is sent; `None` if it had to be drained.
+    /// How long a retry waits first.
+    backoff: Duration,
+    /// The token that its challenge was answered with, and the part that it took in that token's refresh.
+    renewed: Option<(TokenId, Part)>,
+    /// The answer if this retry is shed before it is sent; `None` if it had to be drained, or if this is no retry.
     challenge: Option<Response<ResBody>>,
+}
+
+impl<Req, ResBody> Unsent<Req, ResBody> {
+    /// A request that was not sent before.
+    pub(super) fn first(request: Req) -> Self {
+        Self { request, backoff: Duration::ZERO, renewed: None, challenge: None }
+    }
 }
 
 /// What follows from an answer.
@@ -115,22 +130,51 @@ where
     {
         loop {
             let next = match self.as_mut().project() {
-                DetourProj::Waiting { token, ready } => {
-                    let token = ready!(Pin::new(token).poll(cx))?;
-                    let (mut service, mut request) = taken(ready);
-                    // A request whose own header is kept has not waited.
-                    authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
-                    attempt.token = Some(token.id());
-                    return Poll::Ready(Ok(End::Sent(service.call(request))));
-                }
-                DetourProj::Refreshing { token, challenge } => {
+                DetourProj::Waiting { token, unsent } => {
                     let token = ready!(Pin::new(token).poll(cx));
-                    match refreshed(attempt, shared, token.ok(), taken(challenge)) {
+                    let unsent = taken(unsent);
+                    match (token, unsent.challenge) {
+                        (Ok(_), challenge) => Detour::GettingReady {
+                            service: shared.service(),
+                            unsent: Some(Unsent { challenge, ..unsent }),
+                        },
+                        (Err(_), Some(challenge)) => return Poll::Ready(Ok(End::Answer(challenge))),
+                        (Err(error), None) => return Poll::Ready(Err(error.into())),
+                    }
+                }
+                DetourProj::GettingReady { service, unsent } => {
+                    if let Err(error) = ready!(service.poll_ready(cx)) {
+                        return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Answer));
+                    }
+                    let Unsent { mut request, backoff, renewed, challenge } = taken(unsent);
+                    match shared.options.provider.usable() {
+                        Some(token) => {
+                            // A request whose own header is kept has not waited.
+                            authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
+                            attempt.send(token.id(), renewed);
+                            let response = service.call(request);
+                            if attempt.retries() == 0 {
+                                return Poll::Ready(Ok(End::Sent(response)));
+                            }
+                            let reporter = shared.options.provider.reporter();
+                            reporter.sent_again(token.id(), attempt.retries(), backoff);
+                            Detour::Retrying { response, challenge }
+                        }
+                        // It has expired while the service got ready, which is let go of until there is another.
+                        None => Detour::Waiting {
+                            token: shared.options.provider.obtain(),
+                            unsent: Some(Unsent { request, backoff, renewed, challenge }),
+                        },
+                    }
+                }
+                DetourProj::Refreshing { token: waiting, challenge } => {
+                    let token = ready!(Pin::new(&mut *waiting).poll(cx));
+                    match refreshed(attempt, shared, token.ok(), waiting.part(), taken(challenge)) {
                         Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
                         Step::Next(next) => next,
                     }
                 }
-                DetourProj::Draining { mut body, drained, timeout, retry } => {
+                DetourProj::Draining { mut body, drained, timeout, unsent } => {
                     if timeout.poll(cx).is_pending() {
                         while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
                             // An empty frame counts too: there may be no end of them.
@@ -140,15 +184,13 @@ where
                             }
                         }
                     }
-                    Detour::BackingOff { retry: retry.take() }
+                    back_off(taken(unsent))
                 }
-                DetourProj::BackingOff { retry } => {
-                    if let Some(backoff) = retry.as_mut().and_then(|retry| retry.backoff.as_mut()) {
-                        ready!(backoff.as_mut().poll(cx));
+                DetourProj::BackingOff { timer, unsent } => {
+                    if let Some(timer) = timer.as_pin_mut() {
+                        ready!(timer.poll(cx));
                     }
-                    let retry = taken(retry);
-                    let response = Oneshot::new(shared.service(), retry.request);
-                    Detour::Retrying { response, challenge: retry.challenge }
+                    Detour::GettingReady { service: shared.service(), unsent: unsent.take() }
                 }
                 DetourProj::Retrying { response, challenge } => {
                     let response = match ready!(response.poll(cx)) {
@@ -157,7 +199,7 @@ where
                             return Poll::Ready(shed(error.into(), challenge.take()).map(End::Answer));
                         }
                     };
-                    let Some(token) = attempt.refused_by(shared, &response) else {
+                    let Some(token) = attempt.refused_again_by(shared, &response) else {
                         return Poll::Ready(Ok(End::Answer(response)));
                     };
                     match challenged(attempt, token, shared, response) {
@@ -190,11 +232,12 @@ where
     options.provider.reporter().challenged(token, challenge.status(), attempt.retries());
     match attempt.hold(options) {
         Ok(()) => {
-            let token = options.provider.replace(token);
+            let token = options.provider.replace(attempt.challenged(token, true));
             Step::Next(Detour::Refreshing { token, challenge: Some(challenge) })
         }
         Err(reason) => {
-            options.provider.replace_behind(token);
+            // For the next request: nobody waits for it.
+            drop(options.provider.replace(attempt.challenged(token, false)));
             not_sent_again(attempt, shared, reason);
             Step::Answer(challenge)
         }
@@ -214,6 +257,7 @@ fn refreshed<S, R, B, ResBody>(
     attempt: &mut Attempt<R::Spare>,
     shared: &Shared<S, R>,
     token: Option<Token>,
+    part: Part,
     challenge: Response<ResBody>,
 ) -> Step<S, Request<R::Body>, ResBody>
 where
@@ -221,9 +265,12 @@ where
     S: Service<Request<R::Body>>,
     ResBody: Body,
 {
-    let again = token.ok_or(NotSentAgain::Token).and_then(|token| attempt.again(&shared.options, token));
-    let (request, backoff) = match again {
-        Ok(again) => again,
+    let again = token.ok_or(NotSentAgain::Token).and_then(|token| {
+        let (request, backoff) = attempt.again(&shared.options, &token)?;
+        Ok(Unsent { request, backoff, renewed: Some((token.id(), part)), challenge: None })
+    });
+    let unsent = match again {
+        Ok(unsent) => unsent,
         Err(reason) => {
             not_sent_again(attempt, shared, reason);
             return Step::Answer(challenge);
@@ -236,11 +283,19 @@ where
             body: challenge.into_body(),
             drained: 0,
             timeout: sleep(DRAIN_TIMEOUT),
-            retry: Some(Retry { request, backoff, challenge: None }),
+            unsent: Some(unsent),
         }
     } else {
-        Detour::BackingOff { retry: Some(Retry { request, backoff, challenge: Some(challenge) }) }
+        back_off(Unsent { challenge: Some(challenge), ..unsent })
     })
+}
+
+fn back_off<S, Req, ResBody>(unsent: Unsent<Req, ResBody>) -> Detour<S, Req, ResBody>
+where
+    S: Service<Req>,
+{
+    let timer = (!unsent.backoff.is_zero()).then(|| sleep(unsent.backoff));
+    Detour::BackingOff { timer, unsent: Some(unsent) }
 }
 
 /// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.

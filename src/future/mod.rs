@@ -1,13 +1,13 @@
 //! [`ResponseFuture`]: one request's way through the layer, as a state machine.
 //!
 //! ```text
-//! (no token) Waiting ─▶ Sending ─▶ answer ──────────────────────────────▶ caller
-//!                                   │ challenge                              ▲
-//!                                   ▼                                        │
-//!                               Refreshing ─▶ Draining ─▶ BackingOff ─▶ Retrying
-//!                                   │ no other token, nothing to send again
-//!                                   ▼
-//!                             caller (the challenge, unchanged)
+//! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ answer ────────────────────────────▶ caller
+//!                                                 │ challenge                          ▲
+//!                                                 ▼                                    │
+//!                          Refreshing ─▶ Draining ─▶ BackingOff ─▶ GettingReady ─▶ Retrying
+//!                              │ no other token, nothing to send again
+//!                              ▼
+//!                        caller (the challenge, unchanged)
 //! ```
 //!
 //! The way that nearly every request goes is here, and short; `detour` has the others, `attempt` what is kept for them.
@@ -29,11 +29,13 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+#[cfg(feature = "reqwest")]
+pub(crate) use self::shared::FinalUri;
 pub(crate) use self::shared::Shared;
 
 use self::{
     attempt::Attempt,
-    detour::{Detour, End, Step},
+    detour::{Detour, End, Step, Unsent},
 };
 use crate::{
     error::{BoxError, Error},
@@ -109,13 +111,12 @@ where
     /// A request that is to be sent as soon as there is a token.
     pub(crate) fn waiting(
         token: Waiting,
-        ready: S,
         request: Request<R::Body>,
         kept: Option<(Head, R::Spare)>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
-            state: State::detour(Detour::Waiting { token, ready: Some((ready, request)) }),
+            state: State::detour(Detour::Waiting { token, unsent: Some(Unsent::first(request)) }),
             attempt: Attempt::new(None, kept),
             shared: Arc::clone(shared),
         }

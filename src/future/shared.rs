@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use http::Uri;
+use http::{Response, Uri};
 
 use crate::{options::Options, scope};
 
@@ -36,6 +36,17 @@ impl<S, R> Shared<S, R> {
     }
 }
 
+impl<S, R> Shared<S, R> {
+    /// Whether an answer comes from an origin that the token is not meant for: where a follower of redirects beneath the
+    /// layer has been led, which does not take the token there.
+    ///
+    /// Beneath the layer, and so known from the answer alone, where the follower leaves its last URI there.
+    #[cold]
+    pub(crate) fn is_foreign<ResBody>(&self, response: &Response<ResBody>) -> bool {
+        final_uri(response).is_some_and(|uri| !self.options.scope.covers(uri))
+    }
+}
+
 impl<S, R> Shared<S, R>
 where
     S: Clone,
@@ -48,4 +59,16 @@ where
     pub(crate) fn service(&self) -> S {
         self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Where an answer came from, as a follower of redirects says.
+#[derive(Clone)]
+pub(crate) struct FinalUri(pub(crate) Uri);
+
+fn final_uri<ResBody>(response: &Response<ResBody>) -> Option<&Uri> {
+    let extensions = response.extensions();
+    let uri = extensions.get::<FinalUri>().map(|uri| &uri.0);
+    #[cfg(feature = "tower-http")]
+    let uri = uri.or_else(|| extensions.get::<tower_http::follow_redirect::RequestUri>().map(|uri| &uri.0));
+    uri
 }

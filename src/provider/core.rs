@@ -5,44 +5,65 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
 use tokio::{
-    runtime::Handle,
+    runtime::{self, Handle},
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
+    challenge_pause::Part,
     flight::Flight,
-    keeper::Keeper,
+    keeper::{InCharge, Keeper},
     landing::{Landing, Waiter},
     settings::Settings,
     shared_state::{Decision, SharedState, TakeOff},
-    state::{Fetched, Landed, Need, Outcome, Reason, State, Verdict},
+    state::{Abandoned, Ended, Fetched, Landed, Need, Outcome, State, Verdict},
     status::Status,
 };
 use crate::{
     error::{Error, SourceError},
-    observability::Reporter,
+    observability::{self, Reporter},
     scope::Scope,
     source::DynTokenSource,
-    token::{self, Token},
+    token::{self, Token, TokenId},
 };
 
-/// Resolves with the outcome of a flight, or with what was decided without one.
+/// Resolves with the outcome of a refresh, or with what was decided without one.
 pub(crate) struct Waiting(For);
 
 enum For {
     Decided(Option<Outcome>),
-    Flight(Waiter),
+    Flight {
+        waiter: Waiter,
+        part: Part,
+        core: Arc<Core>,
+        landing: Landing,
+        number: u64,
+        /// A runtime on which the refresh is sure to be over by its deadline; its own, where its timeout ends it.
+        watched_on: Option<runtime::Id>,
+    },
+}
+
+impl Waiting {
+    fn on(core: &Arc<Core>, landing: Landing, number: u64, runtime: Option<runtime::Id>, part: Part) -> Self {
+        let (core, waiter) = (Arc::clone(core), landing.wait());
+        Self(For::Flight { waiter, part, core, landing, number, watched_on: runtime })
+    }
+
+    /// What part the caller has in the refresh.
+    pub(crate) fn part(&self) -> Part {
+        match &self.0 {
+            For::Decided(_) => Part::None,
+            For::Flight { part, .. } => *part,
+        }
+    }
 }
 
 impl Future for Waiting {
@@ -51,7 +72,13 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         match &mut self.0 {
             For::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            For::Flight(waiter) => Pin::new(waiter).poll(cx),
+            For::Flight { waiter, core, landing, number, watched_on, .. } => {
+                let outcome = Pin::new(waiter).poll(cx);
+                if outcome.is_pending() {
+                    core.watch(landing, *number, watched_on);
+                }
+                outcome
+            }
         }
     }
 }
@@ -60,8 +87,8 @@ pub(super) struct Core {
     shared: SharedState<Landing>,
     /// Marked at every change of the state; true once the provider is shut down.
     changes: watch::Sender<bool>,
-    /// Whether the background task runs.
-    keeping: AtomicBool,
+    /// Which background task keeps the token fresh.
+    keeping: Mutex<InCharge>,
     pub(super) source: Box<dyn DynTokenSource>,
     pub(super) settings: Settings,
     pub(super) reporter: Reporter,
@@ -84,7 +111,7 @@ impl Core {
         Self {
             shared: SharedState::new(&settings),
             changes: watch::Sender::new(false),
-            keeping: AtomicBool::new(false),
+            keeping: Mutex::default(),
             scope: source.scope(),
             source,
             reporter: Reporter::new(&settings.name),
@@ -121,41 +148,90 @@ impl Core {
         will_do
     }
 
-    /// What `need` comes to, without waiting longer than for the flight that it joins or starts.
+    /// What `need` comes to, without waiting longer than for the refresh that it joins or starts.
     ///
-    /// The flight, if one is to start, has started when this returns: dropping the future does not stop it.
+    /// The refresh, if one is to start, has started when this returns: dropping the future does not stop it.
     pub(super) fn obtain(self: &Arc<Self>, need: Need) -> Waiting {
         self.keep();
         let revision = self.source.revision();
-        let mut flown = None;
-        let decision = self.shared.decide(need, Instant::now(), revision, || {
-            let runtime = Handle::try_current().ok()?;
-            flown = Some(runtime);
-            Some(Landing::new())
-        });
-        let take_off = match decision {
-            Decision::Settled(verdict) => return self.settled(verdict),
-            Decision::Grounded => return Waiting(For::Decided(Some(Err(Error::NoRuntime)))),
-            Decision::Fly(take_off) => take_off,
+        loop {
+            let now = Instant::now();
+            let mut flown = None;
+            let decision = self.shared.decide(need, now, revision, || {
+                let runtime = Handle::try_current().ok()?;
+                let id = runtime.id();
+                flown = Some(runtime);
+                Some((Landing::new(), Some(id)))
+            });
+            let TakeOff { number, reason, previous, urgent, landing } = match decision {
+                Decision::Settled(Verdict::Overdue(number)) => {
+                    self.abandon(number);
+                    continue;
+                }
+                Decision::Settled(verdict) => return self.settled(verdict),
+                Decision::Grounded => return Waiting(For::Decided(Some(Err(Error::NoRuntime)))),
+                Decision::Fly(take_off) => take_off,
+            };
+            self.changed();
+            let waiting =
+                Waiting::on(self, landing.clone(), number, flown.as_ref().map(Handle::id), Part::Started);
+            if let Some(runtime) = flown {
+                let previous_generation = previous.as_ref().map(|token| token.id().generation);
+                let flying = Ended { number, reason, revision, previous: previous_generation };
+                let span = self.reporter.flight(number, reason.name(), previous.as_ref());
+                self.shared.with(|state| state.set_span(number, &span));
+                let flight = Flight::new(Arc::clone(self), landing, flying, urgent, now);
+                // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
+                runtime.spawn(observability::within(span, flight.fly(previous)));
+            }
+            return waiting;
+        }
+    }
+
+    /// Makes sure that the refresh is over by its deadline for those who wait for it on this runtime.
+    ///
+    /// Its own timeout does not end it while its runtime is not driven, such as one for the current thread after
+    /// `block_on` has returned. So the first who waits on another runtime has it ended there.
+    fn watch(self: &Arc<Self>, landing: &Landing, number: u64, watched_on: &mut Option<runtime::Id>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let id = runtime.id();
+        if watched_on.replace(id) == Some(id) {
+            return;
+        }
+        if let Some(deadline) = self.shared.with(|state| state.watch(number, id)) {
+            let (core, waiter) = (Arc::downgrade(self), landing.wait());
+            runtime.spawn(async move {
+                if timeout_at(deadline, waiter).await.is_err() {
+                    if let Some(core) = core.upgrade() {
+                        core.abandon(number);
+                    }
+                }
+            });
+        }
+    }
+
+    /// Gives up a refresh that has not ended by its deadline, if it still has not.
+    fn abandon(&self, number: u64) {
+        let Some(abandoned) = self.shared.with(|state| state.abandon(number, Instant::now())) else {
+            return;
         };
         self.changed();
-        let TakeOff { number, reason, previous, landing } = take_off;
-        let waiter = landing.wait();
-        if let Some(runtime) = flown {
-            let flight = Flight::new(Arc::clone(self), landing, number, reason, revision);
-            // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
-            runtime.spawn(flight.fly(previous));
-        }
-        Waiting(For::Flight(waiter))
+        let Abandoned { landing, error, reason, span } = abandoned;
+        observability::report_within(span, || {
+            self.reporter.failed(&error, reason.name(), None, self.settings.refresh_timeout);
+        });
+        // All who wait are woken at once, on whichever runtime they are.
+        drop(landing.land(Err(error)));
     }
 
     /// What was decided without a flight.
-    fn settled(&self, verdict: Verdict<Landing>) -> Waiting {
+    fn settled(self: &Arc<Self>, verdict: Verdict<Landing>) -> Waiting {
         let outcome = match verdict {
-            Verdict::Join(landing, number) => {
+            Verdict::Join(landing, number, runtime) => {
                 self.reporter.joined(number);
-                return Waiting(For::Flight(landing.wait()));
+                return Waiting::on(self, landing, number, runtime, Part::Joined);
             }
+            Verdict::Overdue(_) => Err(Error::Interrupted),
             Verdict::Use(token) => Ok(token),
             Verdict::Replaced(token, refused) => {
                 self.reporter.replaced_already(refused, &token);
@@ -178,15 +254,36 @@ impl Core {
     }
 
     /// Ends a flight; whoever waits for a change is told.
-    pub(super) fn land(&self, outcome: Result<Fetched, Error>, reason: Reason, revision: u64) -> Landed {
-        let landed = self.shared.land(outcome, reason, revision, Instant::now(), (self.wall_clock)());
+    pub(super) fn land(&self, outcome: Result<Fetched, Error>, ended: Ended) -> Landed {
+        let landed = self.shared.land(outcome, ended, Instant::now(), (self.wall_clock)());
         self.changed();
         landed
     }
 
-    /// Puts off the next attempt of the flight under way; returns by how much.
-    pub(super) fn back_off(&self, error: SourceError) -> (Error, Duration) {
-        let put_off = self.shared.with(|state| state.back_off(error, Instant::now()));
+    /// What a refresh fails with whose time is up.
+    pub(super) fn timed_out(&self, number: u64) -> Error {
+        self.shared.with(|state| state.timed_out(number))
+    }
+
+    /// The generation of the newest token that the API has accepted; 0 for none.
+    #[inline]
+    pub(super) fn accepted(&self) -> u32 {
+        self.shared.accepted()
+    }
+
+    /// The API has accepted a token.
+    pub(super) fn accept(&self, token: TokenId) {
+        self.shared.accept(token.generation);
+    }
+
+    /// A request that was challenged has succeeded with the token of a refresh in which it had this part.
+    pub(super) fn healed(&self, token: TokenId, part: Part) {
+        self.shared.with(|state| state.healed(token, part));
+    }
+
+    /// Puts off the next attempt of the refresh; returns by how much.
+    pub(super) fn back_off(&self, number: u64, error: SourceError) -> (Error, Duration) {
+        let put_off = self.shared.with(|state| state.back_off(number, error, Instant::now()));
         self.changed();
         put_off
     }
@@ -232,7 +329,7 @@ impl Core {
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {
-            while self.shared.with(|state| state.is_flying()) || self.keeping.load(Ordering::Acquire) {
+            while self.shared.with(|state| state.is_flying()) || self.keeping().is_there() {
                 // The sender is `self`'s own.
                 let _ = changes.changed().await;
             }
@@ -240,20 +337,30 @@ impl Core {
         let _ = timeout(self.settings.refresh_timeout, at_rest).await;
     }
 
-    /// Starts the background task if there is to be one, and it does not run.
+    /// Starts the background task if there is to be one, and none runs.
     pub(super) fn keep(self: &Arc<Self>) {
-        if !self.settings.keep_fresh || self.keeping.load(Ordering::Acquire) || *self.changes.borrow() {
+        if !self.settings.keep_fresh || *self.changes.borrow() {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
-        if !self.keeping.swap(true, Ordering::AcqRel) {
-            runtime.spawn(Keeper::of(self).keep());
+        let started = self.keeping().start(Instant::now());
+        if let Some(number) = started {
+            runtime.spawn(Keeper::of(self, number).keep());
         }
     }
 
-    pub(super) fn kept(&self) {
-        self.keeping.store(false, Ordering::Release);
+    /// The background task `number` runs, and runs again when it is `due`; false if another has taken its place.
+    pub(super) fn goes_on_keeping(&self, number: u64, due: Instant) -> bool {
+        self.keeping().go_on(number, due)
+    }
+
+    pub(super) fn kept(&self, number: u64) {
+        self.keeping().end(number);
         self.changed();
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, InCharge> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When the background task has to decide again, if nothing changes before.

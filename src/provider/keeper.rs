@@ -15,24 +15,73 @@ use super::{core::Core, state::Need};
 /// How often the clocks are compared.
 const CLOCK_TICK: Duration = Duration::from_secs(60);
 
+/// A task that has not run for so long after it was to run is on a runtime that nobody drives.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+/// Which of a provider's tasks is the one in charge. There is at most one: where its runtime stalls, the next caller on
+/// another runtime that finds no fresh token starts another, and the first ends when it runs again.
+#[derive(Debug, Default)]
+pub(super) struct InCharge {
+    /// Counts the tasks.
+    newest: u64,
+    /// When the newest one runs again, while there is one.
+    due: Option<Instant>,
+}
+
+impl InCharge {
+    /// The number of the task that is to start now; `None` if one is there that runs.
+    pub(super) fn start(&mut self, now: Instant) -> Option<u64> {
+        if self.due.is_some_and(|due| now <= due + STALLED_AFTER) {
+            return None;
+        }
+        self.newest += 1;
+        self.due = Some(now);
+        Some(self.newest)
+    }
+
+    /// The task `number` runs, and runs again when it is `due`; false if it is not in charge any more.
+    pub(super) fn go_on(&mut self, number: u64, due: Instant) -> bool {
+        let is_in_charge = number == self.newest;
+        if is_in_charge {
+            self.due = Some(due);
+        }
+        is_in_charge
+    }
+
+    pub(super) fn end(&mut self, number: u64) {
+        if number == self.newest {
+            self.due = None;
+        }
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.due.is_some()
+    }
+}
+
 /// Holds the provider weakly: the last handle's end is the task's.
 pub(super) struct Keeper {
     core: Weak<Core>,
     changes: watch::Receiver<bool>,
+    number: u64,
 }
 
 impl Keeper {
-    pub(super) fn of(core: &Arc<Core>) -> Self {
-        Self { core: Arc::downgrade(core), changes: core.changes() }
+    pub(super) fn of(core: &Arc<Core>, number: u64) -> Self {
+        Self { core: Arc::downgrade(core), changes: core.changes(), number }
     }
 
     pub(super) async fn keep(mut self) {
         while !*self.changes.borrow_and_update() {
             let Some(core) = self.core.upgrade() else { return };
+            if !core.goes_on_keeping(self.number, Instant::now()) {
+                return;
+            }
             core.compare_clocks();
             core.obtain(Need::Ahead);
             let tick = Instant::now() + CLOCK_TICK;
             let next = core.look_again_at().map_or(tick, |at| at.min(tick));
+            core.goes_on_keeping(self.number, next);
             drop(core);
             // A change, or the provider's end, is reason enough to look again.
             if let Ok(Err(_)) = timeout_at(next, self.changes.changed()).await {
@@ -46,7 +95,7 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Some(core) = self.core.upgrade() {
-            core.kept();
+            core.kept(self.number);
         }
     }
 }

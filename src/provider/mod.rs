@@ -5,6 +5,7 @@
 //! arithmetic. This file is the public face.
 
 mod builder;
+mod challenge_pause;
 mod cool_down;
 mod core;
 mod current;
@@ -27,7 +28,7 @@ pub use self::{
     refresh_ahead::RefreshAhead,
     status::{Freshness, Status, StatusChanges},
 };
-pub(crate) use self::{core::Waiting, current::Current};
+pub(crate) use self::{challenge_pause::Part, core::Waiting, current::Current, state::Challenged};
 
 use self::{
     core::Core,
@@ -186,7 +187,7 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn refresh(&self, refused: &Token) -> Result<Token, Error> {
-        self.replace(refused.id()).await
+        self.replace(Challenged { token: refused.id(), part: Part::None, waits: false }).await
     }
 
     /// Waits for the first token, for a start-up check: the token, or the reason why there is none.
@@ -298,14 +299,31 @@ impl TokenProvider {
         self.core().obtain(Need::Any)
     }
 
-    /// [`refresh`](Self::refresh) as a future that can be named.
-    pub(crate) fn replace(&self, refused: TokenId) -> Waiting {
-        self.core().obtain(Need::OtherThan(refused))
+    /// [`refresh`](Self::refresh) as a future that can be named. A caller that does not wait drops it: what has to start
+    /// has started.
+    pub(crate) fn replace(&self, challenged: Challenged) -> Waiting {
+        self.core().obtain(Need::OtherThan(challenged))
     }
 
-    /// [`refresh`](Self::refresh) for the next request: starts what has to be, and does not wait.
-    pub(crate) fn replace_behind(&self, refused: TokenId) {
-        self.core().obtain(Need::OtherThan(refused));
+    /// [`token`](Self::token) without waiting: the current token, which is renewed in the background if it is ageing.
+    pub(crate) fn usable(&self) -> Option<Token> {
+        self.core().usable()
+    }
+
+    /// Whether it is known that the API accepts this token, the newest one.
+    #[inline]
+    pub(crate) fn is_accepted(&self, token: TokenId) -> bool {
+        self.core().accepted() == token.generation
+    }
+
+    /// The API has accepted this token.
+    pub(crate) fn accept(&self, token: TokenId) {
+        self.core().accept(token);
+    }
+
+    /// A request that was challenged has succeeded with this token, in whose refresh it had this part.
+    pub(crate) fn healed(&self, token: TokenId, part: Part) {
+        self.core().healed(token, part);
     }
 }
 

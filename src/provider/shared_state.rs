@@ -6,16 +6,19 @@
 use std::{
     marker::PhantomData,
     ops::ControlFlow,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::time::Instant;
+use tokio::{runtime, time::Instant};
 
 use super::{
     settings::Settings,
-    state::{Fetched, Landed, Need, Reason, State, Verdict},
+    state::{Ended, Fetched, Landed, Need, Reason, State, Urgent, Verdict},
 };
 use crate::{
     error::Error,
@@ -37,6 +40,9 @@ pub(super) trait Lock<T> {
 /// `L` is what those who wait for a flight hold.
 pub(super) struct SharedState<L, S = ArcSwapOption<token::Inner>, M = Mutex<State<L>>> {
     current: S,
+    /// The generation of the newest token that the API has accepted; 0 for none. Read for every answer, and written for the
+    /// first with each token: beside `current`, which every request reads as well.
+    accepted: AtomicU32,
     state: M,
     landing: PhantomData<fn() -> L>,
 }
@@ -56,6 +62,7 @@ pub(super) struct TakeOff<L> {
     pub(super) reason: Reason,
     /// The token that it is to renew.
     pub(super) previous: Option<Token>,
+    pub(super) urgent: Urgent,
     pub(super) landing: L,
 }
 
@@ -66,7 +73,12 @@ where
     M: Lock<State<L>>,
 {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { current: S::empty(), state: M::new(State::new(settings)), landing: PhantomData }
+        Self {
+            current: S::empty(),
+            accepted: AtomicU32::new(0),
+            state: M::new(State::new(settings)),
+            landing: PhantomData,
+        }
     }
 
     /// Where the current token is, for those who read it without the lock.
@@ -75,29 +87,40 @@ where
         &self.current
     }
 
+    /// The generation of the newest token that the API has accepted; 0 for none.
+    #[inline]
+    pub(super) fn accepted(&self) -> u32 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// The API has accepted a token. Evidence alone: nothing is published by it, so no order is needed.
+    pub(super) fn accept(&self, generation: u32) {
+        self.accepted.fetch_max(generation, Ordering::Relaxed);
+    }
+
     /// The token as it was published last, whatever has become of it, unless it was invalidated.
     pub(super) fn published(&self) -> Option<Token> {
         self.current.load()
     }
 
-    /// What `need` comes to. If it is a flight, it is under way from here on, with `landing` for those who join it; without
-    /// one, it is grounded.
+    /// What `need` comes to. If it is a flight, it is under way from here on, with `landing` for those who join it, on the
+    /// runtime that is named with it; without one, it is grounded.
     pub(super) fn decide(
         &self,
         need: Need,
         now: Instant,
         revision: u64,
-        landing: impl FnOnce() -> Option<L>,
+        landing: impl FnOnce() -> Option<(L, Option<runtime::Id>)>,
     ) -> Decision<L> {
         self.state.with(|state| {
             // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
-            let reason = match state.decide(need, self.published(), now, revision) {
+            let reason = match state.decide(need, self.published(), self.accepted(), now, revision) {
                 ControlFlow::Continue(reason) => reason,
                 ControlFlow::Break(verdict) => return Decision::Settled(verdict),
             };
-            let Some(landing) = landing() else { return Decision::Grounded };
-            let (number, previous) = state.take_off(landing.clone());
-            Decision::Fly(TakeOff { number, reason, previous, landing })
+            let Some((landing, runtime)) = landing() else { return Decision::Grounded };
+            let (number, previous, urgent) = state.take_off(need, reason, landing.clone(), runtime, now);
+            Decision::Fly(TakeOff { number, reason, previous, urgent, landing })
         })
     }
 
@@ -105,14 +128,17 @@ where
     pub(super) fn land(
         &self,
         outcome: Result<Fetched, Error>,
-        reason: Reason,
-        revision: u64,
+        ended: Ended,
         now: Instant,
         wall: SystemTime,
     ) -> Landed {
         self.state.with(|state| {
-            let landed = state.land(outcome, reason, revision, now, wall);
-            if let Landed::Published { token, .. } = &landed {
+            let landed = state.land(outcome, ended, self.accepted(), now, wall);
+            if let Landed::Published { token, same, .. } = &landed {
+                if *same && ended.reason == Reason::Refused {
+                    // What was accepted before the challenge says nothing of the token since.
+                    self.accepted.store(0, Ordering::Relaxed);
+                }
                 self.current.swap(Some(token.clone()));
             }
             landed
@@ -175,7 +201,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::provider::state::Outcome;
+    use crate::provider::{
+        challenge_pause::Part,
+        state::{Challenged, Outcome},
+    };
 
     /// Waits by blocking: one that is never woken is a deadlock, which loom finds.
     #[derive(Clone)]
@@ -259,8 +288,8 @@ mod tests {
             if let (Need::Any, Some(token)) = (need, self.shared.published()) {
                 return Ok(token);
             }
-            match self.shared.decide(need, self.now, 0, || Some(Landing::new())) {
-                Decision::Settled(Verdict::Join(landing, _)) => landing.wait(),
+            match self.shared.decide(need, self.now, 0, || Some((Landing::new(), None))) {
+                Decision::Settled(Verdict::Join(landing, ..)) => landing.wait(),
                 Decision::Settled(Verdict::Tell(error)) => Err(error),
                 Decision::Settled(
                     Verdict::Use(token)
@@ -268,19 +297,22 @@ mod tests {
                     | Verdict::LeaveAlone(token)
                     | Verdict::Postpone(token),
                 ) => Ok(token),
-                Decision::Grounded => unreachable!(),
+                Decision::Settled(Verdict::Overdue(_)) | Decision::Grounded => unreachable!(),
                 Decision::Fly(take_off) => {
                     let fetch = self.fetches.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
                     let outcome = if fetch <= self.interrupted {
                         Err(Error::Interrupted)
                     } else {
                         let token = Token::builder(format!("access-{fetch}")).build().unwrap();
-                        Ok(Fetched { token, took: Duration::ZERO })
+                        Ok(Fetched { token, asked_at: self.now })
                     };
                     let wall = SystemTime::UNIX_EPOCH;
-                    let outcome = match self.shared.land(outcome, take_off.reason, 0, self.now, wall) {
+                    let TakeOff { number, reason, .. } = take_off;
+                    let ended = Ended { number, reason, revision: 0, previous: None };
+                    let outcome = match self.shared.land(outcome, ended, self.now, wall) {
                         Landed::Published { token, .. } => Ok(token),
                         Landed::Failed { error, .. } => Err(error),
+                        Landed::Late => unreachable!(),
                     };
                     take_off.landing.send(outcome.clone());
                     outcome
@@ -329,7 +361,8 @@ mod tests {
             |provider, number| {
                 let seen = provider.shared.published().unwrap();
                 // One of them may have seen the new token already, and takes it as it is.
-                let need = if number == 2 { Need::Any } else { Need::OtherThan(seen.id()) };
+                let challenged = Challenged { token: seen.id(), part: Part::None, waits: true };
+                let need = if number == 2 { Need::Any } else { Need::OtherThan(challenged) };
                 let got = provider.obtain(need).unwrap();
                 assert!(got.generation() >= seen.generation());
                 assert!(number == 2 || seen.generation() == 2 || got.generation() == 2);

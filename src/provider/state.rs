@@ -5,13 +5,17 @@
 
 use std::{
     ops::ControlFlow::{self, Break, Continue},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
+use tokio::{runtime, time::Instant};
 
 use super::{
+    challenge_pause::{ChallengePause, Part},
     cool_down::CoolDown,
     refresh_ahead::RefreshAhead,
     settings::Settings,
@@ -19,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, SourceError},
+    observability::Span,
     retry::{Backoff, RetryPolicy},
     token::{LEAST_LIFE, Token, TokenId},
 };
@@ -29,8 +34,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long the source is left alone after a flight that was interrupted or timed out, of which no backoff was taken.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
-/// A token that is as good as expired is used for this long all the same, since it would otherwise cost a flight per
-/// request. If the API refuses it, its 401 says so.
+/// A token that arrives with less than [`LEAST_LIFE`] left is used until this long after its end, since it would otherwise
+/// cost a refresh per request. If the API refuses it, its 401 says so.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How often a changed credential is looked for while the one before is refused.
@@ -47,14 +52,17 @@ pub(super) struct State<L> {
     provider: u32,
     refresh_ahead: RefreshAhead,
     retry: RetryPolicy,
-    /// Set from the start of a flight until it lands.
-    in_progress: Option<L>,
+    refresh_timeout: Duration,
+    /// Set from the start of a refresh until it ends, or is abandoned.
+    in_progress: Option<InProgress<L>>,
     shut_down: bool,
     generation: u32,
     /// The token published last, whatever has become of it: its refresh token is the next flight's to spend.
     previous: Option<Token>,
     /// When that was, by both clocks.
     published_at: Option<(Instant, SystemTime)>,
+    /// When the source was asked for it.
+    asked_at: Option<Instant>,
     started: u64,
     failed: u64,
     last_error: Option<Error>,
@@ -62,12 +70,55 @@ pub(super) struct State<L> {
     permanent: CoolDown,
     /// The failure that they are told, and the source's revision that it holds for.
     permanent_error: Option<(Error, u64)>,
-    /// After a flight that a challenge caused: until when no other challenge may cause one.
-    challenged: CoolDown,
+    /// After a refresh that a challenge started: until when no other challenge starts one.
+    challenged: ChallengePause,
     /// Goes on from flight to flight until one brings a token that is of use.
     backoff: Backoff,
     /// The source is not asked before this.
     not_before: Option<Instant>,
+}
+
+/// The refresh under way.
+struct InProgress<L> {
+    landing: L,
+    number: u64,
+    /// When it ends by its own timeout. One that has not ended by then is on a runtime that nobody drives.
+    deadline: Instant,
+    /// The failure of its newest attempt.
+    failure: Option<Error>,
+    urgent: Urgent,
+    reason: Reason,
+    span: Option<Span>,
+    /// Whether the request that started it waits to be sent again.
+    starter_waits: bool,
+    /// The runtime that it runs on.
+    runtime: Option<runtime::Id>,
+    /// The others, on which something ends it at its deadline.
+    watched: Vec<runtime::Id>,
+}
+
+/// A refresh that was given up.
+pub(super) struct Abandoned<L> {
+    pub(super) landing: L,
+    /// What its waiters are told.
+    pub(super) error: Error,
+    pub(super) reason: Reason,
+    pub(super) span: Option<Span>,
+}
+
+/// Whether somebody needs the token of a refresh now: the current one has expired, or was challenged.
+///
+/// Set by the first such caller, also while the refresh is under way.
+pub(crate) type Urgent = Arc<AtomicBool>;
+
+/// A challenge to a token, and what its request did before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Challenged {
+    pub(crate) token: TokenId,
+    /// What part the request took in the refresh that gave it this token.
+    pub(crate) part: Part,
+    /// Whether the request waits for another token, to be sent again.
+    pub(crate) waits: bool,
 }
 
 /// Why a caller asks, and so which token will do.
@@ -76,7 +127,7 @@ pub(super) enum Need {
     /// Any token that has not expired.
     Any,
     /// Any but this one, which the API has refused.
-    OtherThan(TokenId),
+    OtherThan(Challenged),
     /// The current one still does, but is ageing.
     Ahead,
 }
@@ -112,8 +163,10 @@ pub(super) enum Verdict<L> {
     Use(Token),
     /// This token has replaced the refused one already.
     Replaced(Token, TokenId),
-    /// The flight under way, of this number, will tell.
-    Join(L, u64),
+    /// The refresh under way, of this number, on this runtime, will tell.
+    Join(L, u64, Option<runtime::Id>),
+    /// The refresh under way, of this number, has not ended by its deadline: it is to be abandoned.
+    Overdue(u64),
     /// There will be no flight, since challenges have caused one only just now: the API refuses even the newest token.
     LeaveAlone(Token),
     /// Nobody waits, so the next flight need not come before the backoff's end.
@@ -125,8 +178,19 @@ pub(super) enum Verdict<L> {
 /// What the source gave.
 pub(super) struct Fetched {
     pub(super) token: Token,
-    /// How long it took for it.
-    pub(super) took: Duration,
+    /// When the source was asked for it.
+    pub(super) asked_at: Instant,
+}
+
+/// Which refresh has ended.
+#[derive(Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) number: u64,
+    pub(super) reason: Reason,
+    /// The source's revision when it started.
+    pub(super) revision: u64,
+    /// The generation of the token that it was to renew.
+    pub(super) previous: Option<u32>,
 }
 
 /// What a flight's end has changed.
@@ -143,6 +207,8 @@ pub(super) enum Landed {
         /// How long callers are told so without another flight.
         cool_down: Option<Duration>,
     },
+    /// The refresh was abandoned, and what it ended with is of no use any more.
+    Late,
 }
 
 impl<L: Clone> State<L> {
@@ -153,28 +219,31 @@ impl<L: Clone> State<L> {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             refresh_ahead: settings.refresh_ahead,
             retry: settings.retry.clone(),
+            refresh_timeout: settings.refresh_timeout,
             in_progress: None,
             shut_down: false,
             generation: 0,
             previous: None,
             published_at: None,
+            asked_at: None,
             started: 0,
             failed: 0,
             last_error: None,
             permanent: CoolDown::new(min, max),
             permanent_error: None,
-            challenged: CoolDown::new(min, max),
+            challenged: ChallengePause::new(settings.cool_down),
             backoff: settings.retry.make_backoff(),
             not_before: None,
         }
     }
 
     /// What `need` comes to while `current` is the current token, which may have expired: why a flight has to start, or
-    /// what is the case without one.
+    /// what is the case without one. The newest token that the API has accepted is of the generation `accepted`.
     pub(super) fn decide(
         &mut self,
         need: Need,
         current: Option<Token>,
+        accepted: u32,
         now: Instant,
         revision: u64,
     ) -> ControlFlow<Verdict<L>, Reason> {
@@ -185,13 +254,22 @@ impl<L: Clone> State<L> {
             (Need::Ahead, Some(token)) if token.0.is_fresh(now) => {
                 return Break(Verdict::Use(token.clone()));
             }
-            (Need::OtherThan(refused), Some(token)) if token.id() != refused => {
-                return Break(Verdict::Replaced(token.clone(), refused));
+            (Need::OtherThan(challenged), Some(token)) if token.id() != challenged.token => {
+                return Break(Verdict::Replaced(token.clone(), challenged.token));
             }
             _ => {}
         }
-        if let Some(flight) = &self.in_progress {
-            return Break(Verdict::Join(flight.clone(), self.started));
+        if let Need::OtherThan(Challenged { token, part, .. }) = need {
+            self.challenged.challenged_again(token.generation, part);
+        }
+        if let Some(refresh) = &self.in_progress {
+            if now > refresh.deadline {
+                return Break(Verdict::Overdue(refresh.number));
+            }
+            if !matches!(need, Need::Ahead) {
+                refresh.urgent.store(true, Ordering::Relaxed);
+            }
+            return Break(Verdict::Join(refresh.landing.clone(), refresh.number, refresh.runtime));
         }
         if self.shut_down {
             return Break(Verdict::Tell(Error::ShutDown));
@@ -201,7 +279,9 @@ impl<L: Clone> State<L> {
         }
         match (need, working) {
             // Another token would fare no better, so the source is left alone.
-            (Need::OtherThan(_), Some(token)) if self.challenged.is_active(now) => {
+            (Need::OtherThan(_), Some(token))
+                if self.challenged.is_active(now, token.id().generation == accepted) =>
+            {
                 Break(Verdict::LeaveAlone(token))
             }
             (Need::OtherThan(_), Some(_)) => Continue(Reason::Refused),
@@ -213,11 +293,73 @@ impl<L: Clone> State<L> {
         }
     }
 
-    /// A flight starts, whose landing is told to `flight`; returns its number and the token that it is to renew.
-    pub(super) fn take_off(&mut self, flight: L) -> (u64, Option<Token>) {
-        self.in_progress = Some(flight);
+    /// A refresh starts, because of `need`, on `runtime`; returns its number, the token that it is to renew, and whether
+    /// it is urgent.
+    pub(super) fn take_off(
+        &mut self,
+        need: Need,
+        reason: Reason,
+        landing: L,
+        runtime: Option<runtime::Id>,
+        now: Instant,
+    ) -> (u64, Option<Token>, Urgent) {
         self.started += 1;
-        (self.started, self.previous.clone())
+        let urgent = Urgent::new(AtomicBool::new(!matches!(need, Need::Ahead)));
+        self.in_progress = Some(InProgress {
+            landing,
+            number: self.started,
+            deadline: now + self.refresh_timeout,
+            failure: None,
+            urgent: Arc::clone(&urgent),
+            reason,
+            span: None,
+            starter_waits: matches!(need, Need::OtherThan(Challenged { waits: true, .. })),
+            runtime,
+            watched: Vec::new(),
+        });
+        (self.started, self.previous.clone(), urgent)
+    }
+
+    fn in_progress(&mut self, number: u64) -> Option<&mut InProgress<L>> {
+        self.in_progress.as_mut().filter(|refresh| refresh.number == number)
+    }
+
+    /// When the refresh has to be ended on `runtime`; `None` if something does so already, or it has ended.
+    pub(super) fn watch(&mut self, number: u64, runtime: runtime::Id) -> Option<Instant> {
+        let refresh = self.in_progress(number)?;
+        if refresh.watched.contains(&runtime) {
+            return None;
+        }
+        refresh.watched.push(runtime);
+        Some(refresh.deadline)
+    }
+
+    /// The refresh has a span, in which its end is told, whoever ends it.
+    pub(super) fn set_span(&mut self, number: u64, span: &Span) {
+        if let Some(refresh) = self.in_progress(number) {
+            refresh.span = Some(span.clone());
+        }
+    }
+
+    /// Gives up a refresh that has not ended by its deadline, so that another can start.
+    pub(super) fn abandon(&mut self, number: u64, now: Instant) -> Option<Abandoned<L>> {
+        self.in_progress(number)?;
+        let InProgress { landing, failure, reason, span, .. } = self.in_progress.take()?;
+        let error = failure.unwrap_or(Error::TimedOut(self.refresh_timeout));
+        // Transient, as every failure that a refresh goes on after: the revision of the source does not count.
+        self.fail(error.clone(), 0, now);
+        Some(Abandoned { landing, error, reason, span })
+    }
+
+    /// What a refresh fails with whose time is up: what failed before says more than that the attempt after it was cut short.
+    pub(super) fn timed_out(&mut self, number: u64) -> Error {
+        let failure = self.in_progress(number).and_then(|refresh| refresh.failure.take());
+        failure.unwrap_or(Error::TimedOut(self.refresh_timeout))
+    }
+
+    /// A request that took this part in the refresh for `token` has succeeded with it.
+    pub(super) fn healed(&mut self, token: TokenId, part: Part) {
+        self.challenged.healed(token.generation, part);
     }
 
     /// Until when the source is to be left alone, and the failure because of which it is.
@@ -225,34 +367,58 @@ impl<L: Clone> State<L> {
         (self.not_before, self.last_error.clone())
     }
 
-    /// Puts off the next attempt, by the backoff and by what the source asks for; returns by how much.
-    pub(super) fn back_off(&mut self, error: SourceError, now: Instant) -> (Error, Duration) {
+    /// Puts off the next attempt of the refresh, by the backoff and by what the source asks for; returns by how much.
+    pub(super) fn back_off(&mut self, number: u64, error: SourceError, now: Instant) -> (Error, Duration) {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
         let error = Error::from(error);
         self.last_error = Some(error.clone());
+        if let Some(refresh) = self.in_progress(number) {
+            refresh.failure = Some(error.clone());
+        }
         (error, delay)
     }
 
-    /// Ends a flight that started for `reason`: a failure takes no token away.
+    /// Ends a refresh: a failure takes no token away.
+    ///
+    /// One that was abandoned is of use only if it has brought a token that is newer than the one published last.
     pub(super) fn land(
         &mut self,
         outcome: Result<Fetched, Error>,
-        reason: Reason,
-        revision: u64,
+        ended: Ended,
+        accepted: u32,
         now: Instant,
         wall: SystemTime,
     ) -> Landed {
-        self.in_progress = None;
+        let refresh = self.in_progress.take_if(|refresh| refresh.number == ended.number);
         match outcome {
-            Ok(fetched) => self.publish(fetched, reason, now, wall),
-            Err(error) => self.fail(error, revision, now),
+            Ok(fetched) if refresh.is_none() && self.asked_at >= Some(fetched.asked_at) => Landed::Late,
+            Ok(Fetched { token, .. }) if token.0.is_expired_by(GRACE, now) => {
+                // Its refresh token is the one that counts; its access token takes the place of none.
+                let id = TokenId { provider: self.provider, generation: self.generation };
+                let expires_at = token.expires_at();
+                self.previous = Some(token.published(id, expires_at, expires_at));
+                let error = SourceError::invalid_response("the token had expired before it arrived");
+                let (error, _) = self.back_off(ended.number, error, now);
+                self.fail(error, ended.revision, now)
+            }
+            Ok(fetched) => {
+                let published = self.publish(fetched, now, wall);
+                if let (Landed::Published { token, .. }, Reason::Refused) = (&published, ended.reason) {
+                    let starter_waits = refresh.is_some_and(|refresh| refresh.starter_waits);
+                    let had_accepted = ended.previous.is_some_and(|previous| previous == accepted);
+                    self.challenged.begin(now, token.id().generation, starter_waits, had_accepted);
+                }
+                published
+            }
+            Err(_) if refresh.is_none() => Landed::Late,
+            Err(error) => self.fail(error, ended.revision, now),
         }
     }
 
-    fn publish(&mut self, fetched: Fetched, reason: Reason, now: Instant, wall: SystemTime) -> Landed {
-        let Fetched { token, took } = fetched;
+    fn publish(&mut self, fetched: Fetched, now: Instant, wall: SystemTime) -> Landed {
+        let Fetched { token, asked_at } = fetched;
         let same = self.previous.as_ref().is_some_and(|previous| previous.has_same_access_token(&token));
         if !same {
             self.generation = self.generation.wrapping_add(1);
@@ -260,23 +426,22 @@ impl<L: Clone> State<L> {
         let left = token.expires_at().map(|at| at.saturating_duration_since(now));
         // The source is asked again later and later while its tokens are as good as expired, and they are used meanwhile.
         let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.backoff.next_delay());
-        let life = left.map(|left| postponed.map_or(left, |delay| delay.max(GRACE)));
+        let expires_at = token.expires_at().map(|at| if postponed.is_some() { at + GRACE } else { at });
+        let took = now.saturating_duration_since(asked_at);
+        let ageing_at =
+            expires_at.map(|at| self.refresh_ahead.ageing_at(now, at.saturating_duration_since(now), took));
         let id = TokenId { provider: self.provider, generation: self.generation };
-        let expires_at = life.map(|life| now + life);
-        let ageing_at = life.map(|life| self.refresh_ahead.ageing_at(now, life, took));
         let token = token.published(id, expires_at, ageing_at);
 
         self.previous = Some(token.clone());
         self.published_at = Some((now, wall));
+        self.asked_at = Some(asked_at);
         self.last_error = None;
         self.permanent.reset();
         self.permanent_error = None;
         self.not_before = postponed.and_then(|delay| now.checked_add(delay));
         if postponed.is_none() {
             self.backoff = self.retry.make_backoff();
-        }
-        if reason == Reason::Refused {
-            self.challenged.begin(now);
         }
         Landed::Published { token, same, postponed }
     }
@@ -336,8 +501,9 @@ impl<L: Clone> State<L> {
 
     /// When the background task has to decide again, if nothing changes before; `None` if only a change can tell.
     pub(super) fn look_again_at(&self, current: Option<&Token>, now: Instant) -> Option<Instant> {
-        if self.in_progress.is_some() {
-            return None;
+        if let Some(refresh) = &self.in_progress {
+            // It ends by itself before that, unless its runtime is not driven.
+            return refresh.deadline.checked_add(AFTER_INTERRUPTION);
         }
         if self.permanent.is_active(now) {
             return self.permanent.until().min(now.checked_add(REVISION_TICK));

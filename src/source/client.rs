@@ -8,6 +8,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
+use super::endpoint::ReportingBody;
 use crate::error::SourceError;
 
 /// Auth endpoints are asked once in a while: a connection that was idle for longer may be gone without our knowing.
@@ -15,7 +16,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-type DefaultClient = Client<HttpsConnector<HttpConnector>, String>;
+type DefaultClient = Client<HttpsConnector<HttpConnector>, ReportingBody>;
 
 /// # Errors
 ///

@@ -17,7 +17,11 @@ mod token_file;
 #[cfg(feature = "api-video")]
 mod token_response;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
@@ -118,8 +122,8 @@ pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceErro
 
 /// [`TokenSource`] behind a pointer, so that the provider, and with it the layer, has no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
-    /// As [`TokenSource::fetch`]; `urgent` if the token before is of no use any more.
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: bool) -> Fetch<'a>;
+    /// As [`TokenSource::fetch`]; `urgent` once somebody needs the token now, which may come about meanwhile.
+    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: &'a AtomicBool) -> Fetch<'a>;
 
     fn revision(&self) -> u64;
 
@@ -127,7 +131,7 @@ pub(crate) trait DynTokenSource: Send + Sync {
 }
 
 impl<T: TokenSource> DynTokenSource for T {
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, _urgent: bool) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, previous: Option<&'a Token>, _urgent: &'a AtomicBool) -> Fetch<'a> {
         Box::pin(TokenSource::fetch(self, previous))
     }
 

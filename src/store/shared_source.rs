@@ -1,7 +1,13 @@
 //! [`SharedSource`]: a source that asks the store first, and what it obtains is everybody's; the protocol of
 //! [`TokenStore`](super::TokenStore).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -56,7 +62,7 @@ impl<T: TokenSource> SharedSource<T> {
         Self { source, role, shared: Arc::new(SharedToken::new(store, lease, reporter)) }
     }
 
-    async fn token(&self, previous: Option<&Token>, urgent: bool) -> Result<Token, SourceError> {
+    async fn token(&self, previous: Option<&Token>, urgent: &AtomicBool) -> Result<Token, SourceError> {
         if let Some(token) = self.shared.left_behind(previous) {
             return Ok(token);
         }
@@ -166,10 +172,13 @@ impl<T: TokenSource> SharedSource<T> {
     async fn go_alone(
         &self,
         previous: Option<&Token>,
-        urgent: bool,
+        urgent: &AtomicBool,
         error: StoreError,
     ) -> Result<Token, SourceError> {
-        if !urgent && previous.is_some_and(|token| is_in_first_half_of_ageing(token, Instant::now())) {
+        // Looked at as late as this: a caller that cannot use the token may have joined since.
+        if !urgent.load(Ordering::Relaxed)
+            && previous.is_some_and(|token| is_in_first_half_of_ageing(token, Instant::now()))
+        {
             return Err(SourceError::unavailable(
                 "the token store cannot be used, and the token that is there still works",
             )
@@ -205,7 +214,7 @@ impl<T: TokenSource> SharedSource<T> {
 }
 
 impl<T: TokenSource> DynTokenSource for SharedSource<T> {
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: bool) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: &'a AtomicBool) -> Fetch<'a> {
         Box::pin(self.token(previous, urgent))
     }
 

@@ -1,11 +1,14 @@
-//! [`Credential`]: what the next grant is made with, and which refresh tokens are spent.
+//! [`Credential`]: the API key, and how often the newest refresh token was presented.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{error::SourceError, token::Token};
+use super::super::endpoint::Sent;
+use crate::error::SourceError;
 
-/// A refresh token whose use may have been lost this often is spent, as far as we can tell.
-const MAX_LOST: u8 = 2;
+/// How often a refresh token is presented at most: once it may have been spent, and once more.
+const MAX_PRESENTED: u8 = 2;
 
 const MAX_KEY_LEN: usize = 1024;
 
@@ -15,13 +18,13 @@ pub(super) struct Credential {
     revision: u64,
     /// The token last granted was granted to this key.
     granted_revision: u64,
-    /// The refresh token that was tried last, and how often its use may have been lost.
-    tried: Option<(SecretString, u8)>,
+    /// The refresh token that was presented last, and how often that may have spent it.
+    presented: Option<(SecretString, u8)>,
 }
 
 impl Credential {
     pub(super) fn new(key: String) -> Self {
-        Self { key: key.into(), revision: 0, granted_revision: 0, tried: None }
+        Self { key: key.into(), revision: 0, granted_revision: 0, presented: None }
     }
 
     pub(super) fn set_key(&mut self, key: String) {
@@ -54,43 +57,86 @@ impl Credential {
         self.granted_revision = revision;
     }
 
-    /// The refresh token to spend, if one is left. It counts as lost from now on, until [`found`](Self::found).
-    pub(super) fn spend<'a>(&mut self, previous: Option<&'a Token>) -> Option<&'a str> {
-        let refresh_token = previous?.refresh_token()?;
+    /// Counts a refresh token as presented once more; false if it is not to be.
+    fn present(&mut self, refresh_token: &str) -> bool {
         // Another key may be another account's.
         if self.revision != self.granted_revision {
-            return None;
+            return false;
         }
-        let lost = match &mut self.tried {
-            Some((tried, lost)) if tried.expose_secret() == refresh_token => lost,
-            tried => &mut tried.insert((refresh_token.into(), 0)).1,
+        let times = match &mut self.presented {
+            Some((presented, times)) if presented.expose_secret() == refresh_token => times,
+            presented => &mut presented.insert((refresh_token.into(), 0)).1,
         };
-        if *lost >= MAX_LOST {
-            return None;
+        if *times >= MAX_PRESENTED {
+            return false;
         }
-        // Before it is sent: the flight may be dropped at any await from here on.
-        *lost += 1;
-        Some(refresh_token)
+        *times += 1;
+        true
     }
 
-    /// The use of the refresh token that was tried last was not lost after all.
-    pub(super) fn found(&mut self) {
-        if let Some((_, lost)) = &mut self.tried {
-            *lost = lost.saturating_sub(1);
+    /// How often this refresh token was presented; `None` if another was since.
+    fn times(&mut self, refresh_token: &str) -> Option<&mut u8> {
+        let (presented, times) = self.presented.as_mut()?;
+        (presented.expose_secret() == refresh_token).then_some(times)
+    }
+}
+
+/// A refresh token on its way to the endpoint.
+///
+/// It counts as presented from the start, since the exchange may be dropped at any await; but not in the end if its request
+/// was not sent.
+pub(super) struct Presented<'a> {
+    credential: &'a Mutex<Credential>,
+    refresh_token: &'a str,
+    sent: &'a Sent,
+    is_unspent: bool,
+}
+
+impl<'a> Presented<'a> {
+    /// `None` if the refresh token is not to be presented any more.
+    pub(super) fn new(
+        credential: &'a Mutex<Credential>,
+        refresh_token: &'a str,
+        sent: &'a Sent,
+    ) -> Option<Self> {
+        let is_left = lock(credential).present(refresh_token);
+        is_left.then(|| Self { credential, refresh_token, sent, is_unspent: false })
+    }
+
+    pub(super) fn refresh_token(&self) -> &'a str {
+        self.refresh_token
+    }
+
+    /// The answer says that it was not spent.
+    pub(super) fn take_back(mut self) {
+        self.is_unspent = true;
+    }
+
+    /// It will never be of use again.
+    pub(super) fn spend(self) {
+        if let Some(times) = lock(self.credential).times(self.refresh_token) {
+            *times = MAX_PRESENTED;
         }
     }
 
-    /// The refresh token that was tried last will never be of use again.
-    pub(super) fn spent(&mut self) {
-        if let Some((_, lost)) = &mut self.tried {
-            *lost = MAX_LOST;
+    /// Whether it is not presented again after this.
+    pub(super) fn is_last(&self) -> bool {
+        lock(self.credential).times(self.refresh_token).is_none_or(|times| *times >= MAX_PRESENTED)
+    }
+}
+
+impl Drop for Presented<'_> {
+    fn drop(&mut self) {
+        if self.is_unspent || !self.sent.get() {
+            if let Some(times) = lock(self.credential).times(self.refresh_token) {
+                *times = times.saturating_sub(1);
+            }
         }
     }
+}
 
-    /// Whether the refresh token that was tried last is not to be tried again.
-    pub(super) fn is_spent(&self) -> bool {
-        self.tried.as_ref().is_some_and(|(_, lost)| *lost >= MAX_LOST)
-    }
+pub(super) fn lock(credential: &Mutex<Credential>) -> MutexGuard<'_, Credential> {
+    credential.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -104,9 +150,8 @@ mod tests {
 
         let mut credential = Credential::new("key".into());
         overwritten(&credential.key);
-        let token = Token::builder("abc").refresh_token("def").build().unwrap();
-        assert_eq!(credential.spend(Some(&token)), Some("def"));
-        overwritten(&credential.tried.unwrap().0);
+        assert!(credential.present("def"));
+        overwritten(&credential.presented.unwrap().0);
     }
 
     #[test]

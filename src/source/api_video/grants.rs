@@ -8,8 +8,14 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
-    super::{TokenSource, endpoint::ExchangeError, token_response},
-    ApiVideo, failure,
+    super::{
+        TokenSource,
+        endpoint::{ExchangeError, Sent},
+        token_response,
+    },
+    ApiVideo,
+    credential::Presented,
+    failure,
 };
 use crate::{error::SourceError, observability, scope::Scope, token::Token};
 
@@ -23,12 +29,12 @@ enum Grant<'a> {
 
 /// How a grant failed, as far as the next grant is concerned.
 enum Failure {
-    /// The credential was answered with a refusal.
-    Refused(StatusCode),
+    /// The endpoint answered, with a status that is no success.
+    Status(StatusCode, SourceError),
     /// The request may have been acted upon, and its result is gone.
     Lost(SourceError),
-    /// Nothing was spent.
-    Other(SourceError),
+    /// The request was not sent.
+    NotSent(SourceError),
 }
 
 impl Grant<'_> {
@@ -59,25 +65,22 @@ impl Grant<'_> {
 }
 
 impl ApiVideo {
-    async fn grant(&self, grant: Grant<'_>) -> Result<Token, Failure> {
-        let endpoint = self.endpoint().map_err(Failure::Other)?;
-        let request = self.request(grant.path(), grant.body()).map_err(Failure::Other)?;
+    async fn grant(&self, grant: Grant<'_>, sent: &Sent) -> Result<Token, Failure> {
+        let endpoint = self.endpoint().map_err(Failure::NotSent)?;
+        let request = self.request(grant.path(), grant.body()).map_err(Failure::NotSent)?;
         let url = request.uri().clone();
         let requested_at = Instant::now().into_std();
-        let answer = endpoint.send(request, self.timeout).await.map_err(|error| {
+        let answer = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
             let not_sent = matches!(error, ExchangeError::NotSent(_));
             let error = SourceError::unavailable(format!("no token from {url}")).with_cause(error);
-            if not_sent { Failure::Other(error) } else { Failure::Lost(error) }
+            if not_sent { Failure::NotSent(error) } else { Failure::Lost(error) }
         })?;
         if answer.status.is_success() {
             // The refresh token was spent on an answer that is of no use.
             return token_response::parse(&answer.body, requested_at, DEFAULT_LIFETIME)
                 .map_err(Failure::Lost);
         }
-        Err(match answer.status.as_u16() {
-            400 | 401 | 403 => Failure::Refused(answer.status),
-            _ => Failure::Other(failure(answer.status, &answer.headers, &url)),
-        })
+        Err(Failure::Status(answer.status, failure(answer.status, &answer.headers, &url)))
     }
 
     /// Tries the refresh token; `None` when the API key's turn has come.
@@ -85,41 +88,51 @@ impl ApiVideo {
         if self.key_only {
             return None;
         }
-        let refresh_token = self.credential().spend(previous)?;
-        match self.grant(Grant::RefreshToken(refresh_token)).await {
-            Ok(token) => {
-                self.credential().found();
-                Some(Ok(token))
+        let sent = Sent::default();
+        // Counts as presented until its drop, also when this future is dropped meanwhile.
+        let presented = Presented::new(&self.credential, previous?.refresh_token()?, &sent)?;
+        let error = match self.grant(Grant::RefreshToken(presented.refresh_token()), &sent).await {
+            Ok(token) => return Some(Ok(token)),
+            Err(Failure::NotSent(error)) => {
+                presented.take_back();
+                return Some(Err(error));
             }
-            Err(Failure::Refused(status)) => {
-                self.credential().spent();
+            Err(Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error)) => {
+                presented.take_back();
+                return Some(Err(error));
+            }
+            // Any other answer that is neither a success nor a server's error rejects it (RFC 6749 §5.2 has 400), or says
+            // that nothing there accepts one. Whether that is all that is wrong, the key's endpoint will say.
+            Err(Failure::Status(status, _)) if !status.is_server_error() => {
+                presented.spend();
                 observability::refresh_token_refused(status);
-                None
+                return None;
             }
-            Err(Failure::Lost(_)) if self.credential().is_spent() => {
-                observability::refresh_token_spent();
-                None
-            }
-            Err(Failure::Lost(error)) => Some(Err(error)),
-            Err(Failure::Other(error)) => {
-                self.credential().found();
-                Some(Err(error))
-            }
+            Err(Failure::Status(_, error) | Failure::Lost(error)) => error,
+        };
+        // A server that asks for a pause gets it before the key is sent to it.
+        if presented.is_last() && error.retry_after().is_none() {
+            observability::refresh_token_spent();
+            return None;
         }
+        Some(Err(error))
     }
 
     async fn authenticate(&self) -> Result<Token, SourceError> {
         let (key, revision) = self.credential().key()?;
-        let token = match self.grant(Grant::ApiKey(key.expose_secret())).await {
+        let token = match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
             Ok(token) => token,
-            Err(Failure::Lost(error) | Failure::Other(error)) => return Err(error),
-            Err(Failure::Refused(status)) => {
-                let host = self.base_url.host().unwrap_or_default();
-                return Err(SourceError::refused(format!(
-                    "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
-                    status.as_u16()
-                )));
-            }
+            Err(Failure::Status(status, error)) => match status.as_u16() {
+                400 | 401 | 403 => {
+                    let host = self.base_url.host().unwrap_or_default();
+                    return Err(SourceError::refused(format!(
+                        "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
+                        status.as_u16()
+                    )));
+                }
+                _ => return Err(error),
+            },
+            Err(Failure::Lost(error) | Failure::NotSent(error)) => return Err(error),
         };
         self.credential().granted(revision);
         Ok(token)

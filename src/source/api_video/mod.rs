@@ -5,7 +5,7 @@ mod grants;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use self::credential::Credential;
 use super::{
     base_url::BaseUrl,
     client::default_client,
-    endpoint::{Answer, Endpoint},
+    endpoint::{Answer, Endpoint, Sent},
     retry_after::retry_after,
 };
 use crate::{
@@ -47,12 +47,23 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 ///
 /// # Order of grants
 ///
-/// `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent; if that is refused (400,
-/// 401, 403), `POST /auth/api-key` with the API key; if that is refused, a permanent error. So the key travels as
+/// `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent; if that is rejected,
+/// `POST /auth/api-key` with the API key; if that is rejected (400, 401, 403), a permanent error. So the key travels as
 /// seldom as the documents ask.
 ///
-/// A refresh token is spent by its use. Where the answer to one is lost, it is tried once more, and then counts as spent.
-/// It is also spent whenever anybody authenticates with the same key: a second process on one key costs both of them a
+/// A refresh token is spent by its use, so it is presented at most twice:
+///
+/// | answer to the refresh token | what follows |
+/// |---|---|
+/// | 4xx except 408 and 429, or a redirect | it is rejected: the API key |
+/// | 5xx, an answer that is lost, late or unusable | it may be spent: presented once more after the backoff, then the API key |
+/// | 408, 429, or the request was not sent | it is not spent: presented again after the backoff |
+///
+/// So a refresh endpoint that is broken for good costs a token no more than one authentication. Whether a request was sent
+/// is known exactly of the default client; with [another](Self::with_client), from the call on it may have been sent, unless
+/// its error says that no connection was made.
+///
+/// A refresh token is also spent whenever anybody authenticates with the same key: a second process on one key costs both of them a
 /// refused refresh, and so an authentication by key, each time the other renews its token. Where there are several, let
 /// them share a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or have
 /// each use the [key alone](Self::key_only).
@@ -209,13 +220,13 @@ impl ApiVideo {
     }
 
     fn credential(&self) -> MutexGuard<'_, Credential> {
-        self.credential.lock().unwrap_or_else(PoisonError::into_inner)
+        credential::lock(&self.credential)
     }
 
     fn endpoint(&self) -> Result<Endpoint, SourceError> {
         match &self.client {
             Client::Given(endpoint) => Ok(endpoint.clone()),
-            Client::Default(made) => made.get_or_init(|| default_client().map(Endpoint::new)).clone(),
+            Client::Default(made) => made.get_or_init(|| default_client().map(Endpoint::reporting)).clone(),
         }
     }
 
@@ -238,7 +249,7 @@ impl ApiVideo {
     /// Sends `request` by the source's own client, and reads the answer, within bounds; of a refusal, the head alone.
     pub(crate) async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
         let url = request.uri().clone();
-        let answer = self.endpoint()?.send(request, self.timeout).await;
+        let answer = self.endpoint()?.send(request, self.timeout, &Sent::default()).await;
         let Answer { status, headers, mut body } = answer
             .map_err(|error| SourceError::unavailable(format!("no answer from {url}")).with_cause(error))?;
         let text = String::from_utf8(std::mem::take(&mut *body))
