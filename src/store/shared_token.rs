@@ -126,8 +126,8 @@ impl SharedToken {
         within(self.store.lease(self.lease)).await
     }
 
-    /// Extends the lease every third of its length, until this is dropped. Two attempts in a row may so fail before it
-    /// ends.
+    /// Extends the lease every third of its length, until this is dropped. After one attempt that fails, the next comes
+    /// before the lease ends.
     pub(super) async fn keep_lease(&self, lease: &Lease) -> Infallible {
         let third = self.lease / 3;
         let mut thirds = interval_at(Instant::now() + third, third);
