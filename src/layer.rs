@@ -114,8 +114,10 @@ impl<R> BearerAuthLayer<R> {
     /// service that takes [`ReplayBody`](crate::ReplayBody).
     ///
     /// A body over the limit streams through all the same. If it is refused, the 401 reaches the caller, and the next
-    /// request has a new token. No more than the limit is kept in memory. A limit of 0 is the first request's
-    /// [`Error::InvalidOption`].
+    /// request has a new token. A limit of 0 is the first request's [`Error::InvalidOption`].
+    ///
+    /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1 KiB,
+    /// however small the frames are. [`ReplayBody`](crate::ReplayBody#memory) documents which frames are copied.
     pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
         self.with_limit(limit, Buffered::new(limit))
     }

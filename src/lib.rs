@@ -132,7 +132,7 @@ pub use self::store::{EncryptedStore, EncryptionKeys};
 #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
 pub use self::{
     error::StoreError,
-    store::{Lease, Publication, Record, Role, TokenStore},
+    store::{Extension, Lease, Publication, Record, Role, TokenStore},
 };
 pub use self::{
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},

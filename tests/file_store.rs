@@ -19,8 +19,8 @@ use processes::Process;
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, FileStore, Publication, Record, StoreError, TokenProvider,
-    TokenStore, testing::AuthServer,
+    ApiVideo, EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreError,
+    TokenProvider, TokenStore, testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -36,6 +36,30 @@ async fn publish(store: &FileStore, text: &str) -> u64 {
     let fence = lease.fence();
     store.release(lease).await.unwrap();
     fence
+}
+
+/// Row 69.
+#[tokio::test]
+async fn a_lease_is_extended_until_another_is_given_out() {
+    let folder = Folder::new();
+    let (one, other) = (FileStore::new(folder.token()), FileStore::new(folder.token()));
+    let short = Duration::from_millis(200);
+    let held = one.lease(short).await.unwrap().unwrap();
+    assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Extended);
+    tokio::time::sleep(short * 2).await;
+    assert!(other.lease(MINUTE).await.unwrap().is_none());
+    // Counted from the extension.
+    assert_eq!(one.extend(&held, short).await.unwrap(), Extension::Extended);
+    tokio::time::sleep(short * 2).await;
+    assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Expired);
+    let newer = other.lease(MINUTE).await.unwrap().unwrap();
+    assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Expired);
+    assert_eq!(other.extend(&newer, MINUTE).await.unwrap(), Extension::Extended);
+    // One that was given back holds up nobody, though it is extended.
+    let fence = newer.fence();
+    other.release(newer).await.unwrap();
+    let _ = other.extend(&Lease::new(fence), MINUTE).await.unwrap();
+    assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
 /// Row 49.

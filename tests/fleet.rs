@@ -5,7 +5,7 @@ mod fleet;
 
 use std::time::Duration;
 
-use fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, record_text};
+use fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, Stop, record_text};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
     EncryptedStore, EncryptionKeys, Error, Freshness, Lease, Publication, Record, Role, SourceErrorKind,
@@ -155,6 +155,120 @@ async fn a_holder_that_pauses_past_its_lease_is_refused_by_its_fence_and_adopts_
     assert_eq!((store.kept().published, store.kept().superseded), (2, 1));
     let grants = endpoint.grants();
     assert_eq!((grants.refreshes, grants.refused, grants.authentications), (1, 1, 2));
+}
+
+/// Row 69: an exchange of 5 s under leases of 2 s.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_slower_than_the_lease_costs_one_post_per_expiry() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    endpoint.change(|grants| grants.takes = Some(5 * SECOND));
+    let processes: Vec<_> =
+        (0..8).map(|_| endpoint.process(&store).lease(2 * SECOND).build().unwrap()).collect();
+    for expiry in 0..5 {
+        let asked: Vec<_> = processes
+            .iter()
+            .map(|process| {
+                let process = process.clone();
+                tokio::spawn(async move { process.token().await.unwrap() })
+            })
+            .collect();
+        for asked in asked {
+            assert_eq!(asked.await.unwrap().access_token(), format!("access-{}", expiry + 1));
+        }
+        let grants = endpoint.grants();
+        assert_eq!((grants.refreshes, grants.refused, grants.authentications), (expiry, 0, 1));
+        sleep(2 * MINUTE).await;
+    }
+    assert_eq!(endpoint.grants().presented_twice, 0);
+}
+
+/// Row 69: a refresh token that is refused, and then the credential: 8 s under a lease of 2 s.
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_extended_for_both_exchanges() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let build = || endpoint.process(&store).lease(2 * SECOND).build().unwrap();
+    let (process, other) = (build(), build());
+    let (first, same) = (process.token().await.unwrap(), other.token().await.unwrap());
+    endpoint.authenticate_elsewhere();
+    endpoint.change(|grants| grants.takes = Some(4 * SECOND));
+    let (renewed, adopted) = tokio::join!(process.refresh(&first), other.refresh(&same));
+    assert_eq!(renewed.unwrap().access_token(), adopted.unwrap().access_token());
+    let grants = endpoint.grants();
+    assert_eq!((grants.refreshes, grants.refused, grants.authentications), (0, 1, 2));
+}
+
+/// Row 69.
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_dies_after_an_extension_holds_up_the_others_for_one_lease() {
+    let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
+    endpoint.change(|grants| grants.takes = Some(9 * SECOND));
+    let holder = endpoint.process_with(&store, &stop).lease(3 * SECOND).build().unwrap();
+    tokio::spawn(async move { holder.token().await });
+    sleep(5 * SECOND + SECOND / 2).await;
+    // The lease was extended half a second ago, and is not extended any more.
+    assert_eq!(store.kept().extended, 5);
+    stop.stop_for(60 * MINUTE);
+    endpoint.change(|grants| grants.takes = None);
+    let died = Instant::now();
+    endpoint.process(&store).lease(3 * SECOND).build().unwrap().token().await.unwrap();
+    assert!((2 * SECOND..=3 * SECOND + SECOND / 2).contains(&died.elapsed()), "{:?}", died.elapsed());
+}
+
+/// Row 69: as before there were extensions.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_cannot_be_extended_ends_at_its_time() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.change(|kept| kept.cannot_extend = true);
+    let build = || endpoint.process(&store).lease(2 * SECOND).build().unwrap();
+    let (slow, other) = (build(), build());
+    let first = slow.token().await.unwrap();
+    other.token().await.unwrap();
+    endpoint.change(|grants| grants.takes = Some(5 * SECOND));
+    let slow = tokio::spawn(async move { slow.refresh(&first).await.unwrap() });
+    sleep(SECOND).await;
+    let token = other.refresh(&other.current().unwrap()).await.unwrap();
+    assert_eq!(token.access_token(), "access-3");
+    slow.await.unwrap();
+    let grants = endpoint.grants();
+    assert_eq!((grants.refreshes, grants.refused, grants.presented_twice), (1, 1, 1));
+    assert_eq!((store.kept().superseded, store.kept().extended, store.kept().not_extended), (1, 0, 0));
+}
+
+/// Row 69: one that was stopped for longer than its lease goes on, and the newer lease is not its to extend.
+#[tokio::test(start_paused = true)]
+async fn a_superseded_lease_is_not_extended() {
+    let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
+    endpoint.change(|grants| grants.takes = Some(20 * SECOND));
+    let stopped = endpoint.process_with(&store, &stop).lease(3 * SECOND).build().unwrap();
+    stop.stop_for(4 * SECOND + SECOND / 2);
+    let stopped = tokio::spawn(async move { stopped.token().await.unwrap() });
+    sleep(SECOND * 7 / 2).await;
+    // Nobody extends this one.
+    let newer = store.lease(5 * SECOND).await.unwrap().unwrap();
+    sleep(6 * SECOND).await;
+    assert_eq!((store.kept().extended, store.kept().not_extended), (0, 1));
+    assert!(store.lease(MINUTE).await.unwrap().unwrap().fence() > newer.fence());
+    stopped.await.unwrap();
+    assert_eq!(store.kept().not_extended, 1);
+}
+
+/// Row 69: within a lease of 6 s there is time for another attempt.
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_fails_is_tried_again() {
+    for health in [Health::Down, Health::ReadOnly, Health::Slow] {
+        let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+        endpoint.change(|grants| grants.takes = Some(9 * SECOND));
+        let build = || endpoint.process(&store).lease(6 * SECOND).build().unwrap();
+        let (holder, other) = (build(), build());
+        let holder = tokio::spawn(async move { holder.token().await.unwrap() });
+        sleep(SECOND).await;
+        store.set(health);
+        sleep(2 * SECOND).await;
+        store.set(Health::Good);
+        let token = other.token().await.unwrap();
+        assert_eq!(token.access_token(), holder.await.unwrap().access_token(), "{health:?}");
+        assert_eq!(endpoint.grants().posts(), 1, "{health:?}");
+    }
 }
 
 /// Row 55: the time between the lease and the POST counts.

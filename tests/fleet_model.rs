@@ -33,10 +33,30 @@ enum Step {
     Flush,
     /// The next grant's answer takes this much longer: its process is stopped, or as good as dead.
     Delay(u64),
+    /// From now on each grant takes so long; more than [`LEASE`], at times.
+    Takes(u64),
     /// Somebody else authenticates with the key.
     Elsewhere,
     /// This process is replaced by another, which knows nothing.
     Restart(usize),
+}
+
+/// What befalls neither the store nor a process.
+fn calm_step() -> impl Strategy<Value = Step> {
+    let process = 0..PROCESSES;
+    prop_oneof![
+        4 => process.clone().prop_map(Step::Ask),
+        3 => Just(Step::AskAll),
+        2 => process.prop_map(Step::Refuse),
+        4 => (0..70_000u64).prop_map(Step::Pass),
+        2 => takes(),
+        1 => Just(Step::Elsewhere),
+    ]
+}
+
+/// Two exchanges, of which the first is refused, are less than the others wait for a lease: five times [`LEASE`].
+fn takes() -> impl Strategy<Value = Step> {
+    prop_oneof![Just(200u64), Just(1_500), Just(2_500), Just(4_000)].prop_map(Step::Takes)
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -55,6 +75,7 @@ fn step() -> impl Strategy<Value = Step> {
         ].prop_map(Step::Store),
         1 => Just(Step::Flush),
         1 => prop_oneof![Just(3_000u64), Just(100_000)].prop_map(Step::Delay),
+        1 => takes(),
         1 => Just(Step::Elsewhere),
         1 => process.prop_map(Step::Restart),
     ]
@@ -81,6 +102,9 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(LEASE).build().unwrap();
     let mut processes = [(); PROCESSES].map(|()| build());
+    let disturbs =
+        |step: &Step| matches!(step, Step::Store(_) | Step::Flush | Step::Delay(_) | Step::Restart(_));
+    let is_calm = !steps.iter().any(disturbs);
     for step in steps {
         match step {
             Step::Ask(process) => _ = ask(&processes[process]).await?,
@@ -102,14 +126,28 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Delay(millis) => {
                 endpoint.change(|grants| grants.delays.push_back(Duration::from_millis(millis)));
             }
+            Step::Takes(millis) => {
+                endpoint.change(|grants| grants.takes = Some(Duration::from_millis(millis)));
+            }
             Step::Elsewhere => _ = endpoint.authenticate_elsewhere(),
             Step::Restart(process) => processes[process] = build(),
         }
     }
 
+    // Where nothing has gone wrong, the lease was enough, however slow the endpoint was.
+    let presented_twice = endpoint.grants().presented_twice;
+    prop_assert!(
+        !is_calm || presented_twice == 0,
+        "refresh tokens presented by two at once: {}",
+        presented_twice
+    );
+
     // All is well from here on.
     store.set(Health::Good);
-    endpoint.change(|grants| grants.delays.clear());
+    endpoint.change(|grants| {
+        grants.delays.clear();
+        grants.takes = None;
+    });
     sleep(3 * MINUTE).await;
     for process in &processes {
         ask(process).await?;
@@ -136,6 +174,14 @@ proptest! {
     #[test]
     fn whatever_happens_to_a_fleet_it_is_one_again_once_all_is_well(
         steps in prop::collection::vec(step(), 0..40)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(live(steps))?;
+    }
+
+    #[test]
+    fn while_nothing_fails_no_refresh_token_is_presented_by_two_at_once(
+        steps in prop::collection::vec(calm_step(), 0..40)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.unwrap().block_on(live(steps))?;

@@ -15,8 +15,8 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, Error, Lease, Publication, Record, RedisStore, RetryPolicy,
-    StoreError, TokenProvider, TokenStore, testing::AuthServer,
+    ApiVideo, EncryptedStore, EncryptionKeys, Error, Extension, Lease, Publication, Record, RedisStore,
+    RetryPolicy, StoreError, TokenProvider, TokenStore, testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -119,6 +119,31 @@ async fn a_lease_is_one_processs_and_ends_with_its_time() {
     one.release(mine).await.unwrap();
     assert!(one.lease(MINUTE).await.unwrap().is_none());
     other.release(theirs).await.unwrap();
+    assert!(one.lease(MINUTE).await.unwrap().is_some());
+}
+
+/// Row 69.
+#[tokio::test]
+async fn a_lease_is_extended_until_another_is_given_out() {
+    let redis = RedisServer::start().await;
+    let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+    // By all that forward it.
+    let (one, other) = (std::sync::Arc::new(EncryptedStore::new(store(&redis), keys)), store(&redis));
+    let short = Duration::from_millis(200);
+    let held = one.lease(short).await.unwrap().unwrap();
+    assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Extended);
+    sleep(short * 2).await;
+    assert!(other.lease(MINUTE).await.unwrap().is_none());
+    assert_eq!(one.extend(&held, short).await.unwrap(), Extension::Extended);
+    sleep(short * 2).await;
+    assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Expired);
+    let newer = other.lease(MINUTE).await.unwrap().unwrap();
+    assert_eq!(one.extend(&held, short).await.unwrap(), Extension::Expired);
+    let left: u64 = redis.run(&["PTTL", "tower-bearer:{videos}:lease"]).await.parse().unwrap();
+    assert!(left > 1000, "the newer lease has {left} ms left");
+    let fence = newer.fence();
+    other.release(newer).await.unwrap();
+    assert_eq!(other.extend(&Lease::new(fence), MINUTE).await.unwrap(), Extension::Expired);
     assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
@@ -315,6 +340,9 @@ async fn a_user_needs_no_more_rights_than_are_documented_and_no_password_is_show
     }
     let url = |password: &str| format!("redis://bearer:{password}@127.0.0.1:{}", redis.port);
     let store = RedisStore::new(&url("canary-password"), "videos").unwrap();
+    let lease = lease(&store).await;
+    assert_eq!(store.extend(&lease, MINUTE).await.unwrap(), Extension::Extended);
+    store.release(lease).await.unwrap();
     publish(&store, "text").await;
     assert_eq!(store.load().await.unwrap().unwrap().text(), "text");
 

@@ -31,11 +31,17 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tower_bearer::{BoxError, FileStore, RedisStore, Role, TokenStore, testing::AuthServer};
+use tower_bearer::{
+    BoxError, FileStore, RedisStore, Role, TokenStore,
+    testing::{AuthServer, Fault, Route},
+};
 use worker::{Job, STOPPING, Tally};
 
 const LIFETIME: Duration = Duration::from_millis(1500);
 const LEASE: Duration = Duration::from_millis(400);
+/// How many expiries are watched with a slow endpoint.
+const SLOW_EXPIRIES: u64 = 4;
+
 /// How long a process that is stopped stays so: for longer than its lease.
 const STOPPED: Duration = Duration::from_millis(700);
 
@@ -56,13 +62,26 @@ struct Heard {
     mishaps: u64,
     requests: u64,
     lost: u64,
-    /// Requests with a token that had expired; not those that were under way when their process was stopped.
+    /// Requests that the server answered with 401 because their token had expired, although the crate could have known
+    /// when they were sent: by the process' own clock, the token had expired more than a second before it was sent, or
+    /// had more than a second left when the answer came. Not those that were under way when their process was stopped.
     expired: u64,
 }
+
+/// How long tokens live, a lease lasts, and the auth endpoint takes to answer.
+#[derive(Clone, Copy)]
+struct Timing {
+    lifetime: Duration,
+    lease: Duration,
+    endpoint: Duration,
+}
+
+const TIMING: Timing = Timing { lifetime: LIFETIME, lease: LEASE, endpoint: Duration::ZERO };
 
 /// Processes that share a store, and what is heard of them.
 struct Fleet {
     server: AuthServer,
+    lifetime: Duration,
     heard: Arc<Mutex<Heard>>,
     running: JoinSet<()>,
     newest: u64,
@@ -71,7 +90,22 @@ struct Fleet {
 
 impl Fleet {
     async fn start(store: &str, processes: usize, mishaps: u64) -> Result<Self, BoxError> {
-        let server = AuthServer::builder().token_lifetime(LIFETIME).start().await?;
+        Self::start_with(TIMING, store, processes, mishaps).await
+    }
+
+    async fn start_with(
+        timing: Timing,
+        store: &str,
+        processes: usize,
+        mishaps: u64,
+    ) -> Result<Self, BoxError> {
+        let Timing { lifetime, lease, endpoint } = timing;
+        let server = AuthServer::builder().token_lifetime(lifetime).start().await?;
+        if !endpoint.is_zero() {
+            for route in [Route::ApiKeyGrant, Route::RefreshGrant] {
+                server.inject_always(route, Fault::Delay(endpoint));
+            }
+        }
         let (heard, mut running) = (Arc::default(), JoinSet::new());
         let job = Job {
             store: store.to_owned(),
@@ -79,12 +113,12 @@ impl Fleet {
             api_key: server.api_key(),
             role: Role::Member,
             mishaps,
-            lease: LEASE,
+            lease,
         };
         for _ in 0..processes {
             running.spawn(keep_running(job.clone(), Arc::clone(&heard)));
         }
-        Ok(Self { server, heard, running, newest: 0, row: Row::default() })
+        Ok(Self { server, lifetime, heard, running, newest: 0, row: Row::default() })
     }
 
     /// Watches the store until so many more tokens have been published.
@@ -105,7 +139,7 @@ impl Fleet {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        Ok(timeout(Duration::from_secs(60) + LIFETIME * 4 * u32::try_from(expiries)?, watched).await?)
+        Ok(timeout(Duration::from_secs(60) + self.lifetime * 4 * u32::try_from(expiries)?, watched).await?)
     }
 
     /// Ends the processes, and tells what has come to pass.
@@ -243,6 +277,32 @@ async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
     Ok(())
 }
 
+/// An endpoint that needs nearly a whole lease for an answer, and, where the refresh token is refused, two of them.
+async fn with_a_slow_endpoint(table: &mut Table, brief: bool) -> Result<(), BoxError> {
+    let [lifetime, lifetime_of_refused, lease, endpoint] =
+        if brief { [3000, 6000, 400, 600] } else { [40_000, 80_000, 10_000, 9000] }
+            .map(Duration::from_millis);
+    let fleet = async |lifetime, is_refused| {
+        let redis = RedisServer::start().await;
+        let store = RedisStore::new(&redis.url(), "fleet")?;
+        let mut fleet = Fleet::start_with(Timing { lifetime, lease, endpoint }, &redis.url(), 16, 0).await?;
+        // What the first token costs is one POST in any case.
+        fleet.watch(&store, 1).await?;
+        for _ in 0..SLOW_EXPIRIES {
+            if is_refused {
+                fleet.server.revoke_refresh_token();
+            }
+            fleet.watch(&store, 1).await?;
+        }
+        Ok::<_, BoxError>(fleet.end().await)
+    };
+    // Most of the time they wait.
+    let (row, refused) = tokio::try_join!(fleet(lifetime, false), fleet(lifetime_of_refused, true))?;
+    table.add(&format!("Redis, an endpoint of {endpoint:?}"), &row, Some((1.0, 1)));
+    table.add("the same, refresh tokens refused", &refused, Some((2.0, 2)));
+    Ok(())
+}
+
 async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
     let processes = 8;
     for (name, mishaps, bar) in
@@ -304,6 +364,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     let mut table = Table::head(extent.brief);
     over_redis(&mut table, extent).await?;
     over_files(&mut table, extent).await?;
+    with_a_slow_endpoint(&mut table, extent.brief).await?;
     if table.missed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }

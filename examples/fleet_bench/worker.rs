@@ -1,24 +1,25 @@
 //! A process of the fleet: sends one request after another with the token that it shares, and says what becomes of them.
 
 use std::{
+    collections::HashMap,
     env,
     io::Write,
     process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode, Uri, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::{
     process::{Child, Command},
-    time::{interval, sleep},
+    time::{Instant, interval, sleep},
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
@@ -76,7 +77,7 @@ pub struct Tally {
     pub asked: u64,
     /// Tokens that it used.
     pub tokens: u64,
-    /// Requests that were sent with a token that had expired, unless the process was stopped while they were under way.
+    /// Requests whose token had expired, where the crate could have prevented that: see [`Expiries::is_counted`].
     pub expired: u64,
 }
 
@@ -137,6 +138,39 @@ async fn work(store: impl TokenStore) -> Result<(), BoxError> {
     send(&server, TokenProvider::builder(source).store(store).role(role).lease(lease), &asked).await
 }
 
+/// How far the process' own schedule, and the server's, may move the moment at which a token is looked at.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// When each token that this process sends expires, by its own clock.
+#[derive(Default)]
+struct Expiries(Mutex<HashMap<String, Instant>>);
+
+impl Expiries {
+    /// When the token of a request that is being sent expires; `None` if the provider has never had it.
+    fn of(&self, provider: &TokenProvider, headers: &HeaderMap) -> Option<Instant> {
+        let sent = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+        let mut expiries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = provider.current() {
+            let expires_at = Instant::now() + current.remaining()?;
+            expiries.entry(current.access_token().to_owned()).or_insert(expires_at);
+        }
+        expiries.get(sent).copied()
+    }
+
+    /// Whether a request that was answered 401 counts as sent with a token that had expired. Nothing is revoked here, so
+    /// that the server takes the token for expired. The crate could have prevented it in two cases:
+    ///
+    /// * when the request was sent, the token had expired more than a second before;
+    /// * when the answer came, more than a second of the token's life was left: its expiry was not known.
+    ///
+    /// In between, the token has expired on the way, or while this process waited for a processor: that says how loaded
+    /// the machine is. A request is not counted either if the process was stopped while it was under way.
+    fn is_counted(expires_at: Option<Instant>, sent_at: Instant, answered_at: Instant) -> bool {
+        expires_at
+            .is_none_or(|expires_at| expires_at + TOLERANCE < sent_at || answered_at + TOLERANCE < expires_at)
+    }
+}
+
 /// Sends requests until it is killed.
 async fn send<T: TokenSource>(
     server: &Uri,
@@ -145,12 +179,16 @@ async fn send<T: TokenSource>(
 ) -> Result<(), BoxError> {
     let provider = provider.refresh_ahead(RefreshAhead::new().share(0.3)?).build()?;
     let client = Client::builder(TokioExecutor::new()).build_http();
-    // Nothing is revoked here: a 401 says that the token has expired.
-    let counted = service_fn(|request| {
-        let (answer, stops) = (client.request(request), STOPS.load(Relaxed));
+    let expiries = Expiries::default();
+    let counted = service_fn(|request: Request<_>| {
+        let expires_at = expiries.of(&provider, request.headers());
+        let (sent_at, stops) = (Instant::now(), STOPS.load(Relaxed));
+        let answer = client.request(request);
         async move {
             let answer = answer.await?;
-            let expired = answer.status() == StatusCode::UNAUTHORIZED && STOPS.load(Relaxed) == stops;
+            let expired = answer.status() == StatusCode::UNAUTHORIZED
+                && STOPS.load(Relaxed) == stops
+                && Expiries::is_counted(expires_at, sent_at, Instant::now());
             EXPIRED.fetch_add(u64::from(expired), Relaxed);
             Ok::<_, BoxError>(answer)
         }

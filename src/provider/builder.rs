@@ -103,11 +103,13 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Sets for how long a process may renew the token before another tries as well. Default: 10 s.
+    /// Sets for how long the lease of a process that renews the token lasts. Default: 10 s.
     ///
-    /// A process that is killed while it renews the token holds up the others for this long at most. One that takes
-    /// longer costs a refused refresh and an authentication more, so let it be more than an exchange with the source
-    /// takes.
+    /// The process extends its lease while it asks its source, so that an exchange may take longer. If it is killed, it
+    /// holds up the others for this long at most. The others give the store up after five leases without a turn: set it
+    /// to at least a fifth of the longest exchange. With a store that cannot extend a lease
+    /// ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one costs a refused refresh and an
+    /// authentication.
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn lease(mut self, length: Duration) -> Self {

@@ -18,6 +18,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::head::FlatHeaders;
 use crate::error::BoxError;
 
 pin_project! {
@@ -26,8 +27,19 @@ pin_project! {
     /// [`.replay_with(limit, wrap)`](crate::BearerAuthLayer::replay_with).
     ///
     /// Frames stream through as they come, trailers included; size hint and end of stream are the original's. What was
-    /// read is kept by reference count where the original's data is [`Bytes`], and only until it is known that the body
-    /// is not sent again.
+    /// read is kept only until it is known that the body is not sent again.
+    ///
+    /// # Memory
+    ///
+    /// The bytes of the data and the trailers count against the limit. Bookkeeping adds at most 1 % of the limit and 1 KiB:
+    ///
+    /// * A data frame of less than 512 KiB is copied, small ones into one buffer with their neighbours. A slice of a
+    ///   large buffer does not keep that buffer alive. A retry gets the same bytes, but not the same frames.
+    /// * A larger frame is kept by reference count where the original's data is [`Bytes`]. If it is a slice, the whole
+    ///   buffer stays alive.
+    /// * An empty frame is not kept.
+    /// * Trailers count with their names, their values, 6 bytes for each and some bytes for all. A frame after the
+    ///   trailers is handed on, and the body cannot be sent again: a body ends with its trailers (RFC 9110 §6.5).
     ///
     /// # Errors
     ///
@@ -67,11 +79,14 @@ struct Recording<B> {
     source: Option<Pin<Box<B>>>,
     /// What was read of the source, from the start of the body while it can be rewound.
     frames: VecDeque<Recorded>,
+    /// The small data frames that follow `frames`, one after the other. While there are any, the newest attempt has been
+    /// given all of `frames` and all of these: a frame is recorded as it is given, and a rewind moves them to `frames`.
+    tail: Vec<u8>,
     /// How many of the frames the newest attempt has been given.
     given: usize,
     /// How many bytes of data are in the frames that it has not been given.
     ahead: u64,
-    /// How many bytes are in all the frames.
+    /// How much of the limit is used.
     size: usize,
     limit: usize,
     /// Whether the body can still be rewound: the rewind is alive, everything fitted, and the source has not failed.
@@ -84,11 +99,18 @@ struct Recording<B> {
     waker: Option<Waker>,
 }
 
-#[derive(Clone)]
 enum Recorded {
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(FlatHeaders),
 }
+
+/// A data frame of at least this length is kept by reference count. A shorter one is copied, because it may be a slice of
+/// a buffer that is many times its length: a client of a gateway decides how much of hyper's HTTP/1 read buffer (408 KiB
+/// at most, unless configured otherwise) is data, and how much is framing. No frame out of such a buffer is as long.
+const LEAST_SHARED: usize = 512 * 1024;
+
+/// Copied frames are collected up to this length.
+const CHUNK: usize = 64 * 1024;
 
 /// The handle by which a [`ReplayBody`] is sent again; recording stops when it is dropped.
 pub struct Rewind<B> {
@@ -111,6 +133,7 @@ where
         let recording = Arc::new(Mutex::new(Recording {
             source: Some(Box::pin(body)),
             frames: VecDeque::new(),
+            tail: Vec::new(),
             given: 0,
             ahead: 0,
             size: 0,
@@ -145,6 +168,7 @@ impl<B> Rewind<B> {
                 return None;
             }
             recording.attempt += 1;
+            recording.freeze_tail();
             recording.given = 0;
             recording.ahead = recording.frames.iter().map(Recorded::data_len).sum();
             recording.held = false;
@@ -174,33 +198,97 @@ impl<B> Recording<B> {
         self.can_rewind = false;
         let given = std::mem::take(&mut self.given);
         self.frames.drain(..given);
+        // It has been given.
+        self.tail = Vec::new();
     }
 
-    fn next_recorded(&mut self) -> Option<Recorded> {
+    fn next_recorded(&mut self) -> Option<Frame<Bytes>> {
         let frame = if self.can_rewind {
-            let frame = self.frames.get(self.given)?.clone();
+            let frame = self.frames.get(self.given)?.frame();
             self.given += 1;
             frame
         } else {
-            self.frames.pop_front()?
+            self.frames.pop_front()?.frame()
         };
-        self.ahead -= frame.data_len();
+        self.ahead -= frame.data_ref().map_or(0, |data| data.len() as u64);
         Some(frame)
     }
 
-    /// Keeps a frame that was just read, if it fits. All before it have been given.
-    fn record(&mut self, frame: &Recorded) {
+    /// Keeps a frame that was just read, or stops recording. All before it have been given.
+    fn record(&mut self, frame: &Frame<Bytes>) {
         if !self.can_rewind {
             return;
         }
-        self.size = self.size.saturating_add(frame.size());
-        if self.size > self.limit {
+        let has_ended = matches!(self.frames.back(), Some(Recorded::Trailers(_)));
+        let recorded = match (frame.data_ref(), frame.trailers_ref()) {
+            _ if has_ended => false,
+            (Some(data), _) => self.record_data(data),
+            (_, Some(trailers)) => self.record_trailers(trailers),
+            // A kind of frame that is not known today.
+            _ => false,
+        };
+        if !recorded {
             self.stop();
             self.frames = VecDeque::new();
-        } else {
-            self.frames.push_back(frame.clone());
-            self.given += 1;
         }
+    }
+
+    /// `false` if `data` does not fit.
+    fn record_data(&mut self, data: &Bytes) -> bool {
+        if data.is_empty() {
+            return true;
+        }
+        if !self.count(data.len()) {
+            return false;
+        }
+        if data.len() >= LEAST_SHARED {
+            self.freeze_tail();
+            self.push(Recorded::Data(data.clone()));
+            return true;
+        }
+        if self.tail.len() + data.len() > CHUNK {
+            self.freeze_tail();
+        }
+        let needed = self.tail.len() + data.len();
+        if needed > self.tail.capacity() {
+            // No more than the limit: `count` has compared it with what is needed.
+            let capacity = needed.max((2 * self.tail.capacity()).min(CHUNK).min(self.limit));
+            self.tail.reserve_exact(capacity - self.tail.len());
+        }
+        self.tail.extend_from_slice(data);
+        true
+    }
+
+    /// `false` if they do not fit.
+    fn record_trailers(&mut self, trailers: &HeaderMap) -> bool {
+        let trailers = FlatHeaders::of(trailers).shrunk();
+        if !self.count(size_of::<Recorded>() + trailers.len()) {
+            return false;
+        }
+        self.freeze_tail();
+        self.push(Recorded::Trailers(trailers));
+        true
+    }
+
+    /// Adds to what is used of the limit; `false` if that is too much.
+    fn count(&mut self, size: usize) -> bool {
+        self.size = self.size.saturating_add(size);
+        self.size <= self.limit
+    }
+
+    /// Moves the copied frames to where they can be given again.
+    fn freeze_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let mut tail = std::mem::take(&mut self.tail);
+            tail.shrink_to_fit();
+            self.push(Recorded::Data(tail.into()));
+        }
+    }
+
+    /// Adds what the newest attempt is being given, or has been given.
+    fn push(&mut self, frame: Recorded) {
+        self.frames.push_back(frame);
+        self.given += 1;
     }
 
     fn is_at_end(&self) -> bool
@@ -222,7 +310,7 @@ where
             return Poll::Pending;
         }
         if let Some(frame) = self.next_recorded() {
-            return Poll::Ready(Some(Ok(frame.into())));
+            return Poll::Ready(Some(Ok(frame)));
         }
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
         let Poll::Ready(next) = source.as_mut().poll_frame(cx) else {
@@ -232,17 +320,10 @@ where
         };
         match next {
             Some(Ok(frame)) => {
-                let frame = match Recorded::try_from(frame) {
-                    Ok(frame) => frame,
-                    // A kind of frame that is not known today is handed on, and cannot be sent again.
-                    Err(frame) => {
-                        self.stop();
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                };
+                let frame = frame.map_data(to_bytes);
                 // Before it is handed on: the attempt may end the moment it is.
                 self.record(&frame);
-                Poll::Ready(Some(Ok(frame.into())))
+                Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
                 // Sent again, what came before the error could look like a whole body.
@@ -336,27 +417,10 @@ impl Recorded {
         }
     }
 
-    /// What it counts for against the limit.
-    fn size(&self) -> usize {
+    fn frame(&self) -> Frame<Bytes> {
         match self {
-            Self::Data(data) => data.len(),
-            Self::Trailers(trailers) => {
-                trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
-            }
-        }
-    }
-
-    fn try_from<D: Buf>(frame: Frame<D>) -> Result<Self, Frame<Bytes>> {
-        let frame = frame.map_data(to_bytes);
-        frame.into_data().map(Self::Data).or_else(|frame| frame.into_trailers().map(Self::Trailers))
-    }
-}
-
-impl From<Recorded> for Frame<Bytes> {
-    fn from(frame: Recorded) -> Self {
-        match frame {
-            Recorded::Data(data) => Frame::data(data),
-            Recorded::Trailers(trailers) => Frame::trailers(trailers),
+            Self::Data(data) => Frame::data(data.clone()),
+            Self::Trailers(trailers) => Frame::trailers(trailers.headers(0)),
         }
     }
 }

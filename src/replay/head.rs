@@ -1,4 +1,4 @@
-//! [`Head`]: what is kept of a request besides its body, flat.
+//! [`Head`]: what is kept of a request besides its body; [`FlatHeaders`]: headers and trailers, flat.
 //!
 //! A clone of a `HeaderMap` costs an allocation for nearly every value that has never been cloned, and hashing for every
 //! name. Here names and values are written one after the other into one buffer, and parsed again only if the request is
@@ -18,9 +18,14 @@ pub(crate) struct Head {
     uri: Uri,
     version: Version,
     extensions: Extensions,
+    headers: FlatHeaders,
+}
+
+/// What a [`HeaderMap`] has in it, without the map.
+pub(super) struct FlatHeaders {
     /// For each header: the name's length (2 bytes) and the value's (4 bytes, with its mark), the name, the value.
-    headers: Vec<u8>,
-    header_count: usize,
+    flat: Vec<u8>,
+    count: usize,
 }
 
 impl Head {
@@ -30,8 +35,7 @@ impl Head {
             uri: request.uri().clone(),
             version: request.version(),
             extensions: request.extensions().clone(),
-            headers: flatten(request.headers()),
-            header_count: request.headers().len(),
+            headers: FlatHeaders::of(request.headers()),
         }
     }
 
@@ -42,14 +46,33 @@ impl Head {
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
         *request.extensions_mut() = self.extensions.clone();
-        *request.headers_mut() = self.headers();
+        // One more for the token.
+        *request.headers_mut() = self.headers.headers(1);
         request
     }
+}
 
-    fn headers(&self) -> HeaderMap {
-        // One more for the token. A map that is nearly full has no such capacity, and grows as it did before.
-        let mut headers = HeaderMap::try_with_capacity(self.header_count + 1).unwrap_or_default();
-        let mut rest = self.headers.as_slice();
+impl FlatHeaders {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        Self { flat: flatten(headers), count: headers.len() }
+    }
+
+    /// Without capacity to spare.
+    pub(super) fn shrunk(mut self) -> Self {
+        self.flat.shrink_to_fit();
+        self
+    }
+
+    /// How many bytes they take.
+    pub(super) fn len(&self) -> usize {
+        self.flat.len()
+    }
+
+    /// The headers, in a map with room for this many more.
+    pub(super) fn headers(&self, more: usize) -> HeaderMap {
+        // A map that is nearly full has no such capacity, and grows as it did before.
+        let mut headers = HeaderMap::try_with_capacity(self.count + more).unwrap_or_default();
+        let mut rest = self.flat.as_slice();
         while let Some((name, value, after)) = next_header(rest) {
             headers.append(name, value);
             rest = after;

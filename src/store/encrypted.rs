@@ -9,7 +9,7 @@ use chacha20poly1305::{
 };
 use secrecy::zeroize::Zeroizing;
 
-use super::{Lease, Publication, Record, TokenStore};
+use super::{Extension, Lease, Publication, Record, TokenStore};
 use crate::error::{Error, StoreError};
 
 /// Where a sealed text begins; the number is that of this format.
@@ -161,6 +161,14 @@ impl<S: TokenStore> TokenStore for EncryptedStore<S> {
 
     fn lease(&self, length: Duration) -> impl Future<Output = Result<Option<Lease>, StoreError>> + Send {
         self.store.lease(length)
+    }
+
+    fn extend(
+        &self,
+        lease: &Lease,
+        length: Duration,
+    ) -> impl Future<Output = Result<Extension, StoreError>> + Send {
+        self.store.extend(lease, length)
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {

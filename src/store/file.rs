@@ -15,7 +15,7 @@ use rustix::{fs::OFlags, process::geteuid};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Lease, Publication, Record, TokenStore};
+use super::{Extension, Lease, Publication, Record, TokenStore};
 use crate::{
     error::{Error, StoreError},
     observability::millis,
@@ -172,6 +172,11 @@ impl TokenStore for FileStore {
         self.run(move |files| files.lease(length)).await
     }
 
+    async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+        let fence = lease.fence();
+        self.run(move |files| files.extend(fence, length)).await
+    }
+
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
         // Before the lock is waited for.
         let (fence, stored_at) = (lease.fence(), now_millis());
@@ -222,6 +227,20 @@ impl Files {
         write_leased(&mut lock, &Leased { schema: SCHEMA, fence, leased_at: now, length_ms })
             .map_err(|error| cannot("write", &self.lock, error))?;
         Ok(Some(Lease::new(fence).with_guard(guard)))
+    }
+
+    /// A lease that was given back may be extended here. That has no effect: the lock of its file is free, and so the next
+    /// lease is given out whatever the time of this one.
+    fn extend(&self, fence: u64, length: Duration) -> Result<Extension, StoreError> {
+        let mut lock = self.lock()?;
+        let newest = newest_lease(&mut lock, &self.lock)?;
+        let now = now_millis();
+        if newest.fence != fence || !newest.lasts(now) {
+            return Ok(Extension::Expired);
+        }
+        let extended = Leased { leased_at: now, length_ms: millis(length), ..newest };
+        write_leased(&mut lock, &extended).map_err(|error| cannot("write", &self.lock, error))?;
+        Ok(Extension::Extended)
     }
 
     /// Puts another file in the place of that which a process holds that has been stopped for longer than its lease.

@@ -23,7 +23,7 @@ pub use self::encrypted::{EncryptedStore, EncryptionKeys};
 #[cfg(all(feature = "file-store", unix))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::file::FileStore;
-pub use self::record::{Lease, Publication, Record};
+pub use self::record::{Extension, Lease, Publication, Record};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
@@ -47,7 +47,8 @@ use crate::error::StoreError;
 /// 4. looks whether **enough of the lease is left**: half of it, for it may have been stopped since; if not, it begins
 ///    again;
 /// 5. **asks its source**, with the refresh token of the newest record; where that is refused, it reads once more
-///    before it uses its credential;
+///    before it uses its credential; while its source works, it **extends** the lease every third of its length, so that
+///    an exchange may take longer than the lease;
 /// 6. **publishes** the new token, with the fence of its lease;
 /// 7. **releases** the lease.
 ///
@@ -55,6 +56,7 @@ use crate::error::StoreError;
 ///
 /// Not the lease: it saves calls, and no more. Its holder may be killed before or after it has asked, or be stopped for
 /// longer than the lease lasts, or the store may forget it (a flush, a failover to a replica that had not heard of it).
+/// The process that asks is the one that extends its lease: if it is killed or stopped, the lease ends by itself.
 /// What makes it right is that a record is only ever put in the place of another by the newest lease's
 /// [fence](Lease::fence), compared and set in one step; that a record is only ever adopted if it is newer and has not
 /// expired; and that a token that is refused all the same heals: its 401 has the record read again, then the refresh
@@ -76,7 +78,7 @@ use crate::error::StoreError;
 /// ```
 /// use std::{sync::{Mutex, MutexGuard}, time::Duration};
 /// use tokio::time::Instant;
-/// use tower_bearer::{Lease, Publication, Record, StoreError, TokenStore};
+/// use tower_bearer::{Extension, Lease, Publication, Record, StoreError, TokenStore};
 ///
 /// /// For the providers of one process.
 /// #[derive(Default)]
@@ -112,6 +114,16 @@ use crate::error::StoreError;
 ///         state.fence += 1;
 ///         state.leased_until = Some(Instant::now() + length);
 ///         Ok(Some(Lease::new(state.fence)))
+///     }
+///
+///     async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+///         let mut state = self.state();
+///         let lasts = state.leased_until.is_some_and(|until| Instant::now() < until);
+///         if lease.fence() != state.fence || !lasts {
+///             return Ok(Extension::Expired);
+///         }
+///         state.leased_until = Some(Instant::now() + length);
+///         Ok(Extension::Extended)
 ///     }
 ///
 ///     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
@@ -178,6 +190,30 @@ pub trait TokenStore: Send + Sync + 'static {
     /// If none can be given out, such as by a store that cannot be written.
     fn lease(&self, length: Duration) -> impl Future<Output = Result<Option<Lease>, StoreError>> + Send;
 
+    /// Has the lease end `length` after this call, unless it has ended, was given back, or a newer one has been given
+    /// out: compared and set in one step.
+    ///
+    /// It is called every third of the lease's length while its holder asks the source. Default:
+    /// [`Extension::Unsupported`], after which this lease is not extended again and ends at its time. Then let
+    /// [`TokenProviderBuilder::lease`](crate::TokenProviderBuilder::lease) be longer than the longest exchange.
+    ///
+    /// # Errors
+    ///
+    /// If it is not known to be extended; it is tried again after another third of the lease's length.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped when the source has answered. The operation may be done after the lease was given back, and
+    /// must then have no effect.
+    fn extend(
+        &self,
+        lease: &Lease,
+        length: Duration,
+    ) -> impl Future<Output = Result<Extension, StoreError>> + Send {
+        let _ = (lease, length);
+        std::future::ready(Ok(Extension::Unsupported))
+    }
+
     /// Puts `record`, whose generation is the lease's fence, in the place of the one that is there, unless a newer lease
     /// has been given out: compared and set in one step.
     ///
@@ -212,6 +248,14 @@ impl<T: TokenStore> TokenStore for Arc<T> {
 
     fn lease(&self, length: Duration) -> impl Future<Output = Result<Option<Lease>, StoreError>> + Send {
         T::lease(self, length)
+    }
+
+    fn extend(
+        &self,
+        lease: &Lease,
+        length: Duration,
+    ) -> impl Future<Output = Result<Extension, StoreError>> + Send {
+        T::extend(self, lease, length)
     }
 
     fn publish(
@@ -253,6 +297,7 @@ type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Sen
 pub(crate) trait DynTokenStore: Send + Sync {
     fn load(&self) -> Operation<'_, Option<Record>>;
     fn lease(&self, length: Duration) -> Operation<'_, Option<Lease>>;
+    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> Operation<'a, Extension>;
     fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> Operation<'a, Publication>;
     fn release(&self, lease: Lease) -> Operation<'_, ()>;
 }
@@ -264,6 +309,10 @@ impl<T: TokenStore> DynTokenStore for T {
 
     fn lease(&self, length: Duration) -> Operation<'_, Option<Lease>> {
         Box::pin(TokenStore::lease(self, length))
+    }
+
+    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> Operation<'a, Extension> {
+        Box::pin(TokenStore::extend(self, lease, length))
     }
 
     fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> Operation<'a, Publication> {

@@ -152,6 +152,18 @@ impl Lease {
     }
 }
 
+/// The result of extending a lease; see [`TokenStore::extend`](crate::TokenStore::extend).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Extension {
+    /// The lease ends later.
+    Extended,
+    /// The lease has ended, or a newer one has been given out.
+    Expired,
+    /// The store cannot extend a lease.
+    Unsupported,
+}
+
 /// What has become of a record that was to be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {

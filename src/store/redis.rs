@@ -14,7 +14,7 @@ use redis::{
 use rustls::crypto::CryptoProvider;
 use tokio::time::Instant;
 
-use super::{Lease, Publication, Record, TokenStore};
+use super::{Extension, Lease, Publication, Record, TokenStore};
 use crate::{
     error::{Error, StoreError},
     observability::millis,
@@ -70,6 +70,13 @@ const PUBLISH: &str = r"
     return 1
 ";
 
+/// KEYS: the record, the lease. ARGV: the fence, the lease's length in ms. Returns whether the lease is extended.
+const EXTEND: &str = r"
+    if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+    return 1
+";
+
 /// KEYS: the record, the lease. ARGV: the fence.
 const RELEASE: &str = r"
     if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
@@ -91,7 +98,7 @@ const RELEASE: &str = r"
 /// # What it keeps
 ///
 /// A hash with the record and the newest fence, and a string that is the lease and ends with it; both keys begin with
-/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Four short scripts use them, each in one step.
+/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Five short scripts use them, each in one step.
 /// All times are Redis' own: the hosts' clocks need not agree. A record is forgotten thirty days after its token has
 /// expired.
 ///
@@ -145,6 +152,7 @@ impl Clocks {
 struct Scripts {
     load: Script,
     lease: Script,
+    extend: Script,
     publish: Script,
     release: Script,
 }
@@ -179,6 +187,7 @@ impl RedisStore {
             scripts: Scripts {
                 load: Script::new(LOAD),
                 lease: Script::new(LEASE),
+                extend: Script::new(EXTEND),
                 publish: Script::new(PUBLISH),
                 release: Script::new(RELEASE),
             },
@@ -287,6 +296,13 @@ impl TokenStore for RedisStore {
         let leased: Option<(u64, u64)> = self.run(&lease).await?;
         let answered_at = Instant::now();
         Ok(leased.map(|(fence, redis_ms)| Lease::new(fence).with_guard(Clocks { redis_ms, answered_at })))
+    }
+
+    async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+        let mut extend = self.invoke(&self.scripts.extend);
+        extend.arg(lease.fence()).arg(millis(length));
+        let extended: bool = self.run(&extend).await?;
+        Ok(if extended { Extension::Extended } else { Extension::Expired })
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {

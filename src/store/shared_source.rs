@@ -2,10 +2,13 @@
 //! [`TokenStore`](super::TokenStore).
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -117,7 +120,7 @@ impl<T: TokenSource> SharedSource<T> {
 
     /// Steps 5 to 7.
     async fn renew(&self, base: Option<&Token>, lease: Lease) -> Result<Token, Failure> {
-        let token = match self.ask(base).await {
+        let token = match self.ask_under(&lease, base).await {
             Ok(Asked::Given(token)) => token,
             Ok(Asked::Found(token)) => {
                 self.shared.release(lease).await;
@@ -153,6 +156,20 @@ impl<T: TokenSource> SharedSource<T> {
                 Ok(token)
             }
         }
+    }
+
+    /// As [`ask`](Self::ask); extends the lease meanwhile.
+    ///
+    /// Both are one task: a process that is killed or stopped extends no lease.
+    async fn ask_under(&self, lease: &Lease, base: Option<&Token>) -> Result<Asked, SourceError> {
+        let (mut asked, mut kept) = (pin!(self.ask(base)), pin!(self.shared.keep_lease(lease)));
+        poll_fn(|cx| {
+            if let Poll::Ready(asked) = asked.as_mut().poll(cx) {
+                return Poll::Ready(asked);
+            }
+            kept.as_mut().poll(cx).map(|never| match never {})
+        })
+        .await
     }
 
     /// Asks the source, and the store again before the credential is used.

@@ -1,17 +1,18 @@
 //! [`SharedToken`]: the token as the store has it, and the one that the store is still to have.
 
 use std::{
-    future::Future,
+    convert::Infallible,
+    future::{Future, pending},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 
-use super::{DynTokenStore, Lease, Publication, Record};
+use super::{DynTokenStore, Extension, Lease, Publication, Record};
 use crate::{
     error::StoreError,
     observability::{self, Reporter},
@@ -123,6 +124,22 @@ impl SharedToken {
 
     pub(super) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
         within(self.store.lease(self.lease)).await
+    }
+
+    /// Extends the lease every third of its length, until this is dropped. After one attempt that fails, the next comes
+    /// before the lease ends.
+    pub(super) async fn keep_lease(&self, lease: &Lease) -> Infallible {
+        let third = self.lease / 3;
+        let mut thirds = interval_at(Instant::now() + third, third);
+        thirds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            thirds.tick().await;
+            match within(self.store.extend(lease, self.lease)).await {
+                Ok(Extension::Extended) | Err(_) => {}
+                // The fence still protects what is published.
+                Ok(Extension::Expired | Extension::Unsupported) => pending().await,
+            }
+        }
     }
 
     pub(super) async fn publish(&self, token: &Token, lease: &Lease) -> Result<Publication, StoreError> {

@@ -3,15 +3,15 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tower_bearer::{
-    Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider, TokenProviderBuilder,
-    TokenSource, TokenStore,
+    Extension, Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider,
+    TokenProviderBuilder, TokenSource, TokenStore,
 };
 
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -33,8 +33,25 @@ pub enum Health {
     Forgetful,
 }
 
+/// Stops one process, so that it extends no lease.
 #[derive(Clone, Default)]
-pub struct MemoryStore(Arc<Mutex<Kept>>);
+pub struct Stop(Arc<Mutex<Option<Instant>>>);
+
+impl Stop {
+    pub fn stop_for(&self, length: Duration) {
+        *self.0.lock().unwrap() = Some(Instant::now() + length);
+    }
+
+    async fn wait_until_it_goes_on(&self) {
+        let until = *self.0.lock().unwrap();
+        if let Some(until) = until {
+            sleep_until(until).await;
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct MemoryStore(Arc<Mutex<Kept>>, Stop);
 
 #[derive(Clone, Default)]
 pub struct Kept {
@@ -46,6 +63,11 @@ pub struct Kept {
     pub leases: u64,
     pub published: u64,
     pub superseded: u64,
+    pub extended: u64,
+    /// Leases that were not extended because they had ended.
+    pub not_extended: u64,
+    /// Whether leases can not be extended.
+    pub cannot_extend: bool,
     /// Is published by somebody else as the next lease is given out.
     pub before_lease: Option<Record>,
     /// How long the next leases take to be given out.
@@ -138,6 +160,22 @@ impl TokenStore for MemoryStore {
         Ok(Some(lease))
     }
 
+    async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+        self.1.wait_until_it_goes_on().await;
+        self.writable().await?;
+        let mut kept = self.lock();
+        if kept.cannot_extend {
+            return Ok(Extension::Unsupported);
+        }
+        if lease.fence() != kept.fence || kept.leased_until.is_none_or(|until| until <= Instant::now()) {
+            kept.not_extended += 1;
+            return Ok(Extension::Expired);
+        }
+        kept.extended += 1;
+        kept.leased_until = Some(Instant::now() + length);
+        Ok(Extension::Extended)
+    }
+
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
         let health = self.writable().await?;
         let takes = {
@@ -169,7 +207,7 @@ impl TokenStore for MemoryStore {
 
 /// The auth endpoint that all processes use with one key.
 #[derive(Clone, Default)]
-pub struct Endpoint(Arc<Mutex<Grants>>);
+pub struct Endpoint(Arc<Mutex<Grants>>, Stop);
 
 #[derive(Clone, Debug, Default)]
 pub struct Grants {
@@ -179,8 +217,14 @@ pub struct Grants {
     /// The refresh token that is good: the newest one.
     refresh_token: String,
     granted: u64,
-    /// How much longer than ever the next answers are on their way.
+    /// For how long the next processes are stopped between the act and its answer.
     pub delays: VecDeque<Duration>,
+    /// How long each grant takes, unless it is [`POST`].
+    pub takes: Option<Duration>,
+    /// The refresh tokens that are being presented.
+    presented: HashSet<String>,
+    /// How often one was presented while it was being presented already.
+    pub presented_twice: u64,
     pub lifetime: Option<Duration>,
 }
 
@@ -216,14 +260,47 @@ impl Endpoint {
 
     /// A process that shares `store`, and renews its token 10 s before its end.
     pub fn process(&self, store: &MemoryStore) -> TokenProviderBuilder<Self> {
-        TokenProvider::builder(self.clone()).store(store.clone())
+        self.process_with(store, &Stop::default())
+    }
+
+    /// As [`process`](Self::process); `stop` stops it.
+    pub fn process_with(&self, store: &MemoryStore, stop: &Stop) -> TokenProviderBuilder<Self> {
+        let store = MemoryStore(Arc::clone(&store.0), stop.clone());
+        TokenProvider::builder(Self(Arc::clone(&self.0), stop.clone())).store(store)
     }
 
     async fn answer<T>(&self, grant: impl FnOnce(&mut Grants) -> T) -> T {
-        sleep(POST).await;
+        sleep(self.grants().takes.unwrap_or(POST)).await;
         let (answer, delay) = { self.change(|grants| (grant(grants), grants.delays.pop_front())) };
-        sleep(delay.unwrap_or_default()).await;
+        if let Some(delay) = delay {
+            self.1.stop_for(delay);
+            sleep(delay).await;
+        }
         answer
+    }
+
+    /// Counts the refresh token as presented until what is returned is dropped.
+    fn present(&self, refresh_token: &str) -> Presented {
+        let is_first = self.change(|grants| {
+            let is_first = grants.presented.insert(refresh_token.to_owned());
+            grants.presented_twice += u64::from(!is_first);
+            is_first
+        });
+        Presented { endpoint: self.clone(), refresh_token: is_first.then(|| refresh_token.to_owned()) }
+    }
+}
+
+struct Presented {
+    endpoint: Endpoint,
+    /// `None` if it was presented already.
+    refresh_token: Option<String>,
+}
+
+impl Drop for Presented {
+    fn drop(&mut self) {
+        if let Some(refresh_token) = &self.refresh_token {
+            self.endpoint.change(|grants| grants.presented.remove(refresh_token));
+        }
     }
 }
 
@@ -244,6 +321,7 @@ impl TokenSource for Endpoint {
 
     async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
         let Some(refresh_token) = previous.refresh_token() else { return Ok(None) };
+        let _presented = self.present(refresh_token);
         Ok(self
             .answer(|grants| {
                 if grants.refresh_token != refresh_token {

@@ -16,24 +16,31 @@ const LIMIT: usize = 100;
 type Source = Channel<Bytes, BoxError>;
 
 fn recorded() -> (Sender<Bytes, BoxError>, ReplayBody<Source>, Rewind<Source>) {
+    recorded_up_to(LIMIT)
+}
+
+fn recorded_up_to(limit: usize) -> (Sender<Bytes, BoxError>, ReplayBody<Source>, Rewind<Source>) {
     let (sender, source) = Channel::new(16);
-    let (body, rewind) = ReplayBody::record(source, LIMIT);
+    let (body, rewind) = ReplayBody::record(source, limit);
     (sender, body, rewind.unwrap())
+}
+
+/// A frame that is not copied.
+fn shared() -> Bytes {
+    Bytes::from(vec![b'x'; LEAST_SHARED])
 }
 
 async fn send(sender: &mut Sender<Bytes, BoxError>, data: &'static str) {
     sender.send_data(Bytes::from_static(data.as_bytes())).await.unwrap();
 }
 
-async fn next<B>(body: &mut ReplayBody<B>) -> Option<Result<Recorded, BoxError>>
+async fn next<B>(body: &mut ReplayBody<B>) -> Option<Result<Frame<Bytes>, BoxError>>
 where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
     let mut body = pin!(body.frame());
-    poll_fn(|cx| body.as_mut().poll(cx))
-        .await
-        .map(|frame| frame.map(|frame| Recorded::try_from(frame).ok().unwrap()))
+    poll_fn(|cx| body.as_mut().poll(cx)).await
 }
 
 async fn data<B>(body: &mut ReplayBody<B>) -> Bytes
@@ -41,10 +48,7 @@ where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
-    match next(body).await {
-        Some(Ok(Recorded::Data(data))) => data,
-        _ => panic!("no data"),
-    }
+    next(body).await.unwrap().unwrap().into_data().expect("no data")
 }
 
 async fn trailers<B>(body: &mut ReplayBody<B>) -> HeaderMap
@@ -52,10 +56,7 @@ where
     B: Body + Unpin,
     B::Error: Into<BoxError>,
 {
-    match next(body).await {
-        Some(Ok(Recorded::Trailers(trailers))) => trailers,
-        _ => panic!("no trailers"),
-    }
+    next(body).await.unwrap().unwrap().into_trailers().expect("no trailers")
 }
 
 fn is_pending<B>(body: &mut ReplayBody<B>) -> bool
@@ -92,20 +93,111 @@ async fn every_attempt_gets_the_same_frames_and_trailers() {
     sent.insert("x-checksum", "abc".parse().unwrap());
     sender.send_trailers(sent.clone()).await.unwrap();
     drop(sender);
-    for _ in 0..3 {
-        assert_eq!(data(&mut body).await, "one");
-        assert_eq!(data(&mut body).await, "two");
+    assert_eq!(data(&mut body).await, "one");
+    assert_eq!(data(&mut body).await, "two");
+    assert_eq!(trailers(&mut body).await, sent);
+    assert!(next(&mut body).await.is_none());
+    for _ in 0..2 {
+        body = rewind.rewind().unwrap();
+        assert_eq!(data(&mut body).await, "onetwo");
         assert_eq!(trailers(&mut body).await, sent);
         assert!(next(&mut body).await.is_none());
         assert!(next(&mut body).await.is_none());
-        body = rewind.rewind().unwrap();
     }
 }
 
 #[tokio::test]
-async fn data_is_kept_by_reference_count() {
-    let (mut sender, mut body, rewind) = recorded();
-    send(&mut sender, "shared").await;
+async fn copied_and_shared_frames_keep_their_order() {
+    let (mut sender, mut body, rewind) = recorded_up_to(8 * LEAST_SHARED);
+    let mut sent = Vec::new();
+    for at in 0..40_u8 {
+        let length = [1, 0, CHUNK + 1, 4096, LEAST_SHARED][usize::from(at % 5)] / (1 + usize::from(at / 5));
+        let frame = Bytes::from(vec![at; length]);
+        sent.extend_from_slice(&frame);
+        sender.send_data(frame.clone()).await.unwrap();
+        assert_eq!(data(&mut body).await, frame);
+        // Every attempt but the first starts in the middle of the body.
+        if at % 3 == 2 {
+            body = rewind.rewind().unwrap();
+            let mut got = Vec::new();
+            while got.len() < sent.len() {
+                assert_eq!(body.size_hint().lower(), (sent.len() - got.len()) as u64);
+                got.extend_from_slice(&data(&mut body).await);
+            }
+            assert!(got == sent, "other bytes after frame {at}");
+        }
+    }
+    drop(sender);
+    let again = rewind.rewind().unwrap().collect().await.unwrap().to_bytes();
+    assert!(again == sent);
+}
+
+#[tokio::test]
+async fn a_body_as_long_as_the_limit_is_sent_again() {
+    for (limit, frame) in [
+        (LIMIT, 1),
+        (3 * CHUNK, CHUNK - 1),
+        (3 * CHUNK, 2 * CHUNK),
+        (LEAST_SHARED, 100),
+        (LEAST_SHARED, LEAST_SHARED),
+        (3 * LEAST_SHARED, 1000),
+    ] {
+        let (mut sender, mut body, rewind) = recorded_up_to(limit);
+        let whole = Bytes::from((0..limit).map(|at| at as u8).collect::<Vec<_>>());
+        for frame in whole.chunks(frame) {
+            sender.send_data(whole.slice_ref(frame)).await.unwrap();
+            data(&mut body).await;
+        }
+        drop(sender);
+        let again = rewind.rewind().unwrap().collect().await.unwrap().to_bytes();
+        assert!(again == whole, "{limit} bytes in frames of {frame}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_keep_their_marks_and_their_order() {
+    let (mut sender, mut body, rewind) = recorded_up_to(1000);
+    let mut sent = HeaderMap::new();
+    sent.append("x-repeated", "1".parse().unwrap());
+    sent.insert("x-secret", "abc".parse().unwrap());
+    sent.get_mut("x-secret").unwrap().set_sensitive(true);
+    sent.append("x-repeated", "2".parse().unwrap());
+    sender.send_trailers(sent.clone()).await.unwrap();
+    trailers(&mut body).await;
+    let again = trailers(&mut rewind.rewind().unwrap()).await;
+    assert_eq!(again, sent);
+    assert_eq!(again.get_all("x-repeated").iter().collect::<Vec<_>>(), ["1", "2"]);
+    assert!(again["x-secret"].is_sensitive() && !again["x-repeated"].is_sensitive());
+}
+
+#[tokio::test]
+async fn a_body_that_goes_on_after_its_trailers_is_not_sent_again() {
+    for is_data in [true, false] {
+        let (mut sender, mut body, rewind) = recorded();
+        send(&mut sender, "one").await;
+        sender.send_trailers(HeaderMap::new()).await.unwrap();
+        assert_eq!(data(&mut body).await, "one");
+        trailers(&mut body).await;
+        assert!(rewind.hold());
+        let mut body = rewind.rewind().unwrap();
+        assert_eq!(data(&mut body).await, "one");
+        trailers(&mut body).await;
+        if is_data {
+            sender.send_data(Bytes::new()).await.unwrap();
+            assert_eq!(data(&mut body).await, "");
+        } else {
+            sender.send_trailers(HeaderMap::new()).await.unwrap();
+            trailers(&mut body).await;
+        }
+        assert!(!rewind.hold());
+        assert!(rewind.rewind().is_none());
+    }
+}
+
+#[tokio::test]
+async fn large_frames_are_kept_by_reference_count() {
+    let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
+    sender.send_data(shared()).await.unwrap();
     let first = data(&mut body).await;
     let second = data(&mut rewind.rewind().unwrap()).await;
     assert_eq!(first.as_ptr(), second.as_ptr());
@@ -156,8 +248,8 @@ async fn a_held_attempt_is_superseded_by_the_next() {
 
 #[tokio::test]
 async fn over_the_limit_the_record_is_freed_and_the_attempt_goes_on() {
-    let (mut sender, mut body, rewind) = recorded();
-    let full = Bytes::from(vec![b'x'; LIMIT]);
+    let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
+    let full = shared();
     sender.send_data(full.clone()).await.unwrap();
     assert_eq!(data(&mut body).await, full);
     assert!(rewind.hold());
@@ -273,14 +365,14 @@ async fn a_body_that_fails_is_never_sent_again() {
 
 #[tokio::test]
 async fn recording_stops_with_its_handle_and_what_is_recorded_still_arrives() {
-    let (mut sender, mut body, rewind) = recorded();
-    let kept = Bytes::from(b"kept".to_vec());
+    let (mut sender, mut body, rewind) = recorded_up_to(2 * LEAST_SHARED);
+    let kept = shared();
     sender.send_data(kept.clone()).await.unwrap();
     drop(data(&mut body).await);
     assert!(!kept.is_unique());
     let mut body = rewind.rewind().unwrap();
     drop(rewind);
-    assert_eq!(data(&mut body).await, "kept");
+    assert_eq!(data(&mut body).await, kept);
     assert!(kept.is_unique(), "a frame that was given for the last time is still held");
     send(&mut sender, "more").await;
     assert_eq!(data(&mut body).await, "more");
