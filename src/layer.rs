@@ -47,8 +47,11 @@ use crate::{
 /// # Which origins see the token
 ///
 /// Those of its [`Scope`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
-/// So the layer is safe above a redirect follower and beneath one; one beneath must remove `Authorization` when the origin
-/// changes, as tower-http's does.
+///
+/// Put a redirect follower above the layer: the layer then sees every hop, and adds the token where it belongs. A follower
+/// beneath must remove `Authorization` when the origin changes, as tower-http's does. It may be led to an origin that
+/// answers 401. That is no challenge, if the layer can see where the answer comes from: it can with
+/// `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`).
 ///
 /// # A request of its own kind
 ///

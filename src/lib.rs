@@ -66,6 +66,7 @@
 //! | `redis` | no | `RedisStore`, for the processes of many hosts |
 //! | `encryption` | no | `EncryptedStore`: what is stored can only be read by those who have the key |
 //! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
+//! | `tower-http` | no | the layer knows where a `FollowRedirect` beneath it was led, so that the 401 of another origin is no challenge |
 //! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
 //!
 //! # Several processes

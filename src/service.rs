@@ -25,7 +25,14 @@ use crate::{
 /// # Clone
 ///
 /// The inner service has to be `Clone`, and its clones cheap: a retry is sent on one. The service that was made ready is
-/// the one that is called with the first attempt. There is no `get_mut`: the retries' clones would not follow it.
+/// the one that is called with the first attempt, if there is a token. There is no `get_mut`: the retries' clones would not
+/// follow it.
+///
+/// # Permits
+///
+/// A request that has to wait for a token lets go of the ready service first, and is sent on a clone that is made ready
+/// afterwards: while it waits it holds no permit of a concurrency limit, which the token's source may need as well. It carries
+/// the token that is current when that clone is ready, and so does a retry.
 ///
 /// # A retry that is shed
 ///

@@ -212,7 +212,7 @@ impl TokenBuilder {
 
     /// Says how long the token lives, as `expires_in` does (RFC 6749 §5.1). Default: until the API refuses it.
     ///
-    /// More than ten years count as ten years.
+    /// More than ten years count as ten years. Zero ends when the token is [built](Self::build), whenever it was requested.
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
         self.expires_in = Some(lifetime);
         self

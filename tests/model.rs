@@ -36,6 +36,8 @@ enum Trouble {
     Limited,
     /// Acted upon, and the answer lost.
     Lost,
+    /// Acted upon, and answered as if it had failed.
+    Failed,
     Hangs,
 }
 
@@ -44,6 +46,8 @@ enum Trouble {
 enum Step {
     /// So many requests at once; each is dropped after so many tenths of a second, if at all.
     Requests(Vec<Option<u8>>),
+    /// So many requests to the endpoint that refuses every token, one a second.
+    Refused(u8),
     Pass(Duration),
     /// The API refuses every token given so far.
     RevokeAccess,
@@ -63,11 +67,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Trouble::Down),
         1 => Just(Trouble::Limited),
         2 => Just(Trouble::Lost),
+        1 => Just(Trouble::Failed),
         1 => Just(Trouble::Hangs),
     ];
     let pass = prop_oneof![Just(10), Just(500), Just(3_000), Just(20_000), Just(55_000), Just(61_000)];
     prop_oneof![
         6 => prop::collection::vec(prop::option::weighted(0.3, 0..30_u8), 1..5).prop_map(Step::Requests),
+        1 => (1..10_u8).prop_map(Step::Refused),
         4 => pass.prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
         2 => Just(Step::RevokeAccess),
         1 => Just(Step::RevokeRefresh),
@@ -88,12 +94,17 @@ struct Account {
     refresh: Option<String>,
     /// How often each refresh token was presented, and how often it was accepted.
     presented: HashMap<String, (u32, u32)>,
+    /// When each exchange began.
+    exchanges: Vec<Instant>,
     under_way: u32,
     /// What must never happen.
     broken: Vec<String>,
 }
 
 const LIFE: Duration = Duration::from_secs(60);
+
+/// Where every token is refused.
+const REFUSED: &str = "/refused";
 
 impl Account {
     /// Acts on an exchange; the answer's status and body.
@@ -143,6 +154,7 @@ async fn exchange(account: Shared, request: Request<String>) -> io::Result<Respo
     let trouble = {
         let mut account = account.lock().unwrap();
         account.under_way += 1;
+        account.exchanges.push(Instant::now());
         if account.under_way > 1 {
             account.broken.push("two exchanges at once".to_owned());
         }
@@ -165,6 +177,9 @@ async fn exchange(account: Shared, request: Request<String>) -> io::Result<Respo
     if trouble == Trouble::Lost {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
+    if trouble == Trouble::Failed {
+        return Ok(answer(StatusCode::INTERNAL_SERVER_ERROR).body(Full::default()).unwrap());
+    }
     Ok(answer(status).body(Full::from(body)).unwrap())
 }
 
@@ -177,7 +192,8 @@ async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Respo
         account.broken.push("a request without a token".to_owned());
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let good = account.access.get(token).is_some_and(|until| Instant::now() < *until + SECOND);
+    let good = request.uri().path() != REFUSED
+        && account.access.get(token).is_some_and(|until| Instant::now() < *until + SECOND);
     let status = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
     Ok(Response::builder().status(status).body(Full::default()).unwrap())
 }
@@ -199,7 +215,10 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         move |request| api(Arc::clone(&account), request)
     });
     let service = BearerAuthLayer::with_provider(provider.clone()).scope(Scope::https()).layer(inner);
-    let request = || Request::get("https://ws.api.video/videos").body(Full::<Bytes>::default()).unwrap();
+    let request_to = |path: &str| {
+        Request::get(format!("https://ws.api.video{path}")).body(Full::<Bytes>::default()).unwrap()
+    };
+    let request = || request_to("/videos");
 
     let mut callers = JoinSet::new();
     for step in steps {
@@ -209,6 +228,13 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
                     let sent = service.clone().oneshot(request());
                     let patience = tenths.map_or(Duration::MAX, |tenths| SECOND * tenths.into() / 10);
                     callers.spawn(async move { timeout(patience, sent).await.ok() });
+                }
+            }
+            Step::Refused(requests) => {
+                for _ in 0..requests {
+                    let sent = service.clone().oneshot(request_to(REFUSED));
+                    callers.spawn(async move { Some(sent.await) });
+                    sleep(SECOND).await;
                 }
             }
             Step::Pass(duration) => sleep(duration).await,
@@ -250,6 +276,30 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     let answer = service.clone().oneshot(request()).await;
     prop_assert!(answer.is_ok(), "{answer:?}");
     prop_assert_eq!(answer.unwrap().status(), StatusCode::OK);
+
+    // A revocation of the token that was accepted heals at once, and the next one too.
+    for _ in 0..2 {
+        account.lock().unwrap().access.clear();
+        let answer = service.clone().oneshot(request()).await;
+        prop_assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    }
+    // One endpoint refuses every token, another works: the one costs an exchange per five seconds at most.
+    let before = account.lock().unwrap().exchanges.len();
+    for _ in 0..13 {
+        let refused = service.clone().oneshot(request_to(REFUSED)).await;
+        prop_assert_eq!(refused.unwrap().status(), StatusCode::UNAUTHORIZED);
+        prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+        sleep(SECOND).await;
+    }
+    {
+        let account = account.lock().unwrap();
+        let since: Vec<_> = account.exchanges[before..].windows(2).map(|two| two[1] - two[0]).collect();
+        prop_assert!(since.iter().all(|since| *since >= 5 * SECOND), "{:?}", since);
+    }
+    // And a revocation heals on the other within that time.
+    account.lock().unwrap().access.clear();
+    sleep(5 * SECOND).await;
+    prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
 
     drop(service);
     provider.shutdown().await;

@@ -282,3 +282,33 @@ async fn a_gateways_client_cannot_name_the_host_that_sees_the_token() {
     }
     assert_eq!(seen.tokens(), [true, false]);
 }
+
+/// Row 72: a follower beneath the layer is led to a host that answers 401, or that takes any token for good.
+#[tokio::test(start_paused = true)]
+async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
+    let web = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
+        let mut response = Response::new(Empty::<Bytes>::new());
+        if request.uri().host() == Some("evil.example") {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        } else if request.uri().path() == "/away" {
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert(LOCATION, HeaderValue::from_static("https://evil.example/"));
+        } else if request.uri().path() == "/here" {
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert(LOCATION, HeaderValue::from_static("/refused"));
+        } else {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        Ok::<_, Infallible>(response)
+    });
+    for (path, fetches) in [("/away", 1), ("/here", 2)] {
+        let source = Source::new();
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
+            .scope(Scope::origins([A]).unwrap());
+        let service = layer.layer(FollowRedirectLayer::new().layer(web));
+        let answer = service.oneshot(get(&format!("{A}{path}"))).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        assert_eq!(source.fetches(), fetches, "{path}");
+    }
+}

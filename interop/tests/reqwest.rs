@@ -6,7 +6,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider, testing::AuthServer,
+    ApiVideo, BearerAuthLayer, ReqwestService, Scope, StaticToken, TokenProvider, testing::AuthServer,
 };
 use tower_bearer_interop::{Issuer, one_refresh_heals, one_refresh_heals_api_video, serve};
 
@@ -67,4 +67,25 @@ async fn a_uri_that_reqwest_refuses_is_its_own_typed_error() {
         let error = layered.oneshot(request()).await.unwrap_err();
         assert!(error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_builder), "{error:?}");
     }
+}
+
+/// Row 72: reqwest follows redirects by default.
+#[tokio::test]
+async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
+    let (api, elsewhere) = (Issuer::default(), Issuer::default());
+    // No token is good there.
+    let hostile = serve(axum::Router::new(), &elsewhere).await;
+    let away = axum::response::Redirect::temporary(&format!("http://{hostile}/"));
+    let router = axum::Router::new().route("/away", axum::routing::get(move || async { away }));
+    let address = serve(router, &api).await;
+    let provider = TokenProvider::new(api.clone());
+    let layer = BearerAuthLayer::with_provider(provider.clone())
+        .scope(Scope::origins([format!("http://{address}")]).unwrap());
+    let service = layer.layer(ReqwestService::new(reqwest::Client::new()));
+    for _ in 0..3 {
+        let request = Request::get(format!("http://{address}/away")).body(String::new()).unwrap();
+        let answer = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(provider.status().flights, 1);
 }

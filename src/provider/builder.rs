@@ -57,6 +57,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     }
 
     /// Sets how long one whole flight may take, its retries included. Default: 30 s.
+    ///
+    /// No caller waits longer for one. If its runtime is not driven any more, it is abandoned after this time
+    /// ([`TokenProvider`](TokenProvider#flights)).
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.settings.refresh_timeout = timeout;
         self
@@ -71,11 +74,22 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Sets the pause after a permanent failure, and between two flights that challenges cause. Default: 1 s, doubling
+    /// Sets the pause after a permanent failure, and between two flights that challenges start. Default: 1 s, doubling
     /// to 60 s.
     ///
-    /// During it a refused credential is told to every caller at once, and an API that refuses even the newest token
-    /// causes no further flight.
+    /// During it a rejected credential is told to every caller at once, and an API that challenges even the newest token
+    /// starts no further flight.
+    ///
+    /// After a flight that a challenge started, what the API does with the new token decides how long the pause is:
+    ///
+    /// | the new token | the pause |
+    /// |---|---|
+    /// | the request that started the flight succeeds with it | none: a further challenge is a further revocation |
+    /// | another challenged request does, the first one has no answer yet | `min` |
+    /// | the API accepts it, but no request that was challenged before has succeeded: some endpoint refuses every token | 5 s, or the bound that is nearest to it |
+    /// | nothing has succeeded with it | doubles from `min`, or from those 5 s once the API has accepted any token |
+    ///
+    /// A success is a 2xx answer to a request that the layer has sent.
     pub fn cool_down(mut self, min: Duration, max: Duration) -> Self {
         self.settings.cool_down = (min, max);
         self

@@ -75,9 +75,16 @@ use crate::{
 ///
 /// Obtaining a token is called a flight. There is at most one at a time, in a task of its own on the tokio runtime of
 /// the caller that started it, so that no caller's end can lose a refresh token that is being spent. Everyone who waits
-/// gets its one outcome. A flight that panics, or whose runtime is shut down, is an error for those who wait, and the
+/// gets its one outcome. If the flight panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
 /// next caller starts another. Where processes share a [store](TokenProviderBuilder#method.store), a flight asks that
 /// first.
+///
+/// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its tasks.
+/// A caller on another runtime waits for a flight on it at most for the
+/// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the flight is abandoned: its waiters get
+/// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
+/// abandoned one ends later, its token is used, unless the source was asked for the current one after it. A caller outside of
+/// any tokio runtime has no such bound.
 ///
 /// # When a token is renewed
 ///
@@ -86,8 +93,10 @@ use crate::{
 /// **expired**, do callers wait. A token without a lifetime is used until the API refuses it. A provider that is to
 /// [keep fresh](TokenProviderBuilder::keep_fresh) does all this while nobody asks, too.
 ///
-/// Time is the monotonic clock's. A token that has less than a tenth of a second left when it arrives is used for a second
-/// all the same, and longer while the source gives more of the kind, which it is asked for by the backoff.
+/// Time is the monotonic clock's. A token that has less than a tenth of a second left when it arrives is used until a second
+/// after its end, and the source is asked for the next one by the backoff. After that, callers wait, or get the error. A
+/// token that ended more than a second before it arrived is not used at all; its refresh token is. A lifetime of zero ends
+/// on arrival.
 ///
 /// # What a failure does
 ///
@@ -175,9 +184,8 @@ impl TokenProvider {
     /// A token other than `refused`, which the API has just refused.
     ///
     /// If the provider has another already, that is the answer; else this joins the flight under way, or starts one.
-    /// If challenges have caused a flight only just now, the answer is `refused` itself: the API refuses even the newest
-    /// token, and the source is left alone until the cool-down
-    /// ([`TokenProviderBuilder::cool_down`]) has passed.
+    /// If a challenge has started a flight only just now, the answer is `refused` itself: the API challenges even the newest
+    /// token, and the source is left alone until the pause ([`TokenProviderBuilder::cool_down`]) is over.
     ///
     /// # Errors
     ///

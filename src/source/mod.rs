@@ -52,8 +52,9 @@ pub trait TokenSource: Send + Sync + 'static {
     /// Obtains one token, in one attempt.
     ///
     /// `previous` is the token that the provider published last, expired or refused or not; its refresh token, if any,
-    /// is for this call to spend. The provider calls this from a task of its own, never twice at a time, and does the
-    /// retries; a source that waits for a peer should bound that wait.
+    /// is for this call to spend. The provider calls this from a task of its own, and does the retries. It does not call it
+    /// twice at a time, unless the runtime of the first call is not driven any more
+    /// ([`TokenProvider`](crate::TokenProvider#flights)). A source that waits for a peer should bound that wait.
     ///
     /// # Errors
     ///
