@@ -761,7 +761,8 @@ async fn a_token_that_expires_before_the_service_is_ready_is_not_sent() {
     let mut service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(limited.clone());
     let request = service.ready().await.unwrap().call(get());
     let mut held = limited;
-    held.ready().await.unwrap();
+    // The request waits for its token, and has let go of the one permit.
+    tokio::time::timeout(second, held.ready()).await.expect("the permit is held").unwrap();
     let request = tokio::spawn(request);
     tokio::time::sleep(20 * second).await;
     drop(held);
