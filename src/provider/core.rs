@@ -73,11 +73,13 @@ impl Future for Waiting {
         match &mut self.0 {
             For::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
             For::Flight { waiter, core, landing, number, watched_on, .. } => {
-                let outcome = Pin::new(waiter).poll(cx);
-                if outcome.is_pending() {
-                    core.watch(landing, *number, watched_on);
+                match Pin::new(waiter).poll(cx) {
+                    Poll::Ready(outcome) => Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted))),
+                    Poll::Pending => {
+                        core.watch(landing, *number, watched_on);
+                        Poll::Pending
+                    }
                 }
-                outcome
             }
         }
     }
@@ -220,8 +222,7 @@ impl Core {
         observability::report_within(span, || {
             self.reporter.failed(&error, reason.name(), None, self.settings.refresh_timeout);
         });
-        // All who wait are woken at once, on whichever runtime they are.
-        drop(landing.land(Err(error)));
+        landing.land(Err(error));
     }
 
     /// What was decided without a flight.

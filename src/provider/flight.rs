@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     core::Core,
-    landing::{Handover, Landing},
+    landing::Landing,
     state::{Ended, Fetched, Landed, Urgent},
 };
 use crate::{
@@ -42,11 +42,7 @@ impl Flight {
             Ok(outcome) => outcome,
             Err(_) => Err(self.core.timed_out(self.flying.number)),
         };
-        let handover = self.land(outcome);
-        drop(self);
-        if let Some(handover) = handover {
-            handover.finish().await;
-        }
+        self.land(outcome);
     }
 
     /// Asks the source until it gives a token, fails for good, or has failed too often.
@@ -88,12 +84,12 @@ impl Flight {
     }
 
     /// Lands, if that has not come to pass before.
-    fn land(&mut self, outcome: Result<Fetched, Error>) -> Option<Handover> {
-        let landing = self.landing.take()?;
+    fn land(&mut self, outcome: Result<Fetched, Error>) {
+        let Some(landing) = self.landing.take() else { return };
         // The provider is told before the waiters: whoever wakes finds the token published.
         let landed = self.core.land(outcome, self.flying);
         let (reporter, reason, took) = (&self.core.reporter, self.flying.reason.name(), self.begun.elapsed());
-        Some(landing.land(match landed {
+        landing.land(match landed {
             Landed::Published { token, same, postponed } => {
                 reporter.published(&token, reason, same, postponed, took);
                 Ok(token)
@@ -103,8 +99,8 @@ impl Flight {
                 Err(error)
             }
             // Whoever waited was told when it was abandoned.
-            Landed::Late => return None,
-        }))
+            Landed::Late => return,
+        });
     }
 }
 
