@@ -138,7 +138,10 @@ where
                             service: shared.service(),
                             unsent: Some(Unsent { challenge, ..unsent }),
                         },
-                        (Err(_), Some(challenge)) => return Poll::Ready(Ok(End::Answer(challenge))),
+                        (Err(_), Some(challenge)) => {
+                            not_sent_again(attempt, shared, NotSentAgain::Token);
+                            return Poll::Ready(Ok(End::Answer(challenge)));
+                        }
                         (Err(error), None) => return Poll::Ready(Err(error.into())),
                     }
                 }

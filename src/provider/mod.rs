@@ -1,8 +1,8 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is one way to the
-//! source, `landing` where callers wait for its end, `keeper` the background task; `refresh_ahead` and `cool_down` are
-//! arithmetic. This file is the public face.
+//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is the task that
+//! asks the source, `landing` what callers wait for, `keeper` the background task; `challenge_pause` weighs the evidence for
+//! a token; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
 
 mod builder;
 mod challenge_pause;

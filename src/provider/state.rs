@@ -348,6 +348,8 @@ impl<L: Clone> State<L> {
         let error = failure.unwrap_or(Error::TimedOut(self.refresh_timeout));
         // Transient, as every failure that a refresh goes on after: the revision of the source does not count.
         self.fail(error.clone(), 0, now);
+        // By then its own timeout has ended it if its runtime is merely late: the source is not asked twice at a time.
+        self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
         Some(Abandoned { landing, error, reason, span })
     }
 
