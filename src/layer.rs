@@ -51,7 +51,8 @@ use crate::{
 /// Put a redirect follower above the layer: the layer then sees every hop, and adds the token where it belongs. A follower
 /// beneath must remove `Authorization` when the origin changes, as tower-http's does. It may be led to an origin that
 /// answers 401. That is no challenge, if the layer can see where the answer comes from: it can with
-/// `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`).
+/// `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`). Only the last hop
+/// counts: a redirect that leads elsewhere and back is taken for one that stayed.
 ///
 /// # A request of its own kind
 ///

@@ -32,13 +32,15 @@ use crate::{
 ///
 /// A request that has to wait for a token lets go of the ready service first, and is sent on a clone that is made ready
 /// afterwards: while it waits it holds no permit of a concurrency limit, which the token's source may need as well. It carries
-/// the token that is current when that clone is ready, and so does a retry.
+/// the token that is current when that clone is ready, and so does a retry. A challenged request keeps its 401 while it
+/// waits for another token, and with it whatever the inner service ties to the body of an answer.
 ///
 /// # A retry that is shed
 ///
 /// If the inner service sheds the retry (`tower::load_shed`), the 401 is the answer, unless its body had to be drained:
 /// over HTTP/1, where the connection could not have served the retry otherwise, the answer is the inner service's
-/// `Overloaded`.
+/// `Overloaded`. Likewise, if its token expires before the inner service is ready for the retry, and there is no other, the
+/// answer is the 401, or [`Error`](crate::Error) where the 401 had to be drained.
 pub struct BearerAuth<S, R> {
     /// The one that `poll_ready` makes ready.
     inner: S,

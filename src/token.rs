@@ -77,7 +77,7 @@ impl Inner {
 
     /// Whether the token's end is `grace` or more in the past.
     pub(crate) fn is_expired_by(&self, grace: Duration, now: Instant) -> bool {
-        self.expires_at.is_some_and(|at| at + grace <= now)
+        self.expires_at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
     }
 
     #[inline]

@@ -84,7 +84,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// | the new token | the pause |
     /// |---|---|
-    /// | the request that started the flight succeeds with it | none: a further challenge is a further revocation |
+    /// | the request that started the flight succeeds with it | none: a further challenge is a further revocation. After ten in a row, one per `min` |
     /// | another challenged request does, the first one has no answer yet | `min` |
     /// | the API accepts it, but no request that was challenged before has succeeded: some endpoint refuses every token | 5 s, or the bound that is nearest to it |
     /// | nothing has succeeded with it | doubles from `min`, or from those 5 s once the API has accepted any token |

@@ -12,9 +12,13 @@ use super::cool_down::CoolDown;
 /// The pause while the API accepts tokens: the most often that an endpoint which refuses them all costs a refresh.
 const SPACING: Duration = Duration::from_secs(5);
 
+/// So many refreshes in a row may follow each other without a pause where each heals; from then on one per least cool-down.
+/// An API that refuses good tokens at random, or two providers whose tokens end each other, would have no bound otherwise.
+const BURST: u32 = 10;
+
 /// The pause after a refresh that a challenge started.
 ///
-/// - The request that started the refresh succeeds with the new token: there is no pause.
+/// - The request that started the refresh succeeds with the new token: there is no pause, within [`BURST`].
 /// - Another that was challenged does, and the starter's answer is still to come: the least cool-down.
 /// - The API has accepted the new token, but no such request has succeeded: [`SPACING`].
 /// - Otherwise the cool-down, which doubles from one such refresh to the next; it starts at [`SPACING`] once the API has
@@ -25,6 +29,8 @@ pub(super) struct ChallengePause {
     min: Duration,
     max: Duration,
     spacing: Duration,
+    /// When every refresh so far would have been started, had they come one per least cool-down.
+    paced_until: Option<Instant>,
     refresh: Option<Refresh>,
 }
 
@@ -62,7 +68,7 @@ pub(crate) enum Part {
 impl ChallengePause {
     pub(super) fn new((min, max): (Duration, Duration)) -> Self {
         let (cool_down, spacing) = (CoolDown::new(min, max), SPACING.clamp(min, max));
-        Self { cool_down, min, max, spacing, refresh: None }
+        Self { cool_down, min, max, spacing, paced_until: None, refresh: None }
     }
 
     /// A refresh that a challenge started has published the token of `generation`; the API `accepted` the one before.
@@ -71,6 +77,7 @@ impl ChallengePause {
             self.cool_down = CoolDown::new(self.spacing, self.max);
         }
         self.cool_down.begin(now);
+        self.paced_until = self.paced_until.max(Some(now)).and_then(|at| at.checked_add(self.min));
         self.refresh =
             Some(Refresh { published_at: now, generation, starter_waits, healed: Healed::Unknown });
     }
@@ -80,7 +87,10 @@ impl ChallengePause {
         let Some(refresh) = &self.refresh else { return false };
         let age = now.saturating_duration_since(refresh.published_at);
         match refresh.healed {
-            Healed::Started => false,
+            Healed::Started => {
+                let ahead = self.paced_until.map(|until| until.saturating_duration_since(now));
+                ahead.is_some_and(|ahead| ahead > self.min.saturating_mul(BURST))
+            }
             // The starter's own answer is the better evidence, and may come a moment later. Where none will come, an endpoint
             // that refuses every token could pass for healed.
             Healed::Joined if refresh.starter_waits => age < self.min,
@@ -180,6 +190,21 @@ mod tests {
         pause.begin(now, 2, false, true);
         pause.healed(2, Part::Joined);
         assert_eq!(length(&pause, now, true), 5);
+    }
+
+    #[test]
+    fn refreshes_that_heal_are_bounded_too() {
+        let (mut pause, begun) = (pause(), Instant::now());
+        let mut started = 0;
+        for tenth in 0..600 {
+            let now = begun + SECOND / 10 * tenth;
+            if !pause.is_active(now, true) {
+                started += 1;
+                pause.begin(now, started, true, true);
+                pause.healed(started, Part::Started);
+            }
+        }
+        assert!((60..=60 + BURST + 1).contains(&started), "{started} in a minute");
     }
 
     #[test]

@@ -43,8 +43,9 @@ enum For {
     Flight {
         waiter: Waiter,
         part: Part,
+        /// Whether the caller has not had the outcome yet.
+        waits: bool,
         core: Arc<Core>,
-        landing: Landing,
         number: u64,
         /// A runtime on which the refresh is sure to be over by its deadline; its own, where its timeout ends it.
         watched_on: Option<runtime::Id>,
@@ -52,9 +53,15 @@ enum For {
 }
 
 impl Waiting {
-    fn on(core: &Arc<Core>, landing: Landing, number: u64, runtime: Option<runtime::Id>, part: Part) -> Self {
+    fn on(
+        core: &Arc<Core>,
+        landing: &Landing,
+        number: u64,
+        runtime: Option<runtime::Id>,
+        part: Part,
+    ) -> Self {
         let (core, waiter) = (Arc::clone(core), landing.wait());
-        Self(For::Flight { waiter, part, core, landing, number, watched_on: runtime })
+        Self(For::Flight { waiter, part, waits: true, core, number, watched_on: runtime })
     }
 
     /// What part the caller has in the refresh.
@@ -72,15 +79,26 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         match &mut self.0 {
             For::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            For::Flight { waiter, core, landing, number, watched_on, .. } => {
-                match Pin::new(waiter).poll(cx) {
-                    Poll::Ready(outcome) => Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted))),
+            For::Flight { waiter, waits, core, number, watched_on, .. } => {
+                match Pin::new(&mut *waiter).poll(cx) {
+                    Poll::Ready(outcome) => {
+                        *waits = false;
+                        Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted)))
+                    }
                     Poll::Pending => {
-                        core.watch(landing, *number, watched_on);
+                        core.watch(waiter, *number, watched_on);
                         Poll::Pending
                     }
                 }
             }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let For::Flight { part: Part::Started, waits: true, core, number, .. } = &self.0 {
+            core.shared.with(|state| state.starter_is_gone(*number));
         }
     }
 }
@@ -174,15 +192,19 @@ impl Core {
                 Decision::Grounded => return Waiting(For::Decided(Some(Err(Error::NoRuntime)))),
                 Decision::Fly(take_off) => take_off,
             };
+            let runtime_id = flown.as_ref().map(Handle::id);
+            let waiter = landing.wait();
+            let waiting = Waiting::on(self, &landing, number, runtime_id, Part::Started);
+            let previous_generation = previous.as_ref().map(|token| token.id().generation);
+            let flying = Ended { number, reason, revision, previous: previous_generation };
+            // Before any foreign code runs: should it panic, the drop of this ends the refresh.
+            let flight = Flight::new(Arc::clone(self), landing, flying, urgent, now);
             self.changed();
-            let waiting =
-                Waiting::on(self, landing.clone(), number, flown.as_ref().map(Handle::id), Part::Started);
+            let span = self.reporter.flight(number, reason.name(), previous.as_ref());
+            let its_own = span.clone();
+            drop(self.shared.with(|state| state.set_span(number, its_own)));
             if let Some(runtime) = flown {
-                let previous_generation = previous.as_ref().map(|token| token.id().generation);
-                let flying = Ended { number, reason, revision, previous: previous_generation };
-                let span = self.reporter.flight(number, reason.name(), previous.as_ref());
-                self.shared.with(|state| state.set_span(number, &span));
-                let flight = Flight::new(Arc::clone(self), landing, flying, urgent, now);
+                self.end_at_its_deadline(&runtime, &waiter, number, flight.deadline());
                 // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
                 runtime.spawn(observability::within(span, flight.fly(previous)));
             }
@@ -192,24 +214,37 @@ impl Core {
 
     /// Makes sure that the refresh is over by its deadline for those who wait for it on this runtime.
     ///
-    /// Its own timeout does not end it while its runtime is not driven, such as one for the current thread after
+    /// What ends it on its own runtime does not run while that is not driven, such as one for the current thread after
     /// `block_on` has returned. So the first who waits on another runtime has it ended there.
-    fn watch(self: &Arc<Self>, landing: &Landing, number: u64, watched_on: &mut Option<runtime::Id>) {
+    fn watch(self: &Arc<Self>, waiter: &Waiter, number: u64, watched_on: &mut Option<runtime::Id>) {
         let Ok(runtime) = Handle::try_current() else { return };
         let id = runtime.id();
         if watched_on.replace(id) == Some(id) {
             return;
         }
         if let Some(deadline) = self.shared.with(|state| state.watch(number, id)) {
-            let (core, waiter) = (Arc::downgrade(self), landing.wait());
-            runtime.spawn(async move {
-                if timeout_at(deadline, waiter).await.is_err() {
-                    if let Some(core) = core.upgrade() {
-                        core.abandon(number);
-                    }
-                }
-            });
+            self.end_at_its_deadline(&runtime, waiter, number, deadline);
         }
+    }
+
+    /// Has the refresh abandoned by a task on `runtime` if it has not ended by its deadline.
+    ///
+    /// On its own runtime as well: a source that blocks its thread keeps the refresh from its own timeout.
+    fn end_at_its_deadline(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        waiter: &Waiter,
+        number: u64,
+        deadline: Instant,
+    ) {
+        let (core, waiter) = (Arc::downgrade(self), waiter.clone());
+        runtime.spawn(async move {
+            if timeout_at(deadline, waiter).await.is_err() {
+                if let Some(core) = core.upgrade() {
+                    core.abandon(number);
+                }
+            }
+        });
     }
 
     /// Gives up a refresh that has not ended by its deadline, if it still has not.
@@ -230,7 +265,7 @@ impl Core {
         let outcome = match verdict {
             Verdict::Join(landing, number, runtime) => {
                 self.reporter.joined(number);
-                return Waiting::on(self, landing, number, runtime, Part::Joined);
+                return Waiting::on(self, &landing, number, runtime, Part::Joined);
             }
             Verdict::Overdue(_) => Err(Error::Interrupted),
             Verdict::Use(token) => Ok(token),
@@ -259,6 +294,11 @@ impl Core {
         let landed = self.shared.land(outcome, ended, Instant::now(), (self.wall_clock)());
         self.changed();
         landed
+    }
+
+    /// Whether the refresh may still ask the source.
+    pub(super) fn may_ask(&self, number: u64) -> bool {
+        self.shared.with(|state| state.may_ask(number, Instant::now()))
     }
 
     /// What a refresh fails with whose time is up.
@@ -330,7 +370,7 @@ impl Core {
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {
-            while self.shared.with(|state| state.is_flying()) || self.keeping().is_there() {
+            while self.shared.with(|state| state.is_flying()) || self.keeping().runs(Instant::now()) {
                 // The sender is `self`'s own.
                 let _ = changes.changed().await;
             }

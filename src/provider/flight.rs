@@ -35,9 +35,14 @@ impl Flight {
         Self { core, landing: Some(landing), flying, urgent, begun }
     }
 
+    /// When it ends at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        self.begun + self.core.settings.refresh_timeout
+    }
+
     /// Flies, to renew `previous`.
     pub(super) async fn fly(mut self, previous: Option<Token>) {
-        let deadline = self.begun + self.core.settings.refresh_timeout;
+        let deadline = self.deadline();
         let outcome = match timeout_at(deadline, self.attempt(previous, deadline)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.core.timed_out(self.flying.number)),
@@ -64,6 +69,10 @@ impl Flight {
                     return Err(error.unwrap_or(Error::ShutDown));
                 }
                 _ => {}
+            }
+            if !core.may_ask(self.flying.number) {
+                // Its runtime was not driven meanwhile, and whoever waited has gone on without it.
+                return Err(core.timed_out(self.flying.number));
             }
             core.reporter.asking(attempt);
             let asked_at = Instant::now();

@@ -31,7 +31,7 @@ pub(super) struct InCharge {
 impl InCharge {
     /// The number of the task that is to start now; `None` if one is there that runs.
     pub(super) fn start(&mut self, now: Instant) -> Option<u64> {
-        if self.due.is_some_and(|due| now <= due + STALLED_AFTER) {
+        if self.runs(now) {
             return None;
         }
         self.newest += 1;
@@ -54,8 +54,9 @@ impl InCharge {
         }
     }
 
-    pub(super) fn is_there(&self) -> bool {
-        self.due.is_some()
+    /// Whether there is a task, and its runtime is driven, as far as can be known.
+    pub(super) fn runs(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| now <= due + STALLED_AFTER)
     }
 }
 

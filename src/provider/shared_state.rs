@@ -132,8 +132,8 @@ where
         now: Instant,
         wall: SystemTime,
     ) -> Landed {
-        self.state.with(|state| {
-            let landed = state.land(outcome, ended, self.accepted(), now, wall);
+        let (landed, _dropped_unlocked) = self.state.with(|state| {
+            let (landed, refresh) = state.land(outcome, ended, self.accepted(), now, wall);
             if let Landed::Published { token, same, .. } = &landed {
                 if *same && ended.reason == Reason::Refused {
                     // What was accepted before the challenge says nothing of the token since.
@@ -141,8 +141,9 @@ where
                 }
                 self.current.swap(Some(token.clone()));
             }
-            landed
-        })
+            (landed, refresh)
+        });
+        landed
     }
 
     /// Drops the current token, and returns it.

@@ -79,7 +79,7 @@ pub(super) struct State<L> {
 }
 
 /// The refresh under way.
-struct InProgress<L> {
+pub(super) struct InProgress<L> {
     landing: L,
     number: u64,
     /// When it ends by its own timeout. One that has not ended by then is on a runtime that nobody drives.
@@ -334,10 +334,25 @@ impl<L: Clone> State<L> {
         Some(refresh.deadline)
     }
 
-    /// The refresh has a span, in which its end is told, whoever ends it.
-    pub(super) fn set_span(&mut self, number: u64, span: &Span) {
+    /// The refresh has a span, in which its end is told, whoever ends it. Returns the span if the refresh has ended.
+    ///
+    /// Neither cloned nor dropped in here: both run the subscriber, which may ask for the provider's status.
+    pub(super) fn set_span(&mut self, number: u64, span: Span) -> Option<Span> {
+        match self.in_progress(number) {
+            Some(refresh) => refresh.span.replace(span),
+            None => Some(span),
+        }
+    }
+
+    /// Whether the refresh may still ask the source: it has not been abandoned, and its time is not up.
+    pub(super) fn may_ask(&mut self, number: u64, now: Instant) -> bool {
+        self.in_progress(number).is_some_and(|refresh| now < refresh.deadline)
+    }
+
+    /// The request that started the refresh is gone: no answer to it will tell whether the refresh has healed it.
+    pub(super) fn starter_is_gone(&mut self, number: u64) {
         if let Some(refresh) = self.in_progress(number) {
-            refresh.span = Some(span.clone());
+            refresh.starter_waits = false;
         }
     }
 
@@ -372,19 +387,20 @@ impl<L: Clone> State<L> {
     /// Puts off the next attempt of the refresh, by the backoff and by what the source asks for; returns by how much.
     pub(super) fn back_off(&mut self, number: u64, error: SourceError, now: Instant) -> (Error, Duration) {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
+        let error = Error::from(error);
+        // What an abandoned refresh fails with says nothing of the source today.
+        let Some(refresh) = self.in_progress(number) else { return (error, asked) };
+        refresh.failure = Some(error.clone());
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
-        let error = Error::from(error);
         self.last_error = Some(error.clone());
-        if let Some(refresh) = self.in_progress(number) {
-            refresh.failure = Some(error.clone());
-        }
         (error, delay)
     }
 
     /// Ends a refresh: a failure takes no token away.
     ///
-    /// One that was abandoned is of use only if it has brought a token that is newer than the one published last.
+    /// One that was abandoned is of use only if it has brought a token that is newer than the one published last. What was
+    /// kept of it is returned, to be dropped outside of the lock: its span's subscriber is foreign code.
     pub(super) fn land(
         &mut self,
         outcome: Result<Fetched, Error>,
@@ -392,10 +408,11 @@ impl<L: Clone> State<L> {
         accepted: u32,
         now: Instant,
         wall: SystemTime,
-    ) -> Landed {
-        let refresh = self.in_progress.take_if(|refresh| refresh.number == ended.number);
-        match outcome {
-            Ok(fetched) if refresh.is_none() && self.asked_at >= Some(fetched.asked_at) => Landed::Late,
+    ) -> (Landed, Option<InProgress<L>>) {
+        let starter_waits = self.in_progress(ended.number).is_some_and(|refresh| refresh.starter_waits);
+        let is_late = self.in_progress(ended.number).is_none();
+        let landed = match outcome {
+            Ok(fetched) if is_late && self.asked_at >= Some(fetched.asked_at) => Landed::Late,
             Ok(Fetched { token, .. }) if token.0.is_expired_by(GRACE, now) => {
                 // Its refresh token is the one that counts; its access token takes the place of none.
                 let id = TokenId { provider: self.provider, generation: self.generation };
@@ -403,20 +420,20 @@ impl<L: Clone> State<L> {
                 self.previous = Some(token.published(id, expires_at, expires_at));
                 let error = SourceError::invalid_response("the token had expired before it arrived");
                 let (error, _) = self.back_off(ended.number, error, now);
-                self.fail(error, ended.revision, now)
+                if is_late { Landed::Late } else { self.fail(error, ended.revision, now) }
             }
             Ok(fetched) => {
                 let published = self.publish(fetched, now, wall);
                 if let (Landed::Published { token, .. }, Reason::Refused) = (&published, ended.reason) {
-                    let starter_waits = refresh.is_some_and(|refresh| refresh.starter_waits);
                     let had_accepted = ended.previous.is_some_and(|previous| previous == accepted);
                     self.challenged.begin(now, token.id().generation, starter_waits, had_accepted);
                 }
                 published
             }
-            Err(_) if refresh.is_none() => Landed::Late,
+            Err(_) if is_late => Landed::Late,
             Err(error) => self.fail(error, ended.revision, now),
-        }
+        };
+        (landed, self.in_progress.take_if(|refresh| refresh.number == ended.number))
     }
 
     fn publish(&mut self, fetched: Fetched, now: Instant, wall: SystemTime) -> Landed {
@@ -428,7 +445,8 @@ impl<L: Clone> State<L> {
         let left = token.expires_at().map(|at| at.saturating_duration_since(now));
         // The source is asked again later and later while its tokens are as good as expired, and they are used meanwhile.
         let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.backoff.next_delay());
-        let expires_at = token.expires_at().map(|at| if postponed.is_some() { at + GRACE } else { at });
+        let grace = if postponed.is_some() { GRACE } else { Duration::ZERO };
+        let expires_at = token.expires_at().and_then(|at| at.checked_add(grace));
         let took = now.saturating_duration_since(asked_at);
         let ageing_at =
             expires_at.map(|at| self.refresh_ahead.ageing_at(now, at.saturating_duration_since(now), took));

@@ -33,6 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The clock gives no such fence for two centuries: what holds it was not written here.
 const NO_FENCE: u64 = 1 << 53;
 
+/// As long as four numbers can make it; what is shorter is followed by spaces.
+const LEASED_LEN: usize = 128;
+
 /// Bits of a file's mode.
 const GROUP_AND_OTHERS: u32 = 0o077;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -389,11 +392,14 @@ fn newest_lease(lock: &mut File, path: &Path) -> Result<Leased, StoreError> {
     }
 }
 
+/// In one write of one length: a process that is killed here leaves the one or the other, and no fence is forgotten.
 fn write_leased(lock: &mut File, leased: &Leased) -> io::Result<()> {
+    let mut text = serde_json::to_vec(leased)?;
+    text.resize(text.len().max(LEASED_LEN), b' ');
     lock.rewind()?;
-    lock.set_len(0)?;
-    serde_json::to_writer(lock, leased)?;
-    Ok(())
+    lock.write_all(&text)?;
+    // What was longer was not written here.
+    lock.set_len(text.len() as u64)
 }
 
 /// Reads the JSON of our schema.

@@ -120,6 +120,7 @@ impl<T: TokenSource> SharedSource<T> {
 
     /// Steps 5 to 7.
     async fn renew(&self, base: Option<&Token>, lease: Lease) -> Result<Token, Failure> {
+        let asked_at = Instant::now();
         let token = match self.ask_under(&lease, base).await {
             Ok(Asked::Given(token)) => token,
             Ok(Asked::Found(token)) => {
@@ -133,7 +134,7 @@ impl<T: TokenSource> SharedSource<T> {
         };
         // Kept before the first await: this flight's time may be up at any of them.
         let token = token.recorded_as(base.map_or(0, Token::recorded));
-        self.shared.keep(&token);
+        self.shared.keep(&token, asked_at);
         match self.shared.publish(&token, &lease).await {
             Ok(Publication::Stored) => {
                 let token = self.shared.published(token, lease.fence());
@@ -202,8 +203,9 @@ impl<T: TokenSource> SharedSource<T> {
             .with_cause(error));
         }
         self.shared.reporter.alone(&error);
+        let asked_at = Instant::now();
         let token = self.source.fetch(previous).await?.recorded_as(previous.map_or(0, Token::recorded));
-        self.shared.keep(&token);
+        self.shared.keep(&token, asked_at);
         self.shared.publish_later();
         Ok(token)
     }

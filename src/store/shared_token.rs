@@ -41,8 +41,10 @@ pub(super) struct SharedToken {
 
 #[derive(Default)]
 struct Unpublished {
-    /// The token that the store should have, and does not have yet.
+    /// The token that the store should have, and does not have yet. Never an older one than was given to the provider.
     token: Option<Token>,
+    /// When the newest token was asked for, or adopted.
+    newest: Option<Instant>,
     /// Tries to publish it.
     task: Option<JoinHandle<()>>,
 }
@@ -91,14 +93,21 @@ impl SharedToken {
     }
 
     pub(super) fn adopt(&self, token: Token) -> Token {
-        self.unpublished().token = None;
+        {
+            let mut unpublished = self.unpublished();
+            (unpublished.token, unpublished.newest) = (None, Some(Instant::now()));
+        }
         self.forget_waiting();
         self.reporter.adopted(token.recorded());
         token
     }
 
-    pub(super) fn keep(&self, token: &Token) {
-        self.unpublished().token = Some(token.clone());
+    /// A flight that was abandoned may come to this after its successor: it asked for its token before that did.
+    pub(super) fn keep(&self, token: &Token, asked_at: Instant) {
+        let mut unpublished = self.unpublished();
+        if unpublished.newest <= Some(asked_at) {
+            (unpublished.token, unpublished.newest) = (Some(token.clone()), Some(asked_at));
+        }
     }
 
     /// A lease has been waited for in vain; fails if that has been so for too long.
@@ -130,14 +139,16 @@ impl SharedToken {
     /// before the lease ends.
     pub(super) async fn keep_lease(&self, lease: &Lease) -> Infallible {
         let third = self.lease / 3;
+        let most = third.min(OPERATION);
         let mut thirds = interval_at(Instant::now() + third, third);
         thirds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             thirds.tick().await;
-            match within(self.store.extend(lease, self.lease)).await {
-                Ok(Extension::Extended) | Err(_) => {}
+            // An attempt that hangs takes no more than the time until the next.
+            match timeout(most, self.store.extend(lease, self.lease)).await {
+                Ok(Ok(Extension::Extended) | Err(_)) | Err(_) => {}
                 // The fence still protects what is published.
-                Ok(Extension::Expired | Extension::Unsupported) => pending().await,
+                Ok(Ok(Extension::Expired | Extension::Unsupported)) => pending().await,
             }
         }
     }

@@ -1,14 +1,20 @@
-//! [`Credential`]: the API key, and how often the newest refresh token was presented.
+//! [`Credential`]: the API key, and what is known of the refresh tokens that were granted to it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::super::endpoint::Sent;
-use crate::error::SourceError;
+use crate::{error::SourceError, token::Token};
 
 /// How often a refresh token is presented at most: once it may have been spent, and once more.
 const MAX_PRESENTED: u8 = 2;
+
+/// Of so many refresh tokens it is known how often they were presented: several providers may share the credential.
+const MAX_KNOWN: usize = 16;
 
 const MAX_KEY_LEN: usize = 1024;
 
@@ -16,15 +22,24 @@ pub(super) struct Credential {
     key: SecretString,
     /// Counts the keys.
     revision: u64,
-    /// The token last granted was granted to this key.
+    /// The newest key to which a token was granted.
     granted_revision: u64,
-    /// The refresh token that was presented last, and how often that may have spent it.
-    presented: Option<(SecretString, u8)>,
+    /// The newest last.
+    known: VecDeque<Known>,
+}
+
+/// What is known of a refresh token.
+struct Known {
+    refresh_token: SecretString,
+    /// The key that it was granted to, itself or the one before it.
+    revision: u64,
+    /// How often it was presented: each time may have spent it.
+    presented: u8,
 }
 
 impl Credential {
     pub(super) fn new(key: String) -> Self {
-        Self { key: key.into(), revision: 0, granted_revision: 0, presented: None }
+        Self { key: key.into(), revision: 0, granted_revision: 0, known: VecDeque::new() }
     }
 
     pub(super) fn set_key(&mut self, key: String) {
@@ -53,31 +68,48 @@ impl Credential {
     }
 
     /// A token was granted to the key of this revision.
-    pub(super) fn granted(&mut self, revision: u64) {
-        self.granted_revision = revision;
+    pub(super) fn granted(&mut self, revision: u64, token: &Token) {
+        self.granted_revision = self.granted_revision.max(revision);
+        if let Some(refresh_token) = token.refresh_token() {
+            self.learn(refresh_token, revision);
+        }
+    }
+
+    /// A token was granted for this refresh token: it is of the same key.
+    fn renewed(&mut self, refresh_token: &str, token: &Token) {
+        if let (Some(next), Some(revision)) =
+            (token.refresh_token(), self.find(refresh_token).map(|known| known.revision))
+        {
+            self.learn(next, revision);
+        }
+    }
+
+    fn find(&mut self, refresh_token: &str) -> Option<&mut Known> {
+        self.known.iter_mut().find(|known| known.refresh_token.expose_secret() == refresh_token)
+    }
+
+    fn learn(&mut self, refresh_token: &str, revision: u64) {
+        if self.find(refresh_token).is_some() {
+            return;
+        }
+        if self.known.len() == MAX_KNOWN {
+            self.known.pop_front();
+        }
+        self.known.push_back(Known { refresh_token: refresh_token.into(), revision, presented: 0 });
     }
 
     /// Counts a refresh token as presented once more; false if it is not to be.
     fn present(&mut self, refresh_token: &str) -> bool {
+        // Another process' is taken for one of the key that a token was granted to last.
+        self.learn(refresh_token, self.granted_revision);
+        let newest = self.revision;
+        let Some(known) = self.find(refresh_token) else { return false };
         // Another key may be another account's.
-        if self.revision != self.granted_revision {
+        if known.revision != newest || known.presented >= MAX_PRESENTED {
             return false;
         }
-        let times = match &mut self.presented {
-            Some((presented, times)) if presented.expose_secret() == refresh_token => times,
-            presented => &mut presented.insert((refresh_token.into(), 0)).1,
-        };
-        if *times >= MAX_PRESENTED {
-            return false;
-        }
-        *times += 1;
+        known.presented += 1;
         true
-    }
-
-    /// How often this refresh token was presented; `None` if another was since.
-    fn times(&mut self, refresh_token: &str) -> Option<&mut u8> {
-        let (presented, times) = self.presented.as_mut()?;
-        (presented.expose_secret() == refresh_token).then_some(times)
     }
 }
 
@@ -112,24 +144,29 @@ impl<'a> Presented<'a> {
         self.is_unspent = true;
     }
 
+    /// `token` was granted for it.
+    pub(super) fn renewed(self, token: &Token) {
+        lock(self.credential).renewed(self.refresh_token, token);
+    }
+
     /// It will never be of use again.
     pub(super) fn spend(self) {
-        if let Some(times) = lock(self.credential).times(self.refresh_token) {
-            *times = MAX_PRESENTED;
+        if let Some(known) = lock(self.credential).find(self.refresh_token) {
+            known.presented = MAX_PRESENTED;
         }
     }
 
     /// Whether it is not presented again after this.
     pub(super) fn is_last(&self) -> bool {
-        lock(self.credential).times(self.refresh_token).is_none_or(|times| *times >= MAX_PRESENTED)
+        lock(self.credential).find(self.refresh_token).is_none_or(|known| known.presented >= MAX_PRESENTED)
     }
 }
 
 impl Drop for Presented<'_> {
     fn drop(&mut self) {
         if self.is_unspent || !self.sent.get() {
-            if let Some(times) = lock(self.credential).times(self.refresh_token) {
-                *times = times.saturating_sub(1);
+            if let Some(known) = lock(self.credential).find(self.refresh_token) {
+                known.presented = known.presented.saturating_sub(1);
             }
         }
     }
@@ -151,7 +188,7 @@ mod tests {
         let mut credential = Credential::new("key".into());
         overwritten(&credential.key);
         assert!(credential.present("def"));
-        overwritten(&credential.presented.unwrap().0);
+        overwritten(&credential.known[0].refresh_token);
     }
 
     #[test]

@@ -92,7 +92,10 @@ impl ApiVideo {
         // Counts as presented until its drop, also when this future is dropped meanwhile.
         let presented = Presented::new(&self.credential, previous?.refresh_token()?, &sent)?;
         let error = match self.grant(Grant::RefreshToken(presented.refresh_token()), &sent).await {
-            Ok(token) => return Some(Ok(token)),
+            Ok(token) => {
+                presented.renewed(&token);
+                return Some(Ok(token));
+            }
             Err(Failure::NotSent(error)) => {
                 presented.take_back();
                 return Some(Err(error));
@@ -134,7 +137,7 @@ impl ApiVideo {
             },
             Err(Failure::Lost(error) | Failure::NotSent(error)) => return Err(error),
         };
-        self.credential().granted(revision);
+        self.credential().granted(revision, &token);
         Ok(token)
     }
 }
