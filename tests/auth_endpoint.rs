@@ -683,3 +683,106 @@ async fn a_timeout_before_the_request_was_sent_spends_nothing() {
         assert_eq!(*seen.lock().unwrap(), ["/auth/api-key", "/auth/refresh"]);
     }
 }
+
+/// What api.video's endpoint is asked with, in order; `status` says what a refresh token is answered, which was presented so
+/// many times.
+fn recorded(
+    status: fn(&str, usize) -> u16,
+) -> (
+    Arc<std::sync::Mutex<Vec<String>>>,
+    impl tower::Service<
+        Request<String>,
+        Response = Response<Full<Bytes>>,
+        Error = Infallible,
+        Future: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send,
+    > + Clone
+    + Send
+    + 'static,
+) {
+    let seen = Arc::<std::sync::Mutex<Vec<String>>>::default();
+    let client = tower::service_fn({
+        let seen = Arc::clone(&seen);
+        move |request: Request<String>| {
+            let mut seen = seen.lock().unwrap();
+            let credential = request.body().split('"').nth(3).unwrap().to_owned();
+            let times = seen.iter().filter(|presented| **presented == credential).count() + 1;
+            let is_refresh = request.uri().path() == "/auth/refresh";
+            let status = if is_refresh { status(&credential, times) } else { 200 };
+            seen.push(credential);
+            let number = seen.len();
+            let body = format!(
+                r#"{{"access_token": "a{number}", "refresh_token": "r{number}", "expires_in": 3600}}"#
+            );
+            let answer = Response::builder().status(status).body(Full::<Bytes>::from(body)).unwrap();
+            async move { Ok::<_, Infallible>(answer) }
+        }
+    });
+    (seen, client)
+}
+
+/// Rows 65 and 67: a refresh that was abandoned during its backoff asks nothing more when its runtime is driven again.
+#[test]
+fn an_abandoned_refresh_presents_nothing_when_its_runtime_is_driven_again() {
+    let (seen, client) = recorded(|refresh_token, times| match (refresh_token, times) {
+        ("r1", 1) => 503,
+        ("r1", _) => 400,
+        _ => 200,
+    });
+    let (pause, limit) = (Duration::from_millis(300), Duration::from_secs(1));
+    let provider = TokenProvider::builder(ApiVideo::new("key").with_client(client))
+        .retry(RetryPolicy::new().backoff(pause, pause).unwrap())
+        .refresh_timeout(limit)
+        .build()
+        .unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (stalled, live) = (runtime(), runtime());
+    let token = stalled.block_on(async {
+        let token = provider.token().await.unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(50), provider.refresh(&token)).await;
+        token
+    });
+    live.block_on(async {
+        assert!(provider.refresh(&token).await.is_err());
+        provider.refresh(&token).await.unwrap();
+        provider.invalidate();
+        provider.token().await.unwrap();
+    });
+    let before = seen.lock().unwrap().clone();
+    assert_eq!(before, ["key", "r1", "r1", "key", "r4"]);
+    stalled.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+    assert_eq!(*seen.lock().unwrap(), before);
+}
+
+/// Row 67: two providers that share a source do not reset each other's count.
+#[tokio::test(start_paused = true)]
+async fn clones_of_a_source_count_the_refresh_tokens_of_each_other() {
+    let (seen, client) = recorded(|_, _| 500);
+    let source = ApiVideo::new("key").with_client(client);
+    let build =
+        || TokenProvider::builder(source.clone()).retry(RetryPolicy::new().max_retries(0)).build().unwrap();
+    let (one, other) = (build(), build());
+    for provider in [&one, &other] {
+        provider.token().await.unwrap();
+        provider.invalidate();
+    }
+    for _ in 0..4 {
+        let _ = one.token().await;
+        let _ = other.token().await;
+    }
+    assert_eq!(*seen.lock().unwrap(), ["key", "key", "r1", "r2", "r1", "key", "r2", "key"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_new_key_no_clone_presents_a_refresh_token_of_the_old_one() {
+    let (seen, client) = recorded(|_, _| 200);
+    let source = ApiVideo::new("key1").with_client(client);
+    let (one, other) = (TokenProvider::new(source.clone()), TokenProvider::new(source.clone()));
+    one.token().await.unwrap();
+    source.set_key("key2");
+    other.token().await.unwrap();
+    one.invalidate();
+    one.token().await.unwrap();
+    one.invalidate();
+    one.token().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["key1", "key2", "key2", "r3"]);
+}

@@ -793,3 +793,30 @@ async fn a_request_that_waits_for_a_token_holds_no_permit() {
         assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
 }
+
+/// Row 63: the callers of `/x` give up before the refresh that they started is over.
+#[tokio::test(start_paused = true)]
+async fn a_starter_that_is_gone_is_no_evidence_for_those_that_joined_it() {
+    let millis = Duration::from_millis;
+    for period in [700, 1050, 1100, 1300] {
+        let api = TwoEndpoints::new(true);
+        let layer = BearerAuthLayer::with_provider(api.provider());
+        let service = layer.layer(api.service());
+        service.clone().oneshot(get_path("/y")).await.unwrap();
+        let x = service.clone();
+        let polling = tokio::spawn(async move {
+            loop {
+                tokio::spawn(tokio::time::timeout(millis(500), x.clone().oneshot(get_path("/x"))));
+                tokio::time::sleep(millis(period)).await;
+            }
+        });
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(300) {
+            let answer = service.clone().oneshot(get_path("/y")).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            tokio::time::sleep(millis(100)).await;
+        }
+        polling.abort();
+        assert!(api.source.fetches() <= 1 + 300 / 5 + 1, "{}", api.source.fetches());
+    }
+}

@@ -360,3 +360,82 @@ async fn a_request_with_a_good_token_tells_nothing() {
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
     assert!(record.events().is_empty(), "{:?}", record.events());
 }
+
+/// A subscriber that does what it should not.
+#[derive(Clone, Default)]
+struct Unruly {
+    provider: Arc<std::sync::OnceLock<TokenProvider>>,
+    panics: bool,
+}
+
+impl Subscriber for Unruly {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let is_published = fields.0.get("message").is_some_and(|message| message == "a token was published");
+        assert!(!(self.panics && is_published), "the subscriber's own panic");
+        self.ask();
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+
+    fn clone_span(&self, id: &span::Id) -> span::Id {
+        self.ask();
+        id.clone()
+    }
+
+    fn try_close(&self, _: span::Id) -> bool {
+        self.ask();
+        false
+    }
+}
+
+impl Unruly {
+    fn ask(&self) {
+        if let Some(provider) = self.provider.get() {
+            provider.status();
+        }
+    }
+}
+
+/// Foreign code runs under no lock, and its panic ends the refresh.
+#[test]
+fn a_subscriber_that_asks_for_the_status_or_panics_locks_nothing_up() {
+    for panics in [false, true] {
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let unruly = Unruly { panics, ..Unruly::default() };
+            let _guard = tracing::subscriber::set_default(unruly.clone());
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+                let provider = provider(&Source::living(HOUR));
+                unruly.provider.set(provider.clone()).unwrap();
+                let started = tokio::spawn({
+                    let provider = provider.clone();
+                    async move { provider.token().await }
+                });
+                tokio::task::yield_now().await;
+                let joined = tokio::time::timeout(HOUR / 2, provider.token()).await.expect("it waits on");
+                let started = started.await.unwrap();
+                assert_eq!((started.is_err(), joined.is_err()), (panics, panics));
+            });
+            done.send(()).unwrap();
+        });
+        // A deadlock does not end; a failure drops the sender.
+        ended.recv_timeout(Duration::from_secs(60)).expect("a deadlock, or a failure above");
+    }
+}

@@ -709,3 +709,34 @@ async fn a_caller_that_needs_a_token_makes_a_background_refresh_urgent() {
     let next = process.refresh(&token).await.unwrap();
     assert_eq!((next.access_token(), process.status().flights), ("access-2", 2));
 }
+
+/// Row 65: an abandoned refresh whose token was superseded leaves it to nobody.
+#[test]
+fn a_late_token_takes_the_place_of_no_newer_one() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let millis = Duration::from_millis;
+    let provider = endpoint.process(&store).refresh_timeout(SECOND).lease(millis(300)).build().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (stalled, live) = (runtime(), runtime());
+    // Granted, and the answer is still on its way when the runtime stalls.
+    let first = stalled.block_on(async {
+        let token = provider.token().await.unwrap();
+        endpoint.change(|grants| grants.delays.push_back(millis(100)));
+        let _ = tokio::time::timeout(millis(250), provider.refresh(&token)).await;
+        token
+    });
+    let newer = live.block_on(async {
+        assert!(provider.refresh(&first).await.is_err());
+        provider.refresh(&first).await.unwrap()
+    });
+    // The late refresh is cut off while it publishes.
+    store.set(Health::Slow);
+    stalled.block_on(async { sleep(millis(50)).await });
+    store.set(Health::Good);
+    assert_eq!(provider.current().unwrap().access_token(), newer.access_token());
+    let next = live.block_on(async {
+        sleep(millis(1100)).await;
+        provider.refresh(&newer).await.unwrap()
+    });
+    assert_eq!((newer.access_token(), next.access_token()), ("access-3", "access-4"));
+}

@@ -497,3 +497,85 @@ fn the_background_task_moves_from_a_stalled_runtime_to_a_live_one() {
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     assert_eq!(stalled.metrics().num_alive_tasks(), 0);
 }
+
+/// Row 65: a late failure says nothing of a source that has given a token since.
+#[test]
+fn a_late_failure_of_an_abandoned_refresh_changes_nothing() {
+    struct LateFailure(tokio::sync::Semaphore, AtomicU64);
+
+    impl TokenSource for LateFailure {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            if self.1.fetch_add(1, Ordering::SeqCst) == 0 {
+                let _ = self.0.acquire().await;
+                return Err(SourceError::unavailable("busy").with_retry_after(Duration::from_secs(60)));
+            }
+            Ok(Token::builder("access").build()?)
+        }
+    }
+
+    let source = Arc::new(LateFailure(tokio::sync::Semaphore::new(0), AtomicU64::new(0)));
+    let limit = Duration::from_millis(200);
+    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
+    let (stalled, live) = (on_its_thread(), on_its_thread());
+    stalled.block_on(async {
+        let _ = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
+    });
+    assert!(live.block_on(provider.token()).is_err());
+    live.block_on(provider.token()).unwrap();
+    source.0.add_permits(1);
+    stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
+    let status = provider.status();
+    assert!(status.last_error.is_none() && status.retry_in.is_none(), "{status:?}");
+    // Nor does it ask again.
+    assert_eq!(source.1.load(Ordering::SeqCst), 2);
+}
+
+/// Row 65: a source that blocks its thread, which it should not, keeps nobody on another one.
+#[test]
+fn a_source_that_blocks_its_thread_is_waited_for_no_longer_than_it_may_take() {
+    struct Blocks(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl TokenSource for Blocks {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            let _ = self.0.lock().unwrap().recv();
+            Ok(Token::builder("access").build()?)
+        }
+    }
+
+    let (end, blocked) = std::sync::mpsc::channel();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let provider = TokenProvider::builder(Blocks(std::sync::Mutex::new(blocked)))
+        .refresh_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let outcome = runtime.block_on(async {
+        let waiter = tokio::spawn(async move { provider.token().await });
+        tokio::time::timeout(Duration::from_secs(60), waiter).await
+    });
+    drop(end);
+    assert!(matches!(outcome.expect("it waits on").unwrap(), Err(Error::TimedOut(_))));
+}
+
+/// Row 14: no end is too far.
+#[tokio::test(start_paused = true)]
+async fn a_token_at_the_end_of_time_is_a_token() {
+    struct Far;
+
+    impl TokenSource for Far {
+        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+            let mut end = std::time::Instant::now();
+            let mut step = Duration::from_secs(1 << 62);
+            while step > Duration::from_nanos(1) {
+                while let Some(later) = end.checked_add(step) {
+                    end = later;
+                }
+                step /= 2;
+            }
+            Ok(Token::builder("access").requested_at(end).expires_in(Duration::ZERO).build()?)
+        }
+    }
+
+    let provider = TokenProvider::new(Far);
+    let token = tokio::time::timeout(Duration::from_secs(60), provider.token()).await;
+    assert!(token.expect("it waits on").is_ok());
+}
