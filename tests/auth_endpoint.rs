@@ -686,6 +686,7 @@ async fn a_timeout_before_the_request_was_sent_spends_nothing() {
 
 /// What api.video's endpoint is asked with, in order; `status` says what a refresh token is answered, which was presented so
 /// many times.
+#[allow(clippy::type_complexity)]
 fn recorded(
     status: fn(&str, usize) -> u16,
 ) -> (

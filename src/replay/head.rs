@@ -53,6 +53,7 @@ impl Head {
 }
 
 impl FlatHeaders {
+    #[inline]
     pub(super) fn of(headers: &HeaderMap) -> Self {
         Self { flat: flatten(headers), count: headers.len() }
     }
@@ -81,6 +82,7 @@ impl FlatHeaders {
     }
 }
 
+#[inline]
 fn flatten(headers: &HeaderMap) -> Vec<u8> {
     if headers.is_empty() {
         return Vec::new();
