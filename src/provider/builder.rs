@@ -89,7 +89,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// | the API accepts it, but no request that was challenged before has succeeded: some endpoint refuses every token | 5 s, or the bound that is nearest to it |
     /// | nothing has succeeded with it | doubles from `min`, or from those 5 s once the API has accepted any token |
     ///
-    /// A success is a 2xx answer to a request that the layer has sent.
+    /// A success is a 2xx answer to a request that the layer has sent. A flight that fails starts no pause: its backoff spaces
+    /// the attempts ([`retry`](Self::retry)).
     pub fn cool_down(mut self, min: Duration, max: Duration) -> Self {
         self.settings.cool_down = (min, max);
         self
