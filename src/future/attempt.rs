@@ -16,7 +16,7 @@ use crate::{
 
 /// What is kept of a request while its answer is awaited.
 pub(super) struct Attempt<Spare> {
-    /// The token that it was sent with last; `None` for one that has none of ours.
+    /// The token that it was sent with last; `None` for one that the layer gave no token.
     pub(super) token: Option<TokenId>,
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
     kept: Option<(Head, Spare)>,

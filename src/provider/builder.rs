@@ -77,8 +77,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// Sets the pause after a permanent failure, and between two flights that challenges start. Default: 1 s, doubling
     /// to 60 s.
     ///
-    /// During it a rejected credential is told to every caller at once, and an API that challenges even the newest token
-    /// starts no further flight.
+    /// During it every caller gets the error of a rejected credential at once, and an API that challenges even the newest
+    /// token starts no further flight.
     ///
     /// After a flight that a challenge started, what the API does with the new token decides how long the pause is:
     ///

@@ -71,7 +71,7 @@ impl Flight {
                 _ => {}
             }
             if !core.may_ask(self.flying.number) {
-                // Its runtime was not driven meanwhile, and whoever waited has gone on without it.
+                // Its runtime was not driven in time, and its waiters have their error already.
                 return Err(core.timed_out(self.flying.number));
             }
             core.reporter.asking(attempt);
@@ -107,7 +107,7 @@ impl Flight {
                 reporter.failed(&error, reason, cool_down, took);
                 Err(error)
             }
-            // Whoever waited was told when it was abandoned.
+            // Its waiters had their error when it was abandoned.
             Landed::Late => return,
         });
     }

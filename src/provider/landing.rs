@@ -10,7 +10,7 @@ use super::state::Outcome;
 /// Resolves with the outcome, or with an error if nobody will tell it any more. Cancel safe.
 pub(super) type Waiter = Shared<oneshot::Receiver<Outcome>>;
 
-/// The end of one refresh, for all who wait for it: told once, by the refresh itself or by whoever abandons it.
+/// The end of one refresh, for all who wait for it. The refresh itself sends the outcome, or the caller that abandons it.
 #[derive(Clone)]
 pub(super) struct Landing {
     sender: Arc<Mutex<Option<oneshot::Sender<Outcome>>>>,

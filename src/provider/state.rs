@@ -207,7 +207,7 @@ pub(super) enum Landed {
         /// How long callers are told so without another flight.
         cool_down: Option<Duration>,
     },
-    /// The refresh was abandoned, and what it ended with is of no use any more.
+    /// The refresh was abandoned, and its outcome is not used.
     Late,
 }
 
@@ -334,7 +334,7 @@ impl<L: Clone> State<L> {
         Some(refresh.deadline)
     }
 
-    /// The refresh has a span, in which its end is told, whoever ends it. Returns the span if the refresh has ended.
+    /// Sets the span in which the end of the refresh is reported. Returns the span if the refresh has ended.
     ///
     /// Neither cloned nor dropped in here: both run the subscriber, which may ask for the provider's status.
     pub(super) fn set_span(&mut self, number: u64, span: Span) -> Option<Span> {
