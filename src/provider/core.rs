@@ -202,7 +202,7 @@ impl Core {
             self.changed();
             let span = self.reporter.flight(number, reason.name(), previous.as_ref());
             let its_own = span.clone();
-            drop(self.shared.with(|state| state.set_span(number, its_own)));
+            let _dropped_unlocked = self.shared.with(|state| state.set_span(number, its_own));
             if let Some(runtime) = flown {
                 self.end_at_its_deadline(&runtime, &waiter, number, flight.deadline());
                 // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
