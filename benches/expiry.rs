@@ -30,7 +30,7 @@ use plotters::prelude::*;
 use tokio::{sync::Mutex, task::JoinSet, time::MissedTickBehavior};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Token, TokenProvider, TokenSource,
+    ApiVideo, BearerAuthLayer, RefreshReason, Token, TokenProvider, TokenRequest, TokenSource,
     testing::{AuthServer, Fault, Route},
 };
 
@@ -104,7 +104,11 @@ impl Locked {
         if let Some(token) = current.as_ref().filter(|token| !outdated(token)) {
             return Ok(token.clone());
         }
-        let renewed = self.source.fetch(current.as_ref()).await?;
+        let mut request = TokenRequest::new(RefreshReason::Missing);
+        if let Some(token) = current.as_ref() {
+            request = request.with_previous(token.clone());
+        }
+        let renewed = self.source.fetch(&request).await?;
         Ok(current.insert(renewed).clone())
     }
 

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::sync::Mutex;
 use tower::{BoxError, Layer, Service, filter::AsyncFilterLayer, retry};
-use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenSource};
+use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 use tower_http::auth::AddAuthorizationLayer;
 
 #[global_allocator]
@@ -89,7 +89,7 @@ impl Service<Request<Body>> for Api {
 struct Hourly;
 
 impl TokenSource for Hourly {
-    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         Ok(Token::builder(TOKEN).expires_in(Duration::from_secs(3600)).build()?)
     }
 }

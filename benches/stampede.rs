@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{sync::Mutex, task::JoinSet};
-use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+use tower_bearer::{RefreshReason, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 
 const CALLERS: usize = 10_000;
 const LIFETIME: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl Endpoint {
 }
 
 impl TokenSource for Endpoint {
-    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let number = self.posts.fetch_add(1, Ordering::SeqCst);
         let requested_at = tokio::time::Instant::now().into_std();
         tokio::time::sleep(LATENCY).await;
@@ -91,7 +91,9 @@ async fn mutex(endpoint: &Arc<Endpoint>, token: &Arc<Mutex<Option<Token>>>) -> R
             let works = |token: &Token| token.remaining().is_some_and(|left| !left.is_zero());
             match current.clone().filter(works) {
                 Some(token) => token,
-                None => current.insert(endpoint.fetch(None).await.unwrap()).clone(),
+                None => current
+                    .insert(endpoint.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap())
+                    .clone(),
             }
         }
     })

@@ -18,7 +18,7 @@ use http::{
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, ServiceBuilder};
-use tower_bearer::{ApiVideo, BearerAuthLayer, Existing, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, ExistingAuthorization, TokenProvider, testing::AuthServer};
 
 /// As much of an upload as is kept, to send it again with another token.
 const KEPT: usize = 16 << 20;
@@ -46,7 +46,9 @@ pub fn gateway(provider: TokenProvider, api: Uri) -> Router {
         .map_request(move |request| forward(request, &api))
         .map_response(backward)
         .layer(
-            BearerAuthLayer::with_provider(provider).buffered(KEPT).existing_authorization(Existing::Replace),
+            BearerAuthLayer::with_provider(provider)
+                .buffered(KEPT)
+                .existing_authorization(ExistingAuthorization::Replace),
         )
         .service(Client::builder(TokioExecutor::new()).build_http());
     Router::new().route("/", get(Html(include_str!("axum_gateway.html")))).fallback_service(client)

@@ -49,7 +49,7 @@ async fn main() -> Result<(), BoxError> {
     println!("401s healed            {}", counters.challenged);
     println!("delegated uploads      {}", counters.delegated_uploads);
     println!("bytes that arrived     {}", api.uploads().iter().map(|upload| upload.bytes).sum::<u64>());
-    if counters.delegated_uploads == 1 && counters.refused_upload_tokens == 1 {
+    if counters.delegated_uploads == 1 && counters.rejected_upload_tokens == 1 {
         Ok(())
     } else {
         Err("no".into())

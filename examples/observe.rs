@@ -36,15 +36,15 @@ const SHOWN: usize = 3;
 
 /// What was told since it was last asked for.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<String>>>);
+struct Logged(Arc<Mutex<Vec<String>>>);
 
-impl Told {
+impl Logged {
     fn lines(&self) -> MutexGuard<'_, Vec<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<S: Subscriber> Layer<S> for Told {
+impl<S: Subscriber> Layer<S> for Logged {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == "tower_bearer" {
             let (mut message, mut fields) = (String::new(), String::new());
@@ -118,7 +118,7 @@ fn clock(elapsed: Duration) -> String {
 }
 
 fn main() -> Result<ExitCode, BoxError> {
-    let told = Told::default();
+    let told = Logged::default();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(told.clone()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
     runtime.block_on(async {
@@ -132,7 +132,7 @@ fn main() -> Result<ExitCode, BoxError> {
     })
 }
 
-async fn hour(told: &Told) -> Result<ExitCode, BoxError> {
+async fn hour(told: &Logged) -> Result<ExitCode, BoxError> {
     let server = AuthServer::builder().token_lifetime(Duration::from_secs(15 * MINUTE)).start().await?;
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let provider = TokenProvider::new(source.clone());
@@ -189,8 +189,8 @@ async fn hour(told: &Told) -> Result<ExitCode, BoxError> {
     let counters = server.counters();
     println!("{:-<32}- the hour is over\n", format!("{} ", clock(begun.elapsed())));
     println!("answers of the hour  {all}");
-    println!("POST /auth/api-key   {}", counters.api_key_grants + counters.refused_api_keys);
-    println!("POST /auth/refresh   {}", counters.refresh_grants + counters.refused_refresh_tokens);
+    println!("POST /auth/api-key   {}", counters.api_key_grants + counters.rejected_api_keys);
+    println!("POST /auth/refresh   {}", counters.refresh_grants + counters.rejected_refresh_tokens);
     println!("answered by a fault  {}", counters.faults);
     println!("not 200, but while the key was another  {unhealed_elsewhere}");
     let recovered = provider.status().last_error.is_none() && provider.current().is_some();

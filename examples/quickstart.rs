@@ -115,8 +115,8 @@ async fn revoke_in_the_middle() -> Result<ExitCode, BoxError> {
     let counters = server.counters();
     println!("answered 200        {answered_200} of {REQUESTS}");
     println!("401s healed         {}", counters.challenged);
-    println!("POST /auth/api-key  {}", counters.api_key_grants + counters.refused_api_keys);
-    println!("POST /auth/refresh  {}", counters.refresh_grants + counters.refused_refresh_tokens);
+    println!("POST /auth/api-key  {}", counters.api_key_grants + counters.rejected_api_keys);
+    println!("POST /auth/refresh  {}", counters.refresh_grants + counters.rejected_refresh_tokens);
     println!("TCP connections     {}", counters.connections);
     println!("slowest request     {slowest:.1?}");
     let as_promised =

@@ -168,17 +168,17 @@ async fn main() -> Result<ExitCode, BoxError> {
     for number in 0..CALLERS {
         callers.spawn(caller(number, service.clone(), Arc::clone(&server), Arc::clone(&tally), until));
     }
-    // Faults of the auth endpoint, by the flight; and every token revoked now and then.
+    // Faults of the auth endpoint, by the refresh; and every token revoked now and then.
     let trouble = tokio::spawn({
         let (server, mut changes, mut draws) = (Arc::clone(&server), provider.subscribe(), Draws(4711));
         async move {
-            let (mut flights, mut revoked) = (0, Instant::now());
+            let (mut refreshes, mut revoked) = (0, Instant::now());
             while let Some(status) = changes.next().await {
                 let draw = draws.next();
-                if status.flights > flights && draw % ONE_IN == 0 {
+                if status.refreshes > refreshes && draw % ONE_IN == 0 {
                     server.inject(Route::RefreshGrant, fault(draw / ONE_IN));
                 }
-                flights = status.flights;
+                refreshes = status.refreshes;
                 if revoked.elapsed() > REVOCATION {
                     revoked = Instant::now();
                     server.revoke_access_tokens();
@@ -200,8 +200,8 @@ async fn main() -> Result<ExitCode, BoxError> {
     let (status, counters) = (provider.status(), server.counters());
     let posts = counters.api_key_grants
         + counters.refresh_grants
-        + counters.refused_api_keys
-        + counters.refused_refresh_tokens;
+        + counters.rejected_api_keys
+        + counters.rejected_refresh_tokens;
     let most = |part: &[f32]| part.iter().copied().fold(0.0, f32::max);
     let (first, second) = memory.split_at(memory.len() / 2);
     let lost = tally.lost.load(Relaxed);
@@ -212,10 +212,10 @@ async fn main() -> Result<ExitCode, BoxError> {
     println!("401s healed            {}", counters.challenged - before.challenged);
     println!("lost                   {lost}");
     println!("tokens                 {}", status.generation);
-    println!("flights, failed        {}, {}", status.flights, status.failed_flights);
+    println!("refreshes, failed        {}, {}", status.refreshes, status.failed_refreshes);
     println!(
-        "flights per token      {:.2}",
-        (status.flights - status.failed_flights) as f64 / status.generation as f64
+        "refreshes per token      {:.2}",
+        (status.refreshes - status.failed_refreshes) as f64 / status.generation as f64
     );
     println!(
         "POSTs per token        {:.2}, retries after faults included",
@@ -229,6 +229,6 @@ async fn main() -> Result<ExitCode, BoxError> {
         most(second)
     );
     let flat = most(second) <= most(first) * 1.25;
-    let one_flight_each = status.flights == status.generation + status.failed_flights;
+    let one_flight_each = status.refreshes == status.generation + status.failed_refreshes;
     Ok(if lost == 0 && one_flight_each && flat { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

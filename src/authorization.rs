@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
-use crate::{error::Error, options::Existing};
+use crate::{config::ExistingAuthorization, error::Error};
 
 /// Whose `Authorization` header a request has.
 pub(crate) enum Authorized {
@@ -15,7 +15,7 @@ pub(crate) enum Authorized {
 pub(crate) fn authorize(
     headers: &mut HeaderMap,
     token: HeaderValue,
-    existing: Existing,
+    existing: ExistingAuthorization,
 ) -> Result<Authorized, Error> {
     match (headers.try_append(AUTHORIZATION, token), existing) {
         (Ok(false), _) => Ok(Authorized::Ours),
@@ -26,16 +26,16 @@ pub(crate) fn authorize(
 
 /// Ours has just been added to what a caller had set: one of the two goes.
 #[cold]
-fn resolve(headers: &mut HeaderMap, existing: Existing) -> Authorized {
+fn resolve(headers: &mut HeaderMap, existing: ExistingAuthorization) -> Authorized {
     let mut values: Vec<_> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
     let ours = values.pop();
     headers.remove(AUTHORIZATION);
     match existing {
-        Existing::Keep => {
+        ExistingAuthorization::Keep => {
             headers.extend(values.into_iter().map(|value| (AUTHORIZATION, value)));
             Authorized::Callers
         }
-        Existing::Replace => {
+        ExistingAuthorization::Replace => {
             headers.extend(ours.map(|value| (AUTHORIZATION, value)));
             Authorized::Ours
         }

@@ -1,12 +1,12 @@
 //! Which response is a challenge: a request for another token.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{
     Extensions, HeaderMap, Response, StatusCode, Version,
     header::{HeaderValue, WWW_AUTHENTICATE},
 };
-use http_auth::ChallengeParser;
+use http_auth::{ChallengeParser, ParamValue};
 
 /// The head of a response, as a challenge predicate sees it.
 ///
@@ -44,10 +44,10 @@ impl<'a> ResponseHead<'a> {
 /// ```
 /// use http::{Response, header::WWW_AUTHENTICATE};
 /// use tower_bearer::{BearerAuthLayer, TokenProvider, challenge};
-/// # use tower_bearer::{SourceError, Token, TokenSource};
+/// # use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
 /// # struct Vault;
 /// # impl TokenSource for Vault {
-/// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
+/// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
 /// # }
 ///
 /// // An API that says 403 for an expired token, with a header of its own:
@@ -67,25 +67,122 @@ pub fn grpc(head: ResponseHead<'_>) -> bool {
 }
 
 fn another_token_would_not_help(value: &HeaderValue) -> bool {
-    let Ok(text) = value.to_str() else { return false };
-    // The parser yields what it can read, then one error: what follows is not ours to guess at.
-    ChallengeParser::new(text).map_while(Result::ok).any(|challenge| {
-        challenge.scheme.eq_ignore_ascii_case("bearer")
-            && challenge.params.iter().any(|(name, value)| {
-                name.eq_ignore_ascii_case("error")
-                    && matches!(&*value.to_unescaped(), "insufficient_scope" | "invalid_request")
-            })
+    bearer_challenges(value).any(|params| {
+        params.iter().any(|(name, value)| {
+            name.eq_ignore_ascii_case("error")
+                && matches!(&*value.to_unescaped(), "insufficient_scope" | "invalid_request")
+        })
     })
 }
 
-/// A rule, chosen.
+/// The parameters of each Bearer challenge in one `WWW-Authenticate` field, up to the first that cannot be parsed.
+fn bearer_challenges(value: &HeaderValue) -> impl Iterator<Item = Vec<(&str, ParamValue<'_>)>> {
+    ChallengeParser::new(value.to_str().unwrap_or_default())
+        .map_while(Result::ok)
+        .filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))
+        .map(|challenge| challenge.params)
+}
+
+/// The parameters of a Bearer challenge: what a 401's `WWW-Authenticate` header asks for (RFC 6750 §3).
+///
+/// A source reads them with [`TokenRequest::challenge`](crate::TokenRequest::challenge), to obtain a token that the API
+/// accepts. An API asks in this way for further claims (`error="insufficient_claims"`, `claims`: Microsoft's continuous access
+/// evaluation) or for a stronger or newer authentication (`error="insufficient_user_authentication"`, `acr_values`, `max_age`:
+/// RFC 9470 §3).
+///
+/// `Debug` shows the names of the parameters, without their values: they are the API's text.
+///
+/// ```
+/// use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+/// use tower_bearer::challenge::Challenge;
+///
+/// let mut headers = HeaderMap::new();
+/// let value = r#"Bearer error="insufficient_user_authentication", acr_values="myACR", max_age=5"#;
+/// headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(value));
+/// let challenge = Challenge::from_headers(&headers).unwrap();
+/// assert_eq!(challenge.acr_values(), Some("myACR"));
+/// assert_eq!(challenge.max_age(), Some(std::time::Duration::from_secs(5)));
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Challenge {
+    /// Names in lower case, values without their quotes. Shared: a challenge is cloned for its refresh.
+    params: Arc<[(String, String)]>,
+}
+
+impl Challenge {
+    /// The longest challenge that is read: the sum of its names and values, in bytes. A longer one counts as absent.
+    pub const MAX_LEN: usize = 16 * 1024;
+
+    /// Reads the Bearer challenge of a response's headers.
+    ///
+    /// Of several, the first with an `error` counts, else the first. `None` if there is none with parameters, or if none can be
+    /// parsed (RFC 9110 §11.6.1).
+    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        let mut found: Option<Self> = None;
+        for params in headers.get_all(WWW_AUTHENTICATE).iter().flat_map(bearer_challenges) {
+            let params: Arc<[_]> = params
+                .iter()
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_unescaped()))
+                .collect();
+            let length: usize = params.iter().map(|(name, value)| name.len() + value.len()).sum();
+            if length == 0 || length > Self::MAX_LEN {
+                continue;
+            }
+            let challenge = Self { params };
+            if challenge.error().is_some() {
+                return Some(challenge);
+            }
+            found = found.or(Some(challenge));
+        }
+        found
+    }
+
+    /// The parameter of this name, compared without regard to case.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        let named = |(key, _): &&(String, String)| key.eq_ignore_ascii_case(name);
+        self.params.iter().find(named).map(|(_, value)| value.as_str())
+    }
+
+    /// `error`: why the API challenged the request (RFC 6750 §3.1, RFC 9470 §3).
+    pub fn error(&self) -> Option<&str> {
+        self.parameter("error")
+    }
+
+    /// `scope`: the scopes that the request needs, separated by spaces (RFC 6750 §3).
+    pub fn scope(&self) -> Option<&str> {
+        self.parameter("scope")
+    }
+
+    /// `claims`: the claims to ask the token endpoint for, as the API encodes them (Microsoft: base64 of JSON).
+    pub fn claims(&self) -> Option<&str> {
+        self.parameter("claims")
+    }
+
+    /// `acr_values`: the authentication context classes that the API accepts, separated by spaces (RFC 9470 §3).
+    pub fn acr_values(&self) -> Option<&str> {
+        self.parameter("acr_values")
+    }
+
+    /// `max_age`: how long ago the user may have authenticated, in whole seconds (RFC 9470 §3). `None` if it is no number.
+    pub fn max_age(&self) -> Option<Duration> {
+        self.parameter("max_age")?.parse().ok().map(Duration::from_secs)
+    }
+}
+
+impl fmt::Debug for Challenge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.params.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+/// Which rule a layer follows.
 #[derive(Clone)]
-pub(crate) enum Challenge {
+pub(crate) enum ChallengeRule {
     Bearer,
     Custom(Arc<dyn Fn(ResponseHead<'_>) -> bool + Send + Sync>),
 }
 
-impl Challenge {
+impl ChallengeRule {
     #[inline]
     pub(crate) fn matches<B>(&self, response: &Response<B>) -> bool {
         match self {
@@ -97,7 +194,7 @@ impl Challenge {
     }
 }
 
-impl fmt::Debug for Challenge {
+impl fmt::Debug for ChallengeRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bearer => "Bearer",
@@ -130,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_401_that_another_token_would_not_help_is_an_answer() {
+    fn insufficient_scope_is_no_challenge() {
         for answer in [
             &["Bearer error=\"insufficient_scope\""][..],
             &["bearer realm=\"a, b\", ERROR=insufficient_scope, scope=\"x\""],
@@ -156,7 +253,34 @@ mod tests {
     }
 
     #[test]
-    fn grpc_refuses_in_the_head_of_a_200() {
+    fn parameters_are_those_of_the_bearer_challenge_with_an_error() {
+        let read = |values: &[&str]| {
+            let headers: Vec<_> = values.iter().map(|value| ("www-authenticate", *value)).collect();
+            Challenge::from_headers(response(401, &headers).headers())
+        };
+        let found = read(&[
+            "Basic realm=\"error\", Bearer realm=\"a\"",
+            "bearer ERROR=\"insufficient_claims\", claims=\"eyJ\\\"x==\", scope=\"a b\"",
+        ]);
+        let found = found.unwrap();
+        assert_eq!(found.error(), Some("insufficient_claims"));
+        assert_eq!(found.claims(), Some("eyJ\"x=="));
+        assert_eq!(found.scope(), Some("a b"));
+        assert_eq!(found.parameter("Realm"), None);
+        assert_eq!(read(&["Bearer realm=\"a\""]).unwrap().parameter("REALM"), Some("a"));
+        assert!(!format!("{found:?}").contains("eyJ"));
+
+        assert_eq!(read(&["Bearer max_age=5"]).unwrap().max_age(), Some(Duration::from_secs(5)));
+        assert_eq!(read(&["Bearer max_age=soon"]).unwrap().max_age(), None);
+        let long = format!("Bearer error=\"{}\"", "a".repeat(Challenge::MAX_LEN));
+        for none in [&[][..], &["Bearer"], &["Basic realm=\"x\""], &["Bearer error=\"open"], &[""], &[&long]]
+        {
+            assert_eq!(read(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_status_16_is_challenge() {
         let is_challenge = |status, headers: &[_]| grpc(ResponseHead::of(&response(status, headers)));
         assert!(is_challenge(200, &[("grpc-status", "16")]));
         assert!(is_challenge(401, &[]));

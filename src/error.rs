@@ -2,7 +2,7 @@
 //! [`TokenError`] for tokens.
 //!
 //! No variant ever holds a token, a key, or a byte of an answer's body. Every error is `Clone`, because everyone who
-//! waits for one flight gets the same one.
+//! waits for one refresh gets the same one.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -22,19 +22,19 @@ pub enum Error {
     #[error("no access token could be obtained")]
     Source(#[from] SourceError),
 
-    /// A whole flight did not end in time, and no attempt of it had failed before: that failure would be told instead.
+    /// A whole refresh did not end in time, and no attempt of it had failed before: that failure would be told instead.
     ///
     /// The limit is [`TokenProviderBuilder::refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout).
     #[error("no access token was obtained within {0:?}")]
     TimedOut(Duration),
 
-    /// The flight ended without a result: its token source panicked, or its runtime was shut down.
+    /// The refresh ended without a result: its token source panicked, or its runtime was shut down.
     ///
-    /// The next caller starts a new flight.
+    /// The next caller starts a new refresh.
     #[error("the token refresh was interrupted: its source panicked or its runtime was shut down")]
     Interrupted,
 
-    /// A token was asked for outside of a tokio runtime, so that no flight could start.
+    /// A token was asked for outside of a tokio runtime, so that no refresh could start.
     #[error("a token can only be obtained within a tokio runtime: enter one before the first request")]
     NoRuntime,
 
@@ -66,7 +66,7 @@ impl Error {
 /// Why a [`TokenSource`](crate::TokenSource) could not give a token.
 ///
 /// The kind decides what the provider does: a transient error is tried again with backoff; a permanent one
-/// ([`Refused`](SourceErrorKind::Refused), [`Configuration`](SourceErrorKind::Configuration)) is told to every caller
+/// ([`Rejected`](SourceErrorKind::Rejected), [`Configuration`](SourceErrorKind::Configuration)) is told to every caller
 /// at once until a cool-down has passed.
 ///
 /// ```
@@ -90,7 +90,7 @@ pub struct SourceError {
 #[non_exhaustive]
 pub enum SourceErrorKind {
     /// The credential was refused (RFC 6749 §5.2 `invalid_grant`, `invalid_client`): permanent until it is replaced.
-    Refused,
+    Rejected,
     /// The source is set up wrongly, such as a URL that has no token endpoint: permanent until it is mended.
     Configuration,
     /// The source could not be reached, was too slow, or asked to come back later: transient.
@@ -103,7 +103,7 @@ impl SourceErrorKind {
     /// As events and metrics show it.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Refused => "refused",
+            Self::Rejected => "rejected",
             Self::Configuration => "configuration",
             Self::Unavailable => "unavailable",
             Self::InvalidResponse => "invalid_response",
@@ -113,8 +113,8 @@ impl SourceErrorKind {
 
 impl SourceError {
     /// The credential was refused: a permanent error.
-    pub fn refused(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(SourceErrorKind::Refused, message)
+    pub fn rejected(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(SourceErrorKind::Rejected, message)
     }
 
     /// The source is set up wrongly: a permanent error. The message should say what to do about it.

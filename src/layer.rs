@@ -5,14 +5,14 @@ use std::{fmt, sync::Arc};
 use tower_layer::Layer;
 
 use crate::{
-    challenge::{Challenge, ResponseHead},
+    bounds::CloneService,
+    challenge::{ChallengeRule, ResponseHead},
+    config::{Config, ExistingAuthorization},
     error::Error,
-    inner::CloneService,
-    options::{Existing, Options},
+    origins::AllowedOrigins,
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
     retry::RetryPolicy,
-    scope::Scope,
     service::BearerAuth,
 };
 
@@ -21,10 +21,10 @@ use crate::{
 /// ```
 /// use tower::ServiceBuilder;
 /// use tower_bearer::{BearerAuthLayer, RetryPolicy, TokenProvider};
-/// # use tower_bearer::{SourceError, Token, TokenSource};
+/// # use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
 /// # struct Vault;
 /// # impl TokenSource for Vault {
-/// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
+/// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
 /// # }
 ///
 /// let provider = TokenProvider::new(Vault);
@@ -46,7 +46,7 @@ use crate::{
 ///
 /// # Which origins see the token
 ///
-/// Those of its [`Scope`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
+/// Those of its [`AllowedOrigins`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
 ///
 /// Put a redirect follower above the layer: the layer then sees every hop, and adds the token where it belongs. A follower
 /// beneath must remove `Authorization` when the origin changes, as tower-http's does. It may be led to an origin that
@@ -66,7 +66,7 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct BearerAuthLayer<R = Cloned> {
-    options: Options<R>,
+    options: Config<R>,
 }
 
 impl BearerAuthLayer {
@@ -81,7 +81,7 @@ impl BearerAuthLayer {
 
     /// A layer that takes its tokens from `provider`, which it may share with others.
     pub fn with_provider(provider: TokenProvider) -> Self {
-        Self { options: Options::new(provider) }
+        Self { options: Config::new(provider) }
     }
 }
 
@@ -97,19 +97,19 @@ impl<R> BearerAuthLayer<R> {
     where
         F: Fn(ResponseHead<'_>) -> bool + Send + Sync + 'static,
     {
-        self.options.challenge = Challenge::Custom(Arc::new(predicate));
+        self.options.challenge = ChallengeRule::Custom(Arc::new(predicate));
         self
     }
 
     /// Sets which origins may see the token. Default: what the token source says
-    /// ([`TokenSource::scope`](crate::TokenSource::scope)).
-    pub fn scope(mut self, scope: Scope) -> Self {
+    /// ([`TokenSource::scope`](crate::TokenSource::allowed_origins)).
+    pub fn allowed_origins(mut self, scope: AllowedOrigins) -> Self {
         self.options.scope = scope;
         self
     }
 
-    /// Sets what becomes of a request's own `Authorization` header. Default: [`Existing::Keep`].
-    pub fn existing_authorization(mut self, existing: Existing) -> Self {
+    /// Sets what becomes of a request's own `Authorization` header. Default: [`ExistingAuthorization::Keep`].
+    pub fn existing_authorization(mut self, existing: ExistingAuthorization) -> Self {
         self.options.existing = existing;
         self
     }
@@ -130,10 +130,10 @@ impl<R> BearerAuthLayer<R> {
     /// [`ReplayBody`](crate::ReplayBody).
     ///
     /// ```
-    /// # use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenSource};
+    /// # use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
     /// # struct Vault;
     /// # impl TokenSource for Vault {
-    /// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
+    /// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
     /// # }
     /// # let provider = TokenProvider::new(Vault);
     /// use bytes::Bytes;

@@ -41,7 +41,7 @@
 //! # What happens on a 401
 //!
 //! 1. The refused token, and no other, is to be replaced: if the [`TokenProvider`] has a newer one already, that is taken.
-//! 2. Otherwise one flight for everybody fetches the next from the [`TokenSource`], in a task of its own.
+//! 2. Otherwise one refresh for everybody fetches the next from the [`TokenSource`], in a task of its own.
 //! 3. The refused answer is drained within bounds, so that its connection serves again.
 //! 4. The request is sent again, with what [`replay`] has kept of its body; after a backoff, if that token was refused too.
 //! 5. When nothing is left to try, the caller gets the API's last answer as it is.
@@ -50,7 +50,7 @@
 //!
 //! # Where the token goes
 //!
-//! To the origins of the layer's [`Scope`] and no other, whatever a redirect or a URI says.
+//! To the origins of the layer's [`AllowedOrigins`] and no other, whatever a redirect or a URI says.
 //!
 //! # Features
 //!
@@ -82,18 +82,18 @@
 //!
 //! # Runtime
 //!
-//! A tokio runtime with time enabled. Flights run on the runtime of the caller that starts them.
+//! A tokio runtime with time enabled. Refreshes run on the runtime of the caller that starts them.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod authorization;
+mod bounds;
 pub mod challenge;
+mod config;
 mod error;
 mod future;
-mod inner;
 mod layer;
 pub mod observability;
-mod options;
 mod per_request;
 mod provider;
 /// How to put the layer into the stack that you have.
@@ -101,11 +101,11 @@ mod provider;
 // Its examples need the peers, and are tested where those are dependencies: in `interop`.
 #[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
 pub mod recipes {}
+mod origins;
 pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;
 mod retry;
-mod scope;
 mod service;
 mod source;
 #[cfg(feature = "store")]
@@ -129,26 +129,26 @@ pub use self::store::RedisStore;
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use self::store::{EncryptedStore, EncryptionKeys};
+pub use self::{
+    bounds::{CloneService, HttpService},
+    config::ExistingAuthorization,
+    error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
+    future::ResponseFuture,
+    layer::BearerAuthLayer,
+    origins::AllowedOrigins,
+    per_request::{NoBearer, UseToken},
+    provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
+    replay::ReplayBody,
+    retry::RetryPolicy,
+    service::BearerAuth,
+    source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},
+    token::{Token, TokenBuilder},
+};
 #[cfg(feature = "store")]
 #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
 pub use self::{
     error::StoreError,
     store::{Extension, Lease, Publication, Record, Role, TokenStore},
-};
-pub use self::{
-    error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
-    future::ResponseFuture,
-    inner::{CloneService, HttpService},
-    layer::BearerAuthLayer,
-    options::Existing,
-    per_request::{NoBearer, UseToken},
-    provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
-    replay::ReplayBody,
-    retry::RetryPolicy,
-    scope::Scope,
-    service::BearerAuth,
-    source::{StaticToken, TokenFile, TokenSource},
-    token::{Token, TokenBuilder},
 };
 #[cfg(feature = "api-video")]
 #[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]

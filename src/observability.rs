@@ -5,12 +5,12 @@
 //! The target of all is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`. `generation`
 //! counts the access tokens of one provider from 1; an `error` is the whole chain, outermost first.
 //!
-//! Each flight has a span of its own, `token_flight` at INFO, with the fields `provider` (the name that
-//! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `flight` (counted from 1), `reason` (`missing`,
+//! Each refresh has a span of its own, `token_refresh` at INFO, with the fields `provider` (the name that
+//! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
 //! `expired`, `ageing`, `refused`) and `generation` (of the token that it is to replace, 0 if there is none). It follows from
 //! the span of the request that started it, and what the token source does happens within it.
 //!
-//! Within a flight's span:
+//! Within a refresh's span:
 //!
 //! | message | level | fields |
 //! |---|---|---|
@@ -19,12 +19,12 @@
 //! | `the refresh token was refused: the API key is tried` | INFO | `status` |
 //! | `the refresh token counts as spent: the API key is tried` | WARN | |
 //! | `expires_in is no number: the default lifetime is taken` | WARN | `lifetime_ms` |
-//! | `a token was published` | INFO | `generation`, `expires_in_ms`, `ageing_in_ms` (both absent without a lifetime), `took_ms` |
+//! | `a token was published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `the source gave the same access token again` | DEBUG | `generation` |
 //! | `the source gave the refused access token again` | WARN | `generation` |
 //! | `the token file cannot be read: the last good token is used on` | WARN | `error` |
 //! | `the token is as good as expired: the source is left alone for a while` | WARN | `generation`, `delay_ms` |
-//! | `the flight failed` | WARN | `error`, `took_ms` |
+//! | `the refresh failed` | WARN | `error`, `took_ms` |
 //! | `the credential is of no use: callers are told so until the cool-down is over` | ERROR | `error`, `took_ms`, `cool_down_ms` |
 //!
 //! Where processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is the
@@ -49,7 +49,7 @@
 //! | `the request was challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `the request is sent again` | DEBUG | `generation` (of the new token), `attempt` (of the one to come), `delay_ms` |
 //! | `the challenge is the answer` | DEBUG | `generation`, `reason` |
-//! | `the flight under way is joined` | TRACE | `flight` |
+//! | `the refresh under way is joined` | TRACE | `refresh` |
 //! | `the refused token has been replaced already` | DEBUG | `generation` (of the new token), `refused` (the other's) |
 //! | `the newest token is refused too: the source is left alone` | WARN | `generation` |
 //! | `the ageing token is used: the source is left alone for a while` | TRACE | `generation` |
@@ -59,7 +59,7 @@
 //! | `the provider is shut down` | DEBUG | |
 //!
 //! The last table's `reason` is one of `retries` (all were used), `body` (it cannot be sent again), `token` (there is none: the
-//! flight's own events say why) and `budget` (the retry budget is spent).
+//! refresh's own events say why) and `budget` (the retry budget is spent).
 //!
 //! # Metrics (feature `metrics`)
 //!
@@ -67,8 +67,8 @@
 //!
 //! | name | type | unit | labels |
 //! |---|---|---|---|
-//! | `tower_bearer_flights_total` | counter | flights | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
-//! | `tower_bearer_flight_duration_seconds` | histogram | seconds | `outcome` |
+//! | `tower_bearer_refreshes_total` | counter | refreshes | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
+//! | `tower_bearer_refresh_duration_seconds` | histogram | seconds | `outcome` |
 //! | `tower_bearer_source_failures_total` | counter | attempts that are followed by another, or could be | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_waits_total` | counter | requests that had to wait for their first token | |
 //! | `tower_bearer_store_total` | counter | events of the table above | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `alone` |
@@ -127,16 +127,16 @@ impl Reporter {
         Self { provider: Arc::clone(provider) }
     }
 
-    /// The span of a flight.
-    pub(crate) fn flight(&self, number: u64, reason: &'static str, previous: Option<&Token>) -> Span {
+    /// The span of a refresh.
+    pub(crate) fn refresh(&self, number: u64, reason: &'static str, previous: Option<&Token>) -> Span {
         #[cfg(feature = "tracing")]
         {
             let span = tracing::info_span!(
                 target: "tower_bearer",
                 parent: None,
-                "token_flight",
+                "token_refresh",
                 provider = %self.provider,
-                flight = number,
+                refresh = number,
                 reason,
                 generation = previous.map_or(0, Token::generation),
             );
@@ -184,12 +184,12 @@ impl Reporter {
                     INFO,
                     generation,
                     expires_in_ms = token.remaining().map(millis),
-                    ageing_in_ms = token.ageing_at().map(millis_until),
+                    refresh_in_ms = token.refresh_at().map(millis_until),
                     took_ms = millis(took),
                     "a token was published"
                 );
             }
-            (true, "refused") => {
+            (true, "challenged") => {
                 event!(WARN, generation, "the source gave the refused access token again");
             }
             (true, _) => {
@@ -216,7 +216,7 @@ impl Reporter {
     ) {
         match cool_down {
             None => {
-                event!(WARN, error = %Chain(error), took_ms = millis(took), "the flight failed");
+                event!(WARN, error = %Chain(error), took_ms = millis(took), "the refresh failed");
                 self.landed(reason, "transient", took);
             }
             Some(cool_down) => {
@@ -235,12 +235,12 @@ impl Reporter {
     fn landed(&self, reason: &'static str, outcome: &'static str, took: Duration) {
         #[cfg(feature = "metrics")]
         metrics::histogram!(
-            "tower_bearer_flight_duration_seconds",
+            "tower_bearer_refresh_duration_seconds",
             "provider" => Arc::clone(&self.provider), "outcome" => outcome
         )
         .record(took);
         count!(
-            "tower_bearer_flights_total",
+            "tower_bearer_refreshes_total",
             "provider" => Arc::clone(&self.provider), "reason" => reason, "outcome" => outcome
         );
     }
@@ -291,8 +291,8 @@ impl Reporter {
         self.store("alone");
     }
 
-    pub(crate) fn joined(&self, flight: u64) {
-        event!(TRACE, provider = %self.provider, flight, "the flight under way is joined");
+    pub(crate) fn joined(&self, refresh: u64) {
+        event!(TRACE, provider = %self.provider, refresh, "the refresh under way is joined");
     }
 
     pub(crate) fn replaced_already(&self, refused: TokenId, token: &Token) {
@@ -403,7 +403,7 @@ impl Reporter {
 }
 
 #[cfg(feature = "api-video")]
-pub(crate) fn refresh_token_refused(status: StatusCode) {
+pub(crate) fn refresh_token_rejected(status: StatusCode) {
     event!(INFO, status = status.as_u16(), "the refresh token was refused: the API key is tried");
 }
 
@@ -488,9 +488,13 @@ impl fmt::Display for Chain<'_> {
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_histogram};
 
-    describe_counter!("tower_bearer_flights_total", Unit::Count, "Attempts of a provider to obtain a token.");
+    describe_counter!(
+        "tower_bearer_refreshes_total",
+        Unit::Count,
+        "Attempts of a provider to obtain a token."
+    );
     describe_histogram!(
-        "tower_bearer_flight_duration_seconds",
+        "tower_bearer_refresh_duration_seconds",
         Unit::Seconds,
         "How long a provider took to obtain a token, or to fail."
     );

@@ -22,8 +22,8 @@ pub struct NoBearer;
 /// In a request's [extensions](http::Extensions): send this one with that token, in place of the provider's.
 ///
 /// Its 401 is its caller's own: nothing is refreshed or sent again. All else holds for it as well: the layer's
-/// [scope](crate::BearerAuthLayer::scope), and what becomes of an `Authorization` header that is there already
-/// ([`Existing`](crate::Existing)). With [`NoBearer`] beside it, there is no token.
+/// [scope](crate::BearerAuthLayer::allowed_origins), and what becomes of an `Authorization` header that is there already
+/// ([`ExistingAuthorization`](crate::ExistingAuthorization)). With [`NoBearer`] beside it, there is no token.
 ///
 /// ```
 /// use http::Request;
@@ -37,12 +37,12 @@ pub struct NoBearer;
 pub struct UseToken(pub Token);
 
 /// What a request asks for.
-pub(crate) enum Wish {
+pub(crate) enum AuthOverride {
     NoBearer,
     UseToken(Token),
 }
 
-impl Wish {
+impl AuthOverride {
     pub(crate) fn of(extensions: &Extensions) -> Option<Self> {
         if extensions.get::<NoBearer>().is_some() {
             return Some(Self::NoBearer);

@@ -36,7 +36,7 @@ use crate::future::FinalUri;
 /// # Redirects
 ///
 /// The client follows them, beneath the layer, and removes `Authorization` where the origin changes. The answer of an
-/// origin that is not [allowed](crate::BearerAuthLayer::scope) is never a challenge.
+/// origin that is not [allowed](crate::BearerAuthLayer::allowed_origins) is never a challenge.
 ///
 /// # Errors
 ///

@@ -62,7 +62,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Sets how often one request, or one flight, is tried again at most. Default: 2; 0 turns retries off.
+    /// Sets how often one request, or one refresh, is tried again at most. Default: 2; 0 turns retries off.
     pub fn max_retries(mut self, max_retries: u32) -> Self {
         self.max_retries = max_retries;
         self
@@ -81,7 +81,7 @@ impl RetryPolicy {
 
     /// Sets the budget: `min_per_sec` retries a second, and `ratio` of the requests challenged within `ttl`.
     ///
-    /// Default: 10 s, 10 a second, 0.2. A provider's flights take nothing from it: there is one at a time.
+    /// Default: 10 s, 10 a second, 0.2. A provider's refreshes take nothing from it: there is one at a time.
     ///
     /// # Errors
     ///
@@ -183,7 +183,7 @@ mod tests {
 
     /// Row 18.
     #[tokio::test(start_paused = true)]
-    async fn every_backoff_is_between_its_bounds_even_after_a_million_failures() {
+    async fn million_backoffs_stay_in_bounds() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
         let mut backoff = RetryPolicy::new().make_backoff();
         for failure in 1..=1_000_000_u32 {
@@ -195,7 +195,7 @@ mod tests {
 
     /// Row 19.
     #[tokio::test(start_paused = true)]
-    async fn the_jitter_is_full_even_at_the_longest_delay() {
+    async fn longest_delay_has_full_jitter() {
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(9));
         let mut backoff = RetryPolicy::new().backoff(min, max).unwrap().make_backoff();
         (0..10).for_each(|_| _ = backoff.next_delay());
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn options_out_of_range_are_refused() {
+    fn out_of_range_options_are_errors() {
         let second = Duration::from_secs(1);
         assert!(RetryPolicy::new().backoff(second, second / 2).is_err());
         assert!(RetryPolicy::new().backoff(Duration::ZERO, Duration::ZERO).is_err());
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_budget_allows_its_reserve_and_its_share() {
+    async fn budget_allows_reserve_and_share() {
         let policy = RetryPolicy::new().budget(Duration::from_secs(1), 3, 0.5).unwrap();
         let withdrawn = || (0..100).filter(|_| policy.withdraw()).count();
         assert_eq!(withdrawn(), 3);

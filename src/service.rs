@@ -11,13 +11,13 @@ use tower_service::Service;
 
 use crate::{
     authorization::{Authorized, authorize},
+    bounds::HttpService,
+    config::{Config, ExistingAuthorization},
     error::BoxError,
     future::{ResponseFuture, Shared},
-    inner::HttpService,
-    options::{Existing, Options},
-    per_request::Wish,
+    per_request::AuthOverride,
     provider::Current,
-    replay::{Head, Replay},
+    replay::{Replay, RequestHead},
 };
 
 /// A service whose requests carry a bearer token; made by [`BearerAuthLayer`](crate::BearerAuthLayer).
@@ -52,7 +52,7 @@ impl<S, R> BearerAuth<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(inner: S, options: Options<R>) -> Self {
+    pub(crate) fn new(inner: S, options: Config<R>) -> Self {
         let current = options.provider.current_for_service();
         let shared = Arc::new(Shared::new(inner.clone(), options));
         Self { inner, current, shared }
@@ -91,15 +91,15 @@ where
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
         if !request.extensions().is_empty() {
-            if let Some(wish) = Wish::of(request.extensions()) {
-                return self.call_as_wished(request, wish);
+            if let Some(requested) = AuthOverride::of(request.extensions()) {
+                return self.call_with_override(request, requested);
             }
         }
         if !options.scope.covers(request.uri()) {
             return self.call_outside(request);
         }
         // Before a token is added, so that it never holds one.
-        let head = R::REPLAYS.then(|| Head::of(&request));
+        let head = R::REPLAYS.then(|| RequestHead::of(&request));
         let Some((header, token)) = options.provider.header(&mut self.current) else {
             return self.call_without_token(request, head);
         };
@@ -117,20 +117,20 @@ where
 impl<S, R> BearerAuth<S, R> {
     /// The request itself says which token it is to have.
     #[cold]
-    fn call_as_wished<B, ResBody>(
+    fn call_with_override<B, ResBody>(
         &mut self,
         mut request: Request<B>,
-        wish: Wish,
+        requested: AuthOverride,
     ) -> ResponseFuture<S, R, B, ResBody>
     where
         R: Replay<B>,
         S: Service<Request<R::Body>>,
     {
         let options = &self.shared.options;
-        match wish {
-            Wish::NoBearer => self.pass(request),
-            Wish::UseToken(_) if !options.scope.covers(request.uri()) => self.call_outside(request),
-            Wish::UseToken(token) => {
+        match requested {
+            AuthOverride::NoBearer => self.pass(request),
+            AuthOverride::UseToken(_) if !options.scope.covers(request.uri()) => self.call_outside(request),
+            AuthOverride::UseToken(token) => {
                 match authorize(request.headers_mut(), token.header_value(), options.existing) {
                     Ok(_) => self.pass(request),
                     Err(error) => ResponseFuture::failed(error, &self.shared),
@@ -163,14 +163,14 @@ impl<S, R> BearerAuth<S, R> {
     fn call_without_token<B, ResBody>(
         &mut self,
         request: Request<B>,
-        head: Option<Head>,
+        head: Option<RequestHead>,
     ) -> ResponseFuture<S, R, B, ResBody>
     where
         R: Replay<B>,
         S: Service<Request<R::Body>> + Clone,
     {
         let options = &self.shared.options;
-        if options.existing == Existing::Keep && request.headers().contains_key(AUTHORIZATION) {
+        if options.existing == ExistingAuthorization::Keep && request.headers().contains_key(AUTHORIZATION) {
             return self.pass(request);
         }
         options.provider.reporter().waiting();

@@ -44,7 +44,7 @@ pub(crate) struct Inner {
     refresh_token: Option<SecretString>,
     expires_at: Option<Instant>,
     /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
-    ageing_at: Option<Instant>,
+    refresh_at: Option<Instant>,
     id: TokenId,
     /// The generation of the store's record that the token is in, or took the place of; 0 for none.
     #[cfg(feature = "store")]
@@ -64,11 +64,11 @@ impl Inner {
     /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
     #[inline]
     pub(crate) fn is_fresh_now(&self) -> bool {
-        self.ageing_at.is_none_or(|at| Instant::now() < at)
+        self.refresh_at.is_none_or(|at| Instant::now() < at)
     }
 
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
-        self.ageing_at.is_none_or(|at| now < at)
+        self.refresh_at.is_none_or(|at| now < at)
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
@@ -139,8 +139,8 @@ impl Token {
         self.0.expires_at
     }
 
-    pub(crate) fn ageing_at(&self) -> Option<Instant> {
-        self.0.ageing_at
+    pub(crate) fn refresh_at(&self) -> Option<Instant> {
+        self.0.refresh_at
     }
 
     /// The generation of the store's record that the token is in, or took the place of; 0 for none.
@@ -169,17 +169,17 @@ impl Token {
         self,
         id: TokenId,
         expires_at: Option<Instant>,
-        ageing_at: Option<Instant>,
+        refresh_at: Option<Instant>,
     ) -> Self {
         let inner = Arc::unwrap_or_clone(self.0);
-        Self(Arc::new(Inner { id, expires_at, ageing_at, ..inner }))
+        Self(Arc::new(Inner { id, expires_at, refresh_at, ..inner }))
     }
 
     /// The same token with its end nearer by `jump`.
     pub(crate) fn shortened(self, jump: Duration, now: Instant) -> Self {
         let nearer = |at: Option<Instant>| at.map(|at| at.checked_sub(jump).unwrap_or(now));
-        let (id, expires_at, ageing_at) = (self.0.id, nearer(self.0.expires_at), nearer(self.0.ageing_at));
-        self.published(id, expires_at, ageing_at)
+        let (id, expires_at, refresh_at) = (self.0.id, nearer(self.0.expires_at), nearer(self.0.refresh_at));
+        self.published(id, expires_at, refresh_at)
     }
 }
 
@@ -257,7 +257,7 @@ impl TokenBuilder {
             header,
             refresh_token: self.refresh_token,
             expires_at,
-            ageing_at: None,
+            refresh_at: None,
             id: TokenId::default(),
             #[cfg(feature = "store")]
             recorded: 0,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_token_outside_of_the_b64token_grammar_is_refused() {
+    fn token_must_match_b64token_grammar() {
         for good in ["a", "abc.DEF-_~+/09", "YWI=", "YQ=="] {
             assert_eq!(refusal(good), None, "{good:?}");
         }
@@ -322,7 +322,7 @@ mod tests {
 
     /// Row 48: by type, since memory that has been freed cannot be looked at.
     #[test]
-    fn a_refresh_token_is_overwritten_when_it_is_dropped() {
+    fn zeroizes_tokens_on_drop() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
 
         let builder = Token::builder("abc").refresh_token("def");

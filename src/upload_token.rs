@@ -85,7 +85,7 @@ impl ApiVideo {
         let body = serde_json::to_string(&Body { ttl: seconds }).unwrap_or_default();
         let request = self.request(PATH, body)?;
         let url = request.uri().clone();
-        let layer = BearerAuthLayer::with_provider(provider.clone()).scope(self.own_scope());
+        let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.own_origin());
         let client = layer.layer(service_fn(|request| self.exchange(request)));
         let answer: Response<String> = client.oneshot(request).await.map_err(ours)?;
         let (head, body) = answer.into_parts();
@@ -93,7 +93,7 @@ impl ApiVideo {
         if !head.status.is_success() {
             return Err(match head.status.as_u16() {
                 code @ (401 | 403) => {
-                    SourceError::refused(format!("api.video made no upload token (HTTP {code})"))
+                    SourceError::rejected(format!("api.video made no upload token (HTTP {code})"))
                 }
                 _ => failure(head.status, &head.headers, &url),
             }

@@ -21,7 +21,7 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     BearerAuthLayer, Error, Freshness, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider,
-    TokenSource,
+    TokenRequest, TokenSource,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ fn kept_fresh(source: impl TokenSource) -> TokenProvider {
 }
 
 fn refused() -> Act {
-    Act::Fail(SourceError::refused("the key was refused"))
+    Act::Fail(SourceError::rejected("the key was refused"))
 }
 
 fn down() -> Act {
@@ -53,7 +53,7 @@ fn runtime() -> Runtime {
 
 /// Row 2, and the states of a token.
 #[tokio::test(start_paused = true)]
-async fn a_token_is_fresh_then_ageing_then_expired() {
+async fn token_is_fresh_expiring_expired() {
     let provider = TokenProvider::builder(Source::living(HOUR))
         .refresh_ahead(RefreshAhead::new().share(0.5).unwrap().jitter(0.0).unwrap())
         .build()
@@ -65,17 +65,17 @@ async fn a_token_is_fresh_then_ageing_then_expired() {
     advance(HOUR / 2 - SECOND).await;
     assert_eq!(freshness(), Freshness::Fresh);
     advance(SECOND).await;
-    assert_eq!(freshness(), Freshness::Ageing);
+    assert_eq!(freshness(), Freshness::Expiring);
     assert_eq!(provider.status().remaining, Some(HOUR / 2));
     advance(HOUR / 2).await;
     assert_eq!(freshness(), Freshness::Expired);
-    assert_eq!(provider.status().flights, 1);
+    assert_eq!(provider.status().refreshes, 1);
     assert_eq!(provider.token().await.unwrap().generation(), 2);
 }
 
 /// Row 12.
 #[tokio::test(start_paused = true)]
-async fn tokens_that_expire_at_once_are_used_and_asked_for_less_and_less_often() {
+async fn zero_lifetime_tokens_back_off() {
     let source = Source::living(Duration::ZERO);
     let provider = kept_fresh(Arc::clone(&source));
     provider.ready().await.unwrap();
@@ -91,7 +91,7 @@ async fn tokens_that_expire_at_once_are_used_and_asked_for_less_and_less_often()
 
 /// Row 61.
 #[tokio::test(start_paused = true)]
-async fn a_source_that_gives_the_same_token_again_is_not_asked_in_a_loop() {
+async fn repeated_token_causes_no_fetch_loop() {
     let source = Source::new().then(Act::Live(HOUR));
     let provider = kept_fresh(Arc::clone(&source));
     let first = provider.ready().await.unwrap();
@@ -118,7 +118,7 @@ async fn a_source_that_gives_the_same_token_again_is_not_asked_in_a_loop() {
 
 /// Row 61: the API has refused a token, and the source has no other.
 #[tokio::test(start_paused = true)]
-async fn a_refused_token_that_is_given_again_is_not_taken_for_another() {
+async fn refetched_same_token_is_not_new() {
     let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR));
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
@@ -132,7 +132,7 @@ async fn a_refused_token_that_is_given_again_is_not_taken_for_another() {
 
 /// Row 16.
 #[tokio::test(start_paused = true)]
-async fn a_token_of_four_seconds_is_renewed_once_per_life_and_nobody_waits() {
+async fn four_second_token_blocks_no_caller() {
     let source = Source::living(4 * SECOND);
     let ahead = RefreshAhead::new().between(MINUTE, HOUR).unwrap();
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_ahead(ahead).build().unwrap();
@@ -148,7 +148,7 @@ async fn a_token_of_four_seconds_is_renewed_once_per_life_and_nobody_waits() {
 
 /// Row 17.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_the_api_holds_for_expired_heals_with_one_refresh() {
+async fn expiry_seen_only_by_api_heals() {
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let api = Api::default();
@@ -168,17 +168,17 @@ async fn a_token_that_the_api_holds_for_expired_heals_with_one_refresh() {
 
 /// Row 33, and the figure of FAULTS: 0 requests lost in 30 minutes, back within one backoff step.
 #[tokio::test(start_paused = true)]
-async fn half_an_hour_of_outage_is_not_noticed_while_the_token_lives() {
+async fn outage_is_unnoticed_while_token_lives() {
     /// Answers at once, or is down.
     struct Outage(AtomicBool);
 
     impl TokenSource for Outage {
-        async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
             sleep(Duration::from_millis(200)).await;
             if self.0.load(Ordering::Relaxed) {
                 return Err(SourceError::unavailable("the auth endpoint is down"));
             }
-            let number = previous.map_or(0, Token::generation) + 1;
+            let number = request.previous().map_or(0, Token::generation) + 1;
             Ok(Token::builder(format!("access-{number}")).expires_in(HOUR).build()?)
         }
     }
@@ -208,13 +208,13 @@ async fn half_an_hour_of_outage_is_not_noticed_while_the_token_lives() {
             assert!(!back || provider.status().generation == 2, "not back: {:?}", provider.status());
             sleep(Duration::from_millis(100)).await;
         }
-        assert!(provider.status().failed_flights > 0);
+        assert!(provider.status().failed_refreshes > 0);
     }
 }
 
 /// Row 33: the token expires during the outage.
 #[tokio::test(start_paused = true)]
-async fn an_outage_that_outlives_the_token_is_a_typed_error_and_never_a_request_with_it() {
+async fn outage_past_expiry_is_typed_error() {
     let source = (0..100).fold(Source::new().then(Act::Live(MINUTE)), |source, _| source.then(down()));
     let provider = kept_fresh(Arc::clone(&source));
     let api = Api::default();
@@ -227,7 +227,7 @@ async fn an_outage_that_outlives_the_token_is_a_typed_error_and_never_a_request_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_provider_is_kept_fresh_and_one_that_is_not_to_be_asks_for_nothing() {
+async fn only_keep_fresh_refreshes_when_idle() {
     let (kept, left) = (Source::living(HOUR), Source::living(HOUR));
     let provider = kept_fresh(Arc::clone(&kept));
     let idle = TokenProvider::new(Arc::clone(&left));
@@ -238,12 +238,12 @@ async fn an_idle_provider_is_kept_fresh_and_one_that_is_not_to_be_asks_for_nothi
     // Renewed after nine tenths of each hour, give or take one.
     let fetches = kept.fetches();
     assert!((26..=28).contains(&fetches), "{fetches}");
-    assert_eq!((left.fetches(), idle.status().flights), (0, 0));
+    assert_eq!((left.fetches(), idle.status().refreshes), (0, 0));
 }
 
 /// A week of virtual time with every kind of fault.
 #[tokio::test(start_paused = true)]
-async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
+async fn background_survives_week_of_faults() {
     #[derive(Default)]
     struct Week {
         fetches: AtomicU64,
@@ -256,7 +256,7 @@ async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
     }
 
     impl TokenSource for Week {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let fetch = self.fetches.fetch_add(1, Ordering::Relaxed);
             self.begun.lock().unwrap().push(Instant::now());
             // The same draws in every run.
@@ -265,7 +265,7 @@ async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
             let healthy = self.healthy.load(Ordering::Relaxed);
             let life = match draw {
                 _ if healthy => HOUR,
-                0 => return Err(SourceError::refused("refused")),
+                0 => return Err(SourceError::rejected("refused")),
                 1 => return Err(SourceError::configuration("no such URL")),
                 2..=4 => return Err(SourceError::unavailable("down")),
                 5 => return Err(SourceError::unavailable("limited").with_retry_after(20 * SECOND)),
@@ -275,7 +275,7 @@ async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
                 9 => std::future::pending().await,
                 10 => {
                     self.revision.fetch_add(1, Ordering::Relaxed);
-                    return Err(SourceError::refused("the key has just been replaced"));
+                    return Err(SourceError::rejected("the key has just been replaced"));
                 }
                 11 => Duration::ZERO,
                 12 => 2 * SECOND,
@@ -313,7 +313,7 @@ async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
         }
     }
     source.healthy.store(true, Ordering::Relaxed);
-    // The longest cool-down, or the longest wish to be left alone, and a flight that hangs.
+    // The longest cool-down, or the longest wish to be left alone, and a refresh that hangs.
     sleep(2 * MINUTE).await;
     assert_eq!(provider.status().freshness, Freshness::Fresh);
     assert!(provider.status().last_error.is_none());
@@ -327,7 +327,7 @@ async fn the_background_task_survives_a_week_of_every_kind_of_fault() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_background_task_ends_with_the_last_handle_and_holds_none() {
+async fn background_ends_with_last_handle() {
     let provider = kept_fresh(Source::living(HOUR));
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let service = layer.layer(Api::default().service::<Empty<Bytes>>());
@@ -345,7 +345,7 @@ async fn the_background_task_ends_with_the_last_handle_and_holds_none() {
 
 /// Row 53.
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_is_asking_when_the_last_handle_goes_ends_and_publishes() {
+async fn running_fetch_outlives_last_handle() {
     for keep_fresh in [false, true] {
         let source = Source::living(HOUR);
         let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(keep_fresh).build().unwrap();
@@ -366,7 +366,7 @@ async fn a_flight_that_is_asking_when_the_last_handle_goes_ends_and_publishes() 
 
 /// Row 53: what waits for a timer does not outlive the last handle.
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_waits_for_its_next_attempt_ends_with_the_last_handle() {
+async fn backoff_ends_with_last_handle() {
     let source =
         Source::new().then(Act::Fail(SourceError::unavailable("limited").with_retry_after(20 * SECOND)));
     let provider = TokenProvider::new(Arc::clone(&source));
@@ -380,7 +380,7 @@ async fn a_flight_that_waits_for_its_next_attempt_ends_with_the_last_handle() {
 }
 
 #[test]
-fn the_background_task_starts_anew_where_its_runtime_has_ended() {
+fn background_restarts_on_new_runtime() {
     let source = Source::living(HOUR);
     let builder = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true);
     // Outside of a runtime: with the first request.
@@ -408,7 +408,7 @@ fn the_background_task_starts_anew_where_its_runtime_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replaced_key_is_noticed_by_an_idle_provider_within_a_second() {
+async fn idle_provider_notices_new_key() {
     let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(refused()));
     let provider = kept_fresh(Arc::clone(&source));
     // The cool-down is at its longest.
@@ -426,12 +426,12 @@ async fn a_replaced_key_is_noticed_by_an_idle_provider_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_goes_on_through_transient_failures_and_tells_a_permanent_one() {
-    // More than a flight's three attempts.
+async fn ready_retries_until_permanent_error() {
+    // More than a refresh's three attempts.
     let source = (0..5).fold(Source::new(), |source, _| source.then(down()));
     let provider = TokenProvider::new(Arc::clone(&source));
     assert_eq!(provider.ready().await.unwrap().access_token(), "access-6");
-    assert_eq!(provider.status().failed_flights, 1);
+    assert_eq!(provider.status().failed_refreshes, 1);
 
     let source = Source::new().then(refused());
     let provider = TokenProvider::new(Arc::clone(&source));
@@ -449,7 +449,7 @@ async fn ready_goes_on_through_transient_failures_and_tells_a_permanent_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_invalidated_token_is_given_to_nobody_and_its_refresh_token_is_spent_for_the_next() {
+async fn invalidated_token_is_never_given() {
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let api = Api::default();
@@ -472,7 +472,7 @@ async fn an_invalidated_token_is_given_to_nobody_and_its_refresh_token_is_spent_
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_waits_for_the_exchange_under_way_and_starts_no_other() {
+async fn shutdown_waits_for_running_exchange() {
     let source = Source::living(HOUR);
     let provider = kept_fresh(Arc::clone(&source));
     settle().await;
@@ -492,9 +492,9 @@ async fn shutdown_waits_for_the_exchange_under_way_and_starts_no_other() {
     assert!(provider.subscribe().next().await.is_none());
 }
 
-/// Row 35: whatever the requests do, a flight per cool-down.
+/// Row 35: whatever the requests do, a refresh per cool-down.
 #[tokio::test(start_paused = true)]
-async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down() {
+async fn endless_401s_obey_cool_down() {
     let source = Source::living(HOUR);
     let api = Api::default();
     let service =
@@ -511,7 +511,7 @@ async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_are_told_as_they_come_and_end_with_the_provider() {
+async fn subscriber_sees_changes_until_drop() {
     let source = Source::living(HOUR).then(down());
     let provider = TokenProvider::new(Arc::clone(&source));
     let mut changes = provider.subscribe();
@@ -535,7 +535,7 @@ async fn changes_are_told_as_they_come_and_end_with_the_provider() {
 }
 
 #[test]
-fn every_option_of_a_provider_is_checked_as_it_is_built() {
+fn build_checks_every_option() {
     let builder = || TokenProvider::builder(Source::new());
     for (wrong, word) in [
         (builder().refresh_timeout(Duration::ZERO), "refresh_timeout"),
@@ -555,7 +555,7 @@ fn every_option_of_a_provider_is_checked_as_it_is_built() {
 
 /// Row 73.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_expires_at_once_is_used_for_a_second_and_no_longer() {
+async fn zero_lifetime_token_lasts_one_second() {
     let retry = RetryPolicy::new().backoff(10 * MINUTE, 11 * MINUTE).unwrap();
     let source = Source::living(Duration::ZERO);
     let provider = TokenProvider::builder(Arc::clone(&source)).retry(retry).build().unwrap();
@@ -586,7 +586,7 @@ async fn a_token_that_expires_at_once_is_used_for_a_second_and_no_longer() {
 
 /// Row 73: a token whose life was over before it arrived is used by nobody, and its refresh token is not lost.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_expired_on_its_way_takes_the_place_of_none() {
+async fn token_expired_in_transit_replaces_none() {
     struct Slow {
         previous: Mutex<Vec<Option<String>>>,
         /// How long each exchange takes.
@@ -594,8 +594,8 @@ async fn a_token_that_expired_on_its_way_takes_the_place_of_none() {
     }
 
     impl TokenSource for Slow {
-        async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-            let previous = previous.and_then(Token::refresh_token).map(str::to_owned);
+        async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            let previous = request.previous().and_then(Token::refresh_token).map(str::to_owned);
             let call = {
                 let mut seen = self.previous.lock().unwrap();
                 seen.push(previous);

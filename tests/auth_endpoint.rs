@@ -17,7 +17,8 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use support::chain;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenProvider, TokenSource,
+    ApiVideo, BearerAuthLayer, Error, RefreshReason, RetryPolicy, SourceErrorKind, Token, TokenProvider,
+    TokenRequest, TokenSource,
     testing::{AuthServer, Counters, Fault, Route},
 };
 
@@ -49,8 +50,8 @@ fn grants(counters: Counters) -> [u64; 4] {
     [
         counters.api_key_grants,
         counters.refresh_grants,
-        counters.refused_api_keys,
-        counters.refused_refresh_tokens,
+        counters.rejected_api_keys,
+        counters.rejected_refresh_tokens,
     ]
 }
 
@@ -68,7 +69,7 @@ fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Faul
 }
 
 #[tokio::test]
-async fn the_refresh_token_goes_first_and_the_key_as_seldom_as_can_be() {
+async fn renews_with_refresh_token_not_key() {
     let server = AuthServer::start().await.unwrap();
     let instant = Duration::from_nanos(1);
     let provider = TokenProvider::builder(source(&server)).cool_down(instant, instant).build().unwrap();
@@ -100,20 +101,20 @@ async fn a_transient_status_is_tried_again() {
 
 /// Row 19.
 #[tokio::test]
-async fn a_rate_limits_wish_is_in_the_error_and_too_long_a_one_is_not_waited_for() {
+async fn too_long_retry_after_fails_at_once() {
     let server = AuthServer::builder().rate_limit(0).start().await.unwrap();
     let limit = Duration::from_secs(5);
     let provider = TokenProvider::builder(source(&server)).refresh_timeout(limit).build().unwrap();
     let error = provider.token().await.unwrap_err();
     let Error::Source(error) = error else { panic!("{error:?}") };
-    // `X-RateLimit-Retry-After`, up to a minute: more than the flight has.
+    // `X-RateLimit-Retry-After`, up to a minute: more than the refresh has.
     assert!(error.retry_after().is_some_and(|delay| delay > limit), "{error:?}");
     assert_eq!(server.counters().rate_limited, 1);
 }
 
 /// Row 20.
 #[tokio::test]
-async fn an_endpoint_that_hangs_or_drips_ends_by_the_exchanges_deadline() {
+async fn deadline_ends_hanging_exchange() {
     for fault in [Fault::Hang, Fault::Drip(Duration::from_millis(100))] {
         let (server, provider) = started().await;
         (0..3).for_each(|_| server.inject(Route::ApiKeyGrant, fault.clone()));
@@ -126,7 +127,7 @@ async fn an_endpoint_that_hangs_or_drips_ends_by_the_exchanges_deadline() {
 
 /// Row 21.
 #[tokio::test]
-async fn a_refresh_whose_answer_is_lost_is_tried_once_more_and_then_the_key() {
+async fn lost_refresh_retries_once_then_key() {
     // Reset before it was acted upon: the second try succeeds.
     let (server, provider, token) = authenticated().await;
     server.inject(Route::RefreshGrant, Fault::Reset);
@@ -159,7 +160,7 @@ async fn a_lost_answer_to_the_key_is_tried_again() {
 
 /// Row 21.
 #[tokio::test]
-async fn a_refresh_that_was_dropped_under_way_counts_as_lost() {
+async fn dropped_refresh_counts_as_lost() {
     let server = AuthServer::start().await.unwrap();
     let retry = RetryPolicy::new().max_retries(0);
     let provider = TokenProvider::builder(source(&server))
@@ -178,7 +179,7 @@ async fn a_refresh_that_was_dropped_under_way_counts_as_lost() {
 
 /// Row 22.
 #[tokio::test]
-async fn no_more_than_64_kib_of_an_answer_are_read() {
+async fn reads_at_most_64_kib_of_answer() {
     let chunk = Bytes::from(vec![b'x'; 16 * 1024]);
     let polled_on = Arc::new(AtomicBool::new(false));
     let client = tower::service_fn({
@@ -204,7 +205,7 @@ async fn no_more_than_64_kib_of_an_answer_are_read() {
 
 /// Rows 19, 22 and 28: what counts of an answer that is no success is its head.
 #[tokio::test]
-async fn a_refusal_or_a_failure_is_one_whatever_its_body() {
+async fn error_body_is_ignored() {
     for headers in [&[("retry-after", "0")][..], &[("retry-after", "0"), ("content-encoding", "gzip")]] {
         let long = vec![b'x'; 200 * 1024];
         let (server, provider, token) = authenticated().await;
@@ -229,7 +230,7 @@ async fn a_compressed_answer_is_not_unpacked() {
 
 /// Rows 23, 24 and 25.
 #[tokio::test]
-async fn an_answer_without_a_usable_token_is_a_transient_error_that_quotes_nothing() {
+async fn unusable_answer_is_transient_error() {
     let too_long = format!(r#"{{"access_token": "{}"}}"#, "canary".repeat(4000));
     for body in [
         "",
@@ -257,7 +258,7 @@ async fn an_answer_without_a_usable_token_is_a_transient_error_that_quotes_nothi
 
 /// Row 26.
 #[tokio::test]
-async fn an_answer_without_a_refresh_token_makes_the_key_the_next_grant() {
+async fn no_refresh_token_falls_back_to_key() {
     let (server, provider) = started().await;
     server.inject(Route::ApiKeyGrant, answer(200, &[], r#"{"access_token": "abc", "expires_in": 3600}"#));
     let token = provider.token().await.unwrap();
@@ -283,7 +284,7 @@ async fn a_redirect_is_not_followed() {
 
 /// Row 28.
 #[tokio::test]
-async fn a_refused_refresh_token_is_dead_and_the_key_is_asked_once() {
+async fn rejected_refresh_token_uses_key_once() {
     for status in [400, 401, 403] {
         let (server, provider, token) = authenticated().await;
         server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
@@ -295,7 +296,7 @@ async fn a_refused_refresh_token_is_dead_and_the_key_is_asked_once() {
 
 /// Row 28.
 #[tokio::test]
-async fn a_dead_refresh_token_is_not_tried_again_while_the_key_cannot_be_asked() {
+async fn rejected_refresh_token_is_not_retried() {
     let (server, provider, token) = authenticated().await;
     server.revoke_refresh_token();
     (0..2).for_each(|_| server.inject(Route::ApiKeyGrant, Fault::Status(StatusCode::SERVICE_UNAVAILABLE)));
@@ -305,7 +306,7 @@ async fn a_dead_refresh_token_is_not_tried_again_while_the_key_cannot_be_asked()
 
 /// Row 29.
 #[tokio::test]
-async fn a_refused_key_is_a_permanent_error_and_a_new_key_ends_it_at_once() {
+async fn new_key_ends_rejected_key_error() {
     for status in [400, 401, 403] {
         let server = AuthServer::start().await.unwrap();
         let source = ApiVideo::new("wrong").base_url(server.uri());
@@ -315,11 +316,11 @@ async fn a_refused_key_is_a_permanent_error_and_a_new_key_ends_it_at_once() {
         }
         for _ in 0..10 {
             let error = provider.token().await.unwrap_err();
-            assert_eq!(kind(&error), SourceErrorKind::Refused);
+            assert_eq!(kind(&error), SourceErrorKind::Rejected);
             assert!(chain(&error).contains(&status.to_string()), "{}", chain(&error));
         }
         let counters = server.counters();
-        assert_eq!(counters.refused_api_keys + counters.faults, 1);
+        assert_eq!(counters.rejected_api_keys + counters.faults, 1);
 
         source.set_key(server.api_key());
         provider.token().await.unwrap();
@@ -327,7 +328,7 @@ async fn a_refused_key_is_a_permanent_error_and_a_new_key_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_new_key_is_used_at_the_next_grant_and_not_the_old_keys_refresh_token() {
+async fn new_key_drops_old_refresh_token() {
     let server = AuthServer::start().await.unwrap();
     let source = source(&server);
     let provider = impatient(source.clone());
@@ -340,7 +341,7 @@ async fn a_new_key_is_used_at_the_next_grant_and_not_the_old_keys_refresh_token(
 
 /// Row 30.
 #[tokio::test]
-async fn an_address_that_is_no_auth_endpoint_is_a_configuration_error_that_names_it() {
+async fn wrong_address_is_configuration_error() {
     for status in [404, 405, 410, 415] {
         let (server, provider) = started().await;
         server.inject(Route::ApiKeyGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
@@ -354,7 +355,7 @@ async fn an_address_that_is_no_auth_endpoint_is_a_configuration_error_that_names
 
 /// Row 31.
 #[tokio::test]
-async fn an_endpoint_that_cannot_be_reached_is_a_transient_error_that_names_the_host() {
+async fn unreachable_endpoint_error_names_host() {
     let closed = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -372,14 +373,14 @@ async fn an_endpoint_that_cannot_be_reached_is_a_transient_error_that_names_the_
 
 /// Row 31.
 #[tokio::test]
-async fn a_refresh_token_that_was_never_sent_is_not_lost() {
+async fn unsent_refresh_token_is_kept() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let client = tower::service_fn({
         let seen = Arc::clone(&seen);
         move |request: Request<String>| {
             let body = request.into_body();
             seen.lock().unwrap().push(body.split('"').nth(1).unwrap().to_owned());
-            // The first call authenticates. The next two flights do not get through, nor two attempts of the third.
+            // The first call authenticates. The next two refreshes do not get through, nor two attempts of the third.
             let refused = (2..=9).contains(&seen.lock().unwrap().len());
             async move {
                 if refused {
@@ -403,7 +404,7 @@ async fn a_refresh_token_that_was_never_sent_is_not_lost() {
 
 /// Rows 20 and 31, over TLS.
 #[tokio::test]
-async fn a_certificate_that_is_not_trusted_is_a_transient_error() {
+async fn untrusted_certificate_is_transient() {
     let server = AuthServer::builder().tls(true).start().await.unwrap();
     let provider = impatient(source(&server));
     let error = provider.token().await.unwrap_err();
@@ -412,7 +413,7 @@ async fn a_certificate_that_is_not_trusted_is_a_transient_error() {
 }
 
 #[tokio::test]
-async fn bad_input_is_a_typed_error_that_says_what_to_do() {
+async fn bad_input_error_has_hint() {
     let server = AuthServer::start().await.unwrap();
     for (source, hint) in [
         (ApiVideo::new("").base_url(server.uri()), "dashboard"),
@@ -483,7 +484,7 @@ async fn the_requests_are_what_the_documents_show() {
 
 /// The default client over TLS to a server whose certificate it trusts: `with_client`, and HTTP/2 by ALPN.
 #[tokio::test]
-async fn a_client_of_ones_own_may_trust_another_certificate() {
+async fn custom_client_trusts_certificate() {
     let server = AuthServer::builder().tls(true).start().await.unwrap();
     let client = support::https(server.certificate().unwrap());
     let provider = impatient(source(&server).with_client(client));
@@ -495,7 +496,7 @@ async fn a_client_of_ones_own_may_trust_another_certificate() {
 
 /// The documents' cron job: nobody sends a request, and the token is renewed by its refresh token all the same.
 #[tokio::test]
-async fn an_idle_provider_is_kept_fresh_and_shut_down_over_a_socket() {
+async fn keep_fresh_and_shutdown_over_socket() {
     let server = AuthServer::builder().token_lifetime(Duration::from_secs(1)).start().await.unwrap();
     let provider = TokenProvider::builder(source(&server)).keep_fresh(true).build().unwrap();
     let mut changes = provider.subscribe();
@@ -508,7 +509,7 @@ async fn an_idle_provider_is_kept_fresh_and_shut_down_over_a_socket() {
 
 /// Row 34: a client that was wrapped in the very layer that it serves waits for itself. It ends, and says so.
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_wrapped_in_its_own_layer_is_an_error_and_no_deadlock() {
+async fn recursive_client_is_no_deadlock() {
     static PROVIDER: OnceLock<TokenProvider> = OnceLock::new();
 
     let client = tower::service_fn(|request: Request<String>| async {
@@ -539,7 +540,7 @@ async fn any_tower_service_may_be_the_client() {
 
 /// Two processes on one key, without a store: what they cost each other, and what the key alone does about it.
 #[tokio::test]
-async fn with_the_key_alone_processes_do_not_spend_each_others_refresh_tokens() {
+async fn key_only_spends_no_refresh_tokens() {
     for key_only in [false, true] {
         let server = AuthServer::start().await.unwrap();
         let processes = [(); 2].map(|()| {
@@ -548,15 +549,18 @@ async fn with_the_key_alone_processes_do_not_spend_each_others_refresh_tokens() 
         });
         let mut tokens = Vec::new();
         for process in &processes {
-            tokens.push(process.fetch(None).await.unwrap());
+            tokens.push(process.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap());
         }
         for _ in 0..3 {
             for (process, token) in processes.iter().zip(&mut tokens) {
-                *token = process.fetch(Some(token)).await.unwrap();
+                *token = process
+                    .fetch(&TokenRequest::new(RefreshReason::Expired).with_previous(token.clone()))
+                    .await
+                    .unwrap();
             }
         }
         let counters = server.counters();
-        let refreshes = (counters.refresh_grants, counters.refused_refresh_tokens);
+        let refreshes = (counters.refresh_grants, counters.rejected_refresh_tokens);
         // Each renewal of the one is the end of the other's refresh token.
         assert_eq!((refreshes, counters.api_key_grants), (if key_only { (0, 0) } else { (0, 6) }, 8));
     }
@@ -564,7 +568,7 @@ async fn with_the_key_alone_processes_do_not_spend_each_others_refresh_tokens() 
 
 /// Row 67: a refresh endpoint that is broken for good.
 #[tokio::test]
-async fn the_key_is_used_when_the_refresh_endpoint_is_broken() {
+async fn broken_refresh_endpoint_uses_key() {
     // A rejection is one, whatever its status; so is a redirect, which is not followed.
     for status in [302, 308, 402, 404, 405, 406, 409, 410, 415, 418, 422, 451] {
         let (server, provider, token) = authenticated().await;
@@ -584,7 +588,7 @@ async fn the_key_is_used_when_the_refresh_endpoint_is_broken() {
 
 /// Row 67: neither a gateway's error nor the end of a refresh makes a refresh token that was lost a new one.
 #[tokio::test]
-async fn no_answer_resets_how_often_a_refresh_token_was_presented() {
+async fn presents_refresh_token_twice_at_most() {
     for status in [502, 503, 504] {
         let status = Fault::Status(StatusCode::from_u16(status).unwrap());
         for faults in [[Fault::Reset, status.clone()], [status.clone(), Fault::Reset]] {
@@ -622,7 +626,7 @@ async fn a_rate_limit_spends_no_refresh_token() {
 
 /// Row 67: a server that asks for a pause is not sent the key at once.
 #[tokio::test]
-async fn the_key_waits_for_the_pause_that_the_server_asks_for() {
+async fn key_grant_honours_retry_after() {
     let server = AuthServer::start().await.unwrap();
     let limit = Duration::from_secs(2);
     let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
@@ -638,7 +642,7 @@ async fn the_key_waits_for_the_pause_that_the_server_asks_for() {
 
 /// Row 67: it is the configuration that is wrong only if the key's endpoint says so too.
 #[tokio::test]
-async fn a_wrong_address_is_told_by_the_keys_endpoint() {
+async fn key_endpoint_reports_wrong_address() {
     for status in [301, 404, 405, 410, 415] {
         let (server, provider, token) = authenticated().await;
         let fault = || Fault::Status(StatusCode::from_u16(status).unwrap());
@@ -653,7 +657,7 @@ async fn a_wrong_address_is_told_by_the_keys_endpoint() {
 
 /// Row 68: a client that does not get ready sends nothing, whether the exchange's time or the refresh's is up first.
 #[tokio::test(start_paused = true)]
-async fn a_timeout_before_the_request_was_sent_spends_nothing() {
+async fn timeout_before_send_spends_nothing() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let client = tower::service_fn({
         let seen = Arc::clone(&seen);
@@ -721,7 +725,7 @@ fn recorded(
 
 /// Rows 65 and 67: a refresh that was abandoned during its backoff asks nothing more when its runtime is driven again.
 #[test]
-fn an_abandoned_refresh_presents_nothing_when_its_runtime_is_driven_again() {
+fn abandoned_refresh_presents_nothing() {
     let (seen, client) = recorded(|refresh_token, times| match (refresh_token, times) {
         ("r1", 1) => 503,
         ("r1", _) => 400,
@@ -754,7 +758,7 @@ fn an_abandoned_refresh_presents_nothing_when_its_runtime_is_driven_again() {
 
 /// Row 67: two providers that share a source do not reset each other's count.
 #[tokio::test(start_paused = true)]
-async fn clones_of_a_source_count_the_refresh_tokens_of_each_other() {
+async fn clones_share_refresh_token_counts() {
     let (seen, client) = recorded(|_, _| 500);
     let source = ApiVideo::new("key").with_client(client);
     let build =
@@ -772,7 +776,7 @@ async fn clones_of_a_source_count_the_refresh_tokens_of_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_new_key_no_clone_presents_a_refresh_token_of_the_old_one() {
+async fn new_key_applies_to_all_clones() {
     let (seen, client) = recorded(|_, _| 200);
     let source = ApiVideo::new("key1").with_client(client);
     let (one, other) = (TokenProvider::new(source.clone()), TokenProvider::new(source.clone()));

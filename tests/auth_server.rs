@@ -60,7 +60,7 @@ async fn list(server: &AuthServer, token: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_spent_by_its_use_and_by_an_authentication() {
+async fn use_or_new_grant_spends_refresh_token() {
     for tls in [false, true] {
         let server = AuthServer::builder().tls(tls).start().await.unwrap();
         let first = authenticate(&server).await;
@@ -82,12 +82,12 @@ async fn a_refresh_token_is_spent_by_its_use_and_by_an_authentication() {
         assert_eq!(post(&server, "auth/api-key", json!("no object")).await.status, 400);
         let counters = server.counters();
         assert_eq!((counters.api_key_grants, counters.refresh_grants), (2, 1));
-        assert_eq!((counters.refused_api_keys, counters.refused_refresh_tokens), (2, 2));
+        assert_eq!((counters.rejected_api_keys, counters.rejected_refresh_tokens), (2, 2));
     }
 }
 
 #[tokio::test]
-async fn a_token_is_good_until_it_expires_or_is_revoked() {
+async fn expiry_or_revocation_ends_token() {
     let server = AuthServer::start().await.unwrap();
     let token = authenticate(&server).await.text("access_token");
     assert_eq!(list(&server, &token).await.status, StatusCode::OK);
@@ -104,7 +104,7 @@ async fn a_token_is_good_until_it_expires_or_is_revoked() {
 }
 
 #[tokio::test]
-async fn a_grant_revokes_the_tokens_before_it_if_it_is_told_to() {
+async fn grant_revokes_previous_if_asked() {
     for revoke in [false, true] {
         let server = AuthServer::builder().revoke_previous(revoke).start().await.unwrap();
         let first = authenticate(&server).await.text("access_token");
@@ -162,7 +162,7 @@ async fn videos_are_made_listed_and_uploaded() {
 }
 
 #[tokio::test]
-async fn every_answer_tells_the_rate_limit_and_one_over_it_is_a_429() {
+async fn reports_rate_limit_then_429() {
     let server = AuthServer::builder().rate_limit(2).start().await.unwrap();
     for remaining in ["1", "0"] {
         let answer = authenticate(&server).await;
@@ -177,7 +177,7 @@ async fn every_answer_tells_the_rate_limit_and_one_over_it_is_a_429() {
 }
 
 #[tokio::test]
-async fn faults_happen_once_each_in_order_or_until_they_are_cleared() {
+async fn faults_run_in_order_until_cleared() {
     let server = AuthServer::start().await.unwrap();
     let teapot = Response::builder().status(418).body(Bytes::from_static(b"short")).unwrap();
     server.inject(Route::ApiKeyGrant, Fault::Answer(teapot));
@@ -198,7 +198,7 @@ async fn faults_happen_once_each_in_order_or_until_they_are_cleared() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_is_broken_before_or_after_the_request_is_acted_upon() {
+async fn only_reset_prevents_grant() {
     for (fault, grants) in [(Fault::Reset, 0), (Fault::LoseAnswer, 1), (Fault::Truncate, 1)] {
         let server = AuthServer::start().await.unwrap();
         server.inject(Route::ApiKeyGrant, fault.clone());
@@ -210,7 +210,7 @@ async fn a_broken_connection_is_broken_before_or_after_the_request_is_acted_upon
 }
 
 #[tokio::test]
-async fn a_dripping_answer_arrives_whole_in_the_end() {
+async fn dripping_answer_arrives_whole() {
     let server = AuthServer::start().await.unwrap();
     server.inject(Route::ApiKeyGrant, Fault::Drip(Duration::from_micros(1)));
     assert_eq!(authenticate(&server).await.text("token_type"), "Bearer");
@@ -231,7 +231,7 @@ async fn a_server_ends_when_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_video_arrives_chunk_by_chunk_each_of_them_once() {
+async fn stores_each_chunk_once() {
     let server = AuthServer::start().await.unwrap();
     let token = authenticate(&server).await.text("access_token");
     let made =

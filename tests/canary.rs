@@ -24,7 +24,7 @@ use support::chain;
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, EncryptedStore, EncryptionKeys, RetryPolicy, SourceError, Token,
-    TokenProvider, TokenSource, TokenStore,
+    TokenProvider, TokenRequest, TokenSource, TokenStore,
     testing::{AuthServer, Fault, Route},
 };
 use tracing::{
@@ -269,7 +269,7 @@ async fn no_fault_makes_anybody_print_a_secret() {
     struct Panics;
 
     impl TokenSource for Panics {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let _token = Token::builder(SECRETS[0]).refresh_token(SECRETS[1]).build()?;
             panic!("the source's own")
         }

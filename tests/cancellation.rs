@@ -50,19 +50,19 @@ enum Scene {
     /// No token yet.
     Missing,
     /// One that is ageing.
-    Ageing,
+    Expiring,
     /// One that has expired.
     Expired,
     /// One that is refused, and the next is good.
     Refused,
     /// Two that are refused, so that there is a backoff.
-    RefusedTwice,
+    ChallengedTwice,
     /// The source fails once.
     Failing,
 }
 
 const SCENES: [Scene; 6] =
-    [Scene::Missing, Scene::Ageing, Scene::Expired, Scene::Refused, Scene::RefusedTwice, Scene::Failing];
+    [Scene::Missing, Scene::Expiring, Scene::Expired, Scene::Refused, Scene::ChallengedTwice, Scene::Failing];
 
 /// Two callers are dropped, at their given polls; the third gets its answer. Returns whether either was still under way.
 async fn play(scene: Scene, first: usize, second: usize) -> bool {
@@ -74,20 +74,20 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let api = Api::default();
     let (before, good) = match scene {
         Scene::Missing | Scene::Failing => (0, 1),
-        Scene::Ageing | Scene::Expired | Scene::Refused => (1, 2),
-        Scene::RefusedTwice => (1, 3),
+        Scene::Expiring | Scene::Expired | Scene::Refused => (1, 2),
+        Scene::ChallengedTwice => (1, 3),
     };
     if before == 1 {
         provider.token().await.unwrap();
     }
     match scene {
-        Scene::Ageing => {
+        Scene::Expiring => {
             api.accept("access-1");
             sleep(HOUR * 95 / 100).await;
         }
         Scene::Expired => sleep(HOUR).await,
         Scene::Failing => source.next(Act::Fail(SourceError::unavailable("down"))),
-        Scene::Missing | Scene::Refused | Scene::RefusedTwice => {}
+        Scene::Missing | Scene::Refused | Scene::ChallengedTwice => {}
     }
     let last = good + u64::from(matches!(scene, Scene::Failing));
     api.accept(&format!("access-{last}"));
@@ -128,7 +128,7 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
 
 /// Rows 3, 8 and 52.
 #[tokio::test(start_paused = true)]
-async fn callers_dropped_at_every_poll_lose_nothing_and_leave_nothing() {
+async fn drop_at_any_poll_loses_nothing() {
     let mut dropped = 0;
     for scene in SCENES {
         for first in 0..MOST_POLLS {

@@ -14,11 +14,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use support::{Act, Api, REFUSED, Source, get, ours};
+use support::{Act, Api, CHALLENGED, Source, get, ours};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, Error, Existing, RetryPolicy, SourceError, TokenProvider, challenge,
+    ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError,
+    TokenProvider, challenge,
     testing::{AuthServer, Fault, Route},
 };
 
@@ -32,7 +33,7 @@ async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_request_is_sent_again_with_a_new_token() {
+async fn retries_challenge_with_new_token() {
     let (api, source, layer) = revoked_once().await;
     let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -41,7 +42,7 @@ async fn a_refused_request_is_sent_again_with_a_new_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_request_obtains_the_token_it_needs() {
+async fn first_request_obtains_token() {
     let (api, source) = (Api::default(), Source::new());
     api.accept("access-1");
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
@@ -51,7 +52,7 @@ async fn the_first_request_obtains_the_token_it_needs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_retry_with_a_new_token_waits_for_nothing_but_the_token() {
+async fn first_retry_has_no_backoff() {
     let (api, _, layer) = revoked_once().await;
     let begun = tokio::time::Instant::now();
     layer.layer(api.service()).oneshot(get()).await.unwrap();
@@ -61,7 +62,7 @@ async fn the_first_retry_with_a_new_token_waits_for_nothing_but_the_token() {
 /// Row 33.
 #[tokio::test(start_paused = true)]
 async fn a_request_is_never_sent_without_a_token() {
-    let source = Source::new().then(Act::Fail(SourceError::refused("the key was refused")));
+    let source = Source::new().then(Act::Fail(SourceError::rejected("the key was refused")));
     let api = Api::default();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let error = layer.layer(api.service()).oneshot(get()).await.unwrap_err();
@@ -72,7 +73,7 @@ async fn a_request_is_never_sent_without_a_token() {
 
 /// Row 35.
 #[tokio::test(start_paused = true)]
-async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down_and_its_last_401_is_the_answer() {
+async fn burst_of_401s_costs_one_refresh() {
     let (api, source) = (Api::default(), Source::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
     let mut requests = JoinSet::new();
@@ -82,14 +83,14 @@ async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down_and_its_las
     for response in requests.join_all().await {
         let response = response.unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), REFUSED);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
     }
     // The first token, one more for the first challenge. Each request is sent again with that; beyond it the budget
     // allows 10 a second for 10 s, and a fifth of 400 challenges.
     assert_eq!(source.fetches(), 2);
     assert!((400..=400 + 100 + 80).contains(&api.requests()), "{}", api.requests());
 
-    // For a minute more, a request a second: the cool-down doubles from one flight to the next.
+    // For a minute more, a request a second: the cool-down doubles from one refresh to the next.
     for _ in 0..60 {
         layer.layer(api.service()).oneshot(get()).await.unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -99,7 +100,7 @@ async fn an_api_that_refuses_for_ever_costs_one_flight_per_cool_down_and_its_las
 
 /// Row 35.
 #[tokio::test(start_paused = true)]
-async fn a_request_is_sent_at_most_once_more_than_its_retries() {
+async fn max_retries_bounds_requests() {
     for max_retries in 0..=4 {
         let (api, source) = (Api::default(), Source::new());
         let policy = RetryPolicy::new().max_retries(max_retries);
@@ -112,13 +113,13 @@ async fn a_request_is_sent_at_most_once_more_than_its_retries() {
 
 /// Row 7.
 #[tokio::test(start_paused = true)]
-async fn an_api_that_lags_behind_a_new_token_is_asked_once_more_after_a_backoff() {
+async fn lagging_api_is_retried_after_backoff() {
     let (api, source) = (Api::default(), Source::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
     layer.provider().token().await.unwrap();
     let begun = tokio::time::Instant::now();
     let request = tokio::spawn(layer.layer(api.service()).oneshot(get()));
-    // The flight's second, then a moment before the backoff of 100 ms is over.
+    // The refresh's second, then a moment before the backoff of 100 ms is over.
     tokio::time::sleep(Duration::from_millis(1050)).await;
     assert_eq!(api.tokens(), ["access-1", "access-2"]);
     api.accept("access-2");
@@ -129,13 +130,13 @@ async fn an_api_that_lags_behind_a_new_token_is_asked_once_more_after_a_backoff(
 
 /// Row 36.
 #[tokio::test(start_paused = true)]
-async fn a_401_to_a_request_that_cannot_be_sent_again_reaches_the_caller_and_the_refresh_runs_behind() {
+async fn no_replay_401_refreshes_in_background() {
     let (api, source, layer) = revoked_once().await;
     let service = layer.no_replay().layer(api.service());
     let begun = tokio::time::Instant::now();
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), REFUSED);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
     assert_eq!(begun.elapsed(), Duration::ZERO, "it waited for the refresh");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
@@ -144,15 +145,15 @@ async fn a_401_to_a_request_that_cannot_be_sent_again_reaches_the_caller_and_the
 
 /// Row 32.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_fails_leaves_the_401_as_the_answer() {
+async fn failed_refresh_returns_401() {
     let source = Source::new().then(Act::Live(Duration::from_secs(60)));
-    let source = source.then(Act::Fail(SourceError::refused("no")));
+    let source = source.then(Act::Fail(SourceError::rejected("no")));
     let api = Api::default();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let service = layer.layer(api.service());
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), REFUSED);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
     // The token may still work, for the next request.
     api.accept("access-1");
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
@@ -160,7 +161,7 @@ async fn a_refresh_that_fails_leaves_the_401_as_the_answer() {
 
 /// Row 37.
 #[tokio::test]
-async fn a_small_401_leaves_its_connection_to_the_retry() {
+async fn retry_reuses_connection_of_small_401() {
     let server = AuthServer::start().await.unwrap();
     let client = support::http1();
     let source =
@@ -182,7 +183,7 @@ async fn a_small_401_leaves_its_connection_to_the_retry() {
 
 /// Row 37.
 #[tokio::test(start_paused = true)]
-async fn an_endless_401_is_drained_up_to_its_bounds_and_dropped() {
+async fn endless_401_body_is_dropped() {
     // How the endless body comes: at once, in empty frames, or never.
     for (frame, wait) in
         [(&[b'x'; 1024][..], Duration::ZERO), (&[], Duration::ZERO), (&[], Duration::from_millis(100))]
@@ -231,7 +232,7 @@ impl futures_core::Stream for Endless {
 
 /// Row 38.
 #[tokio::test(start_paused = true)]
-async fn what_another_token_would_not_help_is_an_answer() {
+async fn passes_through_non_challenges() {
     let insufficient = Some("Bearer error=\"insufficient_scope\"");
     for (status, www_authenticate) in
         [(403, None), (407, None), (419, None), (440, None), (401, insufficient), (400, None), (503, None)]
@@ -253,7 +254,7 @@ async fn what_another_token_would_not_help_is_an_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_predicate_of_ones_own_says_what_is_a_challenge() {
+async fn custom_predicate_finds_challenge() {
     let (_, source, layer) = revoked_once().await;
     let service = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
         let good = request.headers()[AUTHORIZATION] == "Bearer access-2";
@@ -267,7 +268,7 @@ async fn a_predicate_of_ones_own_says_what_is_a_challenge() {
 
 /// Row 39.
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorization_is_left_alone_and_its_401_triggers_nothing() {
+async fn own_authorization_causes_no_refresh() {
     for has_token in [true, false] {
         let (api, source) = (Api::default(), Source::new());
         let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
@@ -286,9 +287,9 @@ async fn a_callers_own_authorization_is_left_alone_and_its_401_triggers_nothing(
 
 /// Row 39: whatever it is, and however often.
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorizations_stay_as_many_and_in_their_order() {
+async fn keeps_or_replaces_all_authorizations() {
     let (api, _, layer) = revoked_once().await;
-    for existing in [Existing::Keep, Existing::Replace] {
+    for existing in [ExistingAuthorization::Keep, ExistingAuthorization::Replace] {
         let mut request = get();
         request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic one"));
         request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic two"));
@@ -296,17 +297,17 @@ async fn a_callers_own_authorizations_stay_as_many_and_in_their_order() {
         let seen = api.headers().pop().unwrap();
         let seen: Vec<_> = seen.get_all(AUTHORIZATION).iter().collect();
         match existing {
-            Existing::Keep => assert_eq!(seen, ["Basic one", "Basic two"]),
-            Existing::Replace => assert_eq!(seen, ["Bearer access-2"]),
+            ExistingAuthorization::Keep => assert_eq!(seen, ["Basic one", "Basic two"]),
+            ExistingAuthorization::Replace => assert_eq!(seen, ["Bearer access-2"]),
         }
     }
 }
 
 /// Row 33.
 #[tokio::test(start_paused = true)]
-async fn a_request_is_never_sent_with_an_expired_token() {
+async fn never_sends_expired_token() {
     let minute = Duration::from_secs(60);
-    let source = Source::new().then(Act::Live(minute)).then(Act::Fail(SourceError::refused("no")));
+    let source = Source::new().then(Act::Live(minute)).then(Act::Fail(SourceError::rejected("no")));
     let api = Api::default();
     ["access-1", "access-3"].iter().for_each(|token| api.accept(token));
     let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(api.service());
@@ -320,7 +321,7 @@ async fn a_request_is_never_sent_with_an_expired_token() {
 
 /// Row 2, through the layer.
 #[tokio::test(start_paused = true)]
-async fn an_ageing_token_is_used_and_renewed_behind_the_requests_back() {
+async fn expiring_token_refreshes_in_background() {
     let minute = Duration::from_secs(60);
     let source = Source::new().then(Act::Live(minute)).then(Act::Live(minute));
     let api = Api::default();
@@ -339,12 +340,12 @@ async fn an_ageing_token_is_used_and_renewed_behind_the_requests_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorization_is_replaced_on_request() {
+async fn replaces_authorization_if_asked() {
     for has_token in [true, false] {
         let (api, source) = (Api::default(), Source::new());
         api.accept("access-2");
         let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
-            .existing_authorization(Existing::Replace);
+            .existing_authorization(ExistingAuthorization::Replace);
         if has_token {
             layer.provider().token().await.unwrap();
         }
@@ -405,7 +406,7 @@ async fn a_retry_is_the_request_as_it_was() {
 
 /// Row 43.
 #[tokio::test(start_paused = true)]
-async fn a_storm_of_refusals_does_not_double_the_load() {
+async fn retry_budget_bounds_load() {
     let (api, source) = (Api::default(), Source::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let service = layer.layer(api.service());
@@ -423,7 +424,7 @@ async fn a_storm_of_refusals_does_not_double_the_load() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_error_is_the_callers_and_nothing_is_sent_again() {
+async fn inner_error_is_not_retried() {
     let (_, source, layer) = revoked_once().await;
     let service = tower::service_fn(|_: Request<Empty<Bytes>>| async {
         Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("the cable is cut"))
@@ -434,7 +435,7 @@ async fn an_inner_error_is_the_callers_and_nothing_is_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_without_room_for_a_header_is_a_typed_error() {
+async fn too_many_headers_is_typed_error() {
     let (api, _, layer) = revoked_once().await;
     let mut request = get();
     for name in 0.. {
@@ -460,7 +461,7 @@ async fn a_replay_limit_of_zero_is_a_typed_error() {
 
 /// Over real sockets: HTTP/1.1, HTTP/2, and TLS with what ALPN chooses.
 #[tokio::test]
-async fn two_hundred_concurrent_requests_heal_a_revoked_token_with_one_refresh() {
+async fn two_hundred_401s_cost_one_refresh() {
     for (tls, http2) in [(false, false), (false, true), (true, false)] {
         let server = AuthServer::builder().tls(tls).start().await.unwrap();
         let source = ApiVideo::new(server.api_key()).base_url(server.uri());
@@ -496,7 +497,7 @@ async fn two_hundred_concurrent_requests_heal_a_revoked_token_with_one_refresh()
 
 /// Every token that the server gave before is revoked by a grant, or none is: both heal.
 #[tokio::test]
-async fn it_does_not_matter_whether_a_grant_revokes_the_tokens_before_it() {
+async fn heals_if_grant_revokes_or_not() {
     for revoke in [false, true] {
         let server = AuthServer::builder().revoke_previous(revoke).start().await.unwrap();
         let source = ApiVideo::new(server.api_key()).base_url(server.uri());
@@ -619,7 +620,7 @@ async fn revocations_in_a_row_heal_over_sockets() {
 /// Row 62: the request that started the refresh is slow, and those that joined it are evidence as well; or it is gone, and
 /// nothing tells a revocation from an endpoint that refuses every token.
 #[tokio::test(start_paused = true)]
-async fn a_revocation_heals_though_the_starter_of_the_last_refresh_is_gone() {
+async fn heals_after_refresh_starter_is_gone() {
     for (is_dropped, pause) in [(false, 1), (true, 5)] {
         let api = TwoEndpoints::new(false);
         let layer = BearerAuthLayer::with_provider(api.provider());
@@ -655,7 +656,7 @@ async fn a_revocation_heals_though_the_starter_of_the_last_refresh_is_gone() {
 
 /// Row 63.
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_refuses_every_token_costs_a_refresh_per_five_seconds_and_the_others_heal() {
+async fn failing_endpoint_spares_others() {
     let second = Duration::from_secs(1);
     for grant_revokes in [false, true] {
         for (is_sent_again, burst) in [(true, 1), (true, 100), (false, 1), (false, 100)] {
@@ -676,15 +677,15 @@ async fn an_endpoint_that_refuses_every_token_costs_a_refresh_per_five_seconds_a
                     tokio::time::sleep(second).await;
                 }
             });
-            let mut refused_since = None;
+            let mut challenged_since = None;
             let mut fetches = Vec::new();
             let mut revocations = 0;
             while begun.elapsed() < 300 * second {
                 let sent = tokio::time::Instant::now();
                 let status = y.clone().oneshot(get_path("/y")).await.unwrap().status();
-                match (status, refused_since) {
-                    (StatusCode::OK, _) => refused_since = None,
-                    (_, None) => refused_since = Some(sent),
+                match (status, challenged_since) {
+                    (StatusCode::OK, _) => challenged_since = None,
+                    (_, None) => challenged_since = Some(sent),
                     (_, Some(since)) => {
                         assert!(sent - since <= 5 * second, "{case}: {:?}", sent - since);
                     }
@@ -715,7 +716,7 @@ async fn an_endpoint_that_refuses_every_token_costs_a_refresh_per_five_seconds_a
 
 /// Row 63: where nothing is accepted, the cool-down doubles as before.
 #[tokio::test(start_paused = true)]
-async fn an_api_that_accepted_once_and_refuses_for_ever_costs_a_refresh_per_doubling_cool_down() {
+async fn cool_down_doubles_despite_old_success() {
     let api = TwoEndpoints::new(false);
     let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
     assert_eq!(service.clone().oneshot(get_path("/y")).await.unwrap().status(), StatusCode::OK);
@@ -730,7 +731,7 @@ async fn an_api_that_accepted_once_and_refuses_for_ever_costs_a_refresh_per_doub
 
 /// Row 71.
 #[tokio::test(start_paused = true)]
-async fn a_retry_carries_the_token_that_is_current_when_it_is_sent() {
+async fn retry_sends_current_token() {
     let (api, source) = (Api::default(), Source::new());
     api.accept("access-3");
     let provider = TokenProvider::new(Arc::clone(&source));
@@ -755,7 +756,7 @@ async fn a_retry_carries_the_token_that_is_current_when_it_is_sent() {
 
 /// Rows 66 and 71: a token that expires while its request waits for the service is not sent.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_expires_before_the_service_is_ready_is_not_sent() {
+async fn token_expired_before_ready_is_not_sent() {
     let second = Duration::from_secs(1);
     let (api, source) = (Api::default(), Source::living(10 * second));
     ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
@@ -774,7 +775,7 @@ async fn a_token_that_expires_before_the_service_is_ready_is_not_sent() {
 
 /// Row 66: one client, four requests at a time, behind both the source and the layer.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_for_a_token_holds_no_permit() {
+async fn waiting_for_token_holds_no_permit() {
     let client = tower::service_fn(|request: Request<String>| async move {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let is_grant = request.uri().path() == "/auth/api-key";
@@ -796,7 +797,7 @@ async fn a_request_that_waits_for_a_token_holds_no_permit() {
 
 /// Row 63: the callers of `/x` give up before the refresh that they started is over.
 #[tokio::test(start_paused = true)]
-async fn a_starter_that_is_gone_is_no_evidence_for_those_that_joined_it() {
+async fn dropped_starter_is_no_evidence() {
     let millis = Duration::from_millis;
     for period in [700, 1050, 1100, 1300] {
         let api = TwoEndpoints::new(true);

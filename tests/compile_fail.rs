@@ -5,7 +5,7 @@
 
 #[rustversion::stable(1.95)]
 #[test]
-fn the_compiler_names_the_remedy_for_each_first_mistake() {
+fn compiler_names_remedy() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/ui/*.rs");
     if cfg!(not(feature = "reqwest")) {

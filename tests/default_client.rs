@@ -19,7 +19,7 @@ async fn main() -> Result<(), BoxError> {
     match env::var(SERVER) {
         Ok(server) => both_grants(server, env::var(API_KEY)?).await,
         Err(_) => {
-            the_default_client_trusts_the_operating_systems_roots().await?;
+            default_client_trusts_system_roots().await?;
             println!("1 passed, 0 failed");
             Ok(())
         }
@@ -34,7 +34,7 @@ async fn both_grants(server: String, api_key: String) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn the_default_client_trusts_the_operating_systems_roots() -> Result<(), BoxError> {
+async fn default_client_trusts_system_roots() -> Result<(), BoxError> {
     let server = AuthServer::builder().tls(true).start().await?;
     let certificate = server.certificate().ok_or("the server has no certificate")?;
     let pem = format!(

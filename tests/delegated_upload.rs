@@ -27,7 +27,7 @@ fn upload(server: &AuthServer, token: &UploadToken) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn an_upload_token_uploads_without_a_bearer_token_until_it_runs_out() {
+async fn uploads_without_bearer_until_expiry() {
     let server = AuthServer::builder().refuse_bearer_at_upload(true).start().await.unwrap();
     let (source, provider) = source(&server);
     let token = source.upload_token(&provider, TTL - Duration::from_millis(1)).await.unwrap();
@@ -50,15 +50,15 @@ async fn an_upload_token_uploads_without_a_bearer_token_until_it_runs_out() {
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     let counters = server.counters();
     assert_eq!(
-        (counters.upload_tokens, counters.delegated_uploads, counters.refused_upload_tokens),
+        (counters.upload_tokens, counters.delegated_uploads, counters.rejected_upload_tokens),
         (1, 1, 1)
     );
-    assert_eq!(provider.status().flights, 1, "its 401 is no challenge of ours");
+    assert_eq!(provider.status().refreshes, 1, "its 401 is no challenge of ours");
     assert_eq!((server.uploads().len(), server.uploads()[0].bytes), (1, 7));
 }
 
 #[tokio::test]
-async fn making_an_upload_token_is_healed_as_every_request_is() {
+async fn creating_upload_token_heals() {
     let server = AuthServer::start().await.unwrap();
     let (source, provider) = source(&server);
     provider.token().await.unwrap();
@@ -69,7 +69,7 @@ async fn making_an_upload_token_is_healed_as_every_request_is() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_is_a_typed_error_without_the_token() {
+async fn typed_errors_show_no_upload_token() {
     let server = AuthServer::start().await.unwrap();
     let (source, provider) = source(&server);
     for ttl in [Duration::ZERO, Duration::from_secs(1 << 31), Duration::MAX] {
@@ -78,7 +78,7 @@ async fn what_goes_wrong_is_a_typed_error_without_the_token() {
     }
     let answer = |body: &'static str| Fault::Answer(http::Response::new(Bytes::from_static(body.as_bytes())));
     for (fault, kind) in [
-        (Fault::Status(StatusCode::FORBIDDEN), SourceErrorKind::Refused),
+        (Fault::Status(StatusCode::FORBIDDEN), SourceErrorKind::Rejected),
         (Fault::Status(StatusCode::SERVICE_UNAVAILABLE), SourceErrorKind::Unavailable),
         (Fault::Reset, SourceErrorKind::Unavailable),
         (Fault::Truncate, SourceErrorKind::Unavailable),
@@ -104,7 +104,7 @@ async fn what_goes_wrong_is_a_typed_error_without_the_token() {
     let refused = ApiVideo::new("another-key").base_url(server.uri());
     let error = source.upload_token(&TokenProvider::new(refused), TTL).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Source(source) if source.kind() == SourceErrorKind::Refused),
+        matches!(&error, Error::Source(source) if source.kind() == SourceErrorKind::Rejected),
         "{error:?}"
     );
 

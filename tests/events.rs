@@ -51,17 +51,17 @@ impl Visit for Fields {
 }
 
 #[derive(Clone, Debug)]
-struct Told {
+struct Logged {
     message: String,
     level: Level,
     fields: BTreeMap<String, String>,
-    /// Whether it was told within a flight's span.
-    in_flight: bool,
+    /// Whether it was told within a refresh's span.
+    in_refresh_span: bool,
 }
 
 #[derive(Clone, Default)]
 struct Record {
-    events: Arc<Mutex<Vec<Told>>>,
+    events: Arc<Mutex<Vec<Logged>>>,
     spans: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
     /// The names of the spans that others follow from.
     followed: Arc<Mutex<Vec<String>>>,
@@ -78,12 +78,12 @@ impl Record {
         (record, (guard, turn))
     }
 
-    fn events(&self) -> Vec<Told> {
+    fn events(&self) -> Vec<Logged> {
         self.events.lock().unwrap().clone()
     }
 
     /// The only event of this message.
-    fn one(&self, message: &str) -> Told {
+    fn one(&self, message: &str) -> Logged {
         let mut found = self.events();
         found.retain(|told| told.message == message);
         assert_eq!(found.len(), 1, "{message}: {found:?}");
@@ -103,7 +103,7 @@ where
         if is_ours(attributes.metadata()) {
             assert_eq!(
                 (attributes.metadata().name(), *attributes.metadata().level()),
-                ("token_flight", Level::INFO)
+                ("token_refresh", Level::INFO)
             );
             assert!(attributes.is_root());
             let mut fields = Fields::default();
@@ -123,21 +123,21 @@ where
         let mut fields = Fields::default();
         event.record(&mut fields);
         let message = fields.0.remove("message").unwrap();
-        let in_flight =
+        let in_refresh_span =
             context.event_scope(event).is_some_and(|mut scope| scope.any(|span| is_ours(span.metadata())));
         let level = *event.metadata().level();
-        self.events.lock().unwrap().push(Told { message, level, fields: fields.0, in_flight });
+        self.events.lock().unwrap().push(Logged { message, level, fields: fields.0, in_refresh_span });
     }
 }
 
-/// What the module's documentation says: the message, its level, its fields, and whether it is told within a flight.
+/// What the module's documentation says: the message, its level, its fields, and whether it is told within a refresh.
 fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
-    let mut in_flight = false;
+    let mut in_refresh_span = false;
     let mut events = Vec::new();
     let names = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     for line in include_str!("../src/observability.rs").lines().take_while(|line| line.starts_with("//!")) {
-        in_flight |= line.starts_with("//! Within a flight's span");
-        in_flight &= !line.starts_with("//! Outside of it");
+        in_refresh_span |= line.starts_with("//! Within a refresh's span");
+        in_refresh_span &= !line.starts_with("//! Outside of it");
         let columns: Vec<_> = line.trim_start_matches("//!").trim().trim_matches('|').split(" | ").collect();
         let Some(Ok(level)) =
             columns.get(1).and_then(|text| text.split(',').next()).map(|level| level.trim().parse::<Level>())
@@ -145,10 +145,10 @@ fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
             continue;
         };
         let mut fields: BTreeSet<_> = names(columns.get(2).unwrap_or(&"")).into_iter().collect();
-        if !in_flight {
+        if !in_refresh_span {
             fields.insert("provider".to_owned());
         }
-        events.push((names(columns[0]).remove(0), level, fields, in_flight));
+        events.push((names(columns[0]).remove(0), level, fields, in_refresh_span));
     }
     events
 }
@@ -183,11 +183,11 @@ async fn everything() {
     same.token().await.unwrap();
     advance(HOUR * 2).await;
     same.token().await.unwrap();
-    let refused = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
+    let refused = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was refused"))));
     let service = BearerAuthLayer::with_provider(refused).layer(api.service());
     assert!(service.oneshot(get()).await.is_err());
 
-    // A flight that is joined; a late challenge; an ageing token whose renewal fails; a failure that holds.
+    // A refresh that is joined; a late challenge; an ageing token whose renewal fails; a failure that holds.
     let source = Source::living(HOUR);
     let videos = provider(&source);
     let (first, _) = tokio::join!(videos.token(), videos.token());
@@ -199,7 +199,7 @@ async fn everything() {
     videos.token().await.unwrap();
     sleep(second * 2).await;
     videos.token().await.unwrap();
-    let videos = provider(&Source::new().then(Act::Fail(SourceError::refused("the key was refused"))));
+    let videos = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was refused"))));
     assert!(videos.token().await.is_err());
     assert!(videos.token().await.is_err());
 
@@ -219,14 +219,14 @@ async fn everything() {
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
 
-    // A flight that is over before the source answers.
+    // A refresh that is over before the source answers.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
 
     // Requests that are not sent again: no token, no retry, no body, no budget.
     let source = Source::living(HOUR);
     let layer = BearerAuthLayer::with_provider(provider(&source));
     layer.provider().token().await.unwrap();
-    source.next(Act::Fail(SourceError::refused("the key was refused")));
+    source.next(Act::Fail(SourceError::rejected("the key was refused")));
     assert_eq!(layer.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     advance(second * 2).await;
     let none = layer.clone().retry(RetryPolicy::new().max_retries(0));
@@ -263,24 +263,24 @@ async fn everything() {
     let token = videos.token().await.unwrap();
     videos.refresh(&token).await.unwrap();
 
-    fleet::everything_that_is_told("videos").await;
+    fleet::trigger_every_store_event("videos").await;
 }
 
 /// Rows 15 and 46, as far as events go.
 #[tokio::test(start_paused = true)]
-async fn every_documented_event_is_told_with_its_fields_and_no_other() {
+async fn emits_exactly_documented_events() {
     let (record, _guard) = Record::start();
     everything().await;
     let told = record.events();
     let documented = documented();
     assert!(documented.len() > 15, "{documented:?}");
     for event in &told {
-        let Some((_, level, fields, in_flight)) =
+        let Some((_, level, fields, in_refresh_span)) =
             documented.iter().find(|(message, ..)| *message == event.message)
         else {
             panic!("not documented: {event:?}")
         };
-        assert_eq!((*level, *in_flight), (event.level, event.in_flight), "{event:?}");
+        assert_eq!((*level, *in_refresh_span), (event.level, event.in_refresh_span), "{event:?}");
         let absent_without_a_lifetime = |field: &String| field.ends_with("_in_ms");
         for field in fields.iter().filter(|field| !event.fields.contains_key(*field)) {
             assert!(absent_without_a_lifetime(field), "no {field} in {event:?}");
@@ -304,7 +304,7 @@ async fn every_documented_event_is_told_with_its_fields_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_told_with_its_whole_chain_its_attempt_and_its_delay() {
+async fn failure_event_has_chain_and_delay() {
     let (record, _guard) = Record::start();
     let error = SourceError::unavailable("down")
         .with_cause("the connection was reset")
@@ -325,7 +325,7 @@ async fn a_failure_is_told_with_its_whole_chain_its_attempt_and_its_delay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_flight_has_one_span_that_follows_from_its_starters() {
+async fn refresh_span_follows_from_starter() {
     let (record, _guard) = Record::start();
     let source = Source::living(HOUR);
     let provider = provider(&source);
@@ -339,17 +339,17 @@ async fn each_flight_has_one_span_that_follows_from_its_starters() {
     provider.token().await.unwrap();
     let spans = record.spans.lock().unwrap();
     let shown: Vec<_> =
-        spans.iter().map(|span| (&*span["flight"], &*span["reason"], &*span["generation"])).collect();
+        spans.iter().map(|span| (&*span["refresh"], &*span["reason"], &*span["generation"])).collect();
     assert_eq!(
         shown,
-        [("1", "missing", "0"), ("2", "refused", "1"), ("3", "ageing", "2"), ("4", "expired", "3")]
+        [("1", "missing", "0"), ("2", "challenged", "1"), ("3", "expiring", "2"), ("4", "expired", "3")]
     );
     assert!(spans.iter().all(|span| span["provider"] == "videos"));
     assert_eq!(*record.followed.lock().unwrap(), ["caller"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_with_a_good_token_tells_nothing() {
+async fn good_token_emits_no_event() {
     let api = Api::default();
     api.accept("access-1");
     let provider = provider(&Source::living(HOUR));
@@ -414,7 +414,7 @@ impl Unruly {
 
 /// Foreign code runs under no lock, and its panic ends the refresh.
 #[test]
-fn a_subscriber_that_asks_for_the_status_or_panics_locks_nothing_up() {
+fn unruly_subscriber_is_no_deadlock() {
     for panics in [false, true] {
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {

@@ -40,7 +40,7 @@ async fn publish(store: &FileStore, text: &str) -> u64 {
 
 /// Row 69.
 #[tokio::test]
-async fn a_lease_is_extended_until_another_is_given_out() {
+async fn lease_extends_until_next_is_given() {
     let folder = Folder::new();
     let (one, other) = (FileStore::new(folder.token()), FileStore::new(folder.token()));
     let short = Duration::from_millis(200);
@@ -90,7 +90,7 @@ async fn what_is_stored_is_the_users_alone() {
 
 /// Row 49: with the reason, and without a change; the process goes on alone.
 #[tokio::test]
-async fn what_others_could_read_or_replace_is_refused_with_the_reason() {
+async fn unsafe_file_error_names_reason() {
     type Spoil = fn(&Folder);
     let cases: [(&str, Spoil); 9] = [
         ("token is a symbolic link", |folder| {
@@ -169,7 +169,7 @@ async fn what_others_could_read_or_replace_is_refused_with_the_reason() {
 
 /// Row 49.
 #[tokio::test]
-async fn a_file_that_is_too_long_or_of_another_schema_counts_as_absent_and_is_replaced() {
+async fn invalid_file_is_replaced() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     for (text, reason) in [
@@ -202,7 +202,7 @@ async fn a_file_that_is_too_long_or_of_another_schema_counts_as_absent_and_is_re
 
 /// Row 55: one that is stopped for longer than its lease holds the kernel's lock, and its fence is refused.
 #[tokio::test]
-async fn a_lease_ends_with_its_time_though_its_holder_lives() {
+async fn lease_ends_while_holder_lives() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     let stopped = store.lease(Duration::ZERO).await.unwrap().unwrap();
@@ -234,7 +234,7 @@ async fn a_lease_ends_with_its_process() {
 
 /// Row 60.
 #[tokio::test]
-async fn a_lock_that_is_never_let_go_of_is_an_error_and_no_hang() {
+async fn held_lock_times_out() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20)).unwrap();
     publish(&store, "first").await;
@@ -270,7 +270,7 @@ async fn a_slow_publication_lengthens_no_life() {
 /// Row 57: full when a lease is to be had, or when the record is half written.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_full_disk_costs_neither_the_record_nor_a_token() {
+async fn full_disk_loses_no_token() {
     for bytes_left in [0, 200] {
         let folder = Folder::new();
         let server = AuthServer::start().await.unwrap();
@@ -298,7 +298,7 @@ async fn a_full_disk_costs_neither_the_record_nor_a_token() {
 
 /// Row 57: of a process that was killed while it wrote.
 #[tokio::test]
-async fn what_a_killed_writer_left_behind_is_in_nobodys_way() {
+async fn leftover_temp_file_is_harmless() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     publish(&store, "first").await;
@@ -311,7 +311,7 @@ async fn what_a_killed_writer_left_behind_is_in_nobodys_way() {
 
 /// Row 17: a clock that is set back lengthens no life, and no lease.
 #[tokio::test]
-async fn a_clock_that_was_set_back_lengthens_nothing() {
+async fn clock_set_back_extends_nothing() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     let fence = publish(&store, "text").await;
@@ -360,7 +360,7 @@ async fn a_file_can_be_encrypted() {
 }
 
 #[test]
-fn options_out_of_range_are_refused() {
+fn out_of_range_options_are_errors() {
     assert!(FileStore::new("token").timeout(Duration::ZERO).is_err());
     assert!(FileStore::new("token").timeout(MINUTE * 2).is_err());
     let store = FileStore::new("folder/token");

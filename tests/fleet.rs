@@ -15,15 +15,15 @@ use tower_bearer::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Long enough for the jitter of any token's ageing.
-async fn until_it_ages(provider: &TokenProvider) {
+async fn until_expiring(provider: &TokenProvider) {
     while provider.status().freshness == Freshness::Fresh {
         sleep(SECOND / 10).await;
     }
 }
 
-/// Has the ageing token renewed, and waits for the flight's end.
+/// Has the ageing token renewed, and waits for the refresh's end.
 async fn renew(provider: &TokenProvider) -> Token {
-    until_it_ages(provider).await;
+    until_expiring(provider).await;
     provider.token().await.unwrap();
     at_rest(provider).await;
     provider.current().unwrap()
@@ -37,7 +37,7 @@ async fn at_rest(provider: &TokenProvider) {
 
 /// Row 54.
 #[tokio::test(start_paused = true)]
-async fn sixteen_processes_cost_one_post_at_the_start_and_one_per_expiry() {
+async fn sixteen_processes_post_once_per_expiry() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let processes: Vec<_> = (0..16).map(|_| endpoint.process(&store).build().unwrap()).collect();
     let started: Vec<_> = processes
@@ -75,7 +75,7 @@ async fn sixteen_processes_cost_one_post_at_the_start_and_one_per_expiry() {
 
 /// Row 54: what was read before the lease was taken may have been renewed since.
 #[tokio::test(start_paused = true)]
-async fn the_record_is_read_again_once_the_lease_is_taken() {
+async fn reads_record_again_under_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.change(|kept| {
         kept.before_lease = Some(Record::new(7, record_text("elsewhere", "def")).expires_in(MINUTE))
@@ -88,7 +88,7 @@ async fn the_record_is_read_again_once_the_lease_is_taken() {
 
 /// Row 54: 200 requests refused at once, in each of four processes.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_refused_in_every_process_is_renewed_once() {
+async fn fleet_renews_challenged_token_once() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let processes: Vec<_> = (0..4).map(|_| endpoint.process(&store).build().unwrap()).collect();
     let mut refused = Vec::new();
@@ -107,7 +107,7 @@ async fn a_token_that_is_refused_in_every_process_is_renewed_once() {
 
 /// Row 55.
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_dies_before_its_post_holds_up_the_others_for_no_longer_than_its_lease() {
+async fn death_before_post_costs_one_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let _never_released = store.lease(10 * SECOND).await.unwrap().unwrap();
     let begun = Instant::now();
@@ -119,7 +119,7 @@ async fn a_holder_that_dies_before_its_post_holds_up_the_others_for_no_longer_th
 
 /// Row 55.
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_dies_after_its_post_costs_one_authentication() {
+async fn death_after_post_costs_one_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let token = process.token().await.unwrap();
@@ -135,7 +135,7 @@ async fn a_holder_that_dies_after_its_post_costs_one_authentication() {
 
 /// Row 55.
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_pauses_past_its_lease_is_refused_by_its_fence_and_adopts_the_newer_token() {
+async fn paused_holder_adopts_newer_token() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(2 * SECOND).build().unwrap();
     let (paused, other) = (build(), build());
@@ -159,7 +159,7 @@ async fn a_holder_that_pauses_past_its_lease_is_refused_by_its_fence_and_adopts_
 
 /// Row 69: an exchange of 5 s under leases of 2 s.
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_slower_than_the_lease_costs_one_post_per_expiry() {
+async fn slow_endpoint_posts_once_per_expiry() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     endpoint.change(|grants| grants.takes = Some(5 * SECOND));
     let processes: Vec<_> =
@@ -199,7 +199,7 @@ async fn a_lease_is_extended_for_both_exchanges() {
 
 /// Row 69.
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_dies_after_an_extension_holds_up_the_others_for_one_lease() {
+async fn death_after_extension_costs_one_lease() {
     let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
     endpoint.change(|grants| grants.takes = Some(9 * SECOND));
     let holder = endpoint.process_with(&store, &stop).lease(3 * SECOND).build().unwrap();
@@ -216,7 +216,7 @@ async fn a_holder_that_dies_after_an_extension_holds_up_the_others_for_one_lease
 
 /// Row 69: as before there were extensions.
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_cannot_be_extended_ends_at_its_time() {
+async fn lease_without_extension_expires() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.change(|kept| kept.cannot_extend = true);
     let build = || endpoint.process(&store).lease(2 * SECOND).build().unwrap();
@@ -273,7 +273,7 @@ async fn an_extension_that_fails_is_tried_again() {
 
 /// Row 55: the time between the lease and the POST counts.
 #[tokio::test(start_paused = true)]
-async fn a_lease_of_which_too_little_is_left_is_not_used() {
+async fn nearly_expired_lease_is_not_used() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.change(|kept| kept.lease_takes.push_back(SECOND + SECOND / 10));
     let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
@@ -283,7 +283,7 @@ async fn a_lease_of_which_too_little_is_left_is_not_used() {
 
 /// Row 60, and a store whose leases never end: nobody waits for ever.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_has_no_lease_to_give_is_given_up_after_a_while() {
+async fn lease_wait_times_out() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let _never_released = store.lease(60 * MINUTE).await.unwrap().unwrap();
     let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
@@ -301,7 +301,7 @@ async fn a_store_that_has_no_lease_to_give_is_given_up_after_a_while() {
 
 /// Row 56.
 #[tokio::test(start_paused = true)]
-async fn a_record_is_adopted_only_if_it_is_newer_and_has_not_expired() {
+async fn adopts_only_newer_unexpired_record() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     // Expired: not adopted, but its refresh token is the one to spend.
     let elsewhere = endpoint.authenticate_elsewhere();
@@ -337,7 +337,7 @@ async fn a_record_is_adopted_only_if_it_is_newer_and_has_not_expired() {
 
 /// Row 28: the refresh token was refused because another has renewed the token meanwhile.
 #[tokio::test(start_paused = true)]
-async fn the_store_is_read_again_before_the_credential_is_used() {
+async fn rereads_store_before_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let token = process.token().await.unwrap();
@@ -356,7 +356,7 @@ async fn the_store_is_read_again_before_the_credential_is_used() {
 
 /// Row 57: at the start, when nobody can wait.
 #[tokio::test(start_paused = true)]
-async fn a_process_without_a_token_goes_on_alone_and_publishes_later() {
+async fn refreshes_without_store_then_publishes() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly, Health::Forgetful] {
         let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
         store.set(health);
@@ -380,13 +380,13 @@ async fn a_process_without_a_token_goes_on_alone_and_publishes_later() {
 
 /// Row 57: an outage that ends before half of the time ahead is over costs nothing; a longer one costs no request.
 #[tokio::test(start_paused = true)]
-async fn while_the_token_works_a_store_that_fails_is_waited_for() {
+async fn live_token_waits_for_failing_store() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly] {
         let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
         endpoint.change(|grants| grants.lifetime = Some(10 * MINUTE));
         let process = endpoint.process(&store).build().unwrap();
         process.token().await.unwrap();
-        until_it_ages(&process).await;
+        until_expiring(&process).await;
         store.set(health);
         for _ in 0..20 {
             assert_eq!(process.token().await.unwrap().access_token(), "access-1", "{health:?}");
@@ -408,7 +408,7 @@ async fn while_the_token_works_a_store_that_fails_is_waited_for() {
 
 /// Row 57.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_forgets_everything_costs_nothing() {
+async fn flushed_store_costs_nothing() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let (process, other) =
         (endpoint.process(&store).build().unwrap(), endpoint.process(&store).build().unwrap());
@@ -422,7 +422,7 @@ async fn a_store_that_forgets_everything_costs_nothing() {
 
 /// Row 57: garbage, and schemas of other times.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_cannot_be_read_counts_as_absent_and_is_replaced() {
+async fn unreadable_record_is_replaced() {
     for text in [
         "",
         "garbage",
@@ -443,7 +443,7 @@ async fn a_record_that_cannot_be_read_counts_as_absent_and_is_replaced() {
 
 /// Row 58.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_could_not_be_stored_is_used_and_stored_later() {
+async fn unpublished_token_is_stored_later() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let first = process.token().await.unwrap();
@@ -462,7 +462,7 @@ async fn a_token_that_could_not_be_stored_is_used_and_stored_later() {
 
 /// Row 58: what another has published meanwhile is newer.
 #[tokio::test(start_paused = true)]
-async fn a_token_that_could_not_be_stored_gives_way_to_a_newer_one() {
+async fn unpublished_token_yields_to_newer() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let first = process.token().await.unwrap();
@@ -478,9 +478,9 @@ async fn a_token_that_could_not_be_stored_gives_way_to_a_newer_one() {
     assert_eq!(renew(&process).await.access_token(), "elsewhere");
 }
 
-/// Row 58: the flight's time is up while the store takes its time over the new token.
+/// Row 58: the refresh's time is up while the store takes its time over the new token.
 #[tokio::test(start_paused = true)]
-async fn a_token_whose_flight_was_cut_short_while_it_was_stored_is_not_lost() {
+async fn timeout_while_storing_loses_no_token() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).refresh_timeout(SECOND).build().unwrap();
     store.change(|kept| kept.publication_takes = MINUTE);
@@ -492,7 +492,7 @@ async fn a_token_whose_flight_was_cut_short_while_it_was_stored_is_not_lost() {
 
 /// Row 59.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_used_elsewhere_costs_the_fleet_one_authentication() {
+async fn key_use_elsewhere_costs_one_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let processes: Vec<_> = (0..8).map(|_| endpoint.process(&store).build().unwrap()).collect();
     for process in &processes {
@@ -507,7 +507,7 @@ async fn a_key_that_is_used_elsewhere_costs_the_fleet_one_authentication() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_publisher_keeps_the_token_fresh_and_readers_have_it_without_a_credential() {
+async fn publisher_keeps_readers_fresh() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let reader = TokenProvider::reader(store.clone()).build().unwrap();
     let early = tokio::spawn({
@@ -531,11 +531,11 @@ async fn a_publisher_keeps_the_token_fresh_and_readers_have_it_without_a_credent
     assert!(seen.len() >= 10, "{seen:?}");
     let grants = endpoint.grants();
     assert_eq!((grants.authentications, grants.refused), (1, 0));
-    assert_eq!(reader.status().failed_flights, 0);
+    assert_eq!(reader.status().failed_refreshes, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_waits_for_the_publisher_for_a_while_when_its_token_is_refused() {
+async fn challenged_reader_awaits_publisher() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.put(&record_text("refused", "def"), 10 * MINUTE);
     let retry = tower_bearer::RetryPolicy::new().max_retries(0);
@@ -559,7 +559,7 @@ async fn a_reader_waits_for_the_publisher_for_a_while_when_its_token_is_refused(
 
 /// Row 53: what is left to publish does not keep a provider alive.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_published_once_the_last_handle_is_dropped() {
+async fn last_drop_stops_publication() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.set(Health::Down);
     let process = endpoint.process(&store).build().unwrap();
@@ -571,7 +571,7 @@ async fn nothing_is_published_once_the_last_handle_is_dropped() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused() {
+fn senseless_options_are_errors() {
     let store = MemoryStore::default;
     let builder = || TokenProvider::builder(Endpoint::default());
     for (name, built) in [
@@ -627,7 +627,7 @@ async fn opened(store: impl TokenStore) -> Result<String, StoreError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_encrypted_record_opens_with_its_key_in_its_place_alone() {
+async fn record_opens_only_with_key_in_place() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = |keys| {
         let store = EncryptedStore::new(store.clone(), keys);
@@ -673,7 +673,7 @@ async fn an_encrypted_record_opens_with_its_key_in_its_place_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_are_rotated_without_an_authentication() {
+async fn rotating_keys_costs_no_authentication() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = |keys| {
         let store = EncryptedStore::new(store.clone(), keys);
@@ -694,11 +694,11 @@ async fn keys_are_rotated_without_an_authentication() {
 
 /// Row 70.
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_needs_a_token_makes_a_background_refresh_urgent() {
+async fn challenge_makes_refresh_urgent() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let token = process.token().await.unwrap();
-    until_it_ages(&process).await;
+    until_expiring(&process).await;
     store.set(Health::Down);
     // In the background, there is time to wait for the store …
     process.token().await.unwrap();
@@ -707,12 +707,12 @@ async fn a_caller_that_needs_a_token_makes_a_background_refresh_urgent() {
     assert_eq!(endpoint.grants().posts(), 1);
     // … until the API refuses the token that is there.
     let next = process.refresh(&token).await.unwrap();
-    assert_eq!((next.access_token(), process.status().flights), ("access-2", 2));
+    assert_eq!((next.access_token(), process.status().refreshes), ("access-2", 2));
 }
 
 /// Row 65: an abandoned refresh whose token was superseded leaves it to nobody.
 #[test]
-fn a_late_token_takes_the_place_of_no_newer_one() {
+fn late_token_replaces_no_newer_one() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let millis = Duration::from_millis;
     let provider = endpoint.process(&store).refresh_timeout(SECOND).lease(millis(300)).build().unwrap();

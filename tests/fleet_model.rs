@@ -16,7 +16,7 @@ use tower_bearer::TokenProvider;
 const PROCESSES: usize = 4;
 const LEASE: Duration = Duration::from_secs(2);
 
-/// Longer than any flight, with all that it may wait for.
+/// Longer than any refresh, with all that it may wait for.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
 async fn ask(process: &TokenProvider) -> Result<String, TestCaseError> {
     let begun = Instant::now();
     loop {
-        // A flight whose answer does not come ends with an error; the next caller has another.
+        // A refresh whose answer does not come ends with an error; the next caller has another.
         match process.token().await {
             Ok(token) => {
                 prop_assert!(!token.remaining().unwrap().is_zero());
@@ -172,7 +172,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_to_a_fleet_it_is_one_again_once_all_is_well(
+    fn fleet_converges_after_any_fault(
         steps in prop::collection::vec(step(), 0..40)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -180,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn while_nothing_fails_no_refresh_token_is_presented_by_two_at_once(
+    fn calm_fleet_presents_no_token_twice(
         steps in prop::collection::vec(calm_step(), 0..40)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -46,7 +46,7 @@ fn a_store_is_counted() {
     let recorder = DebuggingRecorder::new();
     counted(&recorder, async {
         tower_bearer::observability::describe_metrics();
-        fleet::everything_that_is_told("videos").await;
+        fleet::trigger_every_store_event("videos").await;
     });
     let mut shown = shown(&recorder.snapshotter());
     shown.retain(|name, _| name.starts_with("tower_bearer_store_total"));
@@ -74,11 +74,11 @@ fn every_documented_metric_is_counted() {
     let expected = [
         ("tower_bearer_challenges_total{outcome=sent_again,provider=videos}", 1),
         ("tower_bearer_challenges_total{outcome=retries,provider=videos}", 1),
-        ("tower_bearer_flight_duration_seconds{outcome=permanent,provider=videos}", 1),
-        ("tower_bearer_flight_duration_seconds{outcome=published,provider=videos}", 2),
-        ("tower_bearer_flights_total{outcome=permanent,provider=videos,reason=refused}", 1),
-        ("tower_bearer_flights_total{outcome=published,provider=videos,reason=missing}", 1),
-        ("tower_bearer_flights_total{outcome=published,provider=videos,reason=refused}", 1),
+        ("tower_bearer_refresh_duration_seconds{outcome=permanent,provider=videos}", 1),
+        ("tower_bearer_refresh_duration_seconds{outcome=published,provider=videos}", 2),
+        ("tower_bearer_refreshes_total{outcome=permanent,provider=videos,reason=challenged}", 1),
+        ("tower_bearer_refreshes_total{outcome=published,provider=videos,reason=missing}", 1),
+        ("tower_bearer_refreshes_total{outcome=published,provider=videos,reason=challenged}", 1),
         ("tower_bearer_source_failures_total{kind=unavailable,provider=videos}", 1),
         ("tower_bearer_waits_total{provider=videos}", 1),
     ];
@@ -107,9 +107,9 @@ async fn count_everything() {
     // A good request counts nothing.
     let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
-    // Refused, and never sent again; the flight behind it fails for good.
+    // Refused, and never sent again; the refresh behind it fails for good.
     tokio::time::advance(Duration::from_secs(10)).await;
-    source.next(Act::Fail(SourceError::refused("no")));
+    source.next(Act::Fail(SourceError::rejected("no")));
     api.revoke_all();
     let layer = layer.retry(RetryPolicy::new().max_retries(0));
     let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();

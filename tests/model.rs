@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, Error, RefreshAhead, Scope, TokenProvider};
+use tower_bearer::{AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, TokenProvider};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -104,7 +104,7 @@ struct Account {
 const LIFE: Duration = Duration::from_secs(60);
 
 /// Where every token is refused.
-const REFUSED: &str = "/refused";
+const CHALLENGED: &str = "/refused";
 
 impl Account {
     /// Acts on an exchange; the answer's status and body.
@@ -192,7 +192,7 @@ async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Respo
         account.broken.push("a request without a token".to_owned());
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let good = request.uri().path() != REFUSED
+    let good = request.uri().path() != CHALLENGED
         && account.access.get(token).is_some_and(|until| Instant::now() < *until + SECOND);
     let status = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
     Ok(Response::builder().status(status).body(Full::default()).unwrap())
@@ -214,7 +214,9 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let account = Arc::clone(&account);
         move |request| api(Arc::clone(&account), request)
     });
-    let service = BearerAuthLayer::with_provider(provider.clone()).scope(Scope::https()).layer(inner);
+    let service = BearerAuthLayer::with_provider(provider.clone())
+        .allowed_origins(AllowedOrigins::https())
+        .layer(inner);
     let request_to = |path: &str| {
         Request::get(format!("https://ws.api.video{path}")).body(Full::<Bytes>::default()).unwrap()
     };
@@ -232,7 +234,7 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
             }
             Step::Refused(requests) => {
                 for _ in 0..requests {
-                    let sent = service.clone().oneshot(request_to(REFUSED));
+                    let sent = service.clone().oneshot(request_to(CHALLENGED));
                     callers.spawn(async move { Some(sent.await) });
                     sleep(SECOND).await;
                 }
@@ -256,7 +258,7 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         }
     }
 
-    // Nobody waits for ever: a flight's limit, and the requests' own retries.
+    // Nobody waits for ever: a refresh's limit, and the requests' own retries.
     let ends = timeout(SECOND * 120, callers.join_all()).await;
     prop_assert!(ends.is_ok(), "a caller is stuck: {:?}", provider.status());
     for end in ends.unwrap().into_iter().flatten() {
@@ -286,7 +288,7 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     // One endpoint refuses every token, another works: the one costs an exchange per five seconds at most.
     let before = account.lock().unwrap().exchanges.len();
     for _ in 0..13 {
-        let refused = service.clone().oneshot(request_to(REFUSED)).await;
+        let refused = service.clone().oneshot(request_to(CHALLENGED)).await;
         prop_assert_eq!(refused.unwrap().status(), StatusCode::UNAUTHORIZED);
         prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
         sleep(SECOND).await;
@@ -318,7 +320,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_to_a_provider_it_heals_and_spends_no_refresh_token_twice(
+    fn heals_and_spends_no_token_twice(
         steps in prop::collection::vec(step(), 1..16),
         keep_fresh: bool,
     ) {

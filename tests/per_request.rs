@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Request, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Empty};
-use support::{Api, REFUSED, Source, get};
+use support::{Api, CHALLENGED, Source, get};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Existing, NoBearer, Scope, Token, TokenProvider, UseToken};
+use tower_bearer::{
+    AllowedOrigins, BearerAuthLayer, ExistingAuthorization, NoBearer, Token, TokenProvider, UseToken,
+};
 
 type Body = Empty<bytes::Bytes>;
 
@@ -23,7 +25,7 @@ fn with(extension: impl Clone + Send + Sync + 'static) -> Request<Body> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_wants_no_token_goes_as_it_is_and_refreshes_nothing() {
+async fn no_bearer_request_goes_unchanged() {
     let (api, source) = (Api::default(), Source::new());
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider).layer(api.service());
@@ -34,7 +36,7 @@ async fn a_request_that_wants_no_token_goes_as_it_is_and_refreshes_nothing() {
         let mut own = with(NoBearer);
         own.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
         let answer = service.clone().oneshot(own).await.unwrap();
-        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), REFUSED);
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
         api.accept("access-1");
         let answer = service.clone().oneshot(get()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
@@ -47,7 +49,7 @@ async fn a_request_that_wants_no_token_goes_as_it_is_and_refreshes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_with_a_token_of_its_own_has_that_and_refreshes_nothing() {
+async fn own_token_causes_no_refresh() {
     let (api, source) = (Api::default(), Source::new());
     let service =
         BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
@@ -65,7 +67,7 @@ async fn a_request_with_a_token_of_its_own_has_that_and_refreshes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_of_its_own_takes_no_part_in_what_the_layer_forbids() {
+async fn own_token_follows_layer_rules() {
     let api = Api::default();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
     let mut own = with(delegated());
@@ -73,11 +75,17 @@ async fn a_token_of_its_own_takes_no_part_in_what_the_layer_forbids() {
 
     // The header that is there already.
     layer.clone().layer(api.service()).oneshot(own.clone()).await.unwrap();
-    layer.clone().existing_authorization(Existing::Replace).layer(api.service()).oneshot(own).await.unwrap();
+    layer
+        .clone()
+        .existing_authorization(ExistingAuthorization::Replace)
+        .layer(api.service())
+        .oneshot(own)
+        .await
+        .unwrap();
     // Another origin.
     let mut other = with(delegated());
     *other.uri_mut() = "https://elsewhere.example/".parse().unwrap();
-    let scoped = layer.clone().scope(Scope::origins(["https://api.example"]).unwrap());
+    let scoped = layer.clone().allowed_origins(AllowedOrigins::origins(["https://api.example"]).unwrap());
     scoped.layer(api.service()).oneshot(other).await.unwrap();
     // Neither, where both are asked for.
     let mut neither = with(delegated());

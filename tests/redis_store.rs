@@ -57,7 +57,7 @@ async fn stored(store: &RedisStore) -> Record {
 }
 
 #[tokio::test]
-async fn what_is_published_is_loaded_with_what_is_left_of_its_life() {
+async fn loads_record_with_remaining_life() {
     let redis = RedisServer::start().await;
     let store = store(&redis);
     assert!(store.load().await.unwrap().is_none());
@@ -100,7 +100,7 @@ async fn a_slow_publication_lengthens_no_life() {
 
 /// Row 60: a lease ends by itself, and is nobody's to give back who has it no more.
 #[tokio::test]
-async fn a_lease_is_one_processs_and_ends_with_its_time() {
+async fn lease_is_exclusive_until_its_end() {
     let redis = RedisServer::start().await;
     let (one, other) = (store(&redis), store(&redis));
     let held = lease(&one).await;
@@ -124,7 +124,7 @@ async fn a_lease_is_one_processs_and_ends_with_its_time() {
 
 /// Row 69.
 #[tokio::test]
-async fn a_lease_is_extended_until_another_is_given_out() {
+async fn lease_extends_until_next_is_given() {
     let redis = RedisServer::start().await;
     let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
     // By all that forward it.
@@ -179,7 +179,7 @@ fn one_of_many() {
 
 /// Two credentials, or two prefixes, have nothing to do with each other; a cluster has the keys of one on one node.
 #[tokio::test]
-async fn namespaces_are_apart_and_the_keys_of_one_are_in_one_slot() {
+async fn isolates_namespaces_in_one_slot_each() {
     let folder = Folder::new();
     let nodes = folder.0.join("nodes");
     let cluster = ["--cluster-enabled", "yes", "--cluster-config-file", nodes.to_str().unwrap()];
@@ -209,7 +209,7 @@ async fn namespaces_are_apart_and_the_keys_of_one_are_in_one_slot() {
 
 /// Row 57: down, and flushed with it.
 #[tokio::test]
-async fn while_redis_is_down_the_process_goes_on_alone_and_publishes_once_it_is_back() {
+async fn redis_outage_delays_only_publication() {
     let mut redis = RedisServer::start().await;
     let server = AuthServer::start().await.unwrap();
     let provider = process(&server, store(&redis));
@@ -226,7 +226,7 @@ async fn while_redis_is_down_the_process_goes_on_alone_and_publishes_once_it_is_
 
 /// Row 57: read-only, slow, of another type.
 #[tokio::test]
-async fn a_redis_that_fails_in_any_way_costs_no_token() {
+async fn failing_redis_costs_no_token() {
     async fn run(redis: &RedisServer, command: &[&str]) {
         match command {
             ["stop"] => redis.stop(),
@@ -300,7 +300,7 @@ async fn what_is_none_of_ours_is_overwritten() {
 }
 
 #[tokio::test]
-async fn over_tls_with_a_root_certificate_of_ones_own() {
+async fn trusts_only_given_root_over_tls() {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let folder = Folder::new();
     let (cert_file, key_file) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
@@ -329,7 +329,7 @@ async fn over_tls_with_a_root_certificate_of_ones_own() {
 
 /// The rights that the documentation names are enough, and a password is shown nowhere.
 #[tokio::test]
-async fn a_user_needs_no_more_rights_than_are_documented_and_no_password_is_shown() {
+async fn documented_acl_rights_suffice() {
     let redis = RedisServer::start().await;
     let documentation = include_str!("../src/store/redis.rs");
     let mut rights = documentation.lines().filter_map(|line| line.strip_prefix("/// ~tower-bearer:* "));
@@ -379,7 +379,7 @@ async fn a_record_can_be_encrypted() {
 }
 
 #[test]
-fn options_out_of_range_are_refused() {
+fn out_of_range_options_are_errors() {
     let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
     let url = "redis://127.0.0.1";
     let second = Duration::from_secs(1);
@@ -402,7 +402,7 @@ fn options_out_of_range_are_refused() {
 
 /// Row 46.
 #[test]
-fn the_fleets_example_ends_well_and_prints_no_secret() {
+fn fleet_example_prints_no_secret() {
     let output = std::process::Command::new(env!("CARGO"))
         .args(["run", "--quiet", "--example", "fleet", "--features", "file-store,redis"])
         .output()

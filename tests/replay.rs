@@ -139,7 +139,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// Row 41, and the takeover: the server answers at the headers, and the upload goes on where it was.
 #[tokio::test]
-async fn an_upload_that_is_refused_early_is_taken_over_by_its_retry() {
+async fn early_401_retry_continues_upload() {
     const FRAMES: u64 = 200;
     let expected = sha256(&Video::bytes(FRAMES));
     for (version, client) in clients::<ReplayBody<Video>>() {
@@ -166,7 +166,7 @@ async fn an_upload_that_is_refused_early_is_taken_over_by_its_retry() {
 
 /// Row 40.
 #[tokio::test]
-async fn an_upload_that_is_refused_late_is_sent_again_byte_for_byte() {
+async fn late_401_replays_upload_exactly() {
     const FRAMES: u64 = 50;
     let expected = sha256(&Video::bytes(FRAMES));
     for (version, client) in clients::<ReplayBody<Video>>() {
@@ -193,7 +193,7 @@ async fn an_upload_that_is_refused_late_is_sent_again_byte_for_byte() {
 
 /// Row 36.
 #[tokio::test]
-async fn an_upload_over_the_limit_gets_its_401_and_the_next_request_has_a_new_token() {
+async fn upload_over_limit_gets_its_401() {
     const FRAMES: u64 = 50;
     for (version, client) in clients::<ReplayBody<Video>>() {
         let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
@@ -217,7 +217,7 @@ async fn an_upload_over_the_limit_gets_its_401_and_the_next_request_has_a_new_to
 
 /// Row 42.
 #[tokio::test]
-async fn a_body_that_fails_is_its_callers_error_and_is_not_sent_again() {
+async fn failing_body_is_not_replayed() {
     /// A frame, and then the end of the disk.
     struct Broken(u8);
 
@@ -255,7 +255,7 @@ async fn a_body_that_fails_is_its_callers_error_and_is_not_sent_again() {
 
 /// While the refresh is under way the upload is held: it neither passes the limit, nor ends.
 #[tokio::test]
-async fn an_early_401_does_not_find_the_limit_passed_however_long_the_refresh_takes() {
+async fn early_401_holds_upload_below_limit() {
     const FRAMES: u64 = 2000;
     for (version, client) in clients::<ReplayBody<Video>>() {
         let server = AuthServer::start().await.unwrap();
@@ -274,9 +274,9 @@ async fn an_early_401_does_not_find_the_limit_passed_however_long_the_refresh_ta
 
 /// A refresh that fails lets the upload go on, and its 401 is the answer.
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_was_held_in_vain_goes_on() {
+async fn failed_refresh_resumes_upload() {
     let source = Source::new().then(Act::Live(Duration::from_secs(3600)));
-    let source = source.then(Act::Fail(SourceError::refused("no")));
+    let source = source.then(Act::Fail(SourceError::rejected("no")));
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let uploaded = Arc::new(AtomicU64::new(0));
     let service = tower::service_fn({
@@ -302,7 +302,7 @@ async fn an_upload_that_was_held_in_vain_goes_on() {
 
 /// A service with a body type of its own.
 #[tokio::test]
-async fn replay_with_makes_the_inner_services_own_body() {
+async fn replay_with_builds_inner_body() {
     type Boxed = UnsyncBoxBody<Bytes, BoxError>;
 
     const FRAMES: u64 = 20;
@@ -321,7 +321,7 @@ async fn replay_with_makes_the_inner_services_own_body() {
 
 /// A body that knows how to clone itself, and one that does not.
 #[tokio::test(start_paused = true)]
-async fn clone_with_sends_again_what_can_be_cloned() {
+async fn clone_with_replays_cloneable_body() {
     struct Own(Option<&'static str>);
 
     impl Own {
@@ -355,7 +355,7 @@ async fn clone_with_sends_again_what_can_be_cloned() {
 
 /// A gateway: what arrives as `Incoming` is sent on, and sent again.
 #[tokio::test]
-async fn a_body_from_another_connection_is_sent_again() {
+async fn replays_body_of_other_connection() {
     let server = AuthServer::start().await.unwrap();
     let layer = layer(&server);
     let id = video_id(&server, &layer).await;

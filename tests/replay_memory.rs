@@ -176,7 +176,7 @@ async fn a_small_slice_does_not_keep_its_buffer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn data_that_is_not_contiguous_costs_its_bytes() {
+async fn non_contiguous_data_costs_its_bytes() {
     is_sent_again(MIB, 1 << 19, MIB, |at| Frame::data(byte(at).chain(byte(at + 1)))).await;
     let half = 40 * KIB;
     is_sent_again(8 * MIB, 100, 200 * half, move |at| {
@@ -187,7 +187,7 @@ async fn data_that_is_not_contiguous_costs_its_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn small_frames_between_larger_ones_cost_their_bytes() {
+async fn mixed_frame_sizes_cost_their_bytes() {
     for larger in [4 * KIB, 64 * KIB, 512 * KIB] {
         let pairs = 8 * MIB / larger;
         let bytes = pairs * (larger + 1);
@@ -200,7 +200,7 @@ async fn small_frames_between_larger_ones_cost_their_bytes() {
 
 /// Trailers end a body: of what comes after them nothing is kept.
 #[tokio::test(start_paused = true)]
-async fn trailers_cannot_be_repeated_past_the_limit() {
+async fn repeated_trailers_hit_limit() {
     for length in [0, 1, 100] {
         let mut trailers = HeaderMap::new();
         trailers.extend(
@@ -283,7 +283,7 @@ async fn through_the_gateway(parts: usize, part: Vec<u8>) -> (usize, Vec<u64>) {
 }
 
 #[tokio::test]
-async fn a_gateway_keeps_no_more_than_the_bytes_of_small_chunks() {
+async fn gateway_keeps_only_chunk_bytes() {
     let _alone = alone().await;
     let chunks = 1 << 17;
     let (grown, arrived) = through_the_gateway(chunks / 1024, b"1\r\nx\r\n".repeat(1024)).await;
@@ -293,7 +293,7 @@ async fn a_gateway_keeps_no_more_than_the_bytes_of_small_chunks() {
 
 /// Of what is in a connection's buffer, nearly all is the zeros before the length of a chunk.
 #[tokio::test]
-async fn a_gateway_keeps_no_more_than_the_data_of_chunks_with_much_framing() {
+async fn gateway_keeps_no_chunk_framing() {
     let _alone = alone().await;
     for chunk in [4 * KIB, 64 * KIB] {
         let length = format!("{}{chunk:x}\r\n", "0".repeat(350 * KIB));

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Scope, SourceError, Token, TokenProvider, testing::AuthServer,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, SourceError, Token, TokenProvider, testing::AuthServer,
 };
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ impl Shown {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_that_can_be_printed_shows_a_key_or_a_token() {
+async fn nothing_prints_key_or_token() {
     let answer = r#"{"access_token": "canary-access", "refresh_token": "canary-refresh"}"#;
     let auth = tower::service_fn(move |request: Request<String>| async move {
         let refused = request.uri().path().ends_with("refresh");
@@ -53,7 +53,7 @@ async fn nothing_that_can_be_printed_shows_a_key_or_a_token() {
     shown.add(&provider);
     shown.add(&provider.status());
 
-    let layer = BearerAuthLayer::with_provider(provider.clone()).scope(Scope::https());
+    let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(AllowedOrigins::https());
     shown.add(&layer);
     shown.add(&layer.clone().buffered(1));
     shown.add(&layer.clone().replay_with(1, |body: tower_bearer::ReplayBody<Empty<Bytes>>| body));
@@ -88,7 +88,7 @@ async fn nothing_that_can_be_printed_shows_a_key_or_a_token() {
     let refused = provider.refresh(&token).await.unwrap_err();
     shown.add(&refused);
     shown.0 += &support::chain(&refused);
-    shown.add(&SourceError::refused("no").with_cause(refused));
+    shown.add(&SourceError::rejected("no").with_cause(refused));
     assert!(!shown.0.contains("canary"), "{}", shown.0);
 }
 
@@ -111,7 +111,7 @@ fn headers_frames(sent: &[u8]) -> Vec<&[u8]> {
 
 /// Row 47: as the wire has it, on the first attempt and on a retry.
 #[tokio::test]
-async fn over_http2_the_token_is_never_indexed_on_any_attempt() {
+async fn http2_never_indexes_token() {
     let server = AuthServer::start().await.unwrap();
     // Stands between the client and the server, and keeps what the client sends.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -137,7 +137,7 @@ async fn over_http2_the_token_is_never_indexed_on_any_attempt() {
 
     let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
     let service = BearerAuthLayer::with_provider(provider)
-        .scope(Scope::https())
+        .allowed_origins(AllowedOrigins::https())
         .layer(support::http2::<Empty<Bytes>>());
     for _ in 0..2 {
         let request = Request::get(format!("{between}videos")).body(Empty::new()).unwrap();

@@ -1,4 +1,4 @@
-//! One flight for everybody, and nothing that a caller does can lose it.
+//! One refresh for everybody, and nothing that a caller does can lose it.
 
 mod support;
 
@@ -15,7 +15,7 @@ use std::{
 use support::{Act, Api, Source, at_once, chain, get};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenSource};
+use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 
 const CALLERS: usize = 10_000;
 
@@ -35,7 +35,7 @@ where
 
 /// Row 1.
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_callers_without_a_token_cost_one_fetch_per_generation() {
+async fn ten_thousand_callers_cost_one_fetch() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
     let tokens = everybody(|provider| async move { provider.token().await }, &provider).await;
@@ -59,7 +59,7 @@ async fn ten_thousand_callers_without_a_token_cost_one_fetch_per_generation() {
 
 /// Row 2.
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_callers_with_an_ageing_token_cost_one_fetch_and_none_waits() {
+async fn expiring_token_makes_nobody_wait() {
     let source = Source::new().then(Act::Live(HOUR));
     let provider = TokenProvider::new(Arc::clone(&source));
     provider.token().await.unwrap();
@@ -79,7 +79,7 @@ async fn ten_thousand_callers_with_an_ageing_token_cost_one_fetch_and_none_waits
 
 /// Row 3.
 #[tokio::test(start_paused = true)]
-async fn a_dropped_leader_spends_the_refresh_token_once() {
+async fn dropped_leader_spends_refresh_token_once() {
     // Enough polls to see the request through to its end, dropped before each of them.
     for polls in 0..12 {
         let source = Source::new();
@@ -93,7 +93,7 @@ async fn a_dropped_leader_spends_the_refresh_token_once() {
             if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
                 break;
             }
-            // Lets the flight, if there is one, come as far as its next await.
+            // Lets the refresh, if there is one, come as far as its next await.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         drop(request);
@@ -106,20 +106,20 @@ async fn a_dropped_leader_spends_the_refresh_token_once() {
 
 /// Row 4.
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_panics_is_an_error_for_its_waiters_and_the_next_caller_starts_anew() {
+async fn panicked_refresh_fails_its_waiters() {
     let source = Source::new().then(Act::Panic);
     let provider = TokenProvider::new(Arc::clone(&source));
     let results = everybody(|provider| async move { provider.token().await }, &provider).await;
     assert!(results.iter().all(|result| matches!(result, Err(Error::Interrupted))));
     assert_eq!(source.fetches(), 1);
     assert!(!provider.status().refreshing);
-    assert_eq!(provider.status().failed_flights, 1);
+    assert_eq!(provider.status().failed_refreshes, 1);
     assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
 }
 
 /// Row 4.
 #[test]
-fn a_runtime_that_goes_away_is_an_error_for_waiters_elsewhere_and_the_next_caller_starts_anew() {
+fn lost_runtime_interrupts_waiters() {
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let source = Source::new().then(Act::Hang);
@@ -154,7 +154,7 @@ fn without_a_runtime_there_is_a_typed_error() {
 
 /// Row 5.
 #[tokio::test(start_paused = true)]
-async fn late_challenges_to_a_token_that_was_replaced_cost_nothing() {
+async fn late_401_costs_no_refresh() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
     let first = provider.token().await.unwrap();
@@ -168,7 +168,7 @@ async fn late_challenges_to_a_token_that_was_replaced_cost_nothing() {
 
 /// Row 6.
 #[tokio::test(start_paused = true)]
-async fn a_challenge_during_a_flight_joins_it() {
+async fn challenge_joins_running_refresh() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
     let first = provider.token().await.unwrap();
@@ -185,7 +185,7 @@ async fn a_challenge_during_a_flight_joins_it() {
 
 /// Row 7.
 #[tokio::test(start_paused = true)]
-async fn a_challenge_to_a_token_just_published_causes_no_flight_inside_the_cool_down() {
+async fn no_refresh_within_cool_down() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
     let first = provider.token().await.unwrap();
@@ -198,7 +198,7 @@ async fn a_challenge_to_a_token_just_published_causes_no_flight_inside_the_cool_
 
 /// Row 8.
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_gives_up_leaves_the_flight_to_go_on() {
+async fn dropped_waiter_keeps_refresh_running() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
     let impatient = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
@@ -210,7 +210,7 @@ async fn a_waiter_that_gives_up_leaves_the_flight_to_go_on() {
 
 /// Row 10.
 #[tokio::test(start_paused = true)]
-async fn all_waiters_of_a_failed_flight_share_its_error() {
+async fn waiters_share_refresh_error() {
     let source = (0..3).fold(Source::new(), |source, _| {
         source.then(Act::Fail(SourceError::unavailable("the auth endpoint is down")))
     });
@@ -219,14 +219,14 @@ async fn all_waiters_of_a_failed_flight_share_its_error() {
     for result in results {
         assert_eq!(support::chain(&result.unwrap_err()).matches("is down").count(), 1);
     }
-    // One flight, which tried thrice; not one flight each.
+    // One refresh, which tried thrice; not one refresh each.
     assert_eq!(source.fetches(), 3);
-    assert_eq!(provider.status().flights, 1);
+    assert_eq!(provider.status().refreshes, 1);
 }
 
 /// Rows 1, 5 and 6, on real threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
-async fn callers_on_many_threads_never_fetch_twice_at_a_time_nor_a_token_too_many() {
+async fn threads_never_fetch_concurrently() {
     /// Counts its fetches, and those under way.
     #[derive(Default)]
     struct Counting {
@@ -236,7 +236,7 @@ async fn callers_on_many_threads_never_fetch_twice_at_a_time_nor_a_token_too_man
     }
 
     impl TokenSource for Counting {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             self.overlaps.fetch_add(self.under_way.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
             let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
             tokio::task::yield_now().await;
@@ -278,13 +278,13 @@ async fn two_providers_never_mix_their_tokens() {
     assert_eq!((ones.generation(), others.generation()), (1, 2));
     // Another's token is none of ours, whatever its number: the answer is our own, and nothing is fetched for it.
     assert_eq!(one.refresh(&others).await.unwrap().access_token(), "access-1");
-    assert_eq!(one.status().flights, 1);
+    assert_eq!(one.status().refreshes, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_never_given_and_a_failed_flight_takes_none_away() {
+async fn failed_refresh_keeps_live_token() {
     let source =
-        Source::new().then(Act::Live(Duration::from_secs(100))).then(Act::Fail(SourceError::refused("no")));
+        Source::new().then(Act::Live(Duration::from_secs(100))).then(Act::Fail(SourceError::rejected("no")));
     let provider = TokenProvider::new(Arc::clone(&source));
     let first = provider.token().await.unwrap();
     assert!(provider.refresh(&first).await.is_err());
@@ -297,8 +297,8 @@ async fn an_expired_token_is_never_given_and_a_failed_flight_takes_none_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permanent_failure_is_told_at_once_until_its_cool_down_has_passed_or_the_credential_changes() {
-    let refused = || Act::Fail(SourceError::refused("the key was refused"));
+async fn permanent_failure_lasts_cool_down() {
+    let refused = || Act::Fail(SourceError::rejected("the key was refused"));
     let source = (0..3).fold(Source::new(), |source, _| source.then(refused()));
     let provider = TokenProvider::new(Arc::clone(&source));
     assert!(provider.token().await.is_err());
@@ -323,7 +323,7 @@ async fn a_permanent_failure_is_told_at_once_until_its_cool_down_has_passed_or_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_that_hangs_ends_by_its_time_limit() {
+async fn hanging_refresh_times_out() {
     let source = Source::new().then(Act::Hang);
     let limit = Duration::from_secs(7);
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
@@ -339,7 +339,7 @@ async fn a_flight_that_hangs_ends_by_its_time_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_backoff_goes_on_from_flight_to_flight_and_never_beyond_its_bound() {
+async fn bounded_backoff_spans_refreshes() {
     let down = || Act::Fail(SourceError::unavailable("down"));
     let source = (0..60).fold(Source::new(), |source, _| source.then(down()));
     let provider = TokenProvider::new(Arc::clone(&source));
@@ -356,14 +356,14 @@ async fn the_backoff_goes_on_from_flight_to_flight_and_never_beyond_its_bound() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sources_wish_to_be_left_alone_is_followed_within_reason() {
+async fn retry_after_is_followed_and_capped() {
     let limited = |seconds| {
         Act::Fail(SourceError::unavailable("limited").with_retry_after(Duration::from_secs(seconds)))
     };
     let source = Source::new().then(limited(20)).then(limited(u64::MAX));
     let provider = TokenProvider::new(Arc::clone(&source));
     let begun = tokio::time::Instant::now();
-    // The second wish does not fit into the flight: it fails at once rather than at its limit.
+    // The second wish does not fit into the refresh: it fails at once rather than at its limit.
     assert!(provider.token().await.is_err());
     assert_eq!(begun.elapsed().as_secs(), 22);
     assert!(provider.token().await.is_err());
@@ -390,9 +390,12 @@ impl Gated {
 }
 
 impl TokenSource for Gated {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
-        self.previous.lock().unwrap().push(previous.and_then(Token::refresh_token).map(str::to_owned));
+        self.previous
+            .lock()
+            .unwrap()
+            .push(request.previous().and_then(Token::refresh_token).map(str::to_owned));
         if fetch == 1 {
             let _ = self.gate.acquire().await;
         }
@@ -424,7 +427,7 @@ fn stalled() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
 
 /// Row 65.
 #[test]
-fn a_refresh_on_a_stalled_runtime_is_waited_for_no_longer_than_it_may_take() {
+fn stalled_runtime_times_out_waiters() {
     let (source, provider, stalled) = stalled();
     on_its_thread().block_on(async {
         let waiters: Vec<_> = (0..10)
@@ -438,7 +441,7 @@ fn a_refresh_on_a_stalled_runtime_is_waited_for_no_longer_than_it_may_take() {
             assert!(matches!(outcome.expect("it waits on").unwrap(), Err(Error::TimedOut(_))));
         }
         let status = provider.status();
-        assert_eq!((status.refreshing, status.flights, status.failed_flights), (false, 1, 1));
+        assert_eq!((status.refreshing, status.refreshes, status.failed_refreshes), (false, 1, 1));
         // The next caller has its own refresh, on its own runtime.
         assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
     });
@@ -447,12 +450,12 @@ fn a_refresh_on_a_stalled_runtime_is_waited_for_no_longer_than_it_may_take() {
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     assert_eq!(provider.current().unwrap().access_token(), "access-2");
     let status = provider.status();
-    assert_eq!((status.generation, status.flights, status.failed_flights), (1, 2, 1));
+    assert_eq!((status.generation, status.refreshes, status.failed_refreshes), (1, 2, 1));
 }
 
 /// Row 65.
 #[test]
-fn what_an_abandoned_refresh_brings_is_used_if_it_is_newer_and_its_refresh_token_is_not_lost() {
+fn abandoned_refresh_still_publishes() {
     let (source, provider, stalled) = stalled();
     let live = on_its_thread();
     assert!(matches!(live.block_on(provider.token()), Err(Error::TimedOut(_))));
@@ -474,7 +477,7 @@ fn an_overdue_refresh_is_joined_by_nobody() {
 
 /// Row 65: the background task moves to the runtime of the next caller that needs it.
 #[test]
-fn the_background_task_moves_from_a_stalled_runtime_to_a_live_one() {
+fn background_leaves_stalled_runtime() {
     let source = Gated::new(true, Some(Duration::from_millis(300)));
     let stalled = on_its_thread();
     let provider = stalled.block_on(async {
@@ -500,11 +503,11 @@ fn the_background_task_moves_from_a_stalled_runtime_to_a_live_one() {
 
 /// Row 65: a late failure says nothing of a source that has given a token since.
 #[test]
-fn a_late_failure_of_an_abandoned_refresh_changes_nothing() {
+fn late_failure_changes_nothing() {
     struct LateFailure(tokio::sync::Semaphore, AtomicU64);
 
     impl TokenSource for LateFailure {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             if self.1.fetch_add(1, Ordering::SeqCst) == 0 {
                 let _ = self.0.acquire().await;
                 return Err(SourceError::unavailable("busy").with_retry_after(Duration::from_secs(60)));
@@ -532,11 +535,11 @@ fn a_late_failure_of_an_abandoned_refresh_changes_nothing() {
 
 /// Row 65: a source that blocks its thread, which it should not, keeps nobody on another one.
 #[test]
-fn a_source_that_blocks_its_thread_is_waited_for_no_longer_than_it_may_take() {
+fn blocking_source_times_out_waiters() {
     struct Blocks(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
 
     impl TokenSource for Blocks {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let _ = self.0.lock().unwrap().recv();
             Ok(Token::builder("access").build()?)
         }
@@ -562,7 +565,7 @@ async fn a_token_at_the_end_of_time_is_a_token() {
     struct Far;
 
     impl TokenSource for Far {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let mut end = std::time::Instant::now();
             let mut step = Duration::from_secs(1 << 62);
             while step > Duration::from_nanos(1) {

@@ -24,7 +24,7 @@ fn rotate(path: &Path, content: impl AsRef<[u8]>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_static_token_is_used_until_it_is_refused_and_nothing_takes_its_place() {
+async fn static_token_is_never_replaced() {
     let api = Api::default();
     api.accept("personal-token");
     let provider = TokenProvider::new(StaticToken::new("personal-token"));
@@ -33,21 +33,21 @@ async fn a_static_token_is_used_until_it_is_refused_and_nothing_takes_its_place(
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
         advance(1000 * 24 * 60 * MINUTE).await;
     }
-    assert_eq!(provider.status().flights, 1);
+    assert_eq!(provider.status().refreshes, 1);
 
     // Its refusal is the answer, each time, and costs nothing.
     api.revoke_all();
     for _ in 0..3 {
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     }
-    assert_eq!(provider.status().flights, 2, "one for the first refusal, and the cool-down after it");
+    assert_eq!(provider.status().refreshes, 2, "one for the first refusal, and the cool-down after it");
     let token = provider.token().await.unwrap();
     let error = provider.refresh(&token).await.unwrap_err();
     assert!(!error.is_transient() && chain(&error).contains("no other"), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_static_token_that_is_none_is_a_typed_error() {
+async fn invalid_static_token_is_typed_error() {
     for text in ["", "two words", "line\nbreak", "ü"] {
         let error = TokenProvider::new(StaticToken::new(text)).token().await.unwrap_err();
         assert!(matches!(&error, Error::Source(source) if !source.is_transient()), "{error:?}");
@@ -56,7 +56,7 @@ async fn a_static_token_that_is_none_is_a_typed_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotated_token_file_is_read_again_before_the_minute_is_over() {
+async fn rereads_token_file_within_minute() {
     let folder = Folder::new();
     fs::write(folder.token(), " first\n").unwrap();
     let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
@@ -71,7 +71,7 @@ async fn a_rotated_token_file_is_read_again_before_the_minute_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotated_token_file_is_read_again_on_a_challenge() {
+async fn challenge_rereads_token_file() {
     let folder = Folder::new();
     fs::write(folder.token(), "first").unwrap();
     let api = Api::default();
@@ -87,7 +87,7 @@ async fn a_rotated_token_file_is_read_again_on_a_challenge() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_takes_the_last_good_token_from_nobody() {
+async fn unreadable_file_keeps_good_token() {
     let folder = Folder::new();
     fs::write(folder.token(), "good").unwrap();
     let provider = TokenProvider::builder(TokenFile::new(folder.token())).keep_fresh(true).build().unwrap();
@@ -111,11 +111,11 @@ async fn what_cannot_be_read_takes_the_last_good_token_from_nobody() {
     fs::write(folder.token(), "better").unwrap();
     sleep(2 * MINUTE).await;
     assert_eq!(provider.current().unwrap().access_token(), "better");
-    assert_eq!(provider.status().failed_flights, 0);
+    assert_eq!(provider.status().failed_refreshes, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_file_that_is_not_there_yet_is_waited_for_at_the_start() {
+async fn ready_waits_for_missing_token_file() {
     let folder = Folder::new();
     let provider = TokenProvider::new(TokenFile::new(folder.token()));
     let error = provider.token().await.unwrap_err();
@@ -144,7 +144,7 @@ async fn a_pipe_is_no_token_file() {
 }
 
 #[test]
-fn a_token_file_is_not_read_all_the_time_nor_never() {
+fn reload_interval_is_bounded() {
     for (interval, fits) in
         [(SECOND / 2, false), (SECOND, true), (1440 * MINUTE, true), (1441 * MINUTE, false)]
     {

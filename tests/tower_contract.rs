@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
-use support::{Act, Api, REFUSED, Source, get};
+use support::{Act, Api, CHALLENGED, Source, get};
 use tokio::task::JoinSet;
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, limit::ConcurrencyLimitLayer,
@@ -105,7 +105,7 @@ impl Service<Request<Empty<Bytes>>> for Strict {
 
 /// Row 50.
 #[tokio::test(start_paused = true)]
-async fn the_service_that_was_ready_is_the_one_called_and_a_retry_makes_its_own_clone_ready() {
+async fn calls_ready_service_and_readies_clone() {
     for has_token in [true, false] {
         let (api, clones) = (Api::default(), Arc::<AtomicUsize>::default());
         let strict = Strict { ready: false, clones: Arc::clone(&clones), api: api.clone() };
@@ -129,7 +129,7 @@ async fn the_service_that_was_ready_is_the_one_called_and_a_retry_makes_its_own_
 
 /// Row 50.
 #[tokio::test(start_paused = true)]
-async fn a_concurrency_limit_of_one_does_not_lock_a_retry_out() {
+async fn retry_works_with_one_permit() {
     let (api, layer) = revoked_once().await;
     let service = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(api.service());
     let response = service.oneshot(get()).await.unwrap();
@@ -166,7 +166,7 @@ async fn no_stack_locks_up_under_a_burst_of_401s() {
 
 /// Row 51: an answer that needs no draining is the answer if its retry is shed.
 #[tokio::test(start_paused = true)]
-async fn a_retry_that_is_shed_gives_the_challenge_back() {
+async fn shed_retry_returns_challenge() {
     /// Answers a 401, and is never ready again.
     #[derive(Clone)]
     struct Once {
@@ -186,7 +186,7 @@ async fn a_retry_that_is_shed_gives_the_challenge_back() {
         fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
             self.calls.fetch_add(1, Ordering::SeqCst);
             let response = Response::builder().status(401).version(self.version);
-            let body = if self.version == http::Version::HTTP_2 { REFUSED } else { "" };
+            let body = if self.version == http::Version::HTTP_2 { CHALLENGED } else { "" };
             std::future::ready(Ok(response.body(Full::from(body)).unwrap()))
         }
     }
@@ -198,13 +198,13 @@ async fn a_retry_that_is_shed_gives_the_challenge_back() {
         let response = service.oneshot(get()).await.unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, if version == http::Version::HTTP_2 { REFUSED } else { "" });
+        assert_eq!(body, if version == http::Version::HTTP_2 { CHALLENGED } else { "" });
     }
 }
 
 /// Row 51: over HTTP/1, an answer with a body has been drained by then, and the shedding is what is told.
 #[tokio::test(start_paused = true)]
-async fn a_burst_over_a_load_shedder_ends_and_sheds_nothing_silently() {
+async fn load_shed_burst_loses_no_answer() {
     let (api, layer) = revoked_once().await;
     let service = ServiceBuilder::new()
         .layer(layer)
@@ -233,7 +233,7 @@ async fn a_burst_over_a_load_shedder_ends_and_sheds_nothing_silently() {
 
 /// Row 52.
 #[tokio::test(start_paused = true)]
-async fn dropping_a_request_at_any_point_leaks_no_permit() {
+async fn drop_at_any_point_leaks_no_permit() {
     for polls in 0..8 {
         let (api, layer) = revoked_once().await;
         let mut service =
@@ -268,7 +268,7 @@ async fn one_layer_and_its_clones_share_one_token() {
 
 /// What users' bounds ask for.
 #[test]
-fn the_types_are_send_and_sync_where_their_parts_are() {
+fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
     fn is_send<T: Send + 'static>(_: &T) {}
 
@@ -299,7 +299,7 @@ async fn it_composes_with_every_error_type() {
 
 /// Row 66: what goes without our token does not wait for one, and is sent by the service that was ready.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_needs_no_token_does_not_wait_for_one() {
+async fn tokenless_request_does_not_wait() {
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new().then(Act::Hang)));
     let limited = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(Api::default().service());
     let _waits = tokio::spawn(limited.clone().oneshot(get()));

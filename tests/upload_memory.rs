@@ -47,7 +47,7 @@ impl Body for Frames {
 }
 
 #[tokio::test]
-async fn a_gigabyte_costs_no_more_memory_than_the_limit_and_over_it_the_401_is_the_callers() {
+async fn gigabyte_upload_stays_within_limit() {
     let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let instant = Duration::from_nanos(1);

@@ -24,7 +24,7 @@ use tokio::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, FileStore, RedisStore, RefreshAhead, Role, SourceError, Token,
-    TokenProvider, TokenProviderBuilder, TokenSource, TokenStore, testing::AuthServer,
+    TokenProvider, TokenProviderBuilder, TokenRequest, TokenSource, TokenStore, testing::AuthServer,
 };
 
 /// Tells this program to be a worker, and which store it shares.
@@ -99,7 +99,7 @@ impl Tally {
 /// What a fleet has cost its auth endpoint.
 pub fn posts(server: &AuthServer) -> u64 {
     let counters = server.counters();
-    counters.refresh_grants + counters.refused_refresh_tokens + counters.api_key_grants
+    counters.refresh_grants + counters.rejected_refresh_tokens + counters.api_key_grants
 }
 
 /// How often this process was stopped.
@@ -264,15 +264,15 @@ fn random() -> u64 {
 }
 
 impl TokenSource for Clumsy {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-        self.around(self.source.fetch(previous)).await
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        self.around(self.source.fetch(request)).await
     }
 
-    async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
-        self.around(self.source.renew(previous)).await
+    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
+        self.around(self.source.renew(request)).await
     }
 
-    fn scope(&self) -> tower_bearer::Scope {
-        self.source.scope()
+    fn allowed_origins(&self) -> tower_bearer::AllowedOrigins {
+        self.source.allowed_origins()
     }
 }

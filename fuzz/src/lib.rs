@@ -13,8 +13,8 @@ use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, EncryptedStore, EncryptionKeys, Lease, Publication, Record, RetryPolicy,
-    SourceError, StoreError, Token, TokenProvider, TokenSource, TokenStore,
+    ApiVideo, BearerAuthLayer, EncryptedStore, EncryptionKeys, Lease, Publication, Record, RefreshReason,
+    RetryPolicy, SourceError, StoreError, Token, TokenProvider, TokenRequest, TokenSource, TokenStore,
 };
 
 fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
@@ -33,7 +33,7 @@ fn answered(answer: Response<Bytes>) -> ApiVideo {
 /// A token, or an error that quotes nothing of it.
 pub fn token_response(body: &[u8]) {
     let source = answered(Response::new(Bytes::copy_from_slice(body)));
-    match on_a_paused_clock(source.fetch(None)) {
+    match on_a_paused_clock(source.fetch(&TokenRequest::new(RefreshReason::Missing))) {
         Ok(token) => usable(&token),
         Err(error) => {
             assert!(error.is_transient());
@@ -126,7 +126,7 @@ pub fn retry_after(header: &[u8]) {
 struct Fixed;
 
 impl TokenSource for Fixed {
-    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         Ok(Token::builder("abc").build()?)
     }
 }

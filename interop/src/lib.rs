@@ -18,7 +18,7 @@ use http::{
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
 use tower_bearer::{
-    SourceError, Token, TokenSource,
+    SourceError, Token, TokenRequest, TokenSource,
     testing::{AuthServer, Counters},
 };
 
@@ -47,7 +47,7 @@ impl Issuer {
     }
 
     /// How many requests came with no token, or another than the good one.
-    pub fn refused(&self) -> u64 {
+    pub fn rejected(&self) -> u64 {
         self.issued().refused
     }
 
@@ -67,7 +67,7 @@ impl Issuer {
 }
 
 impl TokenSource for Issuer {
-    async fn fetch(&self, _previous: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut issued = self.issued();
         issued.count += 1;

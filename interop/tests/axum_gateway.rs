@@ -49,7 +49,7 @@ async fn text(body: impl Body<Data: Send, Error: std::fmt::Debug> + Send) -> Str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_token_is_healed_behind_the_gateway() {
+async fn gateway_heals_revoked_token() {
     let server = AuthServer::start().await.unwrap();
     let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
     let uri = format!("http://{}/videos", listen(gateway(provider, server.uri())).await);
@@ -82,7 +82,7 @@ async fn bodies_are_healed_too() {
 }
 
 #[tokio::test]
-async fn a_clients_own_credentials_and_its_connections_headers_go_no_further() {
+async fn strips_credentials_and_hop_headers() {
     let (seen, mut requests) = mpsc::unbounded_channel::<HeaderMap>();
     let api = any(move |headers: HeaderMap| {
         seen.send(headers).unwrap();
@@ -153,7 +153,7 @@ async fn uploads_and_downloads_stream() {
 }
 
 #[tokio::test]
-async fn what_prevents_an_answer_is_a_502_and_the_page_is_there_all_the_same() {
+async fn answers_502_but_serves_page() {
     let provider = TokenProvider::new(Issuer::default());
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let address = listen(gateway(provider, format!("http://{nobody}").parse().unwrap())).await;

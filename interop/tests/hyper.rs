@@ -149,7 +149,7 @@ async fn as_an_optional_layer() {
 /// Rows 37 and 51: beneath a load shedder that lets few through, each call is answered, or told that it was shed; a retry that
 /// is shed costs its own call alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_shed_is_told_and_nothing_hangs() {
+async fn shed_requests_get_overloaded() {
     let stack = Stack::new().await;
     let shed =
         ServiceBuilder::new().layer(stack.layer.clone()).load_shed().concurrency_limit(20).service(http1());

@@ -131,7 +131,7 @@ async fn kubes_default_stack() {
 }
 
 #[tokio::test]
-async fn a_watch_begins_after_a_challenge_and_goes_on_through_a_revocation() {
+async fn watch_heals_then_survives_revocation() {
     let cluster = Cluster::start().await;
     for client in [cluster.own(), cluster.default_stack()] {
         let api: Api<ConfigMap> = Api::default_namespaced(client);

@@ -60,7 +60,7 @@ async fn calls_are_healed() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_revoked_between_two_pages_loses_none() {
+async fn revocation_between_pages_loses_none() {
     let issuer = Issuer::default();
     let octocrab = octocrab(&issuer).await;
     let first: Page<Issue> = octocrab.get("/issues", None::<&()>).await.unwrap();

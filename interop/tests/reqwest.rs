@@ -6,12 +6,13 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, ReqwestService, Scope, StaticToken, TokenProvider, testing::AuthServer,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider,
+    testing::AuthServer,
 };
 use tower_bearer_interop::{Issuer, one_refresh_heals, one_refresh_heals_api_video, serve};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_can_be_cloned_needs_nothing_more() {
+async fn cloneable_body_needs_no_replay() {
     let server = AuthServer::start().await.unwrap();
     let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
     let service = ServiceBuilder::new()
@@ -56,7 +57,7 @@ async fn a_stream_is_replayed() {
 }
 
 #[tokio::test]
-async fn a_uri_that_reqwest_refuses_is_its_own_typed_error() {
+async fn invalid_uri_keeps_reqwest_error() {
     let service = ReqwestService::new(reqwest::Client::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("abc")));
     for uri in ["/videos", "*", "ftp://127.0.0.1/videos"] {
@@ -71,7 +72,7 @@ async fn a_uri_that_reqwest_refuses_is_its_own_typed_error() {
 
 /// Row 72: reqwest follows redirects by default.
 #[tokio::test]
-async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
+async fn foreign_401_is_no_challenge() {
     let (api, elsewhere) = (Issuer::default(), Issuer::default());
     // No token is good there.
     let hostile = serve(axum::Router::new(), &elsewhere).await;
@@ -80,12 +81,12 @@ async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
     let address = serve(router, &api).await;
     let provider = TokenProvider::new(api.clone());
     let layer = BearerAuthLayer::with_provider(provider.clone())
-        .scope(Scope::origins([format!("http://{address}")]).unwrap());
+        .allowed_origins(AllowedOrigins::origins([format!("http://{address}")]).unwrap());
     let service = layer.layer(ReqwestService::new(reqwest::Client::new()));
     for _ in 0..3 {
         let request = Request::get(format!("http://{address}/away")).body(String::new()).unwrap();
         let answer = service.clone().oneshot(request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
-    assert_eq!(provider.status().flights, 1);
+    assert_eq!(provider.status().refreshes, 1);
 }

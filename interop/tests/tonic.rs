@@ -70,7 +70,7 @@ async fn unary_calls_are_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streaming_calls_are_healed_as_they_begin_and_go_on_through_a_revocation() {
+async fn streams_heal_and_survive_revocation() {
     let issuer = Issuer::default();
     let (address, reporter) = server(&issuer).await;
     let mut client = client(address, &issuer);

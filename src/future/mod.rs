@@ -10,11 +10,11 @@
 //!                        caller (the challenge, unchanged)
 //! ```
 //!
-//! The way that nearly every request goes is here, and short; `detour` has the others, `attempt` what is kept for them.
+//! The way that nearly every request goes is here, and short; `slow_path` has the others, `attempt` what is kept for them.
 
-mod attempt;
-mod detour;
+mod pending_request;
 mod shared;
+mod slow_path;
 
 use std::{
     fmt,
@@ -34,13 +34,13 @@ pub(crate) use self::shared::FinalUri;
 pub(crate) use self::shared::Shared;
 
 use self::{
-    attempt::Attempt,
-    detour::{Detour, End, Step, Unsent},
+    pending_request::PendingRequest,
+    slow_path::{End, SlowPath, Step, Unsent},
 };
 use crate::{
     error::{BoxError, Error},
     provider::Waiting,
-    replay::{Head, Replay},
+    replay::{Replay, RequestHead},
     token::TokenId,
 };
 
@@ -57,7 +57,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, Request<R::Body>, ResBody>,
-        attempt: Attempt<R::Spare>,
+        attempt: PendingRequest<R::Spare>,
         shared: Arc<Shared<S, R>>,
     }
 }
@@ -73,8 +73,8 @@ pin_project! {
             #[pin]
             response: S::Future,
         },
-        Detour {
-            detour: Pin<Box<Detour<S, Req, ResBody>>>,
+        SlowPath {
+            slow_path: Pin<Box<SlowPath<S, Req, ResBody>>>,
         },
     }
 }
@@ -89,12 +89,12 @@ where
     pub(crate) fn sending(
         response: S::Future,
         token: TokenId,
-        kept: Option<(Head, R::Spare)>,
+        kept: Option<(RequestHead, R::Spare)>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
             state: State::Sending { response },
-            attempt: Attempt::new(Some(token), kept),
+            attempt: PendingRequest::new(Some(token), kept),
             shared: Arc::clone(shared),
         }
     }
@@ -103,7 +103,7 @@ where
     pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
         Self {
             state: State::Sending { response },
-            attempt: Attempt::new(None, None),
+            attempt: PendingRequest::new(None, None),
             shared: Arc::clone(shared),
         }
     }
@@ -112,12 +112,12 @@ where
     pub(crate) fn waiting(
         token: Waiting,
         request: Request<R::Body>,
-        kept: Option<(Head, R::Spare)>,
+        kept: Option<(RequestHead, R::Spare)>,
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
-            state: State::detour(Detour::Waiting { token, unsent: Some(Unsent::first(request)) }),
-            attempt: Attempt::new(None, kept),
+            state: State::slow_path(SlowPath::Waiting { token, unsent: Some(Unsent::first(request)) }),
+            attempt: PendingRequest::new(None, kept),
             shared: Arc::clone(shared),
         }
     }
@@ -125,8 +125,8 @@ where
     /// A request that was not sent.
     pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
         Self {
-            state: State::detour(Detour::Failed { error: Some(error) }),
-            attempt: Attempt::new(None, None),
+            state: State::slow_path(SlowPath::Failed { error: Some(error) }),
+            attempt: PendingRequest::new(None, None),
             shared: Arc::clone(shared),
         }
     }
@@ -148,18 +148,18 @@ where
             match this.state.as_mut().project() {
                 StateProj::Sending { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let Some(token) = this.attempt.refused_by(this.shared, &response) else {
+                    let Some(token) = this.attempt.challenged_by(this.shared, &response) else {
                         return Poll::Ready(Ok(response));
                     };
-                    match detour::challenged(this.attempt, token, this.shared, response) {
+                    match slow_path::challenged(this.attempt, token, this.shared, response) {
                         Step::Answer(response) => return Poll::Ready(Ok(response)),
                         // The service that was ready is gone before a retry waits for readiness:
                         // `ConcurrencyLimit(1)` would never get ready otherwise.
-                        Step::Next(detour) => this.state.set(State::detour(detour)),
+                        Step::Next(slow_path) => this.state.set(State::slow_path(slow_path)),
                     }
                 }
-                StateProj::Detour { detour } => {
-                    match ready!(detour.as_mut().poll(this.attempt, this.shared, cx))? {
+                StateProj::SlowPath { slow_path } => {
+                    match ready!(slow_path.as_mut().poll(this.attempt, this.shared, cx))? {
                         End::Answer(response) => return Poll::Ready(Ok(response)),
                         End::Sent(response) => this.state.set(State::Sending { response }),
                     }
@@ -174,8 +174,8 @@ where
     S: Service<Req>,
 {
     #[cold]
-    fn detour(detour: Detour<S, Req, ResBody>) -> Self {
-        Self::Detour { detour: Box::pin(detour) }
+    fn slow_path(slow_path: SlowPath<S, Req, ResBody>) -> Self {
+        Self::SlowPath { slow_path: Box::pin(slow_path) }
     }
 }
 

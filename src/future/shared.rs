@@ -7,14 +7,14 @@ use std::{
 
 use http::{Response, Uri};
 
-use crate::{options::Options, scope};
+use crate::{config::Config, origins};
 
 /// How many origins outside of the scope are told of: where they go may be a stranger's choice.
 const MAX_TOLD: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
 pub(crate) struct Shared<S, R> {
-    pub(crate) options: Options<R>,
+    pub(crate) options: Config<R>,
     /// What a retry's service is cloned from. It is never made ready, so that it holds no permit of a
     /// `ConcurrencyLimit`. The lock is there so that the service need not be `Sync`.
     template: Mutex<S>,
@@ -26,7 +26,7 @@ impl<S, R> Shared<S, R> {
     /// Tells of a request that goes without the token, once for each origin.
     #[cold]
     pub(crate) fn outside(&self, uri: &Uri) {
-        let origin = scope::shown(uri);
+        let origin = origins::shown(uri);
         let mut told = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < MAX_TOLD && !told.contains(&origin) {
             told.insert(origin.clone());
@@ -51,7 +51,7 @@ impl<S, R> Shared<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(service: S, options: Options<R>) -> Self {
+    pub(crate) fn new(service: S, options: Config<R>) -> Self {
         Self { options, template: Mutex::new(service), outside: Mutex::default() }
     }
 

@@ -49,47 +49,47 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, else with the first request
     /// that waits for a token. It ends with the provider's last handle, or by
-    /// [`shutdown`](TokenProvider::shutdown). If its runtime ends while handles live on elsewhere, the next flight starts
+    /// [`shutdown`](TokenProvider::shutdown). If its runtime ends while handles live on elsewhere, the next refresh starts
     /// it anew.
     pub fn keep_fresh(mut self, keep_fresh: bool) -> Self {
         self.settings.keep_fresh = keep_fresh;
         self
     }
 
-    /// Sets how long one whole flight may take, its retries included. Default: 30 s.
+    /// Sets how long one whole refresh may take, its retries included. Default: 30 s.
     ///
     /// No caller waits longer for one. If its runtime is not driven any more, it is abandoned after this time
-    /// ([`TokenProvider`](TokenProvider#flights)).
+    /// ([`TokenProvider`](TokenProvider#refreshes)).
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.settings.refresh_timeout = timeout;
         self
     }
 
-    /// Sets how a transient failure of the source is tried again within a flight. Default: twice, 100 ms to 5 s.
+    /// Sets how a transient failure of the source is tried again within a refresh. Default: twice, 100 ms to 5 s.
     ///
     /// A source's own wish (`Retry-After`) is followed, up to a minute, and the backoff added to it, so that clients that
-    /// were told one date do not all come at it. The backoff goes on from one failed flight to the next.
+    /// were told one date do not all come at it. The backoff goes on from one failed refresh to the next.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = policy;
         self
     }
 
-    /// Sets the pause after a permanent failure, and between two flights that challenges start. Default: 1 s, doubling
+    /// Sets the pause after a permanent failure, and between two refreshes that challenges start. Default: 1 s, doubling
     /// to 60 s.
     ///
     /// During it every caller gets the error of a rejected credential at once, and an API that challenges even the newest
-    /// token starts no further flight.
+    /// token starts no further refresh.
     ///
-    /// After a flight that a challenge started, what the API does with the new token decides how long the pause is:
+    /// After a refresh that a challenge started, what the API does with the new token decides how long the pause is:
     ///
     /// | the new token | the pause |
     /// |---|---|
-    /// | the request that started the flight succeeds with it | none: a further challenge is a further revocation. After ten in a row, one per `min` |
+    /// | the request that started the refresh succeeds with it | none: a further challenge is a further revocation. After ten in a row, one per `min` |
     /// | another challenged request does, the first one has no answer yet | `min` |
     /// | the API accepts it, but no request that was challenged before has succeeded: some endpoint refuses every token | 5 s, or the bound that is nearest to it |
     /// | nothing has succeeded with it | doubles from `min`, or from those 5 s once the API has accepted any token |
     ///
-    /// A success is a 2xx answer to a request that the layer has sent. A flight that fails starts no pause: its backoff spaces
+    /// A success is a 2xx answer to a request that the layer has sent. A refresh that fails starts no pause: its backoff spaces
     /// the attempts ([`retry`](Self::retry)).
     pub fn cool_down(mut self, min: Duration, max: Duration) -> Self {
         self.settings.cool_down = (min, max);

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_while_no_token_is_accepted() {
+    fn pause_doubles_until_acceptance() {
         let (mut pause, mut now) = (pause(), Instant::now());
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             pause.begin(now, 1, true, false);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healed_request_ends_the_pause_or_shortens_it() {
+    fn healing_ends_or_shortens_pause() {
         for (part, seconds) in [(Part::Started, 0), (Part::Joined, 1)] {
             let (mut pause, now) = (pause(), Instant::now());
             pause.begin(now, 2, true, true);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_challenged_again_outweighs_one_that_joined() {
+    fn repeat_challenge_outweighs_joiner() {
         let (mut pause, now) = (pause(), Instant::now());
         pause.begin(now, 2, true, true);
         pause.healed(2, Part::Joined);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_starter_that_waits_a_joiner_is_no_evidence() {
+    fn joiner_needs_waiting_starter() {
         let (mut pause, now) = (pause(), Instant::now());
         pause.begin(now, 2, false, true);
         pause.healed(2, Part::Joined);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_is_within_the_bounds_of_the_cool_down() {
+    fn cool_down_bounds_pause() {
         let now = Instant::now();
         for (min, max, seconds) in [(1, 3, 3), (1, 60, 5), (7, 60, 7)] {
             let mut pause = ChallengePause::new((SECOND * min, SECOND * max));

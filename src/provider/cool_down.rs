@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_doubles_while_failures_follow_each_other_and_forgets_old_ones() {
+    fn doubles_then_forgets_old_failures() {
         let second = Duration::from_secs(1);
         let mut cool_down = CoolDown::new(second, second * 60);
         let mut now = Instant::now();

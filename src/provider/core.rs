@@ -19,9 +19,9 @@ use tokio::{
 
 use super::{
     challenge_pause::Part,
-    flight::Flight,
     keeper::{InCharge, Keeper},
     landing::{Landing, Waiter},
+    refresh::Flight,
     settings::Settings,
     shared_state::{Decision, SharedState, TakeOff},
     state::{Abandoned, Ended, Fetched, Landed, Need, Outcome, State, Verdict},
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     error::{Error, SourceError},
     observability::{self, Reporter},
-    scope::Scope,
+    origins::AllowedOrigins,
     source::DynTokenSource,
     token::{self, Token, TokenId},
 };
@@ -113,7 +113,7 @@ pub(super) struct Core {
     pub(super) settings: Settings,
     pub(super) reporter: Reporter,
     /// Which origins the source's tokens are meant for.
-    pub(super) scope: Scope,
+    pub(super) scope: AllowedOrigins,
     /// `SystemTime::now`, which tests replace.
     wall_clock: fn() -> SystemTime,
 }
@@ -132,7 +132,7 @@ impl Core {
             shared: SharedState::new(&settings),
             changes: watch::Sender::new(false),
             keeping: Mutex::default(),
-            scope: source.scope(),
+            scope: source.allowed_origins(),
             source,
             reporter: Reporter::new(&settings.name),
             settings,
@@ -198,15 +198,15 @@ impl Core {
             let previous_generation = previous.as_ref().map(|token| token.id().generation);
             let flying = Ended { number, reason, revision, previous: previous_generation };
             // Before any foreign code runs: should it panic, the drop of this ends the refresh.
-            let flight = Flight::new(Arc::clone(self), landing, flying, urgent, now);
+            let refresh = Flight::new(Arc::clone(self), landing, flying, urgent, now);
             self.changed();
-            let span = self.reporter.flight(number, reason.name(), previous.as_ref());
+            let span = self.reporter.refresh(number, reason.name(), previous.as_ref());
             let its_own = span.clone();
             let _dropped_unlocked = self.shared.with(|state| state.set_span(number, its_own));
             if let Some(runtime) = flown {
-                self.end_at_its_deadline(&runtime, &waiter, number, flight.deadline());
-                // Not under the lock: a runtime that is shutting down drops the flight at once, which lands it.
-                runtime.spawn(observability::within(span, flight.fly(previous)));
+                self.end_at_its_deadline(&runtime, &waiter, number, refresh.deadline());
+                // Not under the lock: a runtime that is shutting down drops the refresh at once, which lands it.
+                runtime.spawn(observability::within(span, refresh.fly(previous)));
             }
             return waiting;
         }
@@ -260,7 +260,7 @@ impl Core {
         landing.land(Err(error));
     }
 
-    /// What was decided without a flight.
+    /// What was decided without a refresh.
     fn settled(self: &Arc<Self>, verdict: Verdict<Landing>) -> Waiting {
         let outcome = match verdict {
             Verdict::Join(landing, number, runtime) => {
@@ -289,7 +289,7 @@ impl Core {
         Waiting(For::Decided(Some(outcome)))
     }
 
-    /// Ends a flight; whoever waits for a change is told.
+    /// Ends a refresh; whoever waits for a change is told.
     pub(super) fn land(&self, outcome: Result<Fetched, Error>, ended: Ended) -> Landed {
         let landed = self.shared.land(outcome, ended, Instant::now(), (self.wall_clock)());
         self.changed();
@@ -340,7 +340,7 @@ impl Core {
         timeout_at(at, changes.wait_for(|shut_down| *shut_down)).await.is_ok()
     }
 
-    /// Drops the current token; its refresh token is kept for the next flight.
+    /// Drops the current token; its refresh token is kept for the next refresh.
     pub(super) fn invalidate(&self) {
         if let Some(token) = self.shared.invalidate() {
             self.changed();
@@ -356,7 +356,7 @@ impl Core {
         }
     }
 
-    /// No flight starts from now on, none waits for its next attempt, and the background task ends.
+    /// No refresh starts from now on, none waits for its next attempt, and the background task ends.
     pub(super) fn shut_down(&self) {
         if self.shared.with(State::shut_down) {
             self.changes.send_replace(true);
@@ -364,9 +364,9 @@ impl Core {
         }
     }
 
-    /// Waits until no flight is under way, and the background task has ended.
+    /// Waits until no refresh is under way, and the background task has ended.
     ///
-    /// No longer than a flight takes: the runtime of either may be one that nobody drives any more.
+    /// No longer than a refresh takes: the runtime of either may be one that nobody drives any more.
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {

@@ -111,14 +111,16 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::{error::SourceError, provider::settings::Settings, source::TokenSource, token::Token};
+    use crate::{
+        TokenSource, error::SourceError, provider::settings::Settings, source::TokenRequest, token::Token,
+    };
 
     const HOUR: Duration = Duration::from_secs(3600);
 
     struct Hourly;
 
     impl TokenSource for Hourly {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             Ok(Token::builder("abc").expires_in(HOUR).build()?)
         }
     }
@@ -133,7 +135,7 @@ mod tests {
 
     /// Row 17.
     #[tokio::test(start_paused = true)]
-    async fn the_wall_clock_shortens_a_life_and_never_lengthens_it() {
+    async fn wall_clock_only_shortens_life() {
         let settings = Settings { keep_fresh: true, ..Settings::default() };
         let core = Arc::new(Core::with_wall_clock(Box::new(Hourly), settings, || WALL.get()));
         core.keep();
@@ -156,7 +158,7 @@ mod tests {
         // One that outlasts the token: another, without a request.
         WALL.set(SystemTime::UNIX_EPOCH + 10 * HOUR);
         sleep(Duration::from_secs(61)).await;
-        assert_eq!(core.status().flights, 2);
+        assert_eq!(core.status().refreshes, 2);
         assert!(remaining(&core) > HOUR - Duration::from_secs(62));
     }
 }

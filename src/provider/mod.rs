@@ -1,6 +1,6 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `flight` is the task that
+//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `refresh` is the task that
 //! asks the source, `landing` what callers wait for, `keeper` the background task; `challenge_pause` weighs the evidence for
 //! a token; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
 
@@ -9,9 +9,9 @@ mod challenge_pause;
 mod cool_down;
 mod core;
 mod current;
-mod flight;
 mod keeper;
 mod landing;
+mod refresh;
 mod refresh_ahead;
 mod settings;
 mod shared_state;
@@ -40,7 +40,7 @@ use crate::store::{NoSource, Role, TokenStore};
 use crate::{
     error::Error,
     observability::Reporter,
-    scope::Scope,
+    origins::AllowedOrigins,
     source::{DynTokenSource, TokenSource},
     token::{Token, TokenId},
 };
@@ -52,12 +52,12 @@ use crate::{
 ///
 /// ```
 /// # async fn run() -> Result<(), tower_bearer::Error> {
-/// use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+/// use tower_bearer::{SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 ///
 /// struct Vault;
 ///
 /// impl TokenSource for Vault {
-///     async fn fetch(&self, _previous: Option<&Token>) -> Result<Token, SourceError> {
+///     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
 ///         Ok(Token::builder("eyJ0eXAi").build()?)
 ///     }
 /// }
@@ -71,17 +71,17 @@ use crate::{
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
 /// ```
 ///
-/// # Flights
+/// # Refreshes
 ///
-/// Obtaining a token is called a flight. There is at most one at a time, in a task of its own on the tokio runtime of
+/// Obtaining a token is called a refresh. There is at most one at a time, in a task of its own on the tokio runtime of
 /// the caller that started it, so that no caller's end can lose a refresh token that is being spent. Everyone who waits
-/// gets its one outcome. If the flight panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
-/// next caller starts another. Where processes share a [store](TokenProviderBuilder#method.store), a flight asks that
+/// gets its one outcome. If the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
+/// next caller starts another. Where processes share a [store](TokenProviderBuilder#method.store), a refresh asks that
 /// first.
 ///
 /// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its tasks.
-/// A caller on another runtime waits for a flight on it at most for the
-/// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the flight is abandoned: its waiters get
+/// A caller on another runtime waits for a refresh on it at most for the
+/// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the refresh is abandoned: its waiters get
 /// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
 /// abandoned one ends later, its token is used, unless the source was asked for the current one after it. A caller outside of
 /// any tokio runtime has no such bound.
@@ -89,7 +89,7 @@ use crate::{
 /// # When a token is renewed
 ///
 /// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **ageing**: it is
-/// still used, and the first request starts a flight that nobody waits for. Only when there is no token, or it has
+/// still used, and the first request starts a refresh that nobody waits for. Only when there is no token, or it has
 /// **expired**, do callers wait. A token without a lifetime is used until the API refuses it. A provider that is to
 /// [keep fresh](TokenProviderBuilder::keep_fresh) does all this while nobody asks, too.
 ///
@@ -102,19 +102,19 @@ use crate::{
 ///
 /// It takes no token away: whoever asks gets the current token as long as it lives. A transient failure is tried again, by
 /// the [backoff](TokenProviderBuilder::retry); a permanent one is told to all who wait, and again, without asking the
-/// source, until its [cool-down](TokenProviderBuilder::cool_down) is over. Then one flight tries whether it still holds.
+/// source, until its [cool-down](TokenProviderBuilder::cool_down) is over. Then one refresh tries whether it still holds.
 ///
 /// # The end
 ///
 /// When the last handle is dropped, layers and services that were made of it included, the background task ends, and so
-/// does a flight that waits for its next attempt. An exchange with the source that is under way is brought to its end.
+/// does a refresh that waits for its next attempt. An exchange with the source that is under way is brought to its end.
 /// [`shutdown`](Self::shutdown) does the same, and waits for it.
 #[derive(Clone)]
 pub struct TokenProvider {
     handle: Arc<Handle>,
 }
 
-/// What all handles share; dropped with the last of them, while flights may still hold the core.
+/// What all handles share; dropped with the last of them, while refreshes may still hold the core.
 struct Handle {
     core: Arc<Core>,
 }
@@ -138,7 +138,7 @@ impl TokenProvider {
 
     /// Starts a provider that has no credential: it uses what the others that share `store` publish ([`Role::Reader`]).
     ///
-    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope). By
+    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins). By
     /// default the token goes to every `https` origin, and to loopback.
     ///
     /// [`Role::Reader`]: crate::Role::Reader
@@ -163,12 +163,12 @@ impl TokenProvider {
     ///
     /// # Errors
     ///
-    /// [`Error`] with the reason why the flight gave none. During the cool-down after a permanent failure this comes at
+    /// [`Error`] with the reason why the refresh gave none. During the cool-down after a permanent failure this comes at
     /// once. Outside of a tokio runtime, [`Error::NoRuntime`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the flight to go on: its token is there for the next caller.
+    /// Dropping the future leaves the refresh to go on: its token is there for the next caller.
     pub async fn token(&self) -> Result<Token, Error> {
         match self.core().usable() {
             Some(token) => Ok(token),
@@ -183,8 +183,8 @@ impl TokenProvider {
 
     /// A token other than `refused`, which the API has just refused.
     ///
-    /// If the provider has another already, that is the answer; else this joins the flight under way, or starts one.
-    /// If a challenge has started a flight only just now, the answer is `refused` itself: the API challenges even the newest
+    /// If the provider has another already, that is the answer; else this joins the refresh under way, or starts one.
+    /// If a challenge has started a refresh only just now, the answer is `refused` itself: the API challenges even the newest
     /// token, and the source is left alone until the pause ([`TokenProviderBuilder::cool_down`]) is over.
     ///
     /// # Errors
@@ -200,7 +200,7 @@ impl TokenProvider {
 
     /// Waits for the first token, for a start-up check: the token, or the reason why there is none.
     ///
-    /// Unlike [`token`](Self::token), which a failed flight ends, this goes on through transient failures until the
+    /// Unlike [`token`](Self::token), which a failed refresh ends, this goes on through transient failures until the
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that it does not matter whether this program or
     /// the auth endpoint is up first. A permanent failure is told at once.
     ///
@@ -229,13 +229,13 @@ impl TokenProvider {
     /// Drops the current token, because it is known to be of no use any more: the next caller waits for another.
     ///
     /// For an API's refusal there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is kept
-    /// for the next flight. A flight that is under way is not touched, and its token will be used.
+    /// for the next refresh. A refresh that is under way is not touched, and its token will be used.
     pub fn invalidate(&self) {
         self.core().invalidate();
     }
 
-    /// Ends the provider in good order: no flight starts any more, the background task ends, and a flight that is under
-    /// way is waited for, so that its refresh token is not lost. A flight that waits for its next attempt ends at once.
+    /// Ends the provider in good order: no refresh starts any more, the background task ends, and a refresh that is under
+    /// way is waited for, so that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
     ///
     /// The current token is still given as long as it lives; after that, [`Error::ShutDown`]. This takes as long as the
     /// source's exchange that is under way, and at most the
@@ -258,10 +258,10 @@ impl TokenProvider {
     ///
     /// ```
     /// # async fn run() -> Result<(), tower_bearer::Error> {
-    /// # use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+    /// # use tower_bearer::{SourceError, Token, TokenProvider, TokenRequest, TokenSource};
     /// # struct Vault;
     /// # impl TokenSource for Vault {
-    /// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
+    /// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
     /// # }
     /// let provider = TokenProvider::new(Vault);
     /// let mut changes = provider.subscribe();
@@ -287,7 +287,7 @@ impl TokenProvider {
     }
 
     /// Which origins the source's tokens are meant for.
-    pub(crate) fn scope(&self) -> &Scope {
+    pub(crate) fn allowed_origins(&self) -> &AllowedOrigins {
         &self.core().scope
     }
 

@@ -98,7 +98,7 @@ impl RefreshAhead {
     }
 
     /// When a token that lives for `life` from `now` on begins to age, if the source `took` so long for it.
-    pub(super) fn ageing_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
+    pub(super) fn refresh_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
         let half = life / 2;
         let ahead = life.mul_f64(self.share).max(self.least.min(half)).min(self.most);
         let spread = 1.0 + self.jitter * (2.0 * HasherRng::new().next_f64() - 1.0);
@@ -128,7 +128,7 @@ mod tests {
     fn ahead_if_it_took(options: RefreshAhead, life: Duration, took: Duration) -> (f64, f64) {
         let now = Instant::now();
         let ahead =
-            || (now + life).saturating_duration_since(options.ageing_at(now, life, took)).as_secs_f64();
+            || (now + life).saturating_duration_since(options.refresh_at(now, life, took)).as_secs_f64();
         (0..1000)
             .map(|_| ahead())
             .fold((f64::MAX, 0.0), |(least, most), ahead| (ahead.min(least), ahead.max(most)))
@@ -142,7 +142,7 @@ mod tests {
 
     /// Row 16.
     #[test]
-    fn a_token_ages_in_the_last_tenth_of_its_life_give_or_take_a_tenth_however_short_it_is() {
+    fn token_is_expiring_in_last_tenth() {
         for life in [3600, 60, 2, 1] {
             let tenth = f64::from(life) / 10.0;
             assert_near(ahead(RefreshAhead::new(), SECOND * life), tenth * 0.9, tenth * 1.1);
@@ -151,7 +151,7 @@ mod tests {
 
     /// Row 16.
     #[test]
-    fn the_least_time_shrinks_with_the_life_and_the_most_bounds_it() {
+    fn max_caps_and_short_life_shrinks_min() {
         let exact = RefreshAhead::new().jitter(0.0).unwrap();
         let options = exact.between(SECOND * 60, SECOND * 100).unwrap();
         for (life, expected) in [(3600, 100), (800, 80), (300, 60), (100, 50), (2, 1)] {
@@ -173,7 +173,7 @@ mod tests {
 
     /// Row 14.
     #[test]
-    fn an_absurd_life_or_bound_does_not_overflow() {
+    fn huge_life_or_bound_does_not_overflow() {
         let century = SECOND * (100 * 365 * 24 * 3600);
         for options in
             [RefreshAhead::new(), RefreshAhead::new().between(Duration::MAX, Duration::MAX).unwrap()]
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn options_out_of_range_are_refused() {
+    fn out_of_range_options_are_errors() {
         for share in [-0.1, 0.91, f64::NAN, f64::INFINITY] {
             assert!(RefreshAhead::new().share(share).is_err(), "{share}");
         }

@@ -1,4 +1,4 @@
-//! [`Settings`]: what the builder sets, and every flight follows.
+//! [`Settings`]: what the builder sets, and every refresh follows.
 
 #[cfg(feature = "store")]
 use std::fmt;

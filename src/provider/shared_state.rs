@@ -18,10 +18,11 @@ use tokio::{runtime, time::Instant};
 
 use super::{
     settings::Settings,
-    state::{Ended, Fetched, Landed, Need, Reason, State, Urgent, Verdict},
+    state::{Ended, Fetched, Landed, Need, State, Verdict},
 };
 use crate::{
     error::Error,
+    source::{CurrentReason, RefreshReason as Reason},
     token::{self, Token},
 };
 
@@ -37,7 +38,7 @@ pub(super) trait Lock<T> {
     fn with<R>(&self, change: impl FnOnce(&mut T) -> R) -> R;
 }
 
-/// `L` is what those who wait for a flight hold.
+/// `L` is what those who wait for a refresh hold.
 pub(super) struct SharedState<L, S = ArcSwapOption<token::Inner>, M = Mutex<State<L>>> {
     current: S,
     /// The generation of the newest token that the API has accepted; 0 for none. Read for every answer, and written for the
@@ -50,19 +51,19 @@ pub(super) struct SharedState<L, S = ArcSwapOption<token::Inner>, M = Mutex<Stat
 /// What a need comes to.
 pub(super) enum Decision<L> {
     Settled(Verdict<L>),
-    /// A flight has to start, and nothing can carry it.
+    /// A refresh has to start, and nothing can carry it.
     Grounded,
-    /// A flight starts.
+    /// A refresh starts.
     Fly(TakeOff<L>),
 }
 
-/// What a flight starts with.
+/// What a refresh starts with.
 pub(super) struct TakeOff<L> {
     pub(super) number: u64,
     pub(super) reason: Reason,
     /// The token that it is to renew.
     pub(super) previous: Option<Token>,
-    pub(super) urgent: Urgent,
+    pub(super) urgent: CurrentReason,
     pub(super) landing: L,
 }
 
@@ -103,7 +104,7 @@ where
         self.current.load()
     }
 
-    /// What `need` comes to. If it is a flight, it is under way from here on, with `landing` for those who join it, on the
+    /// What `need` comes to. If it is a refresh, it is under way from here on, with `landing` for those who join it, on the
     /// runtime that is named with it; without one, it is grounded.
     pub(super) fn decide(
         &self,
@@ -113,7 +114,7 @@ where
         landing: impl FnOnce() -> Option<(L, Option<runtime::Id>)>,
     ) -> Decision<L> {
         self.state.with(|state| {
-            // Read under the lock, which every publication holds: a flight that has just landed is not flown again.
+            // Read under the lock, which every publication holds: a refresh that has just landed is not flown again.
             let reason = match state.decide(need, self.published(), self.accepted(), now, revision) {
                 ControlFlow::Continue(reason) => reason,
                 ControlFlow::Break(verdict) => return Decision::Settled(verdict),
@@ -124,7 +125,7 @@ where
         })
     }
 
-    /// Ends a flight: publishes its token, or notes its failure, which never takes a token away.
+    /// Ends a refresh: publishes its token, or notes its failure, which never takes a token away.
     pub(super) fn land(
         &self,
         outcome: Result<Fetched, Error>,
@@ -135,7 +136,7 @@ where
         let (landed, _dropped_unlocked) = self.state.with(|state| {
             let (landed, refresh) = state.land(outcome, ended, self.accepted(), now, wall);
             if let Landed::Published { token, same, .. } = &landed {
-                if *same && ended.reason == Reason::Refused {
+                if *same && ended.reason == Reason::Challenged {
                     // What was accepted before the challenge says nothing of the token since.
                     self.accepted.store(0, Ordering::Relaxed);
                 }
@@ -258,12 +259,12 @@ mod tests {
         }
     }
 
-    /// A provider without a runtime: whoever has a flight start flies it.
+    /// A provider without a runtime: whoever has a refresh start flies it.
     struct Provider {
         shared: SharedState<Landing, Mutex<Option<Token>>, StateLock>,
         now: Instant,
         fetches: std::sync::atomic::AtomicU64,
-        /// The first so many flights are interrupted.
+        /// The first so many refreshes are interrupted.
         interrupted: u64,
     }
 
@@ -346,7 +347,7 @@ mod tests {
 
     /// Rows 1 and 9.
     #[test]
-    fn three_callers_without_a_token_cost_one_fetch_and_all_are_woken() {
+    fn three_callers_cost_one_fetch() {
         explore(
             || Provider::new(0),
             |provider, _| assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1),
@@ -356,7 +357,7 @@ mod tests {
 
     /// Rows 5, 6 and 9.
     #[test]
-    fn three_challenges_to_one_token_cost_one_fetch_and_none_gets_it_back() {
+    fn three_challenges_cost_one_fetch() {
         explore(
             Provider::with_token,
             |provider, number| {
@@ -377,7 +378,7 @@ mod tests {
 
     /// Rows 4, 9 and 10.
     #[test]
-    fn an_interrupted_flight_leaves_nobody_waiting_and_the_next_caller_starts_anew() {
+    fn interrupted_refresh_wakes_all_waiters() {
         explore(
             || Provider::new(1),
             |provider, _| {
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_invalidated_is_fetched_again_once_and_no_flight_is_lost() {
+    fn invalidation_costs_one_fetch() {
         explore(
             Provider::with_token,
             |provider, number| {

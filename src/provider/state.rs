@@ -1,14 +1,11 @@
-//! [`State`]: what is decided about flights, and what their ends change.
+//! [`State`]: what is decided about refreshes, and what their ends change.
 //!
 //! Every decision is a function of what is passed in, made under the one lock of
 //! [`SharedState`](super::shared_state::SharedState); no source, subscriber or waker runs in here.
 
 use std::{
     ops::ControlFlow::{self, Break, Continue},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -25,13 +22,14 @@ use crate::{
     error::{Error, SourceError},
     observability::Span,
     retry::{Backoff, RetryPolicy},
+    source::{CurrentReason, RefreshReason as Reason},
     token::{LEAST_LIFE, Token, TokenId},
 };
 
 /// The longest that a source's own wish to be left alone is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How long the source is left alone after a flight that was interrupted or timed out, of which no backoff was taken.
+/// How long the source is left alone after a refresh that was interrupted or timed out, of which no backoff was taken.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
 /// A token that arrives with less than [`LEAST_LIFE`] left is used until this long after its end, since it would otherwise
@@ -44,10 +42,10 @@ const REVISION_TICK: Duration = Duration::from_secs(1);
 /// Two clocks drift apart by this much without meaning anything.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
-/// What a flight ends with; everyone who waits for it gets a clone.
+/// What a refresh ends with; everyone who waits for it gets a clone.
 pub(super) type Outcome = Result<Token, Error>;
 
-/// `L` is what those who wait for a flight hold.
+/// `L` is what those who wait for a refresh hold.
 pub(super) struct State<L> {
     provider: u32,
     refresh_ahead: RefreshAhead,
@@ -57,7 +55,7 @@ pub(super) struct State<L> {
     in_progress: Option<InProgress<L>>,
     shut_down: bool,
     generation: u32,
-    /// The token published last, whatever has become of it: its refresh token is the next flight's to spend.
+    /// The token published last, whatever has become of it: its refresh token is the next refresh's to spend.
     previous: Option<Token>,
     /// When that was, by both clocks.
     published_at: Option<(Instant, SystemTime)>,
@@ -72,7 +70,7 @@ pub(super) struct State<L> {
     permanent_error: Option<(Error, u64)>,
     /// After a refresh that a challenge started: until when no other challenge starts one.
     challenged: ChallengePause,
-    /// Goes on from flight to flight until one brings a token that is of use.
+    /// Goes on from refresh to refresh until one brings a token that is of use.
     backoff: Backoff,
     /// The source is not asked before this.
     not_before: Option<Instant>,
@@ -86,7 +84,7 @@ pub(super) struct InProgress<L> {
     deadline: Instant,
     /// The failure of its newest attempt.
     failure: Option<Error>,
-    urgent: Urgent,
+    urgent: CurrentReason,
     reason: Reason,
     span: Option<Span>,
     /// Whether the request that started it waits to be sent again.
@@ -105,11 +103,6 @@ pub(super) struct Abandoned<L> {
     pub(super) reason: Reason,
     pub(super) span: Option<Span>,
 }
-
-/// Whether somebody needs the token of a refresh now: the current one has expired, or was challenged.
-///
-/// Set by the first such caller, also while the refresh is under way.
-pub(crate) type Urgent = Arc<AtomicBool>;
 
 /// A challenge to a token, and what its request did before.
 #[derive(Clone, Copy, Debug)]
@@ -132,32 +125,7 @@ pub(super) enum Need {
     Ahead,
 }
 
-/// Why a flight starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// There is no token.
-    Missing,
-    /// The current token has expired.
-    Expired,
-    /// The current token is about to expire.
-    Ageing,
-    /// The API has refused the current token.
-    Refused,
-}
-
-impl Reason {
-    /// As events and metrics show it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Expired => "expired",
-            Self::Ageing => "ageing",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// What a need comes to without a flight of its own.
+/// What a need comes to without a refresh of its own.
 pub(super) enum Verdict<L> {
     /// This token will do.
     Use(Token),
@@ -167,11 +135,11 @@ pub(super) enum Verdict<L> {
     Join(L, u64, Option<runtime::Id>),
     /// The refresh under way, of this number, has not ended by its deadline: it is to be abandoned.
     Overdue(u64),
-    /// There will be no flight, since challenges have caused one only just now: the API refuses even the newest token.
+    /// There will be no refresh, since challenges have caused one only just now: the API refuses even the newest token.
     LeaveAlone(Token),
-    /// Nobody waits, so the next flight need not come before the backoff's end.
+    /// Nobody waits, so the next refresh need not come before the backoff's end.
     Postpone(Token),
-    /// The failure of the flight before holds, without another.
+    /// The failure of the refresh before holds, without another.
     Tell(Error),
 }
 
@@ -193,7 +161,7 @@ pub(super) struct Ended {
     pub(super) previous: Option<u32>,
 }
 
-/// What a flight's end has changed.
+/// What a refresh's end has changed.
 pub(super) enum Landed {
     Published {
         token: Token,
@@ -204,7 +172,7 @@ pub(super) enum Landed {
     },
     Failed {
         error: Error,
-        /// How long callers are told so without another flight.
+        /// How long callers are told so without another refresh.
         cool_down: Option<Duration>,
     },
     /// The refresh was abandoned, and its outcome is not used.
@@ -237,7 +205,7 @@ impl<L: Clone> State<L> {
         }
     }
 
-    /// What `need` comes to while `current` is the current token, which may have expired: why a flight has to start, or
+    /// What `need` comes to while `current` is the current token, which may have expired: why a refresh has to start, or
     /// what is the case without one. The newest token that the API has accepted is of the generation `accepted`.
     pub(super) fn decide(
         &mut self,
@@ -266,9 +234,12 @@ impl<L: Clone> State<L> {
             if now > refresh.deadline {
                 return Break(Verdict::Overdue(refresh.number));
             }
-            if !matches!(need, Need::Ahead) {
-                refresh.urgent.store(true, Ordering::Relaxed);
-            }
+            let reason = match need {
+                Need::Ahead => Reason::Expiring,
+                Need::OtherThan(_) => Reason::Challenged,
+                Need::Any => without,
+            };
+            refresh.urgent.raise(reason);
             return Break(Verdict::Join(refresh.landing.clone(), refresh.number, refresh.runtime));
         }
         if self.shut_down {
@@ -284,11 +255,11 @@ impl<L: Clone> State<L> {
             {
                 Break(Verdict::LeaveAlone(token))
             }
-            (Need::OtherThan(_), Some(_)) => Continue(Reason::Refused),
+            (Need::OtherThan(_), Some(_)) => Continue(Reason::Challenged),
             (Need::Ahead, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
                 Break(Verdict::Postpone(token))
             }
-            (_, Some(_)) => Continue(Reason::Ageing),
+            (_, Some(_)) => Continue(Reason::Expiring),
             (_, None) => Continue(without),
         }
     }
@@ -302,15 +273,15 @@ impl<L: Clone> State<L> {
         landing: L,
         runtime: Option<runtime::Id>,
         now: Instant,
-    ) -> (u64, Option<Token>, Urgent) {
+    ) -> (u64, Option<Token>, CurrentReason) {
         self.started += 1;
-        let urgent = Urgent::new(AtomicBool::new(!matches!(need, Need::Ahead)));
+        let urgent = CurrentReason::new(if matches!(need, Need::Ahead) { Reason::Expiring } else { reason });
         self.in_progress = Some(InProgress {
             landing,
             number: self.started,
             deadline: now + self.refresh_timeout,
             failure: None,
-            urgent: Arc::clone(&urgent),
+            urgent: urgent.clone(),
             reason,
             span: None,
             starter_waits: matches!(need, Need::OtherThan(Challenged { waits: true, .. })),
@@ -424,7 +395,7 @@ impl<L: Clone> State<L> {
             }
             Ok(fetched) => {
                 let published = self.publish(fetched, now, wall);
-                if let (Landed::Published { token, .. }, Reason::Refused) = (&published, ended.reason) {
+                if let (Landed::Published { token, .. }, Reason::Challenged) = (&published, ended.reason) {
                     let had_accepted = ended.previous.is_some_and(|previous| previous == accepted);
                     self.challenged.begin(now, token.id().generation, starter_waits, had_accepted);
                 }
@@ -448,10 +419,10 @@ impl<L: Clone> State<L> {
         let grace = if postponed.is_some() { GRACE } else { Duration::ZERO };
         let expires_at = token.expires_at().and_then(|at| at.checked_add(grace));
         let took = now.saturating_duration_since(asked_at);
-        let ageing_at =
-            expires_at.map(|at| self.refresh_ahead.ageing_at(now, at.saturating_duration_since(now), took));
+        let refresh_at =
+            expires_at.map(|at| self.refresh_ahead.refresh_at(now, at.saturating_duration_since(now), took));
         let id = TokenId { provider: self.provider, generation: self.generation };
-        let token = token.published(id, expires_at, ageing_at);
+        let token = token.published(id, expires_at, refresh_at);
 
         self.previous = Some(token.clone());
         self.published_at = Some((now, wall));
@@ -479,7 +450,7 @@ impl<L: Clone> State<L> {
         Landed::Failed { error, cool_down }
     }
 
-    /// The permanent failure that callers are told without a flight, while its cool-down lasts.
+    /// The permanent failure that callers are told without a refresh, while its cool-down lasts.
     ///
     /// A new credential ends the cool-down: the failure was another's.
     fn permanent_error(&mut self, now: Instant, revision: u64) -> Option<Error> {
@@ -529,7 +500,7 @@ impl<L: Clone> State<L> {
             return self.permanent.until().min(now.checked_add(REVISION_TICK));
         }
         match current {
-            Some(token) if token.0.is_fresh(now) => token.ageing_at(),
+            Some(token) if token.0.is_fresh(now) => token.refresh_at(),
             _ => self.not_before.max(now.checked_add(AFTER_INTERRUPTION)),
         }
     }
@@ -539,7 +510,7 @@ impl<L: Clone> State<L> {
             None => Freshness::Missing,
             Some(token) if token.0.is_expired(now) => Freshness::Expired,
             Some(token) if token.0.is_fresh(now) => Freshness::Fresh,
-            Some(_) => Freshness::Ageing,
+            Some(_) => Freshness::Expiring,
         };
         let left_alone = self.not_before.max(self.permanent.until());
         Status {
@@ -548,8 +519,8 @@ impl<L: Clone> State<L> {
             remaining: current.and_then(Token::remaining),
             refreshing: self.in_progress.is_some(),
             retry_in: left_alone.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
-            flights: self.started,
-            failed_flights: self.failed,
+            refreshes: self.started,
+            failed_refreshes: self.failed,
             last_error: self.last_error.clone(),
             shut_down: self.shut_down,
         }

@@ -17,14 +17,14 @@ pub struct Status {
     pub freshness: Freshness,
     /// How long the current token still lives: zero when it has expired, `None` when there is none or it has no end.
     pub remaining: Option<Duration>,
-    /// Whether a flight is under way.
+    /// Whether a refresh is under way.
     pub refreshing: bool,
     /// How long the source is still left alone after a failure; `None` when it is not.
     pub retry_in: Option<Duration>,
-    /// How many flights have been started.
-    pub flights: u64,
-    /// How many flights have failed.
-    pub failed_flights: u64,
+    /// How many refreshes have been started.
+    pub refreshes: u64,
+    /// How many refreshes have failed.
+    pub failed_refreshes: u64,
     /// Why the newest attempt failed; `None` since the last one that succeeded.
     pub last_error: Option<Error>,
     /// Whether the provider was shut down.
@@ -40,7 +40,7 @@ pub enum Freshness {
     /// It is used as it is.
     Fresh,
     /// It is used, and renewed behind the callers' backs.
-    Ageing,
+    Expiring,
     /// It is not used any more: callers wait for another.
     Expired,
 }
@@ -62,10 +62,10 @@ impl StatusChanges {
 
     /// Waits for the next change, and tells the status then. Changes that follow each other closely are told as one.
     ///
-    /// A change is: a flight that starts, fails an attempt, or ends; a token invalidated or shortened; the provider shut
+    /// A change is: a refresh that starts, fails an attempt, or ends; a token invalidated or shortened; the provider shut
     /// down. That a token has begun to age, or has expired, is none by itself.
     ///
-    /// `None` when there will be none any more: the provider was shut down, or its last handle dropped, and a flight that
+    /// `None` when there will be none any more: the provider was shut down, or its last handle dropped, and a refresh that
     /// was under way has ended.
     ///
     /// # Cancel safety

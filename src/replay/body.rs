@@ -18,7 +18,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::head::FlatHeaders;
+use super::request_head::FlatHeaders;
 use crate::error::BoxError;
 
 pin_project! {

@@ -18,10 +18,10 @@
 //! trailers.
 
 mod body;
-mod head;
+mod request_head;
 mod strategies;
 
-pub(crate) use self::head::Head;
+pub(crate) use self::request_head::RequestHead;
 use http::Request;
 use tower_service::Service;
 

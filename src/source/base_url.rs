@@ -4,7 +4,7 @@ use http::{Uri, uri::Scheme};
 
 use crate::{
     error::SourceError,
-    scope::{Scope, is_loopback},
+    origins::{AllowedOrigins, is_loopback},
 };
 
 #[derive(Clone)]
@@ -30,8 +30,8 @@ impl BaseUrl {
     }
 
     /// Its origin, and no other.
-    pub(super) fn scope(&self) -> Scope {
-        Scope::origin_of(&self.url)
+    pub(super) fn allowed_origins(&self) -> AllowedOrigins {
+        AllowedOrigins::origin_of(&self.url)
     }
 
     /// The URL with `path` added. It has no secret in it, and may be shown.
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_that_cannot_serve_is_an_error_that_says_what_to_do() {
+    fn unusable_base_url_error_has_hint() {
         for (base_url, hint) in [
             ("/auth", "no host"),
             ("ws.api.video:443", "no scheme"),

@@ -234,7 +234,7 @@ mod tests {
 
     /// Row 68.
     #[tokio::test(start_paused = true)]
-    async fn a_request_whose_body_no_connection_took_was_not_sent() {
+    async fn untaken_body_counts_as_not_sent() {
         for takes_body in [false, true] {
             let sent = Sent::default();
             let endpoint = Endpoint::reporting(silent(takes_body));

@@ -10,38 +10,43 @@ mod base_url;
 mod client;
 #[cfg(feature = "api-video")]
 mod endpoint;
+mod request;
 #[cfg(feature = "api-video")]
 mod retry_after;
+mod source_fn;
 mod static_token;
 mod token_file;
 #[cfg(feature = "api-video")]
 mod token_response;
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 #[cfg(feature = "api-video")]
 pub use self::api_video::ApiVideo;
 #[cfg(feature = "api-video")]
 pub(crate) use self::api_video::failure;
-pub use self::{static_token::StaticToken, token_file::TokenFile};
+pub(crate) use self::request::CurrentReason;
+pub use self::{
+    request::{RefreshReason, TokenRequest},
+    source_fn::{SourceFn, source_fn},
+    static_token::StaticToken,
+    token_file::TokenFile,
+};
 
-use crate::{error::SourceError, scope::Scope, token::Token};
+use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 
-/// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens: what you implement for another token service.
+/// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens. Implement it for another token service; for one that needs
+/// no state, [`source_fn`] is shorter.
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_bearer::{SourceError, Token, TokenSource};
+/// use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
 ///
 /// /// Asks the agent that runs beside this process.
 /// struct Agent;
 ///
 /// impl TokenSource for Agent {
-///     async fn fetch(&self, _previous: Option<&Token>) -> Result<Token, SourceError> {
+///     async fn fetch(&self, _request: &TokenRequest<'_>) -> Result<Token, SourceError> {
 ///         let text = std::fs::read_to_string("/run/agent/token")
 ///             .map_err(|error| SourceError::unavailable("the agent has no token yet").with_cause(error))?;
 ///         Ok(Token::builder(text.trim()).expires_in(Duration::from_secs(300)).build()?)
@@ -51,27 +56,30 @@ use crate::{error::SourceError, scope::Scope, token::Token};
 pub trait TokenSource: Send + Sync + 'static {
     /// Obtains one token, in one attempt.
     ///
-    /// `previous` is the token that the provider published last, expired or refused or not; its refresh token, if any,
-    /// is for this call to spend. The provider calls this from a task of its own, and does the retries. It does not call it
-    /// twice at a time, unless the runtime of the first call is not driven any more
-    /// ([`TokenProvider`](crate::TokenProvider#flights)). A source that waits for a peer should bound that wait.
+    /// [`request`](TokenRequest) has the token that the provider published last; its refresh token, if any, is for this call
+    /// to spend. The provider calls this from a task of its own, and does the retries. It does not make a second call before
+    /// the first ends, unless the runtime of the first is not driven any more
+    /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should bound that wait.
     ///
     /// # Errors
     ///
-    /// A [`SourceError`] whose kind says whether to try again. No message may hold a secret.
+    /// A [`SourceError`] whose kind says whether to try again. The message must not contain a secret.
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped when the flight's time is up
-    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends something has to
-    /// remember before it sends that the outcome may never be known.
-    fn fetch(&self, previous: Option<&Token>) -> impl Future<Output = Result<Token, SourceError>> + Send;
+    /// The future is dropped when the refresh's time is up
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends something must record before
+    /// it sends that the outcome may never be known.
+    fn fetch(&self, request: &TokenRequest<'_>) -> impl Future<Output = Result<Token, SourceError>> + Send;
 
-    /// Renews `previous` by what it brought with it, such as its refresh token, and by nothing else; `None` if that is of no
-    /// use, so that the token has to be obtained anew, by `fetch(None)`. Default: [`fetch`](Self::fetch).
+    /// Renews the previous token by what came with it, such as its refresh token, and by nothing else. Default:
+    /// [`fetch`](Self::fetch).
     ///
-    /// Called in the place of `fetch` where processes share a token: before the credential is used, which may be the end
-    /// of the others' refresh token, the provider looks once more whether one of them has renewed it meanwhile.
+    /// `None` if that cannot be used, so that the token has to be obtained with the credential: by `fetch` without a previous
+    /// token. `request` has a previous token.
+    ///
+    /// Called instead of `fetch` where processes share a token: before the credential is used, which may end the other
+    /// processes' refresh token, the provider checks once more whether one of them has renewed the token.
     ///
     /// # Errors
     ///
@@ -80,41 +88,64 @@ pub trait TokenSource: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// As for [`fetch`](Self::fetch).
-    fn renew(&self, previous: &Token) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
-        async { self.fetch(Some(previous)).await.map(Some) }
+    fn renew(
+        &self,
+        request: &TokenRequest<'_>,
+    ) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
+        async { self.fetch(request).await.map(Some) }
     }
 
-    /// Changes whenever the credential does. Default: never.
+    /// Checks the source's options and credential, without any I/O. Default: they are valid.
     ///
-    /// A changed revision ends the cool-down that followed the old credential's refusal.
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls this. [`TokenProvider::new`] cannot fail: there,
+    /// the first [`fetch`](Self::fetch) has to report the same error.
+    ///
+    /// [`TokenProvider::new`]: crate::TokenProvider::new
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`], which names the option, the accepted values, and the value unless it is a secret.
+    fn validate(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Returns a number that changes whenever the credential does. Default: it never changes.
+    ///
+    /// A changed revision ends the cool-down that followed the old credential's rejection.
     fn revision(&self) -> u64 {
         0
     }
 
-    /// Which origins the tokens are meant for. Default: [`Scope::https`], every `https` origin, and loopback.
+    /// The origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin, and loopback.
     ///
-    /// Asked once, by the provider; a layer may be told otherwise
-    /// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope)).
-    fn scope(&self) -> Scope {
-        Scope::https()
+    /// The provider asks once. [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins) overrides it.
+    fn allowed_origins(&self) -> AllowedOrigins {
+        AllowedOrigins::https()
     }
 }
 
 impl<T: TokenSource> TokenSource for Arc<T> {
-    fn fetch(&self, previous: Option<&Token>) -> impl Future<Output = Result<Token, SourceError>> + Send {
-        T::fetch(self, previous)
+    fn fetch(&self, request: &TokenRequest<'_>) -> impl Future<Output = Result<Token, SourceError>> + Send {
+        T::fetch(self, request)
     }
 
-    fn renew(&self, previous: &Token) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
-        T::renew(self, previous)
+    fn renew(
+        &self,
+        request: &TokenRequest<'_>,
+    ) -> impl Future<Output = Result<Option<Token>, SourceError>> + Send {
+        T::renew(self, request)
+    }
+
+    fn validate(&self) -> Result<(), SourceError> {
+        T::validate(self)
     }
 
     fn revision(&self) -> u64 {
         T::revision(self)
     }
 
-    fn scope(&self) -> Scope {
-        T::scope(self)
+    fn allowed_origins(&self) -> AllowedOrigins {
+        T::allowed_origins(self)
     }
 }
 
@@ -123,24 +154,23 @@ pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceErro
 
 /// [`TokenSource`] behind a pointer, so that the provider, and with it the layer, has no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
-    /// As [`TokenSource::fetch`]; `urgent` once somebody needs the token now, which may come about meanwhile.
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: &'a AtomicBool) -> Fetch<'a>;
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a>;
 
     fn revision(&self) -> u64;
 
-    fn scope(&self) -> Scope;
+    fn allowed_origins(&self) -> AllowedOrigins;
 }
 
 impl<T: TokenSource> DynTokenSource for T {
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, _urgent: &'a AtomicBool) -> Fetch<'a> {
-        Box::pin(TokenSource::fetch(self, previous))
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a> {
+        Box::pin(TokenSource::fetch(self, request))
     }
 
     fn revision(&self) -> u64 {
         TokenSource::revision(self)
     }
 
-    fn scope(&self) -> Scope {
-        TokenSource::scope(self)
+    fn allowed_origins(&self) -> AllowedOrigins {
+        TokenSource::allowed_origins(self)
     }
 }

@@ -32,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_and_dates_are_read_and_nonsense_is_ignored() {
+    fn reads_seconds_and_dates_only() {
         assert_eq!(asked(503, &[("retry-after", " 120 ")]), Some(Duration::from_secs(120)));
         assert_eq!(
             asked(503, &[("retry-after", &u64::MAX.to_string())]),
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_limits_own_header_counts_for_a_429_without_a_retry_after() {
+    fn rate_limit_header_counts_for_429() {
         let rate_limit = ("x-ratelimit-retry-after", "7");
         assert_eq!(asked(429, &[rate_limit]), Some(Duration::from_secs(7)));
         assert_eq!(asked(429, &[rate_limit, ("retry-after", "3")]), Some(Duration::from_secs(3)));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::TokenSource;
+use super::{TokenRequest, TokenSource};
 use crate::{error::SourceError, token::Token};
 
 /// One access token, as it was given: a personal access token, or one that another service delegated.
@@ -13,17 +13,17 @@ use crate::{error::SourceError, token::Token};
 /// lasts, that of the requests after it.
 ///
 /// ```
-/// use tower_bearer::{BearerAuthLayer, Scope, StaticToken, TokenProvider};
+/// use tower_bearer::{BearerAuthLayer, AllowedOrigins, StaticToken, TokenProvider};
 ///
 /// let provider = TokenProvider::new(StaticToken::new("ghp_your_token"));
-/// let layer = BearerAuthLayer::with_provider(provider).scope(Scope::origins(["https://api.github.com"])?);
+/// let layer = BearerAuthLayer::with_provider(provider).allowed_origins(AllowedOrigins::origins(["https://api.github.com"])?);
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
 /// # Which origins see the token
 ///
 /// Every `https` origin, and loopback, unless the layer is told otherwise
-/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope)): name those that it is for.
+/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins)): name those that it is for.
 pub struct StaticToken(SecretString);
 
 impl StaticToken {
@@ -34,9 +34,9 @@ impl StaticToken {
 }
 
 impl TokenSource for StaticToken {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-        if previous.is_some() {
-            return Err(SourceError::refused(
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        if request.previous().is_some() {
+            return Err(SourceError::rejected(
                 "the static token is of no use any more, and there is no other",
             ));
         }

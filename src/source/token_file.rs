@@ -10,7 +10,7 @@ use std::{
 
 use secrecy::zeroize::Zeroizing;
 
-use super::TokenSource;
+use super::{TokenRequest, TokenSource};
 use crate::{
     error::{Error, SourceError},
     observability,
@@ -27,11 +27,11 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 /// token is used on.
 ///
 /// ```
-/// use tower_bearer::{BearerAuthLayer, Scope, TokenFile, TokenProvider};
+/// use tower_bearer::{BearerAuthLayer, AllowedOrigins, TokenFile, TokenProvider};
 ///
 /// let source = TokenFile::new("/var/run/secrets/tokens/vault-token");
 /// let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
-///     .scope(Scope::origins(["https://vault.example"])?);
+///     .allowed_origins(AllowedOrigins::origins(["https://vault.example"])?);
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
@@ -83,8 +83,8 @@ impl TokenFile {
 }
 
 impl TokenSource for TokenFile {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-        match (self.read().await, previous) {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        match (self.read().await, request.previous()) {
             (Err(error), Some(last_good)) => {
                 observability::token_file_unreadable(error);
                 Ok(Token::builder(last_good.access_token()).expires_in(self.reload_interval).build()?)

@@ -87,7 +87,7 @@ mod tests {
 
     /// Rows 12 to 15.
     #[tokio::test(start_paused = true)]
-    async fn a_lifetime_is_read_in_every_form_that_has_been_seen() {
+    async fn reads_every_known_lifetime_form() {
         let secs = Duration::from_secs;
         for (text, expected) in [
             ("3600", secs(3600)),
@@ -113,7 +113,7 @@ mod tests {
 
     /// Row 17.
     #[tokio::test(start_paused = true)]
-    async fn a_lifetime_counts_from_when_the_request_was_sent() {
+    async fn lifetime_starts_at_request() {
         let requested_at = tokio::time::Instant::now().into_std();
         tokio::time::advance(Duration::from_secs(10)).await;
         let token = parse(br#"{"access_token": "abc", "expires_in": 60}"#, requested_at, DEFAULT).unwrap();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_bearer_token_response_is_refused_without_quoting_it() {
+    fn bad_response_error_quotes_nothing() {
         for bad in [
             "",
             "null",
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_is_bearer_in_any_case_or_missing() {
+    fn token_type_is_bearer_or_missing() {
         for good in ["Bearer", "bearer", "BEARER"] {
             assert!(parsed(&format!(r#"{{"access_token": "a", "token_type": "{good}"}}"#)).is_ok());
         }

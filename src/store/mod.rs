@@ -9,10 +9,10 @@ mod encrypted;
 #[clippy::msrv = "1.89"]
 #[cfg(all(feature = "file-store", unix))]
 mod file;
+mod protocol;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
-mod shared_source;
 mod shared_token;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -23,11 +23,11 @@ pub use self::encrypted::{EncryptedStore, EncryptionKeys};
 #[cfg(all(feature = "file-store", unix))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::file::FileStore;
+pub(crate) use self::protocol::{NoSource, SharedSource};
 pub use self::record::{Extension, Lease, Publication, Record};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
-pub(crate) use self::shared_source::{NoSource, SharedSource};
 
 use crate::error::StoreError;
 
@@ -144,10 +144,10 @@ use crate::error::StoreError;
 ///     }
 /// }
 ///
-/// # use tower_bearer::{SourceError, Token, TokenProvider, TokenSource};
+/// # use tower_bearer::{SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 /// # struct Vault;
 /// # impl TokenSource for Vault {
-/// #     async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+/// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
 /// #         static CALLS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
 /// #         let call = CALLS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
 /// #         Ok(Token::builder(format!("token-{call}")).expires_in(Duration::from_secs(60)).build()?)

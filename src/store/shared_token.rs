@@ -35,7 +35,7 @@ pub(super) struct SharedToken {
     pub(super) lease: Duration,
     pub(super) reporter: Reporter,
     unpublished: Mutex<Unpublished>,
-    /// How long a lease has been waited for in vain, from one flight to the next.
+    /// How long a lease has been waited for in vain, from one refresh to the next.
     waited: Mutex<Duration>,
 }
 
@@ -58,8 +58,8 @@ impl SharedToken {
         self.unpublished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token of a flight whose time was up before it could be handed over.
-    pub(super) fn left_behind(self: &Arc<Self>, previous: Option<&Token>) -> Option<Token> {
+    /// The token of a refresh whose time was up before it could be handed over.
+    pub(super) fn unpublished_token(self: &Arc<Self>, previous: Option<&Token>) -> Option<Token> {
         let unpublished = self.unpublished().token.clone()?;
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&unpublished));
         let works = !unpublished.0.is_expired(Instant::now() + LEAST_LIFE);
@@ -102,7 +102,7 @@ impl SharedToken {
         token
     }
 
-    /// A flight that was abandoned may come to this after its successor: it asked for its token before that did.
+    /// A refresh that was abandoned may come to this after its successor: it asked for its token before that did.
     pub(super) fn keep(&self, token: &Token, asked_at: Instant) {
         let mut unpublished = self.unpublished();
         if unpublished.newest <= Some(asked_at) {
@@ -111,7 +111,7 @@ impl SharedToken {
     }
 
     /// A lease has been waited for in vain; fails if that has been so for too long.
-    pub(super) fn waited_in_vain(&self, wait: Duration) -> Result<(), StoreError> {
+    pub(super) fn record_lease_wait(&self, wait: Duration) -> Result<(), StoreError> {
         let mut waited = self.waited();
         *waited += wait;
         let most = self.lease * PATIENCE;

@@ -20,11 +20,11 @@ pub struct Counters {
     /// `POST /auth/api-key` that gave a token.
     pub api_key_grants: u64,
     /// `POST /auth/api-key` that were refused: another key.
-    pub refused_api_keys: u64,
+    pub rejected_api_keys: u64,
     /// `POST /auth/refresh` that gave a token.
     pub refresh_grants: u64,
     /// `POST /auth/refresh` that were refused: a refresh token that is spent, or was never given.
-    pub refused_refresh_tokens: u64,
+    pub rejected_refresh_tokens: u64,
     /// Requests to the API whose token was good, whatever they were answered.
     pub accepted: u64,
     /// `GET /videos` that were answered.
@@ -38,7 +38,7 @@ pub struct Counters {
     /// `POST /upload` that made a video; among the uploads, too.
     pub delegated_uploads: u64,
     /// `POST /upload` that were refused: a token that has run out, or was never given.
-    pub refused_upload_tokens: u64,
+    pub rejected_upload_tokens: u64,
     /// Requests to the API that were answered 401.
     pub challenged: u64,
     /// Requests of any kind that came over HTTP/2.
@@ -106,7 +106,7 @@ impl Authority {
     /// An authentication with the key, which ends the refresh token before it.
     pub(super) fn authenticate(&mut self, api_key: &str) -> Option<Granted> {
         if api_key != self.api_key {
-            self.counters.refused_api_keys += 1;
+            self.counters.rejected_api_keys += 1;
             return None;
         }
         self.counters.api_key_grants += 1;
@@ -116,7 +116,7 @@ impl Authority {
     /// A refresh, which spends its token.
     pub(super) fn refresh(&mut self, refresh_token: &str) -> Option<Granted> {
         if self.refresh_token.as_deref() != Some(refresh_token) {
-            self.counters.refused_refresh_tokens += 1;
+            self.counters.rejected_refresh_tokens += 1;
             return None;
         }
         self.counters.refresh_grants += 1;
@@ -156,7 +156,7 @@ impl Authority {
     pub(super) fn accepts_upload_token(&mut self, token: Option<&str>) -> bool {
         let until = token.and_then(|token| self.upload_tokens.get(token));
         let good = until.is_some_and(|until| until.is_none_or(|until| Instant::now() < until));
-        self.counters.refused_upload_tokens += u64::from(!good);
+        self.counters.rejected_upload_tokens += u64::from(!good);
         good
     }
 

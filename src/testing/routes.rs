@@ -104,7 +104,7 @@ impl Server {
             Route::ApiKeyGrant => self.authority().authenticate(field("apiKey")),
             _ => self.authority().refresh(field("refreshToken")),
         };
-        granted.map_or_else(refused_grant, token_response)
+        granted.map_or_else(rejected_grant, token_response)
     }
 
     async fn api(&self, request: Request<Incoming>) -> Response<Bytes> {
@@ -120,7 +120,7 @@ impl Server {
                 // Read on behind the answer: a connection closed on unread bytes is reset, and the answer with it.
                 tokio::spawn(discard(body));
             }
-            return refused_token(token.is_some());
+            return challenged_token(token.is_some());
         }
         let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
         match (&head.method, path.as_slice()) {
@@ -265,7 +265,7 @@ fn token_response(granted: Granted) -> Response<Bytes> {
 }
 
 /// A refused grant is a 400, whether it was a key or a refresh token.
-fn refused_grant() -> Response<Bytes> {
+fn rejected_grant() -> Response<Bytes> {
     answer_as(
         "application/problem+json",
         StatusCode::BAD_REQUEST,
@@ -279,7 +279,7 @@ fn refused_grant() -> Response<Bytes> {
 }
 
 /// RFC 6750 §3: an error code only if there was a token.
-fn refused_token(had_token: bool) -> Response<Bytes> {
+fn challenged_token(had_token: bool) -> Response<Bytes> {
     let mut response = problem(StatusCode::UNAUTHORIZED, "The access token is missing, expired or revoked.");
     let challenge = if had_token { "Bearer error=\"invalid_token\"" } else { "Bearer" };
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));

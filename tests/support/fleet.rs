@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_bearer::{
     Extension, Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider,
-    TokenProviderBuilder, TokenSource, TokenStore,
+    TokenProviderBuilder, TokenRequest, TokenSource, TokenStore,
 };
 
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -305,11 +305,9 @@ impl Drop for Presented {
 }
 
 impl TokenSource for Endpoint {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-        if let Some(previous) = previous {
-            if let Some(token) = self.renew(previous).await? {
-                return Ok(token);
-            }
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        if let Some(token) = self.renew(request).await? {
+            return Ok(token);
         }
         Ok(self
             .answer(|grants| {
@@ -319,8 +317,8 @@ impl TokenSource for Endpoint {
             .await)
     }
 
-    async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
-        let Some(refresh_token) = previous.refresh_token() else { return Ok(None) };
+    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
+        let Some(refresh_token) = request.previous().and_then(Token::refresh_token) else { return Ok(None) };
         let _presented = self.present(refresh_token);
         Ok(self
             .answer(|grants| {
@@ -336,7 +334,7 @@ impl TokenSource for Endpoint {
 }
 
 /// Makes everything happen that there is an event and a count for: twice adopted, and each other once.
-pub async fn everything_that_is_told(name: &str) {
+pub async fn trigger_every_store_event(name: &str) {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).name(name).lease(Duration::from_secs(2)).build().unwrap();
     let (process, other) = (build(), build());

@@ -20,7 +20,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tower_bearer::{BoxError, SourceError, Token, TokenSource};
+use tower_bearer::{BoxError, SourceError, Token, TokenRequest, TokenSource};
 
 /// What a [`Source`] does at one call.
 pub enum Act {
@@ -71,9 +71,9 @@ impl Source {
 }
 
 impl TokenSource for Source {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let call = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
-        self.previous.lock().unwrap().push(previous.map(Token::generation));
+        self.previous.lock().unwrap().push(request.previous().map(Token::generation));
         tokio::time::sleep(Duration::from_secs(1)).await;
         let act = self.acts.lock().unwrap().pop_front().or(self.lifetime.map(Act::Live));
         let number = call - u64::from(matches!(act, Some(Act::Again(_))));
@@ -105,7 +105,7 @@ struct ApiState {
     seen: Vec<HeaderMap>,
 }
 
-pub const REFUSED: &str = "who are you?";
+pub const CHALLENGED: &str = "who are you?";
 
 impl Api {
     pub fn accept(&self, access_token: &str) {
@@ -134,7 +134,7 @@ impl Api {
         let mut state = self.0.lock().unwrap();
         state.seen.push(headers.clone());
         let good = token_of(headers).is_some_and(|token| state.good.contains(token));
-        let (status, body) = if good { (StatusCode::OK, "") } else { (StatusCode::UNAUTHORIZED, REFUSED) };
+        let (status, body) = if good { (StatusCode::OK, "") } else { (StatusCode::UNAUTHORIZED, CHALLENGED) };
         Response::builder().status(status).body(Full::from(body)).unwrap()
     }
 

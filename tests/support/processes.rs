@@ -121,7 +121,7 @@ pub async fn four_processes_share_one_token(test: &str, store: &str) {
         }
         let counters = server.counters();
         assert_eq!(
-            (counters.refresh_grants, counters.refused_refresh_tokens, counters.api_key_grants),
+            (counters.refresh_grants, counters.rejected_refresh_tokens, counters.api_key_grants),
             (refreshes, refused, authentications),
             "round {round}"
         );

@@ -85,7 +85,7 @@ impl Wake for Woken {
 }
 
 #[tokio::test]
-async fn every_attempt_gets_the_same_frames_and_trailers() {
+async fn replays_frames_and_trailers() {
     let (mut sender, mut body, rewind) = recorded();
     send(&mut sender, "one").await;
     send(&mut sender, "two").await;
@@ -107,7 +107,7 @@ async fn every_attempt_gets_the_same_frames_and_trailers() {
 }
 
 #[tokio::test]
-async fn copied_and_shared_frames_keep_their_order() {
+async fn copied_and_shared_frames_keep_order() {
     let (mut sender, mut body, rewind) = recorded_up_to(8 * LEAST_SHARED);
     let mut sent = Vec::new();
     for at in 0..40_u8 {
@@ -133,7 +133,7 @@ async fn copied_and_shared_frames_keep_their_order() {
 }
 
 #[tokio::test]
-async fn a_body_as_long_as_the_limit_is_sent_again() {
+async fn replays_body_at_limit() {
     for (limit, frame) in [
         (LIMIT, 1),
         (3 * CHUNK, CHUNK - 1),
@@ -155,7 +155,7 @@ async fn a_body_as_long_as_the_limit_is_sent_again() {
 }
 
 #[tokio::test]
-async fn trailers_keep_their_marks_and_their_order() {
+async fn trailers_keep_order_and_sensitivity() {
     let (mut sender, mut body, rewind) = recorded_up_to(1000);
     let mut sent = HeaderMap::new();
     sent.append("x-repeated", "1".parse().unwrap());
@@ -171,7 +171,7 @@ async fn trailers_keep_their_marks_and_their_order() {
 }
 
 #[tokio::test]
-async fn a_body_that_goes_on_after_its_trailers_is_not_sent_again() {
+async fn frame_after_trailers_stops_replay() {
     for is_data in [true, false] {
         let (mut sender, mut body, rewind) = recorded();
         send(&mut sender, "one").await;
@@ -204,7 +204,7 @@ async fn large_frames_are_kept_by_reference_count() {
 }
 
 #[tokio::test]
-async fn a_new_attempt_takes_over_where_the_old_one_was() {
+async fn retry_replays_then_continues() {
     let (mut sender, mut old, rewind) = recorded();
     send(&mut sender, "one").await;
     assert_eq!(data(&mut old).await, "one");
@@ -224,7 +224,7 @@ async fn a_new_attempt_takes_over_where_the_old_one_was() {
 }
 
 #[tokio::test]
-async fn a_held_attempt_reads_nothing_until_it_is_let_go() {
+async fn held_attempt_waits_for_release() {
     let (mut sender, mut body, rewind) = recorded();
     send(&mut sender, "one").await;
     assert!(rewind.hold());
@@ -247,7 +247,7 @@ async fn a_held_attempt_is_superseded_by_the_next() {
 }
 
 #[tokio::test]
-async fn over_the_limit_the_record_is_freed_and_the_attempt_goes_on() {
+async fn exceeding_limit_frees_record() {
     let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
     let full = shared();
     sender.send_data(full.clone()).await.unwrap();
@@ -281,7 +281,7 @@ async fn trailers_count_against_the_limit() {
 }
 
 #[tokio::test]
-async fn a_body_that_says_it_is_over_the_limit_is_not_recorded() {
+async fn declared_oversize_is_not_recorded() {
     let (body, rewind) = ReplayBody::record(Full::new(Bytes::from(vec![0; LIMIT + 1])), LIMIT);
     assert!(rewind.is_none());
     assert_eq!(body.size_hint().exact(), Some(LIMIT as u64 + 1));
@@ -301,7 +301,7 @@ async fn an_empty_body_is_sent_again_for_nothing() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_stream_and_an_exact_length_stay_what_they_are() {
+async fn keeps_end_of_stream_and_exact_length() {
     let (mut body, rewind) = ReplayBody::record(Full::new(Bytes::from_static(b"hello")), LIMIT);
     let rewind = rewind.unwrap();
     for _ in 0..2 {
@@ -316,7 +316,7 @@ async fn the_end_of_the_stream_and_an_exact_length_stay_what_they_are() {
 }
 
 #[tokio::test]
-async fn a_length_counts_what_is_recorded_and_what_is_not_read_yet() {
+async fn length_counts_recorded_and_unread() {
     /// Two frames, and an exact length.
     struct Two(Vec<&'static str>);
 
@@ -364,7 +364,7 @@ async fn a_body_that_fails_is_never_sent_again() {
 }
 
 #[tokio::test]
-async fn recording_stops_with_its_handle_and_what_is_recorded_still_arrives() {
+async fn dropped_handle_stops_recording() {
     let (mut sender, mut body, rewind) = recorded_up_to(2 * LEAST_SHARED);
     let kept = shared();
     sender.send_data(kept.clone()).await.unwrap();

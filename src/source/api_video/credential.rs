@@ -182,7 +182,7 @@ mod tests {
 
     /// Row 48: by type, since memory that has been freed cannot be looked at.
     #[test]
-    fn a_key_and_a_tried_refresh_token_are_overwritten_when_they_are_dropped() {
+    fn zeroizes_key_and_refresh_token() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
 
         let mut credential = Credential::new("key".into());
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_one_is_an_error_that_says_what_to_do() {
+    fn invalid_key_error_has_hint() {
         for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
             let error = Credential::new(bad.into()).key().err().unwrap();
             assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        TokenSource,
+        TokenRequest, TokenSource,
         endpoint::{ExchangeError, Sent},
         token_response,
     },
@@ -17,7 +17,7 @@ use super::{
     credential::Presented,
     failure,
 };
-use crate::{error::SourceError, observability, scope::Scope, token::Token};
+use crate::{error::SourceError, observability, origins::AllowedOrigins, token::Token};
 
 /// What the documents say a token lives for; taken where an answer does not say.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -108,7 +108,7 @@ impl ApiVideo {
             // that nothing there accepts one. Whether that is all that is wrong, the key's endpoint will say.
             Err(Failure::Status(status, _)) if !status.is_server_error() => {
                 presented.spend();
-                observability::refresh_token_refused(status);
+                observability::refresh_token_rejected(status);
                 return None;
             }
             Err(Failure::Status(_, error) | Failure::Lost(error)) => error,
@@ -128,7 +128,7 @@ impl ApiVideo {
             Err(Failure::Status(status, error)) => match status.as_u16() {
                 400 | 401 | 403 => {
                     let host = self.base_url.host().unwrap_or_default();
-                    return Err(SourceError::refused(format!(
+                    return Err(SourceError::rejected(format!(
                         "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
                         status.as_u16()
                     )));
@@ -143,16 +143,16 @@ impl ApiVideo {
 }
 
 impl TokenSource for ApiVideo {
-    async fn fetch(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
-        match self.refresh(previous).await {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        match self.refresh(request.previous()).await {
             Some(result) => result,
             None => self.authenticate().await,
         }
     }
 
     /// By the refresh token alone.
-    async fn renew(&self, previous: &Token) -> Result<Option<Token>, SourceError> {
-        self.refresh(Some(previous)).await.transpose()
+    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
+        self.refresh(request.previous()).await.transpose()
     }
 
     fn revision(&self) -> u64 {
@@ -160,8 +160,8 @@ impl TokenSource for ApiVideo {
     }
 
     /// The origin of the auth endpoints, which is also the API's.
-    fn scope(&self) -> Scope {
-        self.own_scope()
+    fn allowed_origins(&self) -> AllowedOrigins {
+        self.own_origin()
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{BoxError, Error, SourceError},
-    scope::Scope,
+    origins::AllowedOrigins,
 };
 
 const PRODUCTION: &str = "https://ws.api.video";
@@ -77,7 +77,7 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 /// # Which origins see the token
 ///
 /// That of the base URL, which is the API's as well, unless the layer is told otherwise
-/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::scope)).
+/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins)).
 ///
 /// # Clones
 ///
@@ -143,7 +143,7 @@ impl ApiVideo {
     /// connect timeout of 5 s and idle connections kept for 15 s.
     ///
     /// The client must not retry a request that may have been sent, nor follow redirects. It must not be wrapped in the
-    /// layer that it serves: the flight would wait for itself.
+    /// layer that it serves: the refresh would wait for itself.
     pub fn with_client<C, ResBody>(mut self, client: C) -> Self
     where
         C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
@@ -261,8 +261,8 @@ impl ApiVideo {
     }
 
     /// Its own origin.
-    pub(crate) fn own_scope(&self) -> Scope {
-        self.base_url.scope()
+    pub(crate) fn own_origin(&self) -> AllowedOrigins {
+        self.base_url.allowed_origins()
     }
 }
 
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_application_is_named_within_api_videos_rules() {
+    fn checks_origin_app_name_and_version() {
         let named = |name: &str, version: &str| ApiVideo::new("key").origin_app(name, version).is_ok();
         let longest = "a".repeat(50);
         for (name, version) in [("my-app_1", "1"), ("a", "1.2"), (&longest, "1.2.3")] {
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_takes_some_time_and_not_for_ever() {
+    fn timeout_is_above_zero_and_bounded() {
         let second = Duration::from_secs(1);
         for (timeout, fits) in
             [(Duration::ZERO, false), (second, true), (second * 3600, true), (second * 3601, false)]

@@ -1,16 +1,7 @@
 //! [`SharedSource`]: a source that asks the store first, and what it obtains is everybody's; the protocol of
 //! [`TokenStore`](super::TokenStore).
 
-use std::{
-    future::poll_fn,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -21,8 +12,8 @@ use super::{
 use crate::{
     error::{SourceError, StoreError},
     observability::Reporter,
-    scope::Scope,
-    source::{DynTokenSource, Fetch, TokenSource},
+    origins::AllowedOrigins,
+    source::{DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
     token::Token,
 };
 
@@ -65,22 +56,24 @@ impl<T: TokenSource> SharedSource<T> {
         Self { source, role, shared: Arc::new(SharedToken::new(store, lease, reporter)) }
     }
 
-    async fn token(&self, previous: Option<&Token>, urgent: &AtomicBool) -> Result<Token, SourceError> {
-        if let Some(token) = self.shared.left_behind(previous) {
+    async fn token(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        let previous = request.previous();
+        if let Some(token) = self.shared.unpublished_token(previous) {
             return Ok(token);
         }
         if self.role == Role::Reader {
             return self.wait_for_publisher(previous).await;
         }
-        match self.share(previous).await {
+        match self.share(request).await {
             Ok(token) => Ok(token),
             Err(Failure::Source(error)) => Err(error),
-            Err(Failure::Store(error)) => self.go_alone(previous, urgent, error).await,
+            Err(Failure::Store(error)) => self.refresh_without_store(request, error).await,
         }
     }
 
     /// Steps 1 to 7.
-    async fn share(&self, previous: Option<&Token>) -> Result<Token, Failure> {
+    async fn share(&self, request: &TokenRequest<'_>) -> Result<Token, Failure> {
+        let previous = request.previous();
         let SharedToken { lease: length, reporter, .. } = &*self.shared;
         let mut look_again = backoff(LOOK_AGAIN);
         loop {
@@ -92,7 +85,7 @@ impl<T: TokenSource> SharedSource<T> {
                 reporter.waiting_for_lease();
                 let delay = look_again.next_delay();
                 sleep(delay).await;
-                self.shared.waited_in_vain(delay)?;
+                self.shared.record_lease_wait(delay)?;
                 continue;
             };
             let found = match self.shared.load().await {
@@ -108,20 +101,20 @@ impl<T: TokenSource> SharedSource<T> {
             }
             if asked.elapsed() > *length / 2 {
                 self.shared.release(lease).await;
-                self.shared.waited_in_vain(asked.elapsed())?;
+                self.shared.record_lease_wait(asked.elapsed())?;
                 continue;
             }
             self.shared.forget_waiting();
             // Whatever has become of its access token, the newest record has the refresh token that counts.
             let base = found.filter(|found| is_newer(found, previous));
-            return self.renew(base.as_ref().or(previous), lease).await;
+            return self.renew(&request.replacing(base.as_ref().or(previous)), lease).await;
         }
     }
 
     /// Steps 5 to 7.
-    async fn renew(&self, base: Option<&Token>, lease: Lease) -> Result<Token, Failure> {
+    async fn renew(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, Failure> {
         let asked_at = Instant::now();
-        let token = match self.ask_under(&lease, base).await {
+        let token = match self.ask_under(&lease, request).await {
             Ok(Asked::Given(token)) => token,
             Ok(Asked::Found(token)) => {
                 self.shared.release(lease).await;
@@ -132,8 +125,8 @@ impl<T: TokenSource> SharedSource<T> {
                 return Err(error.into());
             }
         };
-        // Kept before the first await: this flight's time may be up at any of them.
-        let token = token.recorded_as(base.map_or(0, Token::recorded));
+        // Kept before the first await: this refresh's time may be up at any of them.
+        let token = token.recorded_as(request.previous().map_or(0, Token::recorded));
         self.shared.keep(&token, asked_at);
         match self.shared.publish(&token, &lease).await {
             Ok(Publication::Stored) => {
@@ -162,8 +155,8 @@ impl<T: TokenSource> SharedSource<T> {
     /// As [`ask`](Self::ask); extends the lease meanwhile.
     ///
     /// Both are one task: a process that is killed or stopped extends no lease.
-    async fn ask_under(&self, lease: &Lease, base: Option<&Token>) -> Result<Asked, SourceError> {
-        let (mut asked, mut kept) = (pin!(self.ask(base)), pin!(self.shared.keep_lease(lease)));
+    async fn ask_under(&self, lease: &Lease, request: &TokenRequest<'_>) -> Result<Asked, SourceError> {
+        let (mut asked, mut kept) = (pin!(self.ask(request)), pin!(self.shared.keep_lease(lease)));
         poll_fn(|cx| {
             if let Poll::Ready(asked) = asked.as_mut().poll(cx) {
                 return Poll::Ready(asked);
@@ -174,28 +167,28 @@ impl<T: TokenSource> SharedSource<T> {
     }
 
     /// Asks the source, and the store again before the credential is used.
-    async fn ask(&self, base: Option<&Token>) -> Result<Asked, SourceError> {
-        if let Some(base) = base {
-            if let Some(token) = self.source.renew(base).await? {
+    async fn ask(&self, request: &TokenRequest<'_>) -> Result<Asked, SourceError> {
+        if let Some(base) = request.previous() {
+            if let Some(token) = self.source.renew(request).await? {
                 return Ok(Asked::Given(token));
             }
             if let Ok(Some(token)) = self.shared.newer(Some(base)).await {
                 return Ok(Asked::Found(token));
             }
         }
-        self.source.fetch(None).await.map(Asked::Given)
+        self.source.fetch(&request.replacing(None)).await.map(Asked::Given)
     }
 
     /// Asks the source without the store, unless there is time left to wait for the store.
-    async fn go_alone(
+    async fn refresh_without_store(
         &self,
-        previous: Option<&Token>,
-        urgent: &AtomicBool,
+        request: &TokenRequest<'_>,
         error: StoreError,
     ) -> Result<Token, SourceError> {
+        let previous = request.previous();
         // Looked at as late as this: a caller that cannot use the token may have joined since.
-        if !urgent.load(Ordering::Relaxed)
-            && previous.is_some_and(|token| is_in_first_half_of_ageing(token, Instant::now()))
+        if request.reason() == RefreshReason::Expiring
+            && previous.is_some_and(|token| is_in_first_half_of_expiring(token, Instant::now()))
         {
             return Err(SourceError::unavailable(
                 "the token store cannot be used, and the token that is there still works",
@@ -204,7 +197,7 @@ impl<T: TokenSource> SharedSource<T> {
         }
         self.shared.reporter.alone(&error);
         let asked_at = Instant::now();
-        let token = self.source.fetch(previous).await?.recorded_as(previous.map_or(0, Token::recorded));
+        let token = self.source.fetch(request).await?.recorded_as(previous.map_or(0, Token::recorded));
         self.shared.keep(&token, asked_at);
         self.shared.publish_later();
         Ok(token)
@@ -233,16 +226,16 @@ impl<T: TokenSource> SharedSource<T> {
 }
 
 impl<T: TokenSource> DynTokenSource for SharedSource<T> {
-    fn fetch<'a>(&'a self, previous: Option<&'a Token>, urgent: &'a AtomicBool) -> Fetch<'a> {
-        Box::pin(self.token(previous, urgent))
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a> {
+        Box::pin(self.token(request))
     }
 
     fn revision(&self) -> u64 {
         self.source.revision()
     }
 
-    fn scope(&self) -> Scope {
-        self.source.scope()
+    fn allowed_origins(&self) -> AllowedOrigins {
+        self.source.allowed_origins()
     }
 }
 
@@ -258,14 +251,14 @@ enum Asked {
 pub(crate) struct NoSource;
 
 impl TokenSource for NoSource {
-    async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         Err(SourceError::configuration(
             "a reader has no credential: give it a store, and the role of a reader",
         ))
     }
 }
 
-fn is_in_first_half_of_ageing(token: &Token, now: Instant) -> bool {
-    let (Some(ageing_at), Some(expires_at)) = (token.ageing_at(), token.expires_at()) else { return false };
-    now < ageing_at + expires_at.saturating_duration_since(ageing_at) / 2
+fn is_in_first_half_of_expiring(token: &Token, now: Instant) -> bool {
+    let (Some(refresh_at), Some(expires_at)) = (token.refresh_at(), token.expires_at()) else { return false };
+    now < refresh_at + expires_at.saturating_duration_since(refresh_at) / 2
 }

@@ -1,26 +1,27 @@
 //! [`Flight`]: one attempt after another to get a token, in a task of its own that nobody's end can cut short.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     core::Core,
     landing::Landing,
-    state::{Ended, Fetched, Landed, Urgent},
+    state::{Ended, Fetched, Landed},
 };
 use crate::{
     error::{Error, SourceError},
+    source::{CurrentReason, TokenRequest},
     token::Token,
 };
 
-/// A flight lands however it ends: by its outcome, a panic, or its runtime's end.
+/// A refresh lands however it ends: by its outcome, a panic, or its runtime's end.
 pub(super) struct Flight {
     core: Arc<Core>,
-    /// Taken when the flight lands.
+    /// Taken when the refresh lands.
     landing: Option<Landing>,
     flying: Ended,
-    urgent: Urgent,
+    urgent: CurrentReason,
     begun: Instant,
 }
 
@@ -29,7 +30,7 @@ impl Flight {
         core: Arc<Core>,
         landing: Landing,
         flying: Ended,
-        urgent: Urgent,
+        urgent: CurrentReason,
         begun: Instant,
     ) -> Self {
         Self { core, landing: Some(landing), flying, urgent, begun }
@@ -76,16 +77,17 @@ impl Flight {
             }
             core.reporter.asking(attempt);
             let asked_at = Instant::now();
-            let was_urgent = self.urgent.load(Ordering::Relaxed);
-            let error = match core.source.fetch(previous.as_ref(), &self.urgent).await {
-                Ok(token) => return Ok(Fetched { token, asked_at }),
-                Err(error) if !error.is_transient() => return Err(error.into()),
-                Err(error) => error,
-            };
+            let was = self.urgent.get();
+            let error =
+                match core.source.fetch(&TokenRequest::of(previous.as_ref(), &self.urgent, None)).await {
+                    Ok(token) => return Ok(Fetched { token, asked_at }),
+                    Err(error) if !error.is_transient() => return Err(error.into()),
+                    Err(error) => error,
+                };
             let (error, delay) = core.back_off(self.flying.number, error);
             core.reporter.attempt_failed(attempt, &error, delay);
             // Somebody has come to need the token since: what was declined for want of urgency is asked once more.
-            let more_urgent = !was_urgent && self.urgent.load(Ordering::Relaxed);
+            let more_urgent = was != self.urgent.get();
             if attempt > core.settings.retry.retries() && !more_urgent {
                 return Err(error);
             }

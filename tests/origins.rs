@@ -19,13 +19,16 @@ use hyper_util::rt::TokioIo;
 use support::Source;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Scope, SourceError, Token, TokenProvider, TokenSource};
+use tower_bearer::{
+    AllowedOrigins, BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
+};
 use tower_http::follow_redirect::FollowRedirectLayer;
 
 const A: &str = "https://ws.api.video";
 
 fn layer() -> BearerAuthLayer {
-    BearerAuthLayer::with_provider(TokenProvider::new(Source::new())).scope(Scope::origins([A]).unwrap())
+    BearerAuthLayer::with_provider(TokenProvider::new(Source::new()))
+        .allowed_origins(AllowedOrigins::origins([A]).unwrap())
 }
 
 fn get(uri: &str) -> Request<Empty<Bytes>> {
@@ -90,7 +93,7 @@ const CHAINS: [(&[&str], &[bool]); 9] = [
 
 /// Row 44: the redirect follower is above, and the layer sees each hop.
 #[tokio::test(start_paused = true)]
-async fn beneath_a_redirect_follower_no_other_origin_sees_the_token() {
+async fn token_is_safe_inside_redirect_layer() {
     for (chain, expected) in CHAINS {
         let seen = Seen::default();
         let service = FollowRedirectLayer::new().layer(layer().no_replay().layer(seen.web(chain)));
@@ -102,7 +105,7 @@ async fn beneath_a_redirect_follower_no_other_origin_sees_the_token() {
 
 /// Row 44: the redirect follower is beneath, and removes the token where the origin changes.
 #[tokio::test(start_paused = true)]
-async fn above_a_redirect_follower_no_other_origin_sees_the_token() {
+async fn token_is_safe_outside_redirect_layer() {
     for (chain, expected) in CHAINS {
         let seen = Seen::default();
         let service = layer().no_replay().layer(FollowRedirectLayer::new().layer(seen.web(chain)));
@@ -117,10 +120,10 @@ async fn above_a_redirect_follower_no_other_origin_sees_the_token() {
 
 /// Row 45: an absolute URI out of a user's input.
 #[tokio::test(start_paused = true)]
-async fn a_uri_of_another_origin_goes_without_the_token_and_its_401_is_an_answer() {
+async fn foreign_origin_gets_no_token() {
     let source = Source::new();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
-        .scope(Scope::origins([A]).unwrap());
+        .allowed_origins(AllowedOrigins::origins([A]).unwrap());
     let api = support::Api::default();
     let service = layer.layer(api.service());
     for uri in [
@@ -137,8 +140,10 @@ async fn a_uri_of_another_origin_goes_without_the_token_and_its_401_is_an_answer
     assert_eq!((api.requests(), source.fetches()), (4, 0));
 
     // The caller's own header is not touched, even where ours would replace it.
-    let replacing =
-        layer.clone().existing_authorization(tower_bearer::Existing::Replace).layer(api.service());
+    let replacing = layer
+        .clone()
+        .existing_authorization(tower_bearer::ExistingAuthorization::Replace)
+        .layer(api.service());
     let mut request = get("https://evil.example/");
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic own"));
     replacing.oneshot(request).await.unwrap();
@@ -147,24 +152,24 @@ async fn a_uri_of_another_origin_goes_without_the_token_and_its_401_is_an_answer
 
 /// The source's own scope is the default, and the layer's method replaces it.
 #[tokio::test(start_paused = true)]
-async fn the_source_says_which_origins_its_tokens_are_for_unless_the_layer_does() {
+async fn layer_origins_override_source() {
     struct Elsewhere;
 
     impl TokenSource for Elsewhere {
-        async fn fetch(&self, _: Option<&Token>) -> Result<Token, SourceError> {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             Ok(Token::builder("abc").build()?)
         }
 
-        fn scope(&self) -> Scope {
-            Scope::origins(["https://elsewhere.example"]).unwrap_or(Scope::https())
+        fn allowed_origins(&self) -> AllowedOrigins {
+            AllowedOrigins::origins(["https://elsewhere.example"]).unwrap_or(AllowedOrigins::https())
         }
     }
 
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::new(Elsewhere)));
     for (layer, expected) in [
         (layer.clone(), [true, false, false]),
-        (layer.clone().scope(Scope::https()), [true, true, false]),
-        (layer.scope(Scope::any_insecure()), [true, true, true]),
+        (layer.clone().allowed_origins(AllowedOrigins::https()), [true, true, false]),
+        (layer.allowed_origins(AllowedOrigins::any_insecure()), [true, true, true]),
     ] {
         let seen = Seen::default();
         let service = layer.layer(seen.web(&[]));
@@ -221,13 +226,13 @@ async fn site(seen: Seen) -> Uri {
 
 /// Row 44, over sockets: A → B → A, where B is another port.
 #[tokio::test]
-async fn over_sockets_a_redirect_to_another_port_and_back_shows_the_token_to_its_own_alone() {
+async fn redirect_over_sockets_hides_token() {
     let seen = Seen::default();
     let (a, b) = (site(seen.clone()).await, site(seen.clone()).await);
     let source = Source::new();
     let origin = a.to_string();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
-        .scope(Scope::origins([origin.trim_end_matches('/')]).unwrap());
+        .allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap());
     let uri = format!("{a}?{b}?{a}");
     for above in [true, false] {
         seen.0.lock().unwrap().clear();
@@ -249,12 +254,12 @@ async fn over_sockets_a_redirect_to_another_port_and_back_shows_the_token_to_its
 
 /// Row 45, over sockets: an axum gateway, whose client names another host than the API's in its request line.
 #[tokio::test]
-async fn a_gateways_client_cannot_name_the_host_that_sees_the_token() {
+async fn gateway_client_cannot_divert_token() {
     let seen = Seen::default();
     let (api, evil) = (site(seen.clone()).await, site(seen.clone()).await);
     let origin = api.to_string();
     let client = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()))
-        .scope(Scope::origins([origin.trim_end_matches('/')]).unwrap())
+        .allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap())
         .no_replay()
         .layer(support::http1::<AxumBody>());
     // It forwards what it gets, as a naive gateway does: absolute URIs too.
@@ -285,7 +290,7 @@ async fn a_gateways_client_cannot_name_the_host_that_sees_the_token() {
 
 /// Row 72: a follower beneath the layer is led to a host that answers 401, or that takes any token for good.
 #[tokio::test(start_paused = true)]
-async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
+async fn foreign_401_is_no_challenge() {
     let web = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
         let mut response = Response::new(Empty::<Bytes>::new());
         if request.uri().host() == Some("evil.example") {
@@ -304,7 +309,7 @@ async fn a_401_of_another_origin_behind_a_redirect_is_no_challenge() {
     for (path, fetches) in [("/away", 1), ("/here", 2)] {
         let source = Source::new();
         let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
-            .scope(Scope::origins([A]).unwrap());
+            .allowed_origins(AllowedOrigins::origins([A]).unwrap());
         let service = layer.layer(FollowRedirectLayer::new().layer(web));
         let answer = service.oneshot(get(&format!("{A}{path}"))).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);

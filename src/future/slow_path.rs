@@ -1,4 +1,4 @@
-//! [`Detour`]: every way but the happy one: no token yet, a challenge and what follows from it, a request not sent.
+//! [`SlowPath`]: every way but the happy one: no token yet, a challenge and what follows from it, a request not sent.
 
 use std::{
     future::Future,
@@ -15,12 +15,12 @@ use tokio::time::{Sleep, sleep};
 use tower::load_shed::error::Overloaded;
 use tower_service::Service;
 
-use super::{attempt::Attempt, shared::Shared};
+use super::{pending_request::PendingRequest, shared::Shared};
 use crate::{
     authorization::authorize,
+    config::ExistingAuthorization,
     error::{BoxError, Error},
     observability::NotSentAgain,
-    options::Existing,
     provider::{Part, Waiting},
     replay::Replay,
     token::{Token, TokenId},
@@ -33,8 +33,8 @@ const MAX_DRAINED: usize = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 pin_project! {
-    #[project = DetourProj]
-    pub(super) enum Detour<S, Req, ResBody>
+    #[project = SlowPathProj]
+    pub(super) enum SlowPath<S, Req, ResBody>
     where
         S: Service<Req>,
     {
@@ -102,17 +102,17 @@ where
     S: Service<Req>,
 {
     Answer(Response<ResBody>),
-    Next(Detour<S, Req, ResBody>),
+    Next(SlowPath<S, Req, ResBody>),
 }
 
-/// How a detour ends.
+/// How a slow_path ends.
 pub(super) enum End<F, ResBody> {
     Answer(Response<ResBody>),
     /// There is a token, and the request has been sent with it.
     Sent(F),
 }
 
-impl<S, ReqBody, ResBody> Detour<S, Request<ReqBody>, ResBody>
+impl<S, ReqBody, ResBody> SlowPath<S, Request<ReqBody>, ResBody>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
@@ -121,7 +121,7 @@ where
     #[cold]
     pub(super) fn poll<R, B>(
         mut self: Pin<&mut Self>,
-        attempt: &mut Attempt<R::Spare>,
+        attempt: &mut PendingRequest<R::Spare>,
         shared: &Shared<S, R>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
@@ -130,11 +130,11 @@ where
     {
         loop {
             let next = match self.as_mut().project() {
-                DetourProj::Waiting { token, unsent } => {
+                SlowPathProj::Waiting { token, unsent } => {
                     let token = ready!(Pin::new(token).poll(cx));
                     let unsent = taken(unsent);
                     match (token, unsent.challenge) {
-                        (Ok(_), challenge) => Detour::GettingReady {
+                        (Ok(_), challenge) => SlowPath::GettingReady {
                             service: shared.service(),
                             unsent: Some(Unsent { challenge, ..unsent }),
                         },
@@ -145,7 +145,7 @@ where
                         (Err(error), None) => return Poll::Ready(Err(error.into())),
                     }
                 }
-                DetourProj::GettingReady { service, unsent } => {
+                SlowPathProj::GettingReady { service, unsent } => {
                     if let Err(error) = ready!(service.poll_ready(cx)) {
                         return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Answer));
                     }
@@ -153,7 +153,11 @@ where
                     match shared.options.provider.usable() {
                         Some(token) => {
                             // A request whose own header is kept has not waited.
-                            authorize(request.headers_mut(), token.header_value(), Existing::Replace)?;
+                            authorize(
+                                request.headers_mut(),
+                                token.header_value(),
+                                ExistingAuthorization::Replace,
+                            )?;
                             attempt.send(token.id(), renewed);
                             let response = service.call(request);
                             if attempt.retries() == 0 {
@@ -161,23 +165,23 @@ where
                             }
                             let reporter = shared.options.provider.reporter();
                             reporter.sent_again(token.id(), attempt.retries(), backoff);
-                            Detour::Retrying { response, challenge }
+                            SlowPath::Retrying { response, challenge }
                         }
                         // It has expired while the service got ready, which is let go of until there is another.
-                        None => Detour::Waiting {
+                        None => SlowPath::Waiting {
                             token: shared.options.provider.obtain(),
                             unsent: Some(Unsent { request, backoff, renewed, challenge }),
                         },
                     }
                 }
-                DetourProj::Refreshing { token: waiting, challenge } => {
+                SlowPathProj::Refreshing { token: waiting, challenge } => {
                     let token = ready!(Pin::new(&mut *waiting).poll(cx));
                     match refreshed(attempt, shared, token.ok(), waiting.part(), taken(challenge)) {
                         Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
                         Step::Next(next) => next,
                     }
                 }
-                DetourProj::Draining { mut body, drained, timeout, unsent } => {
+                SlowPathProj::Draining { mut body, drained, timeout, unsent } => {
                     if timeout.poll(cx).is_pending() {
                         while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
                             // An empty frame counts too: there may be no end of them.
@@ -189,20 +193,20 @@ where
                     }
                     back_off(taken(unsent))
                 }
-                DetourProj::BackingOff { timer, unsent } => {
+                SlowPathProj::BackingOff { timer, unsent } => {
                     if let Some(timer) = timer.as_pin_mut() {
                         ready!(timer.poll(cx));
                     }
-                    Detour::GettingReady { service: shared.service(), unsent: unsent.take() }
+                    SlowPath::GettingReady { service: shared.service(), unsent: unsent.take() }
                 }
-                DetourProj::Retrying { response, challenge } => {
+                SlowPathProj::Retrying { response, challenge } => {
                     let response = match ready!(response.poll(cx)) {
                         Ok(response) => response,
                         Err(error) => {
                             return Poll::Ready(shed(error.into(), challenge.take()).map(End::Answer));
                         }
                     };
-                    let Some(token) = attempt.refused_again_by(shared, &response) else {
+                    let Some(token) = attempt.challenged_again_by(shared, &response) else {
                         return Poll::Ready(Ok(End::Answer(response)));
                     };
                     match challenged(attempt, token, shared, response) {
@@ -210,7 +214,7 @@ where
                         Step::Next(next) => next,
                     }
                 }
-                DetourProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
+                SlowPathProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
             };
             // Drops what was there: a body that was drained is gone before the retry, and so is a retry before the next.
             self.set(next);
@@ -221,7 +225,7 @@ where
 /// Asks for another token, if the request can be sent again; else for the next request's sake, without waiting.
 #[cold]
 pub(super) fn challenged<S, R, B, ResBody>(
-    attempt: &mut Attempt<R::Spare>,
+    attempt: &mut PendingRequest<R::Spare>,
     token: TokenId,
     shared: &Shared<S, R>,
     challenge: Response<ResBody>,
@@ -236,7 +240,7 @@ where
     match attempt.hold(options) {
         Ok(()) => {
             let token = options.provider.replace(attempt.challenged(token, true));
-            Step::Next(Detour::Refreshing { token, challenge: Some(challenge) })
+            Step::Next(SlowPath::Refreshing { token, challenge: Some(challenge) })
         }
         Err(reason) => {
             // For the next request: nobody waits for it.
@@ -248,7 +252,11 @@ where
 }
 
 /// The request is not sent again: the challenge is its answer.
-fn not_sent_again<S, R, Spare>(attempt: &mut Attempt<Spare>, shared: &Shared<S, R>, reason: NotSentAgain) {
+fn not_sent_again<S, R, Spare>(
+    attempt: &mut PendingRequest<Spare>,
+    shared: &Shared<S, R>,
+    reason: NotSentAgain,
+) {
     attempt.give_up();
     if let Some(refused) = attempt.token {
         shared.options.provider.reporter().not_sent_again(refused, reason);
@@ -257,7 +265,7 @@ fn not_sent_again<S, R, Spare>(attempt: &mut Attempt<Spare>, shared: &Shared<S, 
 
 /// The provider has answered a challenge: the request is sent again, or the challenge is the answer.
 fn refreshed<S, R, B, ResBody>(
-    attempt: &mut Attempt<R::Spare>,
+    attempt: &mut PendingRequest<R::Spare>,
     shared: &Shared<S, R>,
     token: Option<Token>,
     part: Part,
@@ -282,7 +290,7 @@ where
     // Only HTTP/1 has to have read one answer before its connection can serve the next request.
     let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();
     Step::Next(if drain {
-        Detour::Draining {
+        SlowPath::Draining {
             body: challenge.into_body(),
             drained: 0,
             timeout: sleep(DRAIN_TIMEOUT),
@@ -293,12 +301,12 @@ where
     })
 }
 
-fn back_off<S, Req, ResBody>(unsent: Unsent<Req, ResBody>) -> Detour<S, Req, ResBody>
+fn back_off<S, Req, ResBody>(unsent: Unsent<Req, ResBody>) -> SlowPath<S, Req, ResBody>
 where
     S: Service<Req>,
 {
     let timer = (!unsent.backoff.is_zero()).then(|| sleep(unsent.backoff));
-    Detour::BackingOff { timer, unsent: Some(unsent) }
+    SlowPath::BackingOff { timer, unsent: Some(unsent) }
 }
 
 /// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.

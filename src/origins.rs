@@ -1,4 +1,4 @@
-//! [`Scope`]: which origins may see the token.
+//! [`AllowedOrigins`]: which origins may see the token.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -13,13 +13,13 @@ use crate::error::Error;
 ///
 /// A request to any other origin is sent without the token, and its answer is never a challenge. That is what keeps a
 /// token from a host that a redirect, or a URI out of a user's input, names. Default:
-/// [`TokenSource::scope`](crate::TokenSource::scope) of the provider's source.
+/// [`TokenSource::scope`](crate::TokenSource::allowed_origins) of the provider's source.
 ///
 /// ```
-/// use tower_bearer::Scope;
+/// use tower_bearer::AllowedOrigins;
 ///
-/// let scope = Scope::origins(["https://ws.api.video", "https://upload.example:8443"])?;
-/// assert!(Scope::origins(["ws.api.video"]).is_err());
+/// let scope = AllowedOrigins::origins(["https://ws.api.video", "https://upload.example:8443"])?;
+/// assert!(AllowedOrigins::origins(["ws.api.video"]).is_err());
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
@@ -31,7 +31,7 @@ use crate::error::Error;
 ///
 /// A request whose URI is relative has no origin: it passes, as the service beneath decides where it goes.
 #[derive(Clone)]
-pub struct Scope(Allowed);
+pub struct AllowedOrigins(Allowed);
 
 #[derive(Clone)]
 enum Allowed {
@@ -55,7 +55,7 @@ enum Host {
     Address(IpAddr),
 }
 
-impl Scope {
+impl AllowedOrigins {
     /// These origins, such as `https://ws.api.video`, and no other. Plaintext `http` has to be named to be among them.
     ///
     /// # Errors
@@ -202,7 +202,7 @@ impl Host {
     }
 }
 
-impl fmt::Debug for Scope {
+impl fmt::Debug for AllowedOrigins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Allowed::Origins(origins) => f.debug_set().entries(origins.iter()).finish(),
@@ -222,16 +222,19 @@ impl fmt::Debug for Origin {
 mod tests {
     use super::*;
 
-    fn covers(scope: &Scope, uri: &str) -> bool {
+    fn covers(scope: &AllowedOrigins, uri: &str) -> bool {
         scope.covers(&uri.parse().unwrap_or_else(|_| panic!("{uri}")))
     }
 
     /// Rows 44 and 45.
     #[test]
-    fn an_origin_is_its_scheme_host_and_port_and_nothing_less() {
-        let scope =
-            Scope::origins(["https://ws.api.video", "https://[2001:db8::1]:8443", "http://10.0.0.7:3000"])
-                .unwrap();
+    fn origin_is_scheme_host_and_port() {
+        let scope = AllowedOrigins::origins([
+            "https://ws.api.video",
+            "https://[2001:db8::1]:8443",
+            "http://10.0.0.7:3000",
+        ])
+        .unwrap();
         for inside in [
             "https://ws.api.video",
             "https://ws.api.video/videos?a=b",
@@ -281,7 +284,7 @@ mod tests {
             "http://[::1]:80/",
             "/relative",
         ] {
-            assert!(covers(&Scope::https(), inside), "{inside}");
+            assert!(covers(&AllowedOrigins::https(), inside), "{inside}");
         }
         for outside in [
             "http://api.example/",
@@ -290,14 +293,14 @@ mod tests {
             "http://10.0.0.1/",
             "api.example:443",
         ] {
-            assert!(!covers(&Scope::https(), outside), "{outside}");
+            assert!(!covers(&AllowedOrigins::https(), outside), "{outside}");
         }
-        assert!(covers(&Scope::any_insecure(), "http://evil.example/"));
-        assert!(!covers(&Scope::origins::<[&str; 0]>([]).unwrap(), "https://ws.api.video/"));
+        assert!(covers(&AllowedOrigins::any_insecure(), "http://evil.example/"));
+        assert!(!covers(&AllowedOrigins::origins::<[&str; 0]>([]).unwrap(), "https://ws.api.video/"));
     }
 
     #[test]
-    fn an_origin_that_is_none_is_an_error_that_says_what_to_write() {
+    fn invalid_origin_error_has_hint() {
         for (wrong, hint) in [
             ("ws.api.video", "http or https"),
             ("https://", "such as https"),
@@ -310,7 +313,7 @@ mod tests {
             ("https://*.api.video", "no wildcards"),
             ("", "such as https"),
         ] {
-            match Scope::origins([wrong]) {
+            match AllowedOrigins::origins([wrong]) {
                 Err(Error::InvalidOption(text)) => {
                     assert!(text.contains(hint) && !text.contains("canary"), "{wrong}: {text}");
                 }

@@ -1,4 +1,4 @@
-//! [`Attempt`]: what is kept of a request while its answer is awaited, and how it becomes the next attempt.
+//! [`PendingRequest`]: what is kept of a request while its answer is awaited, and how it becomes the next attempt.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use http::{Request, Response};
 
 use super::shared::Shared;
 use crate::{
+    config::Config,
     observability::NotSentAgain,
-    options::Options,
     provider::{Challenged, Part},
-    replay::{Head, Replay},
+    replay::{Replay, RequestHead},
     retry::Backoff,
     token::{Token, TokenId},
 };
 
 /// What is kept of a request while its answer is awaited.
-pub(super) struct Attempt<Spare> {
+pub(super) struct PendingRequest<Spare> {
     /// The token that it was sent with last; `None` for one that the layer gave no token.
     pub(super) token: Option<TokenId>,
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
-    kept: Option<(Head, Spare)>,
+    kept: Option<(RequestHead, Spare)>,
     /// `None` for a request that was not sent again, which nearly all are: so the rest takes little room.
     retries: Option<Box<Retries>>,
 }
@@ -32,14 +32,14 @@ struct Retries {
     part: Part,
 }
 
-impl<Spare> Attempt<Spare> {
+impl<Spare> PendingRequest<Spare> {
     #[inline]
-    pub(super) fn new(token: Option<TokenId>, kept: Option<(Head, Spare)>) -> Self {
+    pub(super) fn new(token: Option<TokenId>, kept: Option<(RequestHead, Spare)>) -> Self {
         Self { token, kept, retries: None }
     }
 
     /// Holds the attempt under way where it is, if the request may be sent once more.
-    pub(super) fn hold<R, B>(&self, options: &Options<R>) -> Result<(), NotSentAgain>
+    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotSentAgain>
     where
         R: Replay<B, Spare = Spare>,
     {
@@ -84,7 +84,7 @@ impl<Spare> Attempt<Spare> {
     /// The token that an answer challenges; `None` if the answer is the caller's.
     // Every answer comes this way: as a call, it would cost more than what it does.
     #[inline(always)]
-    pub(super) fn refused_by<S, R, ResBody>(
+    pub(super) fn challenged_by<S, R, ResBody>(
         &mut self,
         shared: &Shared<S, R>,
         response: &Response<ResBody>,
@@ -103,15 +103,15 @@ impl<Spare> Attempt<Spare> {
         None
     }
 
-    /// As [`refused_by`](Self::refused_by), for the answer to a retry: it says as well whether a refresh has healed the
+    /// As [`challenged_by`](Self::challenged_by), for the answer to a retry: it says as well whether a refresh has healed the
     /// request.
     #[cold]
-    pub(super) fn refused_again_by<S, R, ResBody>(
+    pub(super) fn challenged_again_by<S, R, ResBody>(
         &mut self,
         shared: &Shared<S, R>,
         response: &Response<ResBody>,
     ) -> Option<TokenId> {
-        let refused = self.refused_by(shared, response);
+        let refused = self.challenged_by(shared, response);
         if let (None, Some(token)) = (refused, self.token) {
             learn_from(shared, token, self.part(), response);
         }
@@ -122,7 +122,7 @@ impl<Spare> Attempt<Spare> {
     /// challenge.
     pub(super) fn again<R, B>(
         &mut self,
-        options: &Options<R>,
+        options: &Config<R>,
         token: &Token,
     ) -> Result<(Request<R::Body>, Duration), NotSentAgain>
     where

@@ -1,4 +1,4 @@
-//! [`Head`]: what is kept of a request besides its body; [`FlatHeaders`]: headers and trailers, flat.
+//! [`RequestHead`]: what is kept of a request besides its body; [`FlatHeaders`]: headers and trailers, flat.
 //!
 //! A clone of a `HeaderMap` costs an allocation for nearly every value that has never been cloned, and hashing for every
 //! name. Here names and values are written one after the other into one buffer, and parsed again only if the request is
@@ -13,7 +13,7 @@ const SENSITIVE: u32 = 1 << 31;
 const TYPICAL_LENGTH: usize = 48;
 
 /// Everything of a request that is not its body. It is taken before a token is added, and so never holds one.
-pub(crate) struct Head {
+pub(crate) struct RequestHead {
     method: Method,
     uri: Uri,
     version: Version,
@@ -28,7 +28,7 @@ pub(super) struct FlatHeaders {
     count: usize,
 }
 
-impl Head {
+impl RequestHead {
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
         Self {
             method: request.method().clone(),
@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn restored(request: Request<()>) -> Request<()> {
-        Head::of(&request).request(())
+        RequestHead::of(&request).request(())
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! [`source_fn`]: a token source made of a closure.
+
+use std::{any::type_name, fmt, future::Future};
+
+use super::{TokenRequest, TokenSource};
+use crate::{error::SourceError, token::Token};
+
+/// Makes a [`TokenSource`] of a closure that obtains one token per call, as tower's `service_fn` makes a service.
+///
+/// The closure gets the [`TokenRequest`] by value, so that an `async move` block can keep it. What holds for
+/// [`TokenSource::fetch`] holds for the closure. The tokens are meant for every `https` origin, and loopback: name fewer with
+/// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_bearer::{Token, TokenProvider, source_fn};
+///
+/// # async fn ask_the_vault(_: Option<String>) -> Result<String, std::io::Error> { Ok("eyJ0eXAi".into()) }
+/// # async fn run() -> Result<(), tower_bearer::Error> {
+/// use tower_bearer::SourceError;
+///
+/// let provider = TokenProvider::new(source_fn(|request| async move {
+///     let claims = request.challenge().and_then(|challenge| challenge.claims()).map(str::to_owned);
+///     let text = ask_the_vault(claims)
+///         .await
+///         .map_err(|error| SourceError::unavailable("the vault cannot be reached").with_cause(error))?;
+///     Ok(Token::builder(text).expires_in(Duration::from_secs(300)).build()?)
+/// }));
+/// assert_eq!(provider.token().await?.access_token(), "eyJ0eXAi");
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
+/// ```
+pub fn source_fn<F, Fut>(fetch: F) -> SourceFn<F>
+where
+    F: Fn(TokenRequest<'static>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Token, SourceError>> + Send,
+{
+    SourceFn { fetch }
+}
+
+/// A [`TokenSource`] made of a closure by [`source_fn`].
+#[derive(Clone, Copy)]
+pub struct SourceFn<F> {
+    fetch: F,
+}
+
+impl<F, Fut> TokenSource for SourceFn<F>
+where
+    F: Fn(TokenRequest<'static>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Token, SourceError>> + Send,
+{
+    fn fetch(&self, request: &TokenRequest<'_>) -> impl Future<Output = Result<Token, SourceError>> + Send {
+        (self.fetch)(request.clone().into_owned())
+    }
+}
+
+impl<F> fmt::Debug for SourceFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceFn").field("fetch", &type_name::<F>()).finish()
+    }
+}
