@@ -1,16 +1,18 @@
-//! [`authorize`]: the one header that is added to a request.
+//! [`authorize`]: adds the `Authorization` header.
 
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
 use crate::{config::ExistingAuthorization, error::Error};
 
-/// Whose `Authorization` header a request has.
+/// Whose `Authorization` header a request carries.
 pub(crate) enum Authorized {
-    Ours,
-    Callers,
+    /// The layer's.
+    Layer,
+    /// The caller's.
+    Caller,
 }
 
-/// Adds the token to a request that has no `Authorization` header, or whose own is not kept (RFC 6750 §2.1).
+/// Adds the token to a request that has no `Authorization` header, or whose header is to be replaced (RFC 6750 §2.1).
 #[inline]
 pub(crate) fn authorize(
     headers: &mut HeaderMap,
@@ -18,26 +20,26 @@ pub(crate) fn authorize(
     existing: ExistingAuthorization,
 ) -> Result<Authorized, Error> {
     match (headers.try_append(AUTHORIZATION, token), existing) {
-        (Ok(false), _) => Ok(Authorized::Ours),
+        (Ok(false), _) => Ok(Authorized::Layer),
         (Ok(true), existing) => Ok(resolve(headers, existing)),
         (Err(_), _) => Err(Error::TooManyHeaders),
     }
 }
 
-/// Ours has just been added to what a caller had set: one of the two goes.
+/// Removes one of two headers: the caller's, or the token that was added after it.
 #[cold]
 fn resolve(headers: &mut HeaderMap, existing: ExistingAuthorization) -> Authorized {
     let mut values: Vec<_> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
-    let ours = values.pop();
+    let token = values.pop();
     headers.remove(AUTHORIZATION);
     match existing {
         ExistingAuthorization::Keep => {
             headers.extend(values.into_iter().map(|value| (AUTHORIZATION, value)));
-            Authorized::Callers
+            Authorized::Caller
         }
         ExistingAuthorization::Replace => {
-            headers.extend(ours.map(|value| (AUTHORIZATION, value)));
-            Authorized::Ours
+            headers.extend(token.map(|value| (AUTHORIZATION, value)));
+            Authorized::Layer
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the layer asks of the service that it wraps, as traits of our own: so that the compiler can say what to do.
+//! What the layer requires of the service that it wraps, as traits whose compiler messages name the remedy.
 
 use http::{Request, Response};
 use http_body::Body;
@@ -6,8 +6,8 @@ use tower_service::Service;
 
 use crate::error::BoxError;
 
-/// A service that a retry can be sent on a clone of: any that is `Clone`. Not to be implemented: it is there for what the
-/// compiler says where it is missing.
+/// A service whose clone can send a retry: any that is `Clone`. Implemented for all of them; it exists for the compiler's message
+/// where it is missing.
 #[diagnostic::on_unimplemented(
     message = "`BearerAuthLayer` cannot wrap `{Self}`, which is not `Clone`",
     label = "a retry is sent on a clone of this service",
@@ -19,8 +19,8 @@ pub trait CloneService: Clone {}
 #[diagnostic::do_not_recommend]
 impl<S: Clone> CloneService for S {}
 
-/// A service of HTTP requests with a body of type `B`: any that takes `http::Request<B>` and answers `http::Response`. Not
-/// to be implemented: it is there for what the compiler says where it is missing.
+/// A service of HTTP requests with a body of type `B`: any that takes `http::Request<B>` and returns `http::Response`.
+/// Implemented for all of them; it exists for the compiler's message where it is missing.
 #[diagnostic::on_unimplemented(
     message = "`BearerAuth` cannot send requests with a body of type `{B}` to `{Self}`",
     label = "this inner service takes another body, or does not answer with `http::Response`",
@@ -32,7 +32,7 @@ impl<S: Clone> CloneService for S {}
 pub trait HttpService<B>:
     Service<Request<B>, Response = Response<<Self as HttpService<B>>::ResBody>, Error: Into<BoxError>>
 {
-    /// The body of its answers.
+    /// The body of its responses.
     type ResBody: Body;
 }
 

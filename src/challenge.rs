@@ -10,8 +10,7 @@ use http_auth::{ChallengeParser, ParamValue};
 
 /// The head of a response, as a challenge predicate sees it.
 ///
-/// Only the head: nothing of the body is read to decide. gRPC's refusals are in the head too, in an answer of trailers
-/// only.
+/// Nothing of the body is read to decide. A gRPC status is in the head as well if the response has trailers only.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ResponseHead<'a> {
@@ -21,7 +20,7 @@ pub struct ResponseHead<'a> {
     pub version: Version,
     /// The header fields.
     pub headers: &'a HeaderMap,
-    /// What layers beneath have added.
+    /// The extensions, which layers beneath may have added.
     pub extensions: &'a Extensions,
 }
 
@@ -38,20 +37,15 @@ impl<'a> ResponseHead<'a> {
 
 /// The default rule, for HTTP: a 401, unless it says that another token would not help.
 ///
-/// A 401 with `WWW-Authenticate: Bearer` whose `error` is `insufficient_scope` or `invalid_request` is an answer
-/// (RFC 6750 §3.1). Without the header, or with one that cannot be read, a 401 is a challenge. No other status is.
+/// A 401 with `WWW-Authenticate: Bearer` whose `error` is `insufficient_scope` or `invalid_request` is no challenge
+/// (RFC 6750 §3.1). Without the header, or if it cannot be parsed, a 401 is a challenge. No other status is.
 ///
 /// ```
 /// use http::{Response, header::WWW_AUTHENTICATE};
-/// use tower_bearer::{BearerAuthLayer, TokenProvider, challenge};
-/// # use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
-/// # struct Vault;
-/// # impl TokenSource for Vault {
-/// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
-/// # }
+/// use tower_bearer::{BearerAuthLayer, StaticToken, TokenProvider, challenge};
 ///
-/// // An API that says 403 for an expired token, with a header of its own:
-/// let layer = BearerAuthLayer::with_provider(TokenProvider::new(Vault))
+/// // An API that answers 403 for an expired token, with a header of its own:
+/// let layer = BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("eyJ0eXAi")))
 ///     .challenge(|head| challenge::bearer(head) || head.headers.contains_key("x-token-expired"));
 /// ```
 pub fn bearer(head: ResponseHead<'_>) -> bool {

@@ -1,4 +1,4 @@
-//! [`Config`]: what the layer's methods set, and every request follows.
+//! [`Config`]: what the layer's methods set, and their validation.
 
 use crate::{
     challenge::ChallengeRule, error::Error, origins::AllowedOrigins, provider::TokenProvider, replay::Cloned,
@@ -9,42 +9,50 @@ use crate::{
 pub(crate) struct Config<R> {
     pub(crate) provider: TokenProvider,
     pub(crate) replay: R,
+    /// How much of a body the strategy keeps; `None` if it has no limit.
+    pub(crate) replay_limit: Option<usize>,
     pub(crate) retry: RetryPolicy,
     pub(crate) challenge: ChallengeRule,
-    pub(crate) scope: AllowedOrigins,
+    pub(crate) allowed_origins: AllowedOrigins,
     pub(crate) existing: ExistingAuthorization,
-    /// An option that cannot work: what every request answers, since the layer's methods cannot fail.
-    pub(crate) invalid: Option<Error>,
 }
 
 impl Config<Cloned> {
     pub(crate) fn new(provider: TokenProvider) -> Self {
         Self {
-            scope: provider.allowed_origins().clone(),
+            allowed_origins: provider.allowed_origins().clone(),
             provider,
             replay: Cloned,
+            replay_limit: None,
             retry: RetryPolicy::new(),
             challenge: ChallengeRule::Bearer,
             existing: ExistingAuthorization::default(),
-            invalid: None,
         }
     }
 }
 
 impl<R> Config<R> {
-    /// The same with another strategy, and without what was wrong with the one before.
-    pub(crate) fn with_replay<R2>(self, replay: R2) -> Config<R2> {
-        let Self { provider, replay: _, retry, challenge, scope, existing, invalid: _ } = self;
-        Config { provider, replay, retry, challenge, scope, existing, invalid: None }
+    /// Replaces the strategy that sends bodies again.
+    pub(crate) fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> Config<R2> {
+        let Self { provider, replay: _, replay_limit: _, retry, challenge, allowed_origins, existing } = self;
+        Config { provider, replay, replay_limit, retry, challenge, allowed_origins, existing }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        if self.replay_limit == Some(0) {
+            return Err(Error::out_of_range("the replay limit", "> 0 (use no_replay() to keep nothing)", 0));
+        }
+        Ok(())
     }
 }
 
-/// What becomes of an `Authorization` header that a request already has.
+/// What happens to an `Authorization` header that a request already has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExistingAuthorization {
-    /// The request is sent as it is; its 401 is its caller's own, and nothing is refreshed or sent again.
+    /// The request is sent unchanged. A 401 to it goes to the caller: it starts no refresh and no retry.
     #[default]
     Keep,
-    /// The header is replaced by ours.
+    /// The layer's token replaces the header.
     Replace,
 }

@@ -53,6 +53,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says which option is out of its range, what is accepted, and the value.
+    pub(crate) fn out_of_range(option: &str, accepted: &str, value: impl fmt::Display) -> Self {
+        Self::InvalidOption(format!("{option} must be {accepted}, got {value}").into())
+    }
+
     /// Whether trying again later, with nothing changed, may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -256,4 +261,9 @@ impl From<TokenError> for SourceError {
     fn from(error: TokenError) -> Self {
         Self::invalid_response("the token source gave a token that cannot be used").with_cause(error)
     }
+}
+
+/// A duration as error messages show it.
+pub(crate) fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
 }

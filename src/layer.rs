@@ -1,4 +1,4 @@
-//! [`BearerAuthLayer`]: the options of the layer, and what it makes of a service.
+//! [`BearerAuthLayer`]: the layer and its options.
 
 use std::{fmt, sync::Arc};
 
@@ -8,7 +8,6 @@ use crate::{
     bounds::CloneService,
     challenge::{ChallengeRule, ResponseHead},
     config::{Config, ExistingAuthorization},
-    error::Error,
     origins::AllowedOrigins,
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
@@ -16,18 +15,13 @@ use crate::{
     service::BearerAuth,
 };
 
-/// Gives every request a bearer token that is fresh, and sends it again with a new one when it is refused.
+/// Adds a fresh bearer token to each request, and sends a request again with a new token if the API answers 401.
 ///
 /// ```
 /// use tower::ServiceBuilder;
-/// use tower_bearer::{BearerAuthLayer, RetryPolicy, TokenProvider};
-/// # use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
-/// # struct Vault;
-/// # impl TokenSource for Vault {
-/// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
-/// # }
+/// use tower_bearer::{BearerAuthLayer, RetryPolicy, StaticToken, TokenProvider};
 ///
-/// let provider = TokenProvider::new(Vault);
+/// let provider = TokenProvider::new(StaticToken::new("eyJ0eXAi"));
 /// let layer = BearerAuthLayer::with_provider(provider.clone()).retry(RetryPolicy::new().max_retries(1));
 /// # let client = tower::service_fn(|_: http::Request<String>| async {
 /// #     Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
@@ -36,33 +30,38 @@ use crate::{
 /// # let _ = service;
 /// ```
 ///
-/// Everything that is made from one layer, its clones, or its [`provider`](Self::provider) shares one token.
+/// All services that are made from one layer, its clones, or its [`provider`](Self::provider) share one token.
 ///
-/// # Which service it wraps
+/// # Which services it wraps
 ///
-/// Any that answers [`http::Response`] ([`HttpService`](crate::HttpService)) and is `Clone`
+/// Any service that returns [`http::Response`] ([`HttpService`](crate::HttpService)) and is `Clone`
 /// ([`CloneService`](crate::CloneService)): a retry is sent on a clone, since the service that was ready has
-/// been used. `tower::buffer` makes any service `Clone`.
+/// been called. `tower::buffer` makes any service `Clone`.
 ///
-/// # Which origins see the token
+/// # Which origins get the token
 ///
-/// Those of its [`AllowedOrigins`], which is looked up for every attempt. A request to another is sent as it is, and an event says so.
+/// Those of its [`AllowedOrigins`], checked for every attempt. A request to another origin is sent unchanged, and an event
+/// reports it.
 ///
-/// Put a redirect follower above the layer: the layer then sees every hop, and adds the token where it belongs. A follower
-/// beneath must remove `Authorization` when the origin changes, as tower-http's does. It may be led to an origin that
-/// answers 401. That is no challenge, if the layer can see where the answer comes from: it can with
+/// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed. A follower
+/// beneath the layer must remove `Authorization` when the origin changes, as tower-http's does. The follower may be redirected to an
+/// origin that answers 401. That is no challenge if the layer can see where the response comes from: it can with
 /// `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`). Only the last hop
-/// counts: a redirect that leads elsewhere and back is taken for one that stayed.
+/// counts: a redirect to another origin and back is treated as one that stayed.
 ///
-/// # A request of its own kind
+/// # One request without the token, or with another
 ///
-/// A request says by its extensions that it is to go without a token ([`NoBearer`](crate::NoBearer)), or with another
+/// A request's extensions say that it is sent without a token ([`NoBearer`](crate::NoBearer)), or with another one
 /// ([`UseToken`](crate::UseToken)).
 ///
-/// # What reaches the caller
+/// # What the caller gets
 ///
-/// The last answer of the API itself, unchanged: a 401 that could not be healed is an answer, not an error. An error is
-/// the inner service's, boxed, or our [`Error`]: what prevented the request from being sent with a token.
+/// The API's last response, unchanged: a 401 that no other token heals is a response, not an error. An error is the inner
+/// service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent with a token.
+///
+/// # Options out of their range
+///
+/// The layer's methods cannot fail. The first request gets [`Error::InvalidOption`](crate::Error::InvalidOption).
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct BearerAuthLayer<R = Cloned> {
@@ -70,23 +69,23 @@ pub struct BearerAuthLayer<R = Cloned> {
 }
 
 impl BearerAuthLayer {
-    /// A layer for api.video's production environment, with the default client for its auth endpoints.
+    /// Makes a layer for api.video's production environment, with the default client for its auth endpoints.
     ///
-    /// An empty or ill-formed key is the first request's error. For the sandbox, and all other options:
+    /// An empty or ill-formed key is an error of the first request. For the sandbox, and for all other options, use
     /// [`with_provider`](Self::with_provider) and [`ApiVideo`](crate::ApiVideo).
     #[cfg(feature = "api-video")]
     pub fn new(api_key: impl Into<String>) -> Self {
         Self::with_provider(TokenProvider::new(crate::ApiVideo::new(api_key)))
     }
 
-    /// A layer that takes its tokens from `provider`, which it may share with others.
+    /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.
     pub fn with_provider(provider: TokenProvider) -> Self {
         Self { options: Config::new(provider) }
     }
 }
 
 impl<R> BearerAuthLayer<R> {
-    /// Sets how often, how soon and how much is sent again. Default: [`RetryPolicy::new`].
+    /// Sets how often and how soon a challenged request is sent again, and the budget for it. Default: [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options.retry = policy;
         self
@@ -101,41 +100,37 @@ impl<R> BearerAuthLayer<R> {
         self
     }
 
-    /// Sets which origins may see the token. Default: what the token source says
-    /// ([`TokenSource::scope`](crate::TokenSource::allowed_origins)).
-    pub fn allowed_origins(mut self, scope: AllowedOrigins) -> Self {
-        self.options.scope = scope;
+    /// Sets which origins get the token. Default: those that the token source names
+    /// ([`TokenSource::allowed_origins`](crate::TokenSource::allowed_origins)).
+    pub fn allowed_origins(mut self, origins: AllowedOrigins) -> Self {
+        self.options.allowed_origins = origins;
         self
     }
 
-    /// Sets what becomes of a request's own `Authorization` header. Default: [`ExistingAuthorization::Keep`].
+    /// Sets what happens to an `Authorization` header that a request already has. Default: [`ExistingAuthorization::Keep`].
     pub fn existing_authorization(mut self, existing: ExistingAuthorization) -> Self {
         self.options.existing = existing;
         self
     }
 
-    /// Records request bodies as they are sent, up to `limit` bytes each, to send them again: for any body, and an inner
+    /// Records request bodies while they are sent, up to `limit` bytes each, to send them again. For any body, and an inner
     /// service that takes [`ReplayBody`](crate::ReplayBody).
     ///
-    /// A body over the limit streams through all the same. If it is refused, the 401 reaches the caller, and the next
-    /// request has a new token. A limit of 0 is the first request's [`Error::InvalidOption`].
+    /// A body over the limit is streamed, but not sent again: the caller gets the 401, and the next request has a new token. A
+    /// limit of 0 is [`Error::InvalidOption`](crate::Error::InvalidOption).
     ///
     /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1 KiB,
     /// however small the frames are. [`ReplayBody`](crate::ReplayBody#memory) documents which frames are copied.
     pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
-        self.with_limit(limit, Buffered::new(limit))
+        self.with_replay(Buffered::new(limit), Some(limit))
     }
 
-    /// As [`buffered`](Self::buffered), for an inner service whose body type is its own: `wrap` makes that type of a
-    /// [`ReplayBody`](crate::ReplayBody).
+    /// As [`buffered`](Self::buffered), for an inner service with a body type of its own: `wrap` converts a
+    /// [`ReplayBody`](crate::ReplayBody) to that type.
     ///
     /// ```
-    /// # use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
-    /// # struct Vault;
-    /// # impl TokenSource for Vault {
-    /// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
-    /// # }
-    /// # let provider = TokenProvider::new(Vault);
+    /// # use tower_bearer::{BearerAuthLayer, StaticToken, TokenProvider};
+    /// # let provider = TokenProvider::new(StaticToken::new("eyJ0eXAi"));
     /// use bytes::Bytes;
     /// use http::{Request, Response};
     /// use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
@@ -151,35 +146,27 @@ impl<R> BearerAuthLayer<R> {
     /// # is_service(&service);
     /// ```
     pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>> {
-        self.with_limit(limit, ReplayWith::new(limit, wrap))
+        self.with_replay(ReplayWith::new(limit, wrap), Some(limit))
     }
 
-    /// Clones request bodies by `clone` to send them again, such as kube's `Body::try_clone`: `None` for a body that
-    /// cannot be.
+    /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that cannot be
+    /// cloned.
     pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
-        self.with_replay(CloneWith::new(clone))
+        self.with_replay(CloneWith::new(clone), None)
     }
 
-    /// Sends nothing again: a challenge reaches the caller, and the next request has a new token. For any body.
+    /// Sends no request again: the caller gets the challenge, and the next request has a new token. For any body.
     pub fn no_replay(self) -> BearerAuthLayer<NoReplay> {
-        self.with_replay(NoReplay)
+        self.with_replay(NoReplay, None)
     }
 
-    /// The provider, to hand to another layer or to ask for its status.
+    /// Returns the provider, to share it with another layer or to read its status.
     pub fn provider(&self) -> &TokenProvider {
         &self.options.provider
     }
 
-    fn with_limit<R2>(self, limit: usize, replay: R2) -> BearerAuthLayer<R2> {
-        let mut layer = self.with_replay(replay);
-        layer.options.invalid = (limit == 0).then(|| {
-            Error::InvalidOption("a replay limit of 0 keeps no body: give more, or use no_replay()".into())
-        });
-        layer
-    }
-
-    fn with_replay<R2>(self, replay: R2) -> BearerAuthLayer<R2> {
-        BearerAuthLayer { options: self.options.with_replay(replay) }
+    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2> {
+        BearerAuthLayer { options: self.options.with_replay(replay, limit) }
     }
 }
 

@@ -1,80 +1,80 @@
-//! What the crate tells of itself: `tracing` spans and events, and metrics. Never a secret.
+//! What the crate reports: `tracing` spans and events, and metrics. Never a secret.
 //!
 //! # Events (feature `tracing`, default)
 //!
-//! The target of all is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`. `generation`
-//! counts the access tokens of one provider from 1; an `error` is the whole chain, outermost first.
+//! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`. `generation`
+//! counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
-//! Each refresh has a span of its own, `token_refresh` at INFO, with the fields `provider` (the name that
+//! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
-//! `expired`, `ageing`, `refused`) and `generation` (of the token that it is to replace, 0 if there is none). It follows from
-//! the span of the request that started it, and what the token source does happens within it.
+//! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason)) and `generation` (of the token to replace, 0 if
+//! there is none). The span follows from the span of the request that started the refresh. The token source runs within it.
 //!
 //! Within a refresh's span:
 //!
 //! | message | level | fields |
 //! |---|---|---|
 //! | `asking the token source` | DEBUG | `attempt`, from 1 |
-//! | `the token source failed: it is left alone for a while` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
-//! | `the refresh token was refused: the API key is tried` | INFO | `status` |
-//! | `the refresh token counts as spent: the API key is tried` | WARN | |
-//! | `expires_in is no number: the default lifetime is taken` | WARN | `lifetime_ms` |
-//! | `a token was published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
-//! | `the source gave the same access token again` | DEBUG | `generation` |
-//! | `the source gave the refused access token again` | WARN | `generation` |
-//! | `the token file cannot be read: the last good token is used on` | WARN | `error` |
-//! | `the token is as good as expired: the source is left alone for a while` | WARN | `generation`, `delay_ms` |
-//! | `the refresh failed` | WARN | `error`, `took_ms` |
-//! | `the credential is of no use: callers are told so until the cool-down is over` | ERROR | `error`, `took_ms`, `cool_down_ms` |
+//! | `token source failed; backing off` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
+//! | `refresh token rejected; authenticating with the API key` | INFO | `status` |
+//! | `refresh token may be spent; authenticating with the API key` | WARN | |
+//! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` |
+//! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
+//! | `source returned the same access token` | DEBUG | `generation` |
+//! | `source returned the challenged access token` | WARN | `generation` |
+//! | `token file cannot be read; keeping the last good token` | WARN | `error` |
+//! | `token is about to expire; backing off` | WARN | `generation`, `delay_ms` |
+//! | `token refresh failed` | WARN | `error`, `took_ms` |
+//! | `credential rejected; failing requests until the cool-down ends` | ERROR | `error`, `took_ms`, `cool_down_ms` |
 //!
-//! Where processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is the
-//! generation of the store's record:
-//!
-//! | message | level | fields |
-//! |---|---|---|
-//! | `the store's token is adopted` | INFO | `record` |
-//! | `another process has the lease: it is waited for` | TRACE | |
-//! | `the token was stored` | DEBUG | `record` |
-//! | `a newer lease has been given out: the token was not stored` | WARN | |
-//! | `the token could not be stored: it will be tried again` | WARN | `error` |
-//! | `the store's record counts as absent` | WARN | `error` |
-//! | `the store cannot be used: this process goes on alone` | WARN | `error` |
-//!
-//! Outside of it, with the field `provider`:
+//! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is the
+//! version of the store's record:
 //!
 //! | message | level | fields |
 //! |---|---|---|
-//! | `the request is outside of the scope: it goes without the token` | WARN, once for each of the first 64 origins | `origin` |
-//! | `the request waits for a token` | DEBUG | |
-//! | `the request was challenged` | DEBUG | `generation`, `status`, `attempt` |
-//! | `the request is sent again` | DEBUG | `generation` (of the new token), `attempt` (of the one to come), `delay_ms` |
-//! | `the challenge is the answer` | DEBUG | `generation`, `reason` |
-//! | `the refresh under way is joined` | TRACE | `refresh` |
-//! | `the refused token has been replaced already` | DEBUG | `generation` (of the new token), `refused` (the other's) |
-//! | `the newest token is refused too: the source is left alone` | WARN | `generation` |
-//! | `the ageing token is used: the source is left alone for a while` | TRACE | `generation` |
-//! | `the source is not asked: the failure still holds` | DEBUG | `error` |
-//! | `the token was invalidated` | INFO | `generation` |
-//! | `the wall clock has passed the monotonic one: the token's life is shorter` | INFO | `generation`, `jump_ms` |
-//! | `the provider is shut down` | DEBUG | |
+//! | `adopted the store's token` | INFO | `record` |
+//! | `waiting for another process's lease` | TRACE | |
+//! | `token stored` | DEBUG | `record` |
+//! | `token not stored; a newer lease exists` | WARN | |
+//! | `token not stored; retrying later` | WARN | `error` |
+//! | `store record is invalid; treating it as absent` | WARN | `error` |
+//! | `store cannot be used; refreshing without it` | WARN | `error` |
 //!
-//! The last table's `reason` is one of `retries` (all were used), `body` (it cannot be sent again), `token` (there is none: the
-//! refresh's own events say why) and `budget` (the retry budget is spent).
+//! Outside of a refresh's span, with the field `provider`:
+//!
+//! | message | level | fields |
+//! |---|---|---|
+//! | `origin is not allowed; sending the request without the token` | WARN, once for each of the first 64 origins | `origin` |
+//! | `request waits for a token` | DEBUG | |
+//! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
+//! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
+//! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
+//! | `joined the running refresh` | TRACE | `refresh` |
+//! | `challenged token is already replaced` | DEBUG | `generation` (of the new token), `challenged` (the other's) |
+//! | `newest token challenged; not asking the source` | WARN | `generation` |
+//! | `using the expiring token until the backoff ends` | TRACE | `generation` |
+//! | `not asking the source; the last failure still holds` | DEBUG | `error` |
+//! | `token invalidated` | INFO | `generation` |
+//! | `wall clock is ahead of the monotonic clock; shortening the token's life` | INFO | `generation`, `jump_ms` |
+//! | `provider shut down` | DEBUG | |
+//!
+//! The `reason` for not retrying is `retries` (all were used), `body` (it cannot be sent again), `token` (there is no other: the
+//! refresh's own events say why) or `budget` (the retry budget is spent).
 //!
 //! # Metrics (feature `metrics`)
 //!
-//! For whatever recorder the program has installed ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
+//! For the recorder that the program installs ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
 //!
 //! | name | type | unit | labels |
 //! |---|---|---|---|
 //! | `tower_bearer_refreshes_total` | counter | refreshes | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
 //! | `tower_bearer_refresh_duration_seconds` | histogram | seconds | `outcome` |
-//! | `tower_bearer_source_failures_total` | counter | attempts that are followed by another, or could be | `kind`: `unavailable`, `invalid_response` |
-//! | `tower_bearer_waits_total` | counter | requests that had to wait for their first token | |
-//! | `tower_bearer_store_total` | counter | events of the table above | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `alone` |
-//! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `sent_again`, or the `reason` why not |
+//! | `tower_bearer_source_failures_total` | counter | transient failures of an attempt | `kind`: `unavailable`, `invalid_response` |
+//! | `tower_bearer_waits_total` | counter | requests that waited for their first token | |
+//! | `tower_bearer_store_total` | counter | events of the store's table above | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
+//! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `retried`, or the `reason` for not retrying |
 //!
-//! A request with a good token, which is answered, costs no event and no metric.
+//! A request with a token that works, whose response is no challenge, costs no event and no metric.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(dead_code, unused_variables))]
 
 use std::{error::Error as StdError, fmt, future::Future, sync::Arc, time::Duration};
@@ -103,23 +103,10 @@ macro_rules! count {
     };
 }
 
-/// Tells what one provider, and the layers that share it, do.
+/// Reports the events and metrics of one provider and the layers that share it.
 #[derive(Clone)]
 pub(crate) struct Reporter {
     provider: Arc<str>,
-}
-
-/// Why a challenged request is not sent again.
-#[derive(Clone, Copy)]
-pub(crate) enum NotSentAgain {
-    /// All were used.
-    Retries,
-    /// It cannot be sent again.
-    Body,
-    /// There is none.
-    Token,
-    /// It is spent.
-    Budget,
 }
 
 impl Reporter {
@@ -127,7 +114,7 @@ impl Reporter {
         Self { provider: Arc::clone(provider) }
     }
 
-    /// The span of a refresh.
+    /// Makes the span of a refresh.
     pub(crate) fn refresh(&self, number: u64, reason: &'static str, previous: Option<&Token>) -> Span {
         #[cfg(feature = "tracing")]
         {
@@ -162,77 +149,55 @@ impl Reporter {
             delay_ms = millis(delay),
             kind,
             error = %Chain(error),
-            "the token source failed: it is left alone for a while"
+            "token source failed; backing off"
         );
         count!("tower_bearer_source_failures_total", "provider" => Arc::clone(&self.provider), "kind" => kind);
     }
 
-    /// `same`: the source gave the access token that it had given before. `postponed`: how long it is left alone, because
-    /// the token is hardly of use.
-    pub(crate) fn published(
-        &self,
-        token: &Token,
-        reason: &'static str,
-        same: bool,
-        postponed: Option<Duration>,
-        took: Duration,
-    ) {
-        let generation = token.generation();
-        match (same, reason) {
-            (false, _) => {
-                event!(
-                    INFO,
-                    generation,
-                    expires_in_ms = token.remaining().map(millis),
-                    refresh_in_ms = token.refresh_at().map(millis_until),
-                    took_ms = millis(took),
-                    "a token was published"
-                );
-            }
-            (true, "challenged") => {
-                event!(WARN, generation, "the source gave the refused access token again");
-            }
-            (true, _) => {
-                event!(DEBUG, generation, "the source gave the same access token again");
-            }
-        }
-        if let Some(delay) = postponed {
-            event!(
-                WARN,
-                generation,
-                delay_ms = millis(delay),
-                "the token is as good as expired: the source is left alone for a while"
-            );
-        }
-        self.landed(reason, "published", took);
+    pub(crate) fn published(&self, token: &Token, took: Duration) {
+        event!(
+            INFO,
+            generation = token.generation(),
+            expires_in_ms = token.remaining().map(millis),
+            refresh_in_ms = token.refresh_at().map(millis_until),
+            took_ms = millis(took),
+            "token published"
+        );
     }
 
-    pub(crate) fn failed(
-        &self,
-        error: &Error,
-        reason: &'static str,
-        cool_down: Option<Duration>,
-        took: Duration,
-    ) {
-        match cool_down {
-            None => {
-                event!(WARN, error = %Chain(error), took_ms = millis(took), "the refresh failed");
-                self.landed(reason, "transient", took);
-            }
-            Some(cool_down) => {
-                event!(
-                    ERROR,
-                    error = %Chain(error),
-                    took_ms = millis(took),
-                    cool_down_ms = millis(cool_down),
-                    "the credential is of no use: callers are told so until the cool-down is over"
-                );
-                self.landed(reason, "permanent", took);
-            }
-        }
+    pub(crate) fn same_token(&self, token: &Token) {
+        event!(DEBUG, generation = token.generation(), "source returned the same access token");
     }
 
-    fn landed(&self, reason: &'static str, outcome: &'static str, took: Duration) {
+    pub(crate) fn challenged_token_again(&self, token: &Token) {
+        event!(WARN, generation = token.generation(), "source returned the challenged access token");
+    }
+
+    pub(crate) fn about_to_expire(&self, token: &Token, delay: Duration) {
+        event!(
+            WARN,
+            generation = token.generation(),
+            delay_ms = millis(delay),
+            "token is about to expire; backing off"
+        );
+    }
+
+    pub(crate) fn failed(&self, error: &Error, took: Duration) {
+        event!(WARN, error = %Chain(error), took_ms = millis(took), "token refresh failed");
+    }
+
+    pub(crate) fn credential_rejected(&self, error: &Error, took: Duration, cool_down: Duration) {
+        event!(
+            ERROR,
+            error = %Chain(error),
+            took_ms = millis(took),
+            cool_down_ms = millis(cool_down),
+            "credential rejected; failing requests until the cool-down ends"
+        );
+    }
+
+    /// Counts a refresh that has ended.
+    pub(crate) fn refreshed(&self, reason: &'static str, outcome: &'static str, took: Duration) {
         #[cfg(feature = "metrics")]
         metrics::histogram!(
             "tower_bearer_refresh_duration_seconds",
@@ -252,69 +217,69 @@ impl Reporter {
 
     #[cfg(feature = "store")]
     pub(crate) fn adopted(&self, record: u64) {
-        event!(INFO, record, "the store's token is adopted");
+        event!(INFO, record, "adopted the store's token");
         self.store("adopted");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn waiting_for_lease(&self) {
-        event!(TRACE, "another process has the lease: it is waited for");
+        event!(TRACE, "waiting for another process's lease");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn stored(&self, record: u64) {
-        event!(DEBUG, record, "the token was stored");
+        event!(DEBUG, record, "token stored");
         self.store("stored");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn superseded(&self) {
-        event!(WARN, "a newer lease has been given out: the token was not stored");
+        event!(WARN, "token not stored; a newer lease exists");
         self.store("superseded");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn not_stored(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "the token could not be stored: it will be tried again");
+        event!(WARN, error = %Chain(error), "token not stored; retrying later");
         self.store("not_stored");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn invalid_record(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "the store's record counts as absent");
+        event!(WARN, error = %Chain(error), "store record is invalid; treating it as absent");
         self.store("invalid_record");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn alone(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "the store cannot be used: this process goes on alone");
-        self.store("alone");
+        event!(WARN, error = %Chain(error), "store cannot be used; refreshing without it");
+        self.store("without_store");
     }
 
     pub(crate) fn joined(&self, refresh: u64) {
-        event!(TRACE, provider = %self.provider, refresh, "the refresh under way is joined");
+        event!(TRACE, provider = %self.provider, refresh, "joined the running refresh");
     }
 
-    pub(crate) fn replaced_already(&self, refused: TokenId, token: &Token) {
+    pub(crate) fn replaced_already(&self, challenged: TokenId, token: &Token) {
         event!(
             DEBUG,
             provider = %self.provider,
             generation = token.generation(),
-            refused = refused.generation,
-            "the refused token has been replaced already"
+            challenged = challenged.generation,
+            "challenged token is already replaced"
         );
     }
 
-    pub(crate) fn told_again(&self, error: &Error) {
-        event!(DEBUG, provider = %self.provider, error = %Chain(error), "the source is not asked: the failure still holds");
+    pub(crate) fn failed_again(&self, error: &Error) {
+        event!(DEBUG, provider = %self.provider, error = %Chain(error), "not asking the source; the last failure still holds");
     }
 
-    pub(crate) fn used_meanwhile(&self, token: &Token) {
+    pub(crate) fn postponed(&self, token: &Token) {
         event!(
             TRACE,
             provider = %self.provider,
             generation = token.generation(),
-            "the ageing token is used: the source is left alone for a while"
+            "using the expiring token until the backoff ends"
         );
     }
 
@@ -323,12 +288,12 @@ impl Reporter {
             WARN,
             provider = %self.provider,
             generation = token.generation(),
-            "the newest token is refused too: the source is left alone"
+            "newest token challenged; not asking the source"
         );
     }
 
     pub(crate) fn invalidated(&self, token: &Token) {
-        event!(INFO, provider = %self.provider, generation = token.generation(), "the token was invalidated");
+        event!(INFO, provider = %self.provider, generation = token.generation(), "token invalidated");
     }
 
     pub(crate) fn shortened(&self, token: &Token, jump: Duration) {
@@ -337,66 +302,60 @@ impl Reporter {
             provider = %self.provider,
             generation = token.generation(),
             jump_ms = millis(jump),
-            "the wall clock has passed the monotonic one: the token's life is shorter"
+            "wall clock is ahead of the monotonic clock; shortening the token's life"
         );
     }
 
     pub(crate) fn shut_down(&self) {
-        event!(DEBUG, provider = %self.provider, "the provider is shut down");
+        event!(DEBUG, provider = %self.provider, "provider shut down");
     }
 
-    pub(crate) fn outside(&self, origin: &str) {
+    pub(crate) fn origin_not_allowed(&self, origin: &str) {
         event!(
             WARN,
             provider = %self.provider,
             origin,
-            "the request is outside of the scope: it goes without the token"
+            "origin is not allowed; sending the request without the token"
         );
     }
 
     pub(crate) fn waiting(&self) {
-        event!(DEBUG, provider = %self.provider, "the request waits for a token");
+        event!(DEBUG, provider = %self.provider, "request waits for a token");
         count!("tower_bearer_waits_total", "provider" => Arc::clone(&self.provider));
     }
 
-    pub(crate) fn challenged(&self, refused: TokenId, status: StatusCode, retries: u32) {
+    pub(crate) fn challenged(&self, token: TokenId, status: StatusCode, retries: u32) {
         event!(
             DEBUG,
             provider = %self.provider,
-            generation = refused.generation,
+            generation = token.generation,
             status = status.as_u16(),
             attempt = retries + 1,
-            "the request was challenged"
+            "request challenged"
         );
     }
 
-    pub(crate) fn sent_again(&self, token: TokenId, retries: u32, delay: Duration) {
+    pub(crate) fn retrying(&self, token: TokenId, retries: u32, delay: Duration) {
         event!(
             DEBUG,
             provider = %self.provider,
             generation = token.generation,
             attempt = retries + 1,
             delay_ms = millis(delay),
-            "the request is sent again"
+            "retrying the request"
         );
         count!(
-            "tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => "sent_again"
+            "tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => "retried"
         );
     }
 
-    pub(crate) fn not_sent_again(&self, refused: TokenId, reason: NotSentAgain) {
-        let reason = match reason {
-            NotSentAgain::Retries => "retries",
-            NotSentAgain::Body => "body",
-            NotSentAgain::Token => "token",
-            NotSentAgain::Budget => "budget",
-        };
+    pub(crate) fn not_retrying(&self, token: TokenId, reason: &'static str) {
         event!(
             DEBUG,
             provider = %self.provider,
-            generation = refused.generation,
+            generation = token.generation,
             reason,
-            "the challenge is the answer"
+            "not retrying; returning the challenge"
         );
         count!("tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => reason);
     }
@@ -404,38 +363,38 @@ impl Reporter {
 
 #[cfg(feature = "api-video")]
 pub(crate) fn refresh_token_rejected(status: StatusCode) {
-    event!(INFO, status = status.as_u16(), "the refresh token was refused: the API key is tried");
+    event!(INFO, status = status.as_u16(), "refresh token rejected; authenticating with the API key");
 }
 
 #[cfg(feature = "api-video")]
 pub(crate) fn refresh_token_spent() {
-    event!(WARN, "the refresh token counts as spent: the API key is tried");
+    event!(WARN, "refresh token may be spent; authenticating with the API key");
 }
 
 #[cfg(feature = "api-video")]
 pub(crate) fn lifetime_ignored(default: Duration) {
-    event!(WARN, lifetime_ms = millis(default), "expires_in is no number: the default lifetime is taken");
+    event!(WARN, lifetime_ms = millis(default), "expires_in is not a number; using the default lifetime");
 }
 
 pub(crate) fn token_file_unreadable(error: SourceError) {
-    event!(WARN, error = %Chain(&Error::from(error)), "the token file cannot be read: the last good token is used on");
+    event!(WARN, error = %Chain(&Error::from(error)), "token file cannot be read; keeping the last good token");
 }
 
 #[cfg(feature = "tracing")]
 pub(crate) use tracing::Span;
-/// Without the feature `tracing`: none.
+/// Without the feature `tracing` there are no spans.
 #[cfg(not(feature = "tracing"))]
 #[derive(Clone)]
 pub(crate) struct Span;
 
 /// Calls `report` within `span`.
-pub(crate) fn report_within(span: Option<Span>, report: impl FnOnce()) {
+pub(crate) fn report_within(span: Option<&Span>, report: impl FnOnce()) {
     #[cfg(feature = "tracing")]
-    let _entered = span.as_ref().map(Span::enter);
+    let _entered = span.map(Span::enter);
     report();
 }
 
-/// That of what runs now.
+/// The span that is entered now.
 #[cfg(feature = "store")]
 pub(crate) fn current_span() -> Span {
     #[cfg(feature = "tracing")]
@@ -451,7 +410,7 @@ pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F
     future
 }
 
-/// As events and stores tell a time.
+/// A duration as events and stores show it.
 pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
@@ -460,43 +419,39 @@ fn millis_until(at: Instant) -> u64 {
     millis(at.saturating_duration_since(Instant::now()))
 }
 
-/// An error and all beneath it, outermost first.
+/// An error and its sources, outermost first.
 #[cfg(all(test, feature = "api-video"))]
 pub(crate) fn chain(error: &dyn StdError) -> String {
     Chain(error).to_string()
 }
 
-/// An error and all beneath it, outermost first.
+/// An error and its sources, outermost first.
 struct Chain<'a>(&'a dyn StdError);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
-        let mut beneath = self.0.source();
-        while let Some(error) = beneath {
+        let mut source = self.0.source();
+        while let Some(error) = source {
             write!(f, ": {error}")?;
-            beneath = error.source();
+            source = error.source();
         }
         Ok(())
     }
 }
 
-/// Tells an installed recorder of the [`metrics`](self#metrics-feature-metrics) what they are and in which unit: call it
-/// once, after installing the recorder.
+/// Describes the [metrics](self#metrics-feature-metrics) and their units to the installed recorder. Call it once, after
+/// installing the recorder.
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_histogram};
 
-    describe_counter!(
-        "tower_bearer_refreshes_total",
-        Unit::Count,
-        "Attempts of a provider to obtain a token."
-    );
+    describe_counter!("tower_bearer_refreshes_total", Unit::Count, "Refreshes that have ended.");
     describe_histogram!(
         "tower_bearer_refresh_duration_seconds",
         Unit::Seconds,
-        "How long a provider took to obtain a token, or to fail."
+        "How long a refresh took, whether it brought a token or failed."
     );
     describe_counter!(
         "tower_bearer_source_failures_total",
@@ -506,8 +461,8 @@ pub fn describe_metrics() {
     describe_counter!(
         "tower_bearer_store_total",
         Unit::Count,
-        "What became of the token that is shared with other processes."
+        "What happened to the token that processes share."
     );
     describe_counter!("tower_bearer_waits_total", Unit::Count, "Requests that had to wait for a token.");
-    describe_counter!("tower_bearer_challenges_total", Unit::Count, "Attempts that the API refused.");
+    describe_counter!("tower_bearer_challenges_total", Unit::Count, "Attempts that the API challenged.");
 }

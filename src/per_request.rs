@@ -1,12 +1,12 @@
-//! [`NoBearer`] and [`UseToken`]: what a request's extensions say of its token.
+//! [`NoBearer`] and [`UseToken`]: request extensions that override the token.
 
 use http::Extensions;
 
 use crate::token::Token;
 
-/// In a request's [extensions](http::Extensions): send this one as it is, without a token of ours.
+/// A request [extension](http::Extensions): the layer sends the request without its token.
 ///
-/// Its 401 is its caller's own: nothing is refreshed or sent again. For what carries its credential elsewhere, such as
+/// A 401 to it goes to the caller: it starts no refresh and no retry. For requests that carry their credential elsewhere, such as
 /// api.video's delegated uploads (`POST /upload?token=…`).
 ///
 /// ```
@@ -19,11 +19,12 @@ use crate::token::Token;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoBearer;
 
-/// In a request's [extensions](http::Extensions): send this one with that token, in place of the provider's.
+/// A request [extension](http::Extensions): the layer sends the request with this token instead of the provider's.
 ///
-/// Its 401 is its caller's own: nothing is refreshed or sent again. All else holds for it as well: the layer's
-/// [scope](crate::BearerAuthLayer::allowed_origins), and what becomes of an `Authorization` header that is there already
-/// ([`ExistingAuthorization`](crate::ExistingAuthorization)). With [`NoBearer`] beside it, there is no token.
+/// A 401 to it goes to the caller: it starts no refresh and no retry. The layer's
+/// [allowed origins](crate::BearerAuthLayer::allowed_origins) and its rule for an
+/// [existing `Authorization` header](crate::ExistingAuthorization) hold as for any request. If the request also has [`NoBearer`],
+/// it is sent without a token.
 ///
 /// ```
 /// use http::Request;
@@ -36,7 +37,7 @@ pub struct NoBearer;
 #[derive(Clone, Debug)]
 pub struct UseToken(pub Token);
 
-/// What a request asks for.
+/// How a request overrides the token.
 pub(crate) enum AuthOverride {
     NoBearer,
     UseToken(Token),

@@ -16,35 +16,36 @@ use crate::{
     error::BoxError,
     future::{ResponseFuture, Shared},
     per_request::AuthOverride,
-    provider::Current,
+    provider::{Cache, Need},
     replay::{Replay, RequestHead},
 };
 
-/// A service whose requests carry a bearer token; made by [`BearerAuthLayer`](crate::BearerAuthLayer).
+/// A service that adds a bearer token to each request, and sends a request again after a 401.
+///
+/// Made by [`BearerAuthLayer`](crate::BearerAuthLayer).
 ///
 /// # Clone
 ///
-/// The inner service has to be `Clone`, and its clones cheap: a retry is sent on one. The service that was made ready is
-/// the one that is called with the first attempt, if there is a token. There is no `get_mut`: the retries' clones would not
-/// follow it.
+/// The inner service must be `Clone`, and its clones should be cheap: a retry is sent on a clone. The service that was made ready
+/// is called with the first attempt, if there is a token. There is no `get_mut`: the clones for retries would not see the change.
 ///
 /// # Permits
 ///
-/// A request that has to wait for a token lets go of the ready service first, and is sent on a clone that is made ready
-/// afterwards: while it waits it holds no permit of a concurrency limit, which the token's source may need as well. It carries
-/// the token that is current when that clone is ready, and so does a retry. A challenged request keeps its 401 while it
-/// waits for another token, and with it whatever the inner service ties to the body of an answer.
+/// A request that has to wait for a token drops the ready service first, and is sent on a clone that is made ready
+/// afterwards: while it waits, it holds no permit of a concurrency limit, which the token source may need as well. It carries
+/// the token that is current when the clone is ready, and so does a retry. A challenged request keeps its 401 while it
+/// waits for another token, and with it whatever the inner service ties to the body of a response.
 ///
 /// # A retry that is shed
 ///
-/// If the inner service sheds the retry (`tower::load_shed`), the 401 is the answer, unless its body had to be drained:
-/// over HTTP/1, where the connection could not have served the retry otherwise, the answer is the inner service's
-/// `Overloaded`. Likewise, if its token expires before the inner service is ready for the retry, and there is no other, the
-/// answer is the 401, or [`Error`](crate::Error) where the 401 had to be drained.
+/// If the inner service sheds the retry (`tower::load_shed`), the caller gets the 401, unless its body had to be drained: over
+/// HTTP/1, where the connection could not have served the retry otherwise, the caller gets the inner service's `Overloaded`.
+/// Likewise, if the token expires before the inner service is ready for the retry, and there is no other, the caller gets the
+/// 401, or [`Error`](crate::Error) if the 401 had to be drained.
 pub struct BearerAuth<S, R> {
-    /// The one that `poll_ready` makes ready.
+    /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,
-    current: Current,
+    cache: Cache,
     shared: Arc<Shared<S, R>>,
 }
 
@@ -53,19 +54,19 @@ where
     S: Clone,
 {
     pub(crate) fn new(inner: S, options: Config<R>) -> Self {
-        let current = options.provider.current_for_service();
+        let cache = options.provider.cache();
         let shared = Arc::new(Shared::new(inner.clone(), options));
-        Self { inner, current, shared }
+        Self { inner, cache, shared }
     }
 }
 
 impl<S, R> BearerAuth<S, R> {
-    /// The inner service.
+    /// Returns the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service, without its layer.
+    /// Returns the inner service, without this layer.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -87,7 +88,7 @@ where
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let options = &self.shared.options;
-        if let Some(error) = &options.invalid {
+        if let Some(error) = &self.shared.invalid {
             return ResponseFuture::failed(error.clone(), &self.shared);
         }
         if !request.extensions().is_empty() {
@@ -95,27 +96,27 @@ where
                 return self.call_with_override(request, requested);
             }
         }
-        if !options.scope.covers(request.uri()) {
-            return self.call_outside(request);
+        if !options.allowed_origins.covers(request.uri()) {
+            return self.call_not_allowed(request);
         }
-        // Before a token is added, so that it never holds one.
+        // Copied before the token is added, so that the copy never contains one.
         let head = R::REPLAYS.then(|| RequestHead::of(&request));
-        let Some((header, token)) = options.provider.header(&mut self.current) else {
+        let Some((header, token)) = options.provider.header(&mut self.cache) else {
             return self.call_without_token(request, head);
         };
         match authorize(request.headers_mut(), header.clone(), options.existing) {
-            Ok(Authorized::Ours) => {
+            Ok(Authorized::Layer) => {
                 let (response, spare) = options.replay.call(&mut self.inner, request);
                 ResponseFuture::sending(response, token, head.zip(spare), &self.shared)
             }
-            Ok(Authorized::Callers) => self.pass(request),
+            Ok(Authorized::Caller) => self.pass(request),
             Err(error) => ResponseFuture::failed(error, &self.shared),
         }
     }
 }
 
 impl<S, R> BearerAuth<S, R> {
-    /// The request itself says which token it is to have.
+    /// Sends a request whose extensions say which token it gets.
     #[cold]
     fn call_with_override<B, ResBody>(
         &mut self,
@@ -129,7 +130,9 @@ impl<S, R> BearerAuth<S, R> {
         let options = &self.shared.options;
         match requested {
             AuthOverride::NoBearer => self.pass(request),
-            AuthOverride::UseToken(_) if !options.scope.covers(request.uri()) => self.call_outside(request),
+            AuthOverride::UseToken(_) if !options.allowed_origins.covers(request.uri()) => {
+                self.call_not_allowed(request)
+            }
             AuthOverride::UseToken(token) => {
                 match authorize(request.headers_mut(), token.header_value(), options.existing) {
                     Ok(_) => self.pass(request),
@@ -139,18 +142,18 @@ impl<S, R> BearerAuth<S, R> {
         }
     }
 
-    /// Outside of the scope: the request goes as it is.
+    /// Sends a request to an origin that is not allowed, unchanged.
     #[cold]
-    fn call_outside<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>
+    fn call_not_allowed<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>
     where
         R: Replay<B>,
         S: Service<Request<R::Body>>,
     {
-        self.shared.outside(request.uri());
+        self.shared.report_origin(request.uri());
         self.pass(request)
     }
 
-    /// Sends a request as it is, whose answer is none of ours.
+    /// Forwards the request unchanged; the response is not inspected.
     fn pass<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B, ResBody>
     where
         R: Replay<B>,
@@ -176,10 +179,10 @@ impl<S, R> BearerAuth<S, R> {
         options.provider.reporter().waiting();
         let (parts, body) = request.into_parts();
         let (body, spare) = options.replay.begin(body);
-        // The service that was made ready, and what it holds, goes before the request waits for a token, not after.
+        // Drops the ready service, and the permit that it may hold, before the request waits for a token.
         self.inner = self.shared.service();
         let request = Request::from_parts(parts, body);
-        ResponseFuture::waiting(options.provider.obtain(), request, head.zip(spare), &self.shared)
+        ResponseFuture::waiting(options.provider.obtain(Need::Any), request, head.zip(spare), &self.shared)
     }
 }
 
@@ -188,7 +191,7 @@ where
     S: Clone,
 {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), current: self.current.clone(), shared: Arc::clone(&self.shared) }
+        Self { inner: self.inner.clone(), cache: self.cache.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 

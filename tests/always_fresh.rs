@@ -55,7 +55,7 @@ fn runtime() -> Runtime {
 #[tokio::test(start_paused = true)]
 async fn token_is_fresh_expiring_expired() {
     let provider = TokenProvider::builder(Source::living(HOUR))
-        .refresh_ahead(RefreshAhead::new().share(0.5).unwrap().jitter(0.0).unwrap())
+        .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
         .build()
         .unwrap();
     let freshness = || provider.status().freshness;
@@ -134,7 +134,7 @@ async fn refetched_same_token_is_not_new() {
 #[tokio::test(start_paused = true)]
 async fn four_second_token_blocks_no_caller() {
     let source = Source::living(4 * SECOND);
-    let ahead = RefreshAhead::new().between(MINUTE, HOUR).unwrap();
+    let ahead = RefreshAhead::new().between(MINUTE, HOUR);
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_ahead(ahead).build().unwrap();
     provider.token().await.unwrap();
     for _ in 0..60_000 {
@@ -186,7 +186,7 @@ async fn outage_is_unnoticed_while_token_lives() {
     for keep_fresh in [false, true] {
         let source = Arc::new(Outage(AtomicBool::new(false)));
         // Ages after 24 minutes, four minutes into the outage.
-        let ahead = RefreshAhead::new().share(0.6).unwrap().jitter(0.0).unwrap();
+        let ahead = RefreshAhead::new().share(0.6).jitter(0.0);
         let provider = TokenProvider::builder(Arc::clone(&source))
             .refresh_ahead(ahead)
             .keep_fresh(keep_fresh)

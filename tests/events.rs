@@ -137,7 +137,7 @@ fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
     let names = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     for line in include_str!("../src/observability.rs").lines().take_while(|line| line.starts_with("//!")) {
         in_refresh_span |= line.starts_with("//! Within a refresh's span");
-        in_refresh_span &= !line.starts_with("//! Outside of it");
+        in_refresh_span &= !line.starts_with("//! Outside of a refresh");
         let columns: Vec<_> = line.trim_start_matches("//!").trim().trim_matches('|').split(" | ").collect();
         let Some(Ok(level)) =
             columns.get(1).and_then(|text| text.split(',').next()).map(|level| level.trim().parse::<Level>())
@@ -290,10 +290,10 @@ async fn emits_exactly_documented_events() {
         }
     }
     // The one that needs a suspended machine has a test beside the clock.
-    for (message, ..) in documented.iter().filter(|(message, ..)| !message.contains("the wall clock")) {
+    for (message, ..) in documented.iter().filter(|(message, ..)| !message.contains("wall clock is ahead")) {
         assert!(told.iter().any(|event| event.message == *message), "never told: {message}");
     }
-    record.one("the request is outside of the scope: it goes without the token");
+    record.one("origin is not allowed; sending the request without the token");
     let reasons: BTreeSet<_> = told.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
     assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["body", "budget", "retries", "token"]);
 
@@ -311,13 +311,13 @@ async fn failure_event_has_chain_and_delay() {
         .with_retry_after(Duration::from_secs(7));
     let provider = provider(&Source::living(HOUR).then(Act::Fail(error)));
     provider.token().await.unwrap();
-    let failed = record.one("the token source failed: it is left alone for a while");
+    let failed = record.one("token source failed; backing off");
     assert_eq!(failed.fields["attempt"], "1");
     assert_eq!(failed.fields["kind"], "unavailable");
     assert_eq!(failed.fields["error"], "no access token could be obtained: down: the connection was reset");
     let delay: u64 = failed.fields["delay_ms"].parse().unwrap();
     assert!((7100..=7200).contains(&delay), "{delay}");
-    let published = record.one("a token was published");
+    let published = record.one("token published");
     assert_eq!((&*published.fields["generation"], &*published.fields["expires_in_ms"]), ("1", "3600000"));
     // Two fetches of a second, and what was waited between them.
     let took: u64 = published.fields["took_ms"].parse().unwrap();
@@ -384,7 +384,7 @@ impl Subscriber for Unruly {
     fn event(&self, event: &Event<'_>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let is_published = fields.0.get("message").is_some_and(|message| message == "a token was published");
+        let is_published = fields.0.get("message").is_some_and(|message| message == "token published");
         assert!(!(self.panics && is_published), "the subscriber's own panic");
         self.ask();
     }

@@ -52,7 +52,7 @@ fn a_store_is_counted() {
     shown.retain(|name, _| name.starts_with("tower_bearer_store_total"));
     let expected = [
         ("adopted", 2),
-        ("alone", 1),
+        ("without_store", 1),
         ("invalid_record", 2),
         ("not_stored", 1),
         ("stored", 3),
@@ -72,7 +72,7 @@ fn every_documented_metric_is_counted() {
     counted(&recorder, count_everything());
     let shown = shown(&snapshotter);
     let expected = [
-        ("tower_bearer_challenges_total{outcome=sent_again,provider=videos}", 1),
+        ("tower_bearer_challenges_total{outcome=retried,provider=videos}", 1),
         ("tower_bearer_challenges_total{outcome=retries,provider=videos}", 1),
         ("tower_bearer_refresh_duration_seconds{outcome=permanent,provider=videos}", 1),
         ("tower_bearer_refresh_duration_seconds{outcome=published,provider=videos}", 2),

@@ -206,7 +206,7 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     });
     let source = ApiVideo::new("key-0").with_client(auth).timeout(5 * SECOND).unwrap();
     let provider = TokenProvider::builder(source.clone())
-        .refresh_ahead(RefreshAhead::new().share(0.2).unwrap())
+        .refresh_ahead(RefreshAhead::new().share(0.2))
         .keep_fresh(keep_fresh)
         .build()
         .unwrap();

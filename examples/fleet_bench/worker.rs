@@ -177,7 +177,7 @@ async fn send<T: TokenSource>(
     provider: TokenProviderBuilder<T>,
     asked: &AtomicU64,
 ) -> Result<(), BoxError> {
-    let provider = provider.refresh_ahead(RefreshAhead::new().share(0.3)?).build()?;
+    let provider = provider.refresh_ahead(RefreshAhead::new().share(0.3)).build()?;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let expiries = Expiries::default();
     let counted = service_fn(|request: Request<_>| {

@@ -1,16 +1,16 @@
-//! [`ResponseFuture`]: one request's way through the layer, as a state machine.
+//! [`ResponseFuture`]: one request's path through the layer, as a state machine.
 //!
 //! ```text
-//! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ answer ────────────────────────────▶ caller
+//! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ response ──────────────────────────▶ caller
 //!                                                 │ challenge                          ▲
 //!                                                 ▼                                    │
 //!                          Refreshing ─▶ Draining ─▶ BackingOff ─▶ GettingReady ─▶ Retrying
-//!                              │ no other token, nothing to send again
+//!                              │ no other token, or the body cannot be sent again
 //!                              ▼
 //!                        caller (the challenge, unchanged)
 //! ```
 //!
-//! The way that nearly every request goes is here, and short; `slow_path` has the others, `attempt` what is kept for them.
+//! This file has the happy path, which most requests take. `slow_path` has the others, `pending_request` what is kept for them.
 
 mod pending_request;
 mod shared;
@@ -49,7 +49,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the attempt under way, and nothing else: a token refresh that it started goes on.
+    /// Dropping it drops the running attempt, and nothing else: a token refresh that it started continues.
     pub struct ResponseFuture<S, R, B, ResBody>
     where
         S: Service<Request<R::Body>>,
@@ -57,13 +57,13 @@ pin_project! {
     {
         #[pin]
         state: State<S, Request<R::Body>, ResBody>,
-        attempt: PendingRequest<R::Spare>,
+        pending: PendingRequest<R::Spare>,
         shared: Arc<Shared<S, R>>,
     }
 }
 
 pin_project! {
-    // Every request pays for the size of this, and for dropping it: all that is not the happy path is behind a pointer.
+    // Every request pays for the size of this, and for dropping it: all but the happy path is behind a pointer.
     #[project = StateProj]
     enum State<S, Req, ResBody>
     where
@@ -94,21 +94,21 @@ where
     ) -> Self {
         Self {
             state: State::Sending { response },
-            attempt: PendingRequest::new(Some(token), kept),
+            pending: PendingRequest::new(Some(token), kept),
             shared: Arc::clone(shared),
         }
     }
 
-    /// A request that was sent with its caller's own credentials.
+    /// A request that was sent as it came: with its caller's own credentials, or to an origin that is not allowed.
     pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
         Self {
             state: State::Sending { response },
-            attempt: PendingRequest::new(None, None),
+            pending: PendingRequest::new(None, None),
             shared: Arc::clone(shared),
         }
     }
 
-    /// A request that is to be sent as soon as there is a token.
+    /// A request that waits for a token.
     pub(crate) fn waiting(
         token: Waiting,
         request: Request<R::Body>,
@@ -117,7 +117,7 @@ where
     ) -> Self {
         Self {
             state: State::slow_path(SlowPath::Waiting { token, unsent: Some(Unsent::first(request)) }),
-            attempt: PendingRequest::new(None, kept),
+            pending: PendingRequest::new(None, kept),
             shared: Arc::clone(shared),
         }
     }
@@ -126,7 +126,7 @@ where
     pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
         Self {
             state: State::slow_path(SlowPath::Failed { error: Some(error) }),
-            attempt: PendingRequest::new(None, None),
+            pending: PendingRequest::new(None, None),
             shared: Arc::clone(shared),
         }
     }
@@ -148,19 +148,19 @@ where
             match this.state.as_mut().project() {
                 StateProj::Sending { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let Some(token) = this.attempt.challenged_by(this.shared, &response) else {
+                    let Some(token) = this.pending.challenged_by(this.shared, &response) else {
                         return Poll::Ready(Ok(response));
                     };
-                    match slow_path::challenged(this.attempt, token, this.shared, response) {
-                        Step::Answer(response) => return Poll::Ready(Ok(response)),
-                        // The service that was ready is gone before a retry waits for readiness:
-                        // `ConcurrencyLimit(1)` would never get ready otherwise.
+                    match slow_path::challenged(this.pending, token, this.shared, response) {
+                        Step::Return(response) => return Poll::Ready(Ok(response)),
+                        // Drops the service that was ready before the retry waits for readiness. Otherwise a
+                        // `ConcurrencyLimit(1)` would never get ready.
                         Step::Next(slow_path) => this.state.set(State::slow_path(slow_path)),
                     }
                 }
                 StateProj::SlowPath { slow_path } => {
-                    match ready!(slow_path.as_mut().poll(this.attempt, this.shared, cx))? {
-                        End::Answer(response) => return Poll::Ready(Ok(response)),
+                    match ready!(slow_path.as_mut().poll(this.pending, this.shared, cx))? {
+                        End::Return(response) => return Poll::Ready(Ok(response)),
                         End::Sent(response) => this.state.set(State::Sending { response }),
                     }
                 }

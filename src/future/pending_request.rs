@@ -1,4 +1,4 @@
-//! [`PendingRequest`]: what is kept of a request while its answer is awaited, and how it becomes the next attempt.
+//! [`PendingRequest`]: what is kept of a request until its response arrives, and how a retry is made of it.
 
 use std::time::Duration;
 
@@ -6,29 +6,54 @@ use http::{Request, Response};
 
 use super::shared::Shared;
 use crate::{
+    challenge::Challenge,
     config::Config,
-    observability::NotSentAgain,
-    provider::{Challenged, Part},
+    provider::{Need, Part},
     replay::{Replay, RequestHead},
     retry::Backoff,
     token::{Token, TokenId},
 };
 
-/// What is kept of a request while its answer is awaited.
+/// What is kept of a request until its response arrives.
 pub(super) struct PendingRequest<Spare> {
-    /// The token that it was sent with last; `None` for one that the layer gave no token.
+    /// The token that it was sent with last. `None` if the layer added no token.
     pub(super) token: Option<TokenId>,
-    /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no room and no time.
+    /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no space and no time.
     kept: Option<(RequestHead, Spare)>,
-    /// `None` for a request that was not sent again, which nearly all are: so the rest takes little room.
+    /// `None` until the request is sent again. Boxed, since most requests never are.
     retries: Option<Box<Retries>>,
+}
+
+/// Why a challenged request is not sent again: the caller gets the challenge.
+#[derive(Clone, Copy)]
+pub(super) enum NotRetried {
+    /// All retries were used.
+    Retries,
+    /// The body cannot be sent again.
+    Body,
+    /// There is no other token.
+    Token,
+    /// The retry budget is spent.
+    Budget,
+}
+
+impl NotRetried {
+    /// As events and metrics show it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Retries => "retries",
+            Self::Body => "body",
+            Self::Token => "token",
+            Self::Budget => "budget",
+        }
+    }
 }
 
 struct Retries {
     /// How often the request has been sent again.
     count: u32,
     backoff: Backoff,
-    /// What part the request has in the refresh that gave it its token, if it was challenged before that.
+    /// The part that the request had in the refresh that brought its token, if it was challenged before that.
     part: Part,
 }
 
@@ -38,17 +63,17 @@ impl<Spare> PendingRequest<Spare> {
         Self { token, kept, retries: None }
     }
 
-    /// Holds the attempt under way where it is, if the request may be sent once more.
-    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotSentAgain>
+    /// Stops the body of the running attempt where it is, if the request may be sent again.
+    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotRetried>
     where
         R: Replay<B, Spare = Spare>,
     {
         if self.retries() >= options.retry.retries() {
-            return Err(NotSentAgain::Retries);
+            return Err(NotRetried::Retries);
         }
         match &self.kept {
             Some((_, spare)) if options.replay.hold(spare) => Ok(()),
-            _ => Err(NotSentAgain::Body),
+            _ => Err(NotRetried::Body),
         }
     }
 
@@ -61,19 +86,20 @@ impl<Spare> PendingRequest<Spare> {
         self.retries.as_ref().map_or(Part::None, |retries| retries.part)
     }
 
-    /// The challenge to the token that the request was sent with.
-    pub(super) fn challenged(&self, token: TokenId, waits: bool) -> Challenged {
-        Challenged { token, part: self.part(), waits }
+    /// What the request needs after a challenge to its token.
+    pub(super) fn need(&self, token: TokenId, waits: bool, challenge: Option<Challenge>) -> Need {
+        Need::OtherThan { token, part: self.part(), waits, challenge }
     }
 
-    /// The request is not sent again: an attempt that was held goes on, and nothing more is recorded.
+    /// Keeps the request no longer: an attempt that was stopped continues, and nothing more is recorded.
     pub(super) fn give_up(&mut self) {
         self.kept = None;
     }
 
-    /// The request is sent with `token`; after a challenge, it took this part in the refresh for the token `renewed`.
+    /// Records that the request is sent with `token`. `renewed`: after a challenge, the token that the refresh brought, and the
+    /// part that the request had in it.
     pub(super) fn send(&mut self, token: TokenId, renewed: Option<(TokenId, Part)>) {
-        // Neither the token that it was challenged with, nor one that is newer still, says anything of that refresh.
+        // The response tells about that refresh only if the request carries the token that it brought.
         let of_this = renewed.filter(|(renewed, _)| *renewed == token && self.token != Some(token));
         if let Some(retries) = &mut self.retries {
             retries.part = of_this.map_or(Part::None, |(_, part)| part);
@@ -81,8 +107,8 @@ impl<Spare> PendingRequest<Spare> {
         self.token = Some(token);
     }
 
-    /// The token that an answer challenges; `None` if the answer is the caller's.
-    // Every answer comes this way: as a call, it would cost more than what it does.
+    /// Returns the token that a response challenges. `None` if the response goes to the caller.
+    // Every response comes this way: a call would cost more than what it does.
     #[inline(always)]
     pub(super) fn challenged_by<S, R, ResBody>(
         &mut self,
@@ -93,17 +119,17 @@ impl<Spare> PendingRequest<Spare> {
             if shared.options.challenge.matches(response) && !shared.is_foreign(response) {
                 return Some(token);
             }
-            // Of most tokens it is known: this is all that the happy path pays for the evidence.
+            // Known for most tokens: this comparison is all that the happy path pays for the evidence.
             if !shared.options.provider.is_accepted(token) {
                 learn_from(shared, token, Part::None, response);
             }
         }
-        // Recording stops here: an answer's body may be read while the request's is still being sent.
+        // Recording stops here: the caller may read the response's body while the request's body is still being sent.
         self.give_up();
         None
     }
 
-    /// As [`challenged_by`](Self::challenged_by), for the answer to a retry: it says as well whether a refresh has healed the
+    /// As [`challenged_by`](Self::challenged_by), for the response to a retry, which also tells whether the refresh has healed the
     /// request.
     #[cold]
     pub(super) fn challenged_again_by<S, R, ResBody>(
@@ -111,30 +137,29 @@ impl<Spare> PendingRequest<Spare> {
         shared: &Shared<S, R>,
         response: &Response<ResBody>,
     ) -> Option<TokenId> {
-        let refused = self.challenged_by(shared, response);
-        if let (None, Some(token)) = (refused, self.token) {
+        let challenged = self.challenged_by(shared, response);
+        if let (None, Some(token)) = (challenged, self.token) {
             learn_from(shared, token, self.part(), response);
         }
-        refused
+        challenged
     }
 
-    /// The request once more, without a token, and how long to wait first; `token` is the provider's answer to its
-    /// challenge.
+    /// Makes the retry, without a token, and returns how long to wait first. `token` is the provider's answer to the challenge.
     pub(super) fn again<R, B>(
         &mut self,
         options: &Config<R>,
         token: &Token,
-    ) -> Result<(Request<R::Body>, Duration), NotSentAgain>
+    ) -> Result<(Request<R::Body>, Duration), NotRetried>
     where
         R: Replay<B, Spare = Spare>,
     {
-        // The first retry with a token that the API has not seen refused waits for nothing, and costs nothing.
+        // The first retry with another token does not wait and takes nothing from the budget.
         let free = self.retries.is_none() && self.token != Some(token.id());
         if !free && !options.retry.withdraw() {
-            return Err(NotSentAgain::Budget);
+            return Err(NotRetried::Budget);
         }
-        let (head, spare) = self.kept.take().ok_or(NotSentAgain::Body)?;
-        let (body, spare) = options.replay.again(spare).ok_or(NotSentAgain::Body)?;
+        let (head, spare) = self.kept.take().ok_or(NotRetried::Body)?;
+        let (body, spare) = options.replay.again(spare).ok_or(NotRetried::Body)?;
         let request = head.request(body);
         self.kept = spare.map(|spare| (head, spare));
         let retries = self.retries.get_or_insert_with(|| {
@@ -146,7 +171,7 @@ impl<Spare> PendingRequest<Spare> {
     }
 }
 
-/// A success is evidence that the API accepts its token, and that the refresh in which the request took `part` has healed it.
+/// Records a success: the API accepts the token, and the refresh in which the request had this `part` has healed it.
 #[cold]
 fn learn_from<S, R, ResBody>(
     shared: &Shared<S, R>,

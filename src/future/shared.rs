@@ -7,43 +7,45 @@ use std::{
 
 use http::{Response, Uri};
 
-use crate::{config::Config, origins};
+use crate::{config::Config, error::Error, origins};
 
-/// How many origins outside of the scope are told of: where they go may be a stranger's choice.
-const MAX_TOLD: usize = 64;
+/// How many origins that are not allowed are reported: a request's URI may be a stranger's input.
+const MAX_REPORTED: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
 pub(crate) struct Shared<S, R> {
     pub(crate) options: Config<R>,
-    /// What a retry's service is cloned from. It is never made ready, so that it holds no permit of a
-    /// `ConcurrencyLimit`. The lock is there so that the service need not be `Sync`.
+    /// An option out of its range: the error of every request, since the layer's methods cannot fail.
+    pub(crate) invalid: Option<Error>,
+    /// What the service of a retry is cloned from. It is never made ready, so that it holds no permit of a
+    /// `ConcurrencyLimit`. Behind a lock, so that the service need not be `Sync`.
     template: Mutex<S>,
-    /// The origins outside of the scope that have been told of.
-    outside: Mutex<BTreeSet<String>>,
+    /// The origins that are not allowed and have been reported.
+    reported: Mutex<BTreeSet<String>>,
 }
 
 impl<S, R> Shared<S, R> {
-    /// Tells of a request that goes without the token, once for each origin.
+    /// Reports a request that goes without the token, once for each origin.
     #[cold]
-    pub(crate) fn outside(&self, uri: &Uri) {
+    pub(crate) fn report_origin(&self, uri: &Uri) {
         let origin = origins::shown(uri);
-        let mut told = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() < MAX_TOLD && !told.contains(&origin) {
-            told.insert(origin.clone());
-            drop(told);
-            self.options.provider.reporter().outside(&origin);
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < MAX_REPORTED && !reported.contains(&origin) {
+            reported.insert(origin.clone());
+            drop(reported);
+            self.options.provider.reporter().origin_not_allowed(&origin);
         }
     }
 }
 
 impl<S, R> Shared<S, R> {
-    /// Whether an answer comes from an origin that the token is not meant for: where a follower of redirects beneath the
-    /// layer has been led, which does not take the token there.
+    /// Whether a response comes from an origin that is not allowed: a redirect follower beneath the layer was redirected there, and
+    /// did not send the token.
     ///
-    /// Beneath the layer, and so known from the answer alone, where the follower leaves its last URI there.
+    /// Known only if the follower leaves its last URI in the response.
     #[cold]
     pub(crate) fn is_foreign<ResBody>(&self, response: &Response<ResBody>) -> bool {
-        final_uri(response).is_some_and(|uri| !self.options.scope.covers(uri))
+        final_uri(response).is_some_and(|uri| !self.options.allowed_origins.covers(uri))
     }
 }
 
@@ -52,16 +54,17 @@ where
     S: Clone,
 {
     pub(crate) fn new(service: S, options: Config<R>) -> Self {
-        Self { options, template: Mutex::new(service), outside: Mutex::default() }
+        let invalid = options.validate().err();
+        Self { options, invalid, template: Mutex::new(service), reported: Mutex::default() }
     }
 
-    /// A service that nobody has made ready yet.
+    /// A clone of the inner service that has not been made ready.
     pub(crate) fn service(&self) -> S {
         self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Where an answer came from, as a follower of redirects says.
+/// The URI that a response came from, as a redirect follower reports it.
 #[derive(Clone)]
 pub(crate) struct FinalUri(pub(crate) Uri);
 

@@ -1,4 +1,4 @@
-//! [`SlowPath`]: every way but the happy one: no token yet, a challenge and what follows from it, a request not sent.
+//! [`SlowPath`]: every path but the happy one: no token yet, a challenge and what follows it, a request that was not sent.
 
 use std::{
     future::Future,
@@ -15,21 +15,24 @@ use tokio::time::{Sleep, sleep};
 use tower::load_shed::error::Overloaded;
 use tower_service::Service;
 
-use super::{pending_request::PendingRequest, shared::Shared};
+use super::{
+    pending_request::{NotRetried, PendingRequest},
+    shared::Shared,
+};
 use crate::{
     authorization::authorize,
+    challenge::Challenge,
     config::ExistingAuthorization,
     error::{BoxError, Error},
-    observability::NotSentAgain,
-    provider::{Part, Waiting},
+    provider::{Need, Part, Waiting},
     replay::Replay,
     token::{Token, TokenId},
 };
 
-/// The most that is read of a refused answer's body, so that its connection can serve again.
+/// How much of a challenge's body is read at most, so that its connection can be used again.
 const MAX_DRAINED: usize = 64 * 1024;
 
-/// The longest that is waited for that body.
+/// How long that may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 pin_project! {
@@ -38,13 +41,13 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // There is no token. Holds no service: one that is ready may hold a permit, without which the token's own source
-        // could not send.
+        // There is no token. Holds no service: one that is ready may hold a permit that the token source needs to send its own
+        // request, and both would wait for each other.
         Waiting {
             token: Waiting,
             unsent: Option<Unsent<Req, ResBody>>,
         },
-        // The challenge is kept whole: it is the answer if there is no other token.
+        // The challenge is kept whole: the caller gets it if there is no other token.
         Refreshing {
             token: Waiting,
             challenge: Option<Response<ResBody>>,
@@ -62,7 +65,7 @@ pin_project! {
             timer: Option<Sleep>,
             unsent: Option<Unsent<Req, ResBody>>,
         },
-        // The token is added once this clone is ready: it may have been replaced while the clone was not.
+        // The token is added once this clone is ready: it may be replaced before that.
         GettingReady {
             service: S,
             unsent: Option<Unsent<Req, ResBody>>,
@@ -78,36 +81,36 @@ pin_project! {
     }
 }
 
-/// A request that is about to be sent, or sent again, with whatever token is the current one then.
+/// A request to be sent, or sent again, with the token that is current then.
 pub(super) struct Unsent<Req, ResBody> {
     request: Req,
     /// How long a retry waits first.
     backoff: Duration,
-    /// The token that its challenge was answered with, and the part that it took in that token's refresh.
+    /// After a challenge: the token that the provider gave, and the part that the request had in its refresh.
     renewed: Option<(TokenId, Part)>,
-    /// The answer if this retry is shed before it is sent; `None` if it had to be drained, or if this is no retry.
+    /// The response if the inner service sheds this retry. `None` if it had to be drained, or if this is no retry.
     challenge: Option<Response<ResBody>>,
 }
 
 impl<Req, ResBody> Unsent<Req, ResBody> {
-    /// A request that was not sent before.
+    /// A request that has not been sent yet.
     pub(super) fn first(request: Req) -> Self {
         Self { request, backoff: Duration::ZERO, renewed: None, challenge: None }
     }
 }
 
-/// What follows from an answer.
+/// What follows a response.
 pub(super) enum Step<S, Req, ResBody>
 where
     S: Service<Req>,
 {
-    Answer(Response<ResBody>),
+    Return(Response<ResBody>),
     Next(SlowPath<S, Req, ResBody>),
 }
 
-/// How a slow_path ends.
+/// How a slow path ends.
 pub(super) enum End<F, ResBody> {
-    Answer(Response<ResBody>),
+    Return(Response<ResBody>),
     /// There is a token, and the request has been sent with it.
     Sent(F),
 }
@@ -121,7 +124,7 @@ where
     #[cold]
     pub(super) fn poll<R, B>(
         mut self: Pin<&mut Self>,
-        attempt: &mut PendingRequest<R::Spare>,
+        pending: &mut PendingRequest<R::Spare>,
         shared: &Shared<S, R>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
@@ -139,52 +142,52 @@ where
                             unsent: Some(Unsent { challenge, ..unsent }),
                         },
                         (Err(_), Some(challenge)) => {
-                            not_sent_again(attempt, shared, NotSentAgain::Token);
-                            return Poll::Ready(Ok(End::Answer(challenge)));
+                            not_retried(pending, shared, NotRetried::Token);
+                            return Poll::Ready(Ok(End::Return(challenge)));
                         }
                         (Err(error), None) => return Poll::Ready(Err(error.into())),
                     }
                 }
                 SlowPathProj::GettingReady { service, unsent } => {
                     if let Err(error) = ready!(service.poll_ready(cx)) {
-                        return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Answer));
+                        return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Return));
                     }
                     let Unsent { mut request, backoff, renewed, challenge } = taken(unsent);
                     match shared.options.provider.usable() {
                         Some(token) => {
-                            // A request whose own header is kept has not waited.
+                            // A request whose own header is kept does not come here.
                             authorize(
                                 request.headers_mut(),
                                 token.header_value(),
                                 ExistingAuthorization::Replace,
                             )?;
-                            attempt.send(token.id(), renewed);
+                            pending.send(token.id(), renewed);
                             let response = service.call(request);
-                            if attempt.retries() == 0 {
+                            if pending.retries() == 0 {
                                 return Poll::Ready(Ok(End::Sent(response)));
                             }
                             let reporter = shared.options.provider.reporter();
-                            reporter.sent_again(token.id(), attempt.retries(), backoff);
+                            reporter.retrying(token.id(), pending.retries(), backoff);
                             SlowPath::Retrying { response, challenge }
                         }
-                        // It has expired while the service got ready, which is let go of until there is another.
+                        // It expired before the service was ready. The service is dropped: it may hold a permit.
                         None => SlowPath::Waiting {
-                            token: shared.options.provider.obtain(),
+                            token: shared.options.provider.obtain(Need::Any),
                             unsent: Some(Unsent { request, backoff, renewed, challenge }),
                         },
                     }
                 }
                 SlowPathProj::Refreshing { token: waiting, challenge } => {
                     let token = ready!(Pin::new(&mut *waiting).poll(cx));
-                    match refreshed(attempt, shared, token.ok(), waiting.part(), taken(challenge)) {
-                        Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
+                    match refreshed(pending, shared, token.ok(), waiting.part(), taken(challenge)) {
+                        Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
                         Step::Next(next) => next,
                     }
                 }
                 SlowPathProj::Draining { mut body, drained, timeout, unsent } => {
                     if timeout.poll(cx).is_pending() {
                         while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
-                            // An empty frame counts too: there may be no end of them.
+                            // An empty frame counts too: their number may be endless.
                             *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
                             if *drained > MAX_DRAINED {
                                 break;
@@ -203,29 +206,29 @@ where
                     let response = match ready!(response.poll(cx)) {
                         Ok(response) => response,
                         Err(error) => {
-                            return Poll::Ready(shed(error.into(), challenge.take()).map(End::Answer));
+                            return Poll::Ready(shed(error.into(), challenge.take()).map(End::Return));
                         }
                     };
-                    let Some(token) = attempt.challenged_again_by(shared, &response) else {
-                        return Poll::Ready(Ok(End::Answer(response)));
+                    let Some(token) = pending.challenged_again_by(shared, &response) else {
+                        return Poll::Ready(Ok(End::Return(response)));
                     };
-                    match challenged(attempt, token, shared, response) {
-                        Step::Answer(response) => return Poll::Ready(Ok(End::Answer(response))),
+                    match challenged(pending, token, shared, response) {
+                        Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
                         Step::Next(next) => next,
                     }
                 }
                 SlowPathProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
             };
-            // Drops what was there: a body that was drained is gone before the retry, and so is a retry before the next.
+            // Drops the state before: a drained body before its retry, and a retry before the next.
             self.set(next);
         }
     }
 }
 
-/// Asks for another token, if the request can be sent again; else for the next request's sake, without waiting.
+/// Asks for another token. Waits for it if the request can be sent again; otherwise the next request will use it.
 #[cold]
 pub(super) fn challenged<S, R, B, ResBody>(
-    attempt: &mut PendingRequest<R::Spare>,
+    pending: &mut PendingRequest<R::Spare>,
     token: TokenId,
     shared: &Shared<S, R>,
     challenge: Response<ResBody>,
@@ -235,37 +238,34 @@ where
     S: Service<Request<R::Body>>,
 {
     let options = &shared.options;
+    let asked = Challenge::from_headers(challenge.headers());
     options.retry.deposit();
-    options.provider.reporter().challenged(token, challenge.status(), attempt.retries());
-    match attempt.hold(options) {
+    options.provider.reporter().challenged(token, challenge.status(), pending.retries());
+    match pending.hold(options) {
         Ok(()) => {
-            let token = options.provider.replace(attempt.challenged(token, true));
+            let token = options.provider.obtain(pending.need(token, true, asked));
             Step::Next(SlowPath::Refreshing { token, challenge: Some(challenge) })
         }
         Err(reason) => {
-            // For the next request: nobody waits for it.
-            drop(options.provider.replace(attempt.challenged(token, false)));
-            not_sent_again(attempt, shared, reason);
-            Step::Answer(challenge)
+            // For the next request: this one does not wait.
+            drop(options.provider.obtain(pending.need(token, false, asked)));
+            not_retried(pending, shared, reason);
+            Step::Return(challenge)
         }
     }
 }
 
-/// The request is not sent again: the challenge is its answer.
-fn not_sent_again<S, R, Spare>(
-    attempt: &mut PendingRequest<Spare>,
-    shared: &Shared<S, R>,
-    reason: NotSentAgain,
-) {
-    attempt.give_up();
-    if let Some(refused) = attempt.token {
-        shared.options.provider.reporter().not_sent_again(refused, reason);
+/// Gives up on the request: its caller gets the challenge.
+fn not_retried<S, R, Spare>(pending: &mut PendingRequest<Spare>, shared: &Shared<S, R>, reason: NotRetried) {
+    pending.give_up();
+    if let Some(token) = pending.token {
+        shared.options.provider.reporter().not_retrying(token, reason.name());
     }
 }
 
-/// The provider has answered a challenge: the request is sent again, or the challenge is the answer.
+/// After the provider's answer to a challenge: sends the request again, or returns the challenge.
 fn refreshed<S, R, B, ResBody>(
-    attempt: &mut PendingRequest<R::Spare>,
+    pending: &mut PendingRequest<R::Spare>,
     shared: &Shared<S, R>,
     token: Option<Token>,
     part: Part,
@@ -276,18 +276,18 @@ where
     S: Service<Request<R::Body>>,
     ResBody: Body,
 {
-    let again = token.ok_or(NotSentAgain::Token).and_then(|token| {
-        let (request, backoff) = attempt.again(&shared.options, &token)?;
+    let again = token.ok_or(NotRetried::Token).and_then(|token| {
+        let (request, backoff) = pending.again(&shared.options, &token)?;
         Ok(Unsent { request, backoff, renewed: Some((token.id(), part)), challenge: None })
     });
     let unsent = match again {
         Ok(unsent) => unsent,
         Err(reason) => {
-            not_sent_again(attempt, shared, reason);
-            return Step::Answer(challenge);
+            not_retried(pending, shared, reason);
+            return Step::Return(challenge);
         }
     };
-    // Only HTTP/1 has to have read one answer before its connection can serve the next request.
+    // Only HTTP/1 has to read one response before its connection can be used for the next request.
     let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();
     Step::Next(if drain {
         SlowPath::Draining {
@@ -309,7 +309,7 @@ where
     SlowPath::BackingOff { timer, unsent: Some(unsent) }
 }
 
-/// An inner service that sheds the retry has not refused it: the challenge is the answer, if there is still one to give.
+/// Handles an inner service that sheds the retry: returns the challenge, if it was not drained.
 fn shed<ResBody>(
     error: BoxError,
     challenge: Option<Response<ResBody>>,
@@ -320,11 +320,11 @@ fn shed<ResBody>(
     }
 }
 
-/// What a state holds until it ends.
+/// Takes what a state holds until it ends.
 ///
 /// # Panics
 ///
-/// If the future is polled again after it was ready, as futures do.
+/// If the future is polled again after it was ready.
 fn taken<T>(slot: &mut Option<T>) -> T {
     match slot.take() {
         Some(value) => value,

@@ -1,7 +1,7 @@
-//! [`ChallengePause`]: how long challenges start no other refresh after one that a challenge started.
+//! [`ChallengePause`]: how long no challenge starts a refresh after one that a challenge started.
 //!
-//! A 401 has one of two reasons: the token is revoked, or the endpoint refuses every token. Another token heals the first
-//! and is wasted on the second. What happens to the requests that are sent with the new token tells the two apart.
+//! A 401 has one of two reasons: the token is revoked, or the endpoint rejects every token. Another token heals the first, and is
+//! wasted on the second. The responses to the requests that are sent with the new token tell the two apart.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use tokio::time::Instant;
 
 use super::cool_down::CoolDown;
 
-/// The pause while the API accepts tokens: the most often that an endpoint which refuses them all costs a refresh.
+/// The pause while the API accepts tokens: an endpoint that rejects them all costs at most one refresh in this time.
 const SPACING: Duration = Duration::from_secs(5);
 
-/// So many refreshes in a row may follow each other without a pause where each heals; from then on one per least cool-down.
-/// An API that refuses good tokens at random, or two providers whose tokens end each other, would have no bound otherwise.
+/// How many refreshes that heal may follow each other without a pause; after them, one per `min`. An API that challenges good
+/// tokens at random, or two providers that revoke each other's tokens, would cause a refresh per request otherwise.
 const BURST: u32 = 10;
 
 /// The pause after a refresh that a challenge started.
 ///
-/// - The request that started the refresh succeeds with the new token: there is no pause, within [`BURST`].
-/// - Another that was challenged does, and the starter's answer is still to come: the least cool-down.
-/// - The API has accepted the new token, but no such request has succeeded: [`SPACING`].
-/// - Otherwise the cool-down, which doubles from one such refresh to the next; it starts at [`SPACING`] once the API has
+/// - The request that started the refresh has succeeded with the new token: no pause, within [`BURST`].
+/// - Another challenged request has, and the starter has no response yet: `min`.
+/// - The API has accepted the new token, but no challenged request has succeeded: [`SPACING`].
+/// - Otherwise the cool-down, which doubles from one such refresh to the next. It starts at [`SPACING`] once the API has
 ///   accepted any token.
 #[derive(Debug)]
 pub(super) struct ChallengePause {
@@ -29,34 +29,21 @@ pub(super) struct ChallengePause {
     min: Duration,
     max: Duration,
     spacing: Duration,
-    /// When every refresh so far would have been started, had they come one per least cool-down.
+    /// When every refresh so far would have started, at one per `min`.
     paced_until: Option<Instant>,
-    refresh: Option<Refresh>,
-}
-
-/// The newest refresh that a challenge started, and what is known of its token.
-#[derive(Debug)]
-struct Refresh {
-    published_at: Instant,
+    /// When the newest refresh that a challenge started published its token; `None` if there was none.
+    published_at: Option<Instant>,
+    /// The generation of that token.
     generation: u32,
-    /// Whether the request that started it waits to be sent again, so that its own answer will tell.
+    /// Whether the request that started that refresh waits to be sent again, so that its response will tell.
     starter_waits: bool,
-    healed: Healed,
+    /// The part of a challenged request that has succeeded with that token.
+    healed: Part,
+    /// Whether a request was challenged before and after that refresh.
+    challenged_again: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Healed {
-    Unknown,
-    /// A request that joined the refresh succeeded. Its challenge may be the refresh's own doing, if a grant revokes the
-    /// tokens before it.
-    Joined,
-    /// The request that started the refresh succeeded.
-    Started,
-    /// A request was challenged before and after the refresh.
-    No,
-}
-
-/// What a request had to do with the refresh that gave it its token.
+/// The part that a request had in the refresh that brought its token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Part {
     #[default]
@@ -67,61 +54,67 @@ pub(crate) enum Part {
 
 impl ChallengePause {
     pub(super) fn new((min, max): (Duration, Duration)) -> Self {
-        let (cool_down, spacing) = (CoolDown::new(min, max), SPACING.clamp(min, max));
-        Self { cool_down, min, max, spacing, paced_until: None, refresh: None }
+        Self {
+            cool_down: CoolDown::new(min, max),
+            min,
+            max,
+            spacing: SPACING.clamp(min, max),
+            paced_until: None,
+            published_at: None,
+            generation: 0,
+            starter_waits: false,
+            healed: Part::None,
+            challenged_again: false,
+        }
     }
 
-    /// A refresh that a challenge started has published the token of `generation`; the API `accepted` the one before.
+    /// Begins after a refresh that a challenge started, which published the token of `generation`. `accepted`: the API had accepted
+    /// the token before it.
     pub(super) fn begin(&mut self, now: Instant, generation: u32, starter_waits: bool, accepted: bool) {
         if accepted {
             self.cool_down = CoolDown::new(self.spacing, self.max);
         }
         self.cool_down.begin(now);
         self.paced_until = self.paced_until.max(Some(now)).and_then(|at| at.checked_add(self.min));
-        self.refresh =
-            Some(Refresh { published_at: now, generation, starter_waits, healed: Healed::Unknown });
+        (self.published_at, self.generation, self.starter_waits) = (Some(now), generation, starter_waits);
+        (self.healed, self.challenged_again) = (Part::None, false);
     }
 
-    /// Whether a challenge starts no refresh now; the API has `accepted` the current token.
+    /// Whether a challenge starts no refresh now. `accepted`: the API has accepted the current token.
     pub(super) fn is_active(&self, now: Instant, accepted: bool) -> bool {
-        let Some(refresh) = &self.refresh else { return false };
-        let age = now.saturating_duration_since(refresh.published_at);
-        match refresh.healed {
-            Healed::Started => {
+        let Some(published_at) = self.published_at else { return false };
+        let age = now.saturating_duration_since(published_at);
+        match self.healed {
+            Part::Started => {
                 let ahead = self.paced_until.map(|until| until.saturating_duration_since(now));
                 ahead.is_some_and(|ahead| ahead > self.min.saturating_mul(BURST))
             }
-            // The starter's own answer is the better evidence, and may come a moment later. Where none will come, an endpoint
-            // that refuses every token could pass for healed.
-            Healed::Joined if refresh.starter_waits => age < self.min,
+            // The starter's own response is better evidence, and may come a moment later. If none will come, an endpoint that
+            // rejects every token could pass for healed.
+            Part::Joined if self.starter_waits => age < self.min,
             _ if accepted => age < self.spacing,
             _ => self.cool_down.is_active(now),
         }
     }
 
-    /// A request that was challenged before it took this `part` in the refresh has succeeded with its token.
+    /// Records that a challenged request, which had this `part` in the refresh, has succeeded with its token.
     pub(super) fn healed(&mut self, generation: u32, part: Part) {
-        if let Some(refresh) = self.of(generation) {
-            refresh.healed = match (part, refresh.healed) {
-                (Part::Started, _) => Healed::Started,
-                (Part::Joined, Healed::Unknown) => Healed::Joined,
-                (_, healed) => healed,
-            };
+        let counts = match part {
+            Part::None => false,
+            Part::Joined => self.healed == Part::None && !self.challenged_again,
+            Part::Started => true,
+        };
+        if counts && self.generation == generation {
+            self.healed = part;
         }
     }
 
-    /// A request that was challenged before it took this `part` in the refresh was challenged again with its token.
+    /// Records that a challenged request, which had this `part` in the refresh, was challenged again with its token.
     pub(super) fn challenged_again(&mut self, generation: u32, part: Part) {
-        if let Some(refresh) = self.of(generation) {
-            // Once the starter has succeeded, a further challenge is a revocation of the new token.
-            if part != Part::None && refresh.healed != Healed::Started {
-                refresh.healed = Healed::No;
-            }
+        // After the starter has succeeded, a further challenge is a revocation of the new token.
+        if self.generation == generation && part != Part::None && self.healed != Part::Started {
+            (self.healed, self.challenged_again) = (Part::None, true);
         }
-    }
-
-    fn of(&mut self, generation: u32) -> Option<&mut Refresh> {
-        self.refresh.as_mut().filter(|refresh| refresh.generation == generation)
     }
 }
 

@@ -1,15 +1,15 @@
-//! [`CoolDown`]: a pause that doubles each time it is begun again, until it is reset.
+//! [`CoolDown`]: a pause that doubles each time it begins again, until it is reset.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A pause after a failure, doubling from a least to a most length.
+/// A pause after a failure. Its length doubles from `min` to `max`.
 #[derive(Debug)]
 pub(super) struct CoolDown {
     min: Duration,
     max: Duration,
-    /// How long the next pause is.
+    /// The length of the next pause.
     next: Duration,
     until: Option<Instant>,
 }
@@ -19,8 +19,9 @@ impl CoolDown {
         Self { min, max, next: min, until: None }
     }
 
-    /// Begins a pause, and returns its length. One that has been over for longer than the next would last is forgotten
-    /// first.
+    /// Begins a pause and returns its length.
+    ///
+    /// Starts at `min` again if the last pause ended longer ago than the next one would last.
     pub(super) fn begin(&mut self, now: Instant) -> Duration {
         if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.next) {
             self.reset();
@@ -35,7 +36,7 @@ impl CoolDown {
         self.until.is_some_and(|until| now < until)
     }
 
-    /// When the pause that was begun last is, or was, over.
+    /// When the last pause ends or ended.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
     }

@@ -1,24 +1,46 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle → `core` → `shared_state` (the current token, and one lock) → `state` (every decision); `refresh` is the task that
-//! asks the source, `landing` what callers wait for, `keeper` the background task; `challenge_pause` weighs the evidence for
-//! a token; `refresh_ahead` and `cool_down` are arithmetic. This file is the public face.
+//! handle (this file) → `refresh`, `background` → `shared` → `state`. Every decision is a function of `state`; `shared` makes it
+//! under one lock. `challenge_pause`, `cool_down` and `refresh_ahead` are arithmetic.
+//!
+//! A refresh, from the caller that needs it to the callers that wait for it:
+//!
+//! ```text
+//! caller          shared              state          task            source       waiters
+//!   │ obtain(need)   │                   │              │                │            │
+//!   ├───────────────▶│ decide, locked    │              │                │            │
+//!   │                ├──────────────────▶│ Start        │                │            │
+//!   │◀───────────────┴───────────────────┤              │                │            │
+//!   │ spawn, unlocked                    │              │                │            │
+//!   ├──────────────────────────────────────────────────▶│ fetch(request) │            │
+//!   │ wait           │                   │              ├───────────────▶│            │
+//!   │                │                   │              │                │   obtain: Join
+//!   │                │                   │              │     token      │  ◀─────────┤ wait
+//!   │                │ finish, locked    │              │◀───────────────┤            │
+//!   │                │◀─────────────────────────────────┤                │            │
+//!   │                ├──────────────────▶│ Published    │                │            │
+//!   │                │ publish, unlock   │              │                │            │
+//!   │                ├─────────────────────────────────▶│ wake, unlocked │            │
+//!   │◀──────────────────────────────────────────────────┼────────────────────────────▶│
+//! ```
+//!
+//! The token is published before the waiters wake, and both after the decision of the state: a caller that wakes, or comes
+//! later, finds the new token.
 
+mod background;
 mod builder;
 mod challenge_pause;
+mod config;
 mod cool_down;
-mod core;
-mod current;
-mod keeper;
-mod landing;
 mod refresh;
 mod refresh_ahead;
-mod settings;
-mod shared_state;
+mod shared;
 mod state;
 mod status;
+mod status_changes;
+mod sync;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use http::HeaderValue;
 use tokio::time::Instant;
@@ -26,15 +48,12 @@ use tokio::time::Instant;
 pub use self::{
     builder::TokenProviderBuilder,
     refresh_ahead::RefreshAhead,
-    status::{Freshness, Status, StatusChanges},
+    status::{Freshness, Status},
+    status_changes::StatusChanges,
 };
-pub(crate) use self::{challenge_pause::Part, core::Waiting, current::Current, state::Challenged};
+pub(crate) use self::{challenge_pause::Part, refresh::Waiting, state::Need, sync::Cache};
 
-use self::{
-    core::Core,
-    settings::Settings,
-    state::{AFTER_INTERRUPTION, Need},
-};
+use self::{config::Config, refresh::obtain, shared::Shared, state::AFTER_INTERRUPTION};
 #[cfg(feature = "store")]
 use crate::store::{NoSource, Role, TokenStore};
 use crate::{
@@ -42,27 +61,19 @@ use crate::{
     observability::Reporter,
     origins::AllowedOrigins,
     source::{DynTokenSource, TokenSource},
-    token::{Token, TokenId},
+    token::{self, Token, TokenId},
 };
 
-/// Holds one credential's current token and renews it, once for everybody.
+/// Holds one credential's current token and refreshes it, once for all callers.
 ///
 /// A provider is a cheap handle: clones share everything, and any number of layers and tasks may use one. One provider
-/// is one credential; two never share a token.
+/// has one credential; two providers never share a token.
 ///
 /// ```
 /// # async fn run() -> Result<(), tower_bearer::Error> {
-/// use tower_bearer::{SourceError, Token, TokenProvider, TokenRequest, TokenSource};
+/// use tower_bearer::{Token, TokenProvider, source_fn};
 ///
-/// struct Vault;
-///
-/// impl TokenSource for Vault {
-///     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-///         Ok(Token::builder("eyJ0eXAi").build()?)
-///     }
-/// }
-///
-/// let provider = TokenProvider::new(Vault);
+/// let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("eyJ0eXAi").build()?) }));
 /// assert!(provider.current().is_none());
 /// assert_eq!(provider.token().await?.access_token(), "eyJ0eXAi");
 /// assert_eq!(provider.status().generation, 1);
@@ -73,119 +84,120 @@ use crate::{
 ///
 /// # Refreshes
 ///
-/// Obtaining a token is called a refresh. There is at most one at a time, in a task of its own on the tokio runtime of
-/// the caller that started it, so that no caller's end can lose a refresh token that is being spent. Everyone who waits
-/// gets its one outcome. If the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
-/// next caller starts another. Where processes share a [store](TokenProviderBuilder#method.store), a refresh asks that
-/// first.
+/// A refresh obtains the next token. At most one runs at a time, in a task of its own on the tokio runtime of the caller that
+/// started it, so that a dropped caller cannot lose a refresh token that is being spent. All waiters get the same result. If
+/// the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the next caller starts another. If
+/// processes share a [store](TokenProviderBuilder#method.store), a refresh reads the store first.
 ///
 /// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its tasks.
 /// A caller on another runtime waits for a refresh on it at most for the
 /// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the refresh is abandoned: its waiters get
 /// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
-/// abandoned one ends later, its token is used, unless the source was asked for the current one after it. A caller outside of
+/// abandoned refresh ends later, its token is used, unless the source was asked for the current one after it. A caller outside of
 /// any tokio runtime has no such bound.
 ///
-/// # When a token is renewed
+/// # When a token is refreshed
 ///
-/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **ageing**: it is
-/// still used, and the first request starts a refresh that nobody waits for. Only when there is no token, or it has
-/// **expired**, do callers wait. A token without a lifetime is used until the API refuses it. A provider that is to
-/// [keep fresh](TokenProviderBuilder::keep_fresh) does all this while nobody asks, too.
+/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **expiring**: it is
+/// still used, and the first request starts a refresh that no request waits for. Callers wait only if there is no token, or if it
+/// has **expired**. A token without a lifetime is used until the API challenges it. A provider that is to
+/// [keep fresh](TokenProviderBuilder::keep_fresh) does all this without requests, too.
 ///
-/// Time is the monotonic clock's. A token that has less than a tenth of a second left when it arrives is used until a second
-/// after its end, and the source is asked for the next one by the backoff. After that, callers wait, or get the error. A
-/// token that ended more than a second before it arrived is not used at all; its refresh token is. A lifetime of zero ends
-/// on arrival.
+/// Time is the monotonic clock's. A token that has less than 100 ms left when it arrives is used until a second after its end, and
+/// the backoff decides when the source is asked for the next one. After that, callers wait, or get the error. A token that ended
+/// more than a second before it arrived is not used; its refresh token is. A lifetime of zero ends on arrival.
 ///
 /// # What a failure does
 ///
-/// It takes no token away: whoever asks gets the current token as long as it lives. A transient failure is tried again, by
-/// the [backoff](TokenProviderBuilder::retry); a permanent one is told to all who wait, and again, without asking the
-/// source, until its [cool-down](TokenProviderBuilder::cool_down) is over. Then one refresh tries whether it still holds.
+/// A failed refresh never takes a token away: callers get the current token until it expires. A transient failure is retried, with
+/// [backoff](TokenProviderBuilder::retry). After a permanent failure all waiters, and all callers until the end of the
+/// [cool-down](TokenProviderBuilder::cool_down), get its error, and the source is not asked. Then one refresh checks whether the
+/// failure persists.
 ///
-/// # The end
+/// # Shutdown
 ///
-/// When the last handle is dropped, layers and services that were made of it included, the background task ends, and so
-/// does a refresh that waits for its next attempt. An exchange with the source that is under way is brought to its end.
+/// When the last handle is dropped, those in layers and services included, the background task ends, and so does a refresh that
+/// waits for its next attempt. A refresh that waits for its source continues until the source has answered.
 /// [`shutdown`](Self::shutdown) does the same, and waits for it.
 #[derive(Clone)]
 pub struct TokenProvider {
     handle: Arc<Handle>,
 }
 
-/// What all handles share; dropped with the last of them, while refreshes may still hold the core.
+/// Shuts the provider down when the last handle is dropped. Refreshes hold [`Shared`], not this.
 struct Handle {
-    core: Arc<Core>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.core.shut_down();
+        self.shared.shut_down();
     }
 }
 
 impl TokenProvider {
     /// Makes a provider with the default options. Nothing is fetched before the first request.
+    ///
+    /// A source that is set up wrongly is an error of the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::with_settings(Box::new(source), Settings::default())
+        Self::with_config(Box::new(source), Config::default())
     }
 
-    /// Starts a provider with options of its own.
+    /// Starts to build a provider with other options.
     pub fn builder<T: TokenSource>(source: T) -> TokenProviderBuilder<T> {
         TokenProviderBuilder::new(source)
     }
 
-    /// Starts a provider that has no credential: it uses what the others that share `store` publish ([`Role::Reader`]).
+    /// Starts to build a provider without a credential: it uses the tokens that other processes publish in `store`
+    /// ([`Role::Reader`]).
     ///
-    /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins). By
-    /// default the token goes to every `https` origin, and to loopback.
-    ///
-    /// [`Role::Reader`]: crate::Role::Reader
+    /// Its source names no origins: name them with
+    /// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). By default the token goes to every
+    /// `https` origin, and to loopback.
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<impl TokenSource> {
         Self::builder(NoSource).store(store).role(Role::Reader)
     }
 
-    fn with_settings(source: Box<dyn DynTokenSource>, settings: Settings) -> Self {
-        let core = Arc::new(Core::new(source, settings));
-        core.keep();
-        Self { handle: Arc::new(Handle { core }) }
+    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+        let shared = Arc::new(Shared::new(source, config, SystemTime::now));
+        background::start(&shared);
+        Self { handle: Arc::new(Handle { shared }) }
     }
 
     #[inline]
-    fn core(&self) -> &Arc<Core> {
-        &self.handle.core
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
 
-    /// The current token; waits for one only if there is none, or it has expired.
+    /// Returns the current token. Waits only if there is none, or if it has expired.
     ///
     /// # Errors
     ///
-    /// [`Error`] with the reason why the refresh gave none. During the cool-down after a permanent failure this comes at
+    /// [`Error`] with the reason why the refresh brought no token. During the cool-down after a permanent failure it comes at
     /// once. Outside of a tokio runtime, [`Error::NoRuntime`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the refresh to go on: its token is there for the next caller.
+    /// Dropping the future does not stop the refresh: the next caller gets its token.
     pub async fn token(&self) -> Result<Token, Error> {
-        match self.core().usable() {
+        match self.usable() {
             Some(token) => Ok(token),
-            None => self.obtain().await,
+            None => self.obtain(Need::Any).await,
         }
     }
 
-    /// The current token unless it has expired; never waits, and starts nothing.
+    /// Returns the current token unless it has expired. Never waits, and starts no refresh.
     pub fn current(&self) -> Option<Token> {
-        self.core().working()
+        self.shared().published().filter(|token| !token.0.is_expired(Instant::now()))
     }
 
-    /// A token other than `refused`, which the API has just refused.
+    /// Returns a token other than `challenged`, which the API has just challenged.
     ///
-    /// If the provider has another already, that is the answer; else this joins the refresh under way, or starts one.
-    /// If a challenge has started a refresh only just now, the answer is `refused` itself: the API challenges even the newest
-    /// token, and the source is left alone until the pause ([`TokenProviderBuilder::cool_down`]) is over.
+    /// If the provider has another token already, that is the result; else this joins the running refresh, or starts one.
+    /// If a challenge has started a refresh only just now, the result is `challenged` itself: the API challenges even the newest
+    /// token, and the source is not asked until the pause ([`TokenProviderBuilder::cool_down`]) is over.
     ///
     /// # Errors
     ///
@@ -194,15 +206,16 @@ impl TokenProvider {
     /// # Cancel safety
     ///
     /// As for [`token`](Self::token).
-    pub async fn refresh(&self, refused: &Token) -> Result<Token, Error> {
-        self.replace(Challenged { token: refused.id(), part: Part::None, waits: false }).await
+    pub async fn refresh(&self, challenged: &Token) -> Result<Token, Error> {
+        let token = challenged.id();
+        self.obtain(Need::OtherThan { token, part: Part::None, waits: false, challenge: None }).await
     }
 
-    /// Waits for the first token, for a start-up check: the token, or the reason why there is none.
+    /// Waits for the first token, for a start-up check.
     ///
-    /// Unlike [`token`](Self::token), which a failed refresh ends, this goes on through transient failures until the
-    /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that it does not matter whether this program or
-    /// the auth endpoint is up first. A permanent failure is told at once.
+    /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
+    /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
+    /// order. A permanent failure ends it at once.
     ///
     /// # Errors
     ///
@@ -212,58 +225,55 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn ready(&self) -> Result<Token, Error> {
-        let deadline = Instant::now() + self.core().settings.refresh_timeout;
+        let shared = self.shared();
+        let deadline = Instant::now() + shared.config.refresh_timeout;
         loop {
             let error = match self.token().await {
                 Err(error) if error.is_transient() => error,
                 outcome => return outcome,
             };
             let soonest = Instant::now() + AFTER_INTERRUPTION;
-            let next = self.core().not_before().0.map_or(soonest, |at| at.max(soonest));
-            if next >= deadline || self.core().is_shut_down_before(next).await {
+            let (not_before, _) = shared.state().not_before();
+            let next = not_before.map_or(soonest, |at| at.max(soonest));
+            if next >= deadline || shared.is_shut_down_before(next).await {
                 return Err(error);
             }
         }
     }
 
-    /// Drops the current token, because it is known to be of no use any more: the next caller waits for another.
+    /// Removes the current token, because it is known not to work any more: the next caller waits for another.
     ///
-    /// For an API's refusal there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is kept
-    /// for the next refresh. A refresh that is under way is not touched, and its token will be used.
+    /// For a 401 of an API there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is kept
+    /// for the next refresh. A running refresh continues, and its token will be used.
     pub fn invalidate(&self) {
-        self.core().invalidate();
+        self.shared().invalidate();
     }
 
-    /// Ends the provider in good order: no refresh starts any more, the background task ends, and a refresh that is under
-    /// way is waited for, so that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
+    /// Shuts the provider down: no refresh starts any more, the background task ends, and this waits for a running refresh, so
+    /// that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
     ///
-    /// The current token is still given as long as it lives; after that, [`Error::ShutDown`]. This takes as long as the
-    /// source's exchange that is under way, and at most the
-    /// [refresh timeout](TokenProviderBuilder::refresh_timeout).
+    /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as long as the
+    /// source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the provider shut down, or about to be.
+    /// If the future was polled once, the provider is shut down.
     pub async fn shutdown(&self) {
-        self.core().shut_down();
-        self.core().at_rest().await;
+        self.shared().shut_down();
+        self.shared().at_rest().await;
     }
 
-    /// What the provider can say of itself; takes a lock for a moment.
+    /// Returns a snapshot of the provider. Takes a lock for a moment.
     pub fn status(&self) -> Status {
-        self.core().status()
+        self.shared().status()
     }
 
-    /// Says when the status changes, from now on.
+    /// Returns a watcher of the status, which reports changes from now on.
     ///
     /// ```
     /// # async fn run() -> Result<(), tower_bearer::Error> {
-    /// # use tower_bearer::{SourceError, Token, TokenProvider, TokenRequest, TokenSource};
-    /// # struct Vault;
-    /// # impl TokenSource for Vault {
-    /// #     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> { Ok(Token::builder("a").build()?) }
-    /// # }
-    /// let provider = TokenProvider::new(Vault);
+    /// # use tower_bearer::{Token, TokenProvider, source_fn};
+    /// let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("eyJ0eXAi").build()?) }));
     /// let mut changes = provider.subscribe();
     /// let watcher = tokio::spawn(async move {
     ///     while let Some(status) = changes.next().await {
@@ -278,60 +288,75 @@ impl TokenProvider {
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
     /// ```
     pub fn subscribe(&self) -> StatusChanges {
-        StatusChanges::of(self.core())
+        StatusChanges::of(self.shared())
     }
 
-    /// What tells the world of this provider.
     pub(crate) fn reporter(&self) -> &Reporter {
-        &self.core().reporter
+        &self.shared().reporter
     }
 
-    /// Which origins the source's tokens are meant for.
+    /// The origins that the source's tokens are meant for.
     pub(crate) fn allowed_origins(&self) -> &AllowedOrigins {
-        &self.core().scope
+        &self.shared().allowed_origins
     }
 
-    /// The current token for one service's requests.
-    pub(crate) fn current_for_service(&self) -> Current {
-        Current::of(self.core())
+    /// A cache of the current token, for one service.
+    ///
+    /// A service that sends nothing keeps an old token in it, whose refresh token has been spent.
+    pub(crate) fn cache(&self) -> Cache {
+        self.shared().cache()
     }
 
-    /// The header for a request and the token that it is of, if there is one that will do.
+    /// Returns the header for a request and the token in it, if there is one that works. Starts a refresh if it is expiring.
     #[inline]
-    pub(crate) fn header<'a>(&self, current: &'a mut Current) -> Option<(&'a HeaderValue, TokenId)> {
-        current.header(self.core())
+    pub(crate) fn header<'a>(&self, cache: &'a mut Cache) -> Option<(&'a HeaderValue, TokenId)> {
+        match cache.load() {
+            Some(token) if token.is_fresh_now() || self.renew_ahead(token) => {
+                Some((token.header(), token.id()))
+            }
+            _ => None,
+        }
     }
 
-    /// [`token`](Self::token) as a future that can be named, for when there is no current one.
-    pub(crate) fn obtain(&self) -> Waiting {
-        self.core().obtain(Need::Any)
-    }
-
-    /// [`refresh`](Self::refresh) as a future that can be named. A caller that does not wait drops it: what has to start
-    /// has started.
-    pub(crate) fn replace(&self, challenged: Challenged) -> Waiting {
-        self.core().obtain(Need::OtherThan(challenged))
-    }
-
-    /// [`token`](Self::token) without waiting: the current token, which is renewed in the background if it is ageing.
+    /// As [`token`](Self::token), without waiting.
     pub(crate) fn usable(&self) -> Option<Token> {
-        self.core().usable()
+        self.shared().published().filter(|token| token.0.is_fresh_now() || self.renew_ahead(&token.0))
     }
 
-    /// Whether it is known that the API accepts this token, the newest one.
+    /// Whether a token that is not fresh works; if so, starts a refresh in the background.
+    ///
+    /// Decides about this very token: another may have been published since it was read.
+    #[cold]
+    fn renew_ahead(&self, token: &token::Inner) -> bool {
+        let works = !token.is_expired(Instant::now());
+        if works {
+            self.obtain(Need::Ahead);
+        }
+        works
+    }
+
+    /// Resolves with a token that meets the need.
+    ///
+    /// The refresh, if one has to start, has started when this returns: a caller that does not wait drops the future.
+    pub(crate) fn obtain(&self, need: Need) -> Waiting {
+        background::start(self.shared());
+        obtain(self.shared(), need)
+    }
+
+    /// Whether the API is known to accept this token, the newest one.
     #[inline]
     pub(crate) fn is_accepted(&self, token: TokenId) -> bool {
-        self.core().accepted() == token.generation
+        self.shared().accepted() == token.generation
     }
 
-    /// The API has accepted this token.
+    /// Records that the API has accepted this token.
     pub(crate) fn accept(&self, token: TokenId) {
-        self.core().accept(token);
+        self.shared().accept(token);
     }
 
-    /// A request that was challenged has succeeded with this token, in whose refresh it had this part.
+    /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.
     pub(crate) fn healed(&self, token: TokenId, part: Part) {
-        self.core().healed(token, part);
+        self.shared().state().healed(token, part);
     }
 }
 

@@ -1,122 +1,298 @@
-//! [`Flight`]: one attempt after another to get a token, in a task of its own that nobody's end can cut short.
+//! [`obtain`]: what a caller's need leads to, the task that refreshes the token, and the future that waits for it.
 
-use std::sync::Arc;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    runtime::{self, Handle},
+    time::{Instant, timeout_at},
+};
 
 use super::{
-    core::Core,
-    landing::Landing,
-    state::{Ended, Fetched, Landed},
+    challenge_pause::Part,
+    shared::Shared,
+    state::{Decision, Finished, Need, Outcome, Refresh},
+    sync::Waiter,
 };
 use crate::{
     error::{Error, SourceError},
-    source::{CurrentReason, TokenRequest},
-    token::Token,
+    observability,
+    source::{RefreshReason, TokenRequest},
 };
 
-/// A refresh lands however it ends: by its outcome, a panic, or its runtime's end.
-pub(super) struct Flight {
-    core: Arc<Core>,
-    /// Taken when the refresh lands.
-    landing: Option<Landing>,
-    flying: Ended,
-    urgent: CurrentReason,
-    begun: Instant,
+/// Decides what `need` leads to, and starts a refresh if it leads to one.
+///
+/// The refresh has started when this returns: dropping the future does not stop it.
+pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
+    let revision = shared.source.revision();
+    let runtime = Handle::try_current().ok();
+    let reporter = &shared.reporter;
+    let outcome = loop {
+        match shared.decide(&need, Instant::now(), revision, runtime.is_some()) {
+            Decision::Start(refresh) => return start(shared, &refresh, runtime.as_ref()),
+            Decision::Join(refresh) => {
+                reporter.joined(refresh.number);
+                return Waiting::on(shared, refresh, Part::Joined);
+            }
+            Decision::Overdue(refresh) => abandon(shared, &refresh),
+            Decision::Use(token) => break Ok(token),
+            Decision::Replaced(token) => {
+                if let Need::OtherThan { token: challenged, .. } = need {
+                    reporter.replaced_already(challenged, &token);
+                }
+                break Ok(token);
+            }
+            Decision::LeaveAlone(token) => {
+                reporter.left_alone(&token);
+                break Ok(token);
+            }
+            Decision::Postpone(token) => {
+                reporter.postponed(&token);
+                break Ok(token);
+            }
+            Decision::Fail(Error::NoRuntime) => break Err(Error::NoRuntime),
+            Decision::Fail(error) => {
+                reporter.failed_again(&error);
+                break Err(error);
+            }
+        }
+    };
+    Waiting::Decided(Some(outcome))
 }
 
-impl Flight {
-    pub(super) fn new(
-        core: Arc<Core>,
-        landing: Landing,
-        flying: Ended,
-        urgent: CurrentReason,
-        begun: Instant,
-    ) -> Self {
-        Self { core, landing: Some(landing), flying, urgent, begun }
+fn start(shared: &Arc<Shared>, refresh: &Arc<Refresh>, runtime: Option<&Handle>) -> Waiting {
+    // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise the
+    // state would wait for it until its deadline.
+    let task = RefreshTask {
+        shared: Arc::clone(shared),
+        refresh: Arc::clone(refresh),
+        asked_at: refresh.started_at,
+        is_finished: false,
+    };
+    let waiting = Waiting::on(shared, Arc::clone(refresh), Part::Started);
+    shared.changed();
+    let span = shared.reporter.refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
+    let _ = refresh.span.set(span.clone());
+    if let Some(runtime) = runtime {
+        // Without the state's lock: a runtime that is shutting down drops the task at once, which takes the lock.
+        runtime.spawn(observability::within(span, task.run()));
     }
+    waiting
+}
 
-    /// When it ends at the latest.
-    pub(super) fn deadline(&self) -> Instant {
-        self.begun + self.core.settings.refresh_timeout
-    }
+/// Gives up a refresh that has not ended by its deadline, unless it has ended meanwhile.
+fn abandon(shared: &Shared, refresh: &Refresh) {
+    let Some(error) = shared.state().abandon(refresh, Instant::now()) else { return };
+    shared.changed();
+    observability::report_within(refresh.span.get(), || {
+        let took = shared.config.refresh_timeout;
+        shared.reporter.failed(&error, took);
+        shared.reporter.refreshed(refresh.reason.name(), "transient", took);
+    });
+    refresh.wake(Err(error));
+}
 
-    /// Flies, to renew `previous`.
-    pub(super) async fn fly(mut self, previous: Option<Token>) {
-        let deadline = self.deadline();
-        let outcome = match timeout_at(deadline, self.attempt(previous, deadline)).await {
+/// The task of a refresh. Its drop ends the refresh, also if the source panics or the runtime shuts down.
+struct RefreshTask {
+    shared: Arc<Shared>,
+    refresh: Arc<Refresh>,
+    /// When the source was asked last.
+    asked_at: Instant,
+    is_finished: bool,
+}
+
+impl RefreshTask {
+    async fn run(mut self) {
+        let deadline = self.refresh.deadline;
+        let outcome = match timeout_at(deadline, self.attempt()).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(self.core.timed_out(self.flying.number)),
+            Err(_) => Err(self.shared.state().timed_out(&self.refresh)),
         };
-        self.land(outcome);
+        self.finish(outcome);
     }
 
-    /// Asks the source until it gives a token, fails for good, or has failed too often.
-    async fn attempt(&self, previous: Option<Token>, deadline: Instant) -> Result<Fetched, Error> {
-        let core = &self.core;
+    /// Asks the source until it gives a token, fails permanently, or has failed too often.
+    async fn attempt(&mut self) -> Outcome {
+        let (shared, refresh) = (&self.shared, &self.refresh);
+        let request =
+            TokenRequest::of(refresh.previous.as_ref(), &refresh.current_reason, refresh.challenge.as_ref());
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match core.not_before() {
-                (Some(at), error) if at > deadline => {
+            let (not_before, error) = shared.state().not_before();
+            match not_before {
+                Some(at) if at > refresh.deadline => {
                     return Err(error.unwrap_or_else(|| {
                         SourceError::unavailable(
-                            "the newest token has expired, and the source is not asked again before its backoff ends",
+                            "the newest token has expired, and the source is in its backoff for longer than refresh_timeout",
                         )
                         .into()
                     }));
                 }
-                (Some(at), error) if core.is_shut_down_before(at).await => {
+                Some(at) if shared.is_shut_down_before(at).await => {
                     return Err(error.unwrap_or(Error::ShutDown));
                 }
                 _ => {}
             }
-            if !core.may_ask(self.flying.number) {
-                // Its runtime was not driven in time, and its waiters have their error already.
-                return Err(core.timed_out(self.flying.number));
+            self.asked_at = Instant::now();
+            {
+                let state = shared.state();
+                if !state.may_ask(refresh, self.asked_at) {
+                    // The runtime was not driven in time, and the waiters have their error already.
+                    return Err(state.timed_out(refresh));
+                }
             }
-            core.reporter.asking(attempt);
-            let asked_at = Instant::now();
-            let was = self.urgent.get();
-            let error =
-                match core.source.fetch(&TokenRequest::of(previous.as_ref(), &self.urgent, None)).await {
-                    Ok(token) => return Ok(Fetched { token, asked_at }),
-                    Err(error) if !error.is_transient() => return Err(error.into()),
-                    Err(error) => error,
-                };
-            let (error, delay) = core.back_off(self.flying.number, error);
-            core.reporter.attempt_failed(attempt, &error, delay);
-            // Somebody has come to need the token since: what was declined for want of urgency is asked once more.
-            let more_urgent = was != self.urgent.get();
-            if attempt > core.settings.retry.retries() && !more_urgent {
+            shared.reporter.asking(attempt);
+            let reason = request.reason();
+            let error = match shared.source.fetch(&request).await {
+                Ok(token) => return Ok(token),
+                Err(error) if !error.is_transient() => return Err(error.into()),
+                Err(error) => error,
+            };
+            let (error, delay) = shared.back_off(refresh, error);
+            shared.reporter.attempt_failed(attempt, &error, delay);
+            // A caller that cannot use the current token has joined: what the source declined because the token still
+            // worked is asked once more.
+            let is_needed_more = request.reason() != reason;
+            if attempt > shared.config.retry.retries() && !is_needed_more {
                 return Err(error);
             }
         }
     }
 
-    /// Lands, if that has not come to pass before.
-    fn land(&mut self, outcome: Result<Fetched, Error>) {
-        let Some(landing) = self.landing.take() else { return };
-        // The provider is told before the waiters: whoever wakes finds the token published.
-        let landed = self.core.land(outcome, self.flying);
-        let (reporter, reason, took) = (&self.core.reporter, self.flying.reason.name(), self.begun.elapsed());
-        landing.land(match landed {
-            Landed::Published { token, same, postponed } => {
-                reporter.published(&token, reason, same, postponed, took);
-                Ok(token)
+    /// Ends the refresh, once.
+    fn finish(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.is_finished, true) {
+            return;
+        }
+        let refresh = &self.refresh;
+        // Before the waiters wake: otherwise one of them could read the old token, and start another refresh.
+        let finished = self.shared.finish(refresh, outcome, self.asked_at);
+        let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
+        let (outcome, label) = match finished {
+            Finished::Published { token, same, postponed } => {
+                match (same, refresh.reason) {
+                    (false, _) => reporter.published(&token, took),
+                    (true, RefreshReason::Challenged) => reporter.challenged_token_again(&token),
+                    (true, _) => reporter.same_token(&token),
+                }
+                if let Some(delay) = postponed {
+                    reporter.about_to_expire(&token, delay);
+                }
+                (Ok(token), "published")
             }
-            Landed::Failed { error, cool_down } => {
-                reporter.failed(&error, reason, cool_down, took);
-                Err(error)
+            Finished::Failed { error, cool_down: None } => {
+                reporter.failed(&error, took);
+                (Err(error), "transient")
             }
-            // Its waiters had their error when it was abandoned.
-            Landed::Late => return,
-        });
+            Finished::Failed { error, cool_down: Some(cool_down) } => {
+                reporter.credential_rejected(&error, took, cool_down);
+                (Err(error), "permanent")
+            }
+            // Its waiters got their error when it was abandoned.
+            Finished::Late => return,
+        };
+        reporter.refreshed(refresh.reason.name(), label, took);
+        refresh.wake(outcome);
     }
 }
 
-impl Drop for Flight {
+impl Drop for RefreshTask {
     fn drop(&mut self) {
-        self.land(Err(Error::Interrupted));
+        self.finish(Err(Error::Interrupted));
+        // A subscriber that panicked in `finish` has left the waiters without an outcome.
+        self.refresh.wake(Err(Error::Interrupted));
     }
+}
+
+/// Resolves with the outcome of a refresh, or with what was decided without one.
+pub(crate) enum Waiting {
+    Decided(Option<Outcome>),
+    Refresh {
+        shared: Arc<Shared>,
+        refresh: Arc<Refresh>,
+        waiter: Waiter,
+        /// The part that the caller has in the refresh.
+        part: Part,
+        has_outcome: bool,
+        /// A runtime on which a task ends the refresh at its deadline.
+        watched_on: Option<runtime::Id>,
+    },
+}
+
+impl Waiting {
+    fn on(shared: &Arc<Shared>, refresh: Arc<Refresh>, part: Part) -> Self {
+        let waiter = refresh.waiter.clone();
+        Self::Refresh {
+            shared: Arc::clone(shared),
+            refresh,
+            waiter,
+            part,
+            has_outcome: false,
+            watched_on: None,
+        }
+    }
+
+    /// The part that the caller has in the refresh.
+    pub(crate) fn part(&self) -> Part {
+        match self {
+            Self::Decided(_) => Part::None,
+            Self::Refresh { part, .. } => *part,
+        }
+    }
+}
+
+impl Future for Waiting {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        match &mut *self {
+            Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
+            Self::Refresh { shared, refresh, waiter, has_outcome, watched_on, .. } => {
+                match Pin::new(&mut *waiter).poll(cx) {
+                    Poll::Ready(outcome) => {
+                        *has_outcome = true;
+                        Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted)))
+                    }
+                    Poll::Pending => {
+                        watch(shared, refresh, watched_on);
+                        Poll::Pending
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Self::Refresh { shared, refresh, part: Part::Started, has_outcome: false, .. } = self {
+            shared.state().starter_is_gone(refresh);
+        }
+    }
+}
+
+/// Makes sure that the refresh ends by its deadline for those who wait on this runtime.
+///
+/// The timeout of the refresh itself does not fire if its runtime is not driven, such as one for the current thread after
+/// `block_on` has returned, or if the source blocks its thread. So the first caller who waits on a runtime starts a task
+/// there that abandons the refresh.
+fn watch(shared: &Arc<Shared>, refresh: &Arc<Refresh>, watched_on: &mut Option<runtime::Id>) {
+    let Ok(runtime) = Handle::try_current() else { return };
+    let id = runtime.id();
+    if watched_on.replace(id) == Some(id) || !shared.state().watch(refresh, id) {
+        return;
+    }
+    let (shared, refresh) = (Arc::downgrade(shared), Arc::clone(refresh));
+    runtime.spawn(async move {
+        if timeout_at(refresh.deadline, refresh.waiter.clone()).await.is_err() {
+            if let Some(shared) = shared.upgrade() {
+                abandon(&shared, &refresh);
+            }
+        }
+    });
 }

@@ -1,106 +1,103 @@
-//! [`RefreshAhead`]: when a token counts as ageing, told once as it is published.
+//! [`RefreshAhead`]: from when on a token is expiring, decided once as it is published.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tower::util::rng::{HasherRng, Rng};
 
-use crate::error::Error;
+use crate::error::{Error, seconds};
 
-/// How long before its expiry a token is renewed behind the callers' backs.
+/// How long before its expiry a token is replaced in the background.
 ///
-/// Default: in the last tenth of its life, give or take a tenth of that, so that a fleet that got its tokens at once does
-/// not renew them at once. For a token that lives an hour that is 324 to 396 s before its expiry.
+/// Default: in the last tenth of its life, give or take a tenth of that, so that many processes whose tokens were issued at one
+/// moment do not refresh them at one moment. For a token that lives an hour that is 324 to 396 s before its expiry.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_bearer::RefreshAhead;
 ///
-/// // A fifth of the life, but at least a minute and at most ten before the expiry.
-/// let ahead = RefreshAhead::new()
-///     .share(0.2)?
-///     .between(Duration::from_secs(60), Duration::from_secs(600))?;
-/// assert!(ahead.share(1.5).is_err());
-/// # Ok::<(), tower_bearer::Error>(())
+/// // A fifth of the life, but at least one minute and at most ten minutes before the expiry.
+/// let ahead = RefreshAhead::new().share(0.2).between(Duration::from_secs(60), Duration::from_secs(600));
 /// ```
+///
+/// # Errors
+///
+/// The setters accept any value. [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) returns
+/// [`Error::InvalidOption`] if one is out of its range.
 ///
 /// # Slow sources
 ///
-/// It is at least twice the time that the source took for the token, so that the next one is there in time.
+/// The time ahead is at least twice the time that the source took for the token, so that the next one is there in time.
 ///
 /// # Short lives
 ///
-/// The time ahead shrinks with the life: [`between`](Self::between)'s least, and what a slow source needs, count for at most
-/// half of it, and never more than nine tenths are ahead of time, so that a token of a few seconds is not renewed as soon
-/// as it is there.
+/// The time ahead shrinks with the life: the minimum of [`between`](Self::between), and what a slow source needs, count for at
+/// most half of it. At most nine tenths of a life are ahead of the expiry, so that a token of a few seconds is not replaced as
+/// soon as it arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RefreshAhead {
     share: f64,
-    least: Duration,
-    most: Duration,
+    min: Duration,
+    max: Duration,
     jitter: f64,
 }
 
-/// The most of a token's life that may be ahead of time, jitter included.
+/// The largest part of a token's life that may be ahead of its expiry, jitter included.
 const MAX_SHARE: f64 = 0.9;
+
+const MAX_JITTER: f64 = 0.5;
 
 impl RefreshAhead {
     /// The last tenth of the life, give or take a tenth of that.
     pub fn new() -> Self {
-        Self { share: 0.1, least: Duration::ZERO, most: Duration::MAX, jitter: 0.1 }
+        Self { share: 0.1, min: Duration::ZERO, max: Duration::MAX, jitter: 0.1 }
     }
 
     /// Sets the share of the life, from 0 to 0.9. Default: 0.1.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if `share` is not between 0 and 0.9.
-    pub fn share(mut self, share: f64) -> Result<Self, Error> {
-        if !(0.0..=MAX_SHARE).contains(&share) {
-            return Err(Error::InvalidOption(
-                "refresh_ahead's share of the life is between 0 and 0.9".into(),
-            ));
-        }
+    pub fn share(mut self, share: f64) -> Self {
         self.share = share;
-        Ok(self)
+        self
     }
 
-    /// Sets the least and the most time before the expiry. Default: zero, and no bound.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if `least` is more than `most`.
-    pub fn between(mut self, least: Duration, most: Duration) -> Result<Self, Error> {
-        if least > most {
-            return Err(Error::InvalidOption("refresh_ahead's least time is at most its most".into()));
-        }
-        (self.least, self.most) = (least, most);
-        Ok(self)
+    /// Sets the minimum and the maximum time before the expiry. Default: zero, and no maximum. `min` must not be more than
+    /// `max`.
+    pub fn between(mut self, min: Duration, max: Duration) -> Self {
+        (self.min, self.max) = (min, max);
+        self
     }
 
     /// Sets by which part of itself the time ahead varies at random, either way, from 0 to 0.5. Default: 0.1.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if `jitter` is not between 0 and 0.5.
-    pub fn jitter(mut self, jitter: f64) -> Result<Self, Error> {
-        if !(0.0..=0.5).contains(&jitter) {
-            return Err(Error::InvalidOption("refresh_ahead's jitter is between 0 and 0.5".into()));
-        }
+    pub fn jitter(mut self, jitter: f64) -> Self {
         self.jitter = jitter;
-        Ok(self)
+        self
+    }
+
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        if !(0.0..=MAX_SHARE).contains(&self.share) {
+            return Err(Error::out_of_range("RefreshAhead::share", ">= 0 and <= 0.9", self.share));
+        }
+        if self.min > self.max {
+            let got = format!("{} and {}", seconds(self.min), seconds(self.max));
+            return Err(Error::InvalidOption(
+                format!("RefreshAhead::between: need min <= max, got {got}").into(),
+            ));
+        }
+        if !(0.0..=MAX_JITTER).contains(&self.jitter) {
+            return Err(Error::out_of_range("RefreshAhead::jitter", ">= 0 and <= 0.5", self.jitter));
+        }
+        Ok(())
     }
 
     /// Half as long before the expiry.
     #[cfg(feature = "store")]
     pub(super) fn halved(self) -> Self {
-        Self { share: self.share / 2.0, least: self.least / 2, most: self.most / 2, ..self }
+        Self { share: self.share / 2.0, min: self.min / 2, max: self.max / 2, ..self }
     }
 
-    /// When a token that lives for `life` from `now` on begins to age, if the source `took` so long for it.
+    /// When a token that lives for `life` from `now` on begins to be expiring, if the source `took` this long for it.
     pub(super) fn refresh_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
         let half = life / 2;
-        let ahead = life.mul_f64(self.share).max(self.least.min(half)).min(self.most);
+        let ahead = life.mul_f64(self.share).max(self.min.min(half)).min(self.max);
         let spread = 1.0 + self.jitter * (2.0 * HasherRng::new().next_f64() - 1.0);
         // Shares of a life, which has been clamped: nothing here overflows.
         let ahead = ahead.mul_f64(spread).min(life.mul_f64(MAX_SHARE)).max(took.saturating_mul(2).min(half));
@@ -120,7 +117,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// How long before the expiry a token of this life ages, at least and at most.
+    /// How long before its expiry a token of this life is expiring, at least and at most.
     fn ahead(options: RefreshAhead, life: Duration) -> (f64, f64) {
         ahead_if_it_took(options, life, Duration::ZERO)
     }
@@ -152,14 +149,14 @@ mod tests {
     /// Row 16.
     #[test]
     fn max_caps_and_short_life_shrinks_min() {
-        let exact = RefreshAhead::new().jitter(0.0).unwrap();
-        let options = exact.between(SECOND * 60, SECOND * 100).unwrap();
+        let exact = RefreshAhead::new().jitter(0.0);
+        let options = exact.between(SECOND * 60, SECOND * 100);
         for (life, expected) in [(3600, 100), (800, 80), (300, 60), (100, 50), (2, 1)] {
             assert_near(ahead(options, SECOND * life), f64::from(expected), f64::from(expected));
         }
-        let widest = RefreshAhead::new().share(0.9).unwrap().jitter(0.5).unwrap();
+        let widest = RefreshAhead::new().share(0.9).jitter(0.5);
         assert_near(ahead(widest, SECOND * 10), 4.5, 9.0);
-        let none = exact.share(0.0).unwrap();
+        let none = exact.share(0.0);
         assert_near(ahead(none, SECOND * 10), 0.0, 0.0);
     }
 
@@ -175,9 +172,7 @@ mod tests {
     #[test]
     fn huge_life_or_bound_does_not_overflow() {
         let century = SECOND * (100 * 365 * 24 * 3600);
-        for options in
-            [RefreshAhead::new(), RefreshAhead::new().between(Duration::MAX, Duration::MAX).unwrap()]
-        {
+        for options in [RefreshAhead::new(), RefreshAhead::new().between(Duration::MAX, Duration::MAX)] {
             assert!(ahead(options, century).1 > 0.0);
         }
     }
@@ -185,12 +180,12 @@ mod tests {
     #[test]
     fn out_of_range_options_are_errors() {
         for share in [-0.1, 0.91, f64::NAN, f64::INFINITY] {
-            assert!(RefreshAhead::new().share(share).is_err(), "{share}");
+            assert!(RefreshAhead::new().share(share).validate().is_err(), "{share}");
         }
         for jitter in [-0.1, 0.51, f64::NAN] {
-            assert!(RefreshAhead::new().jitter(jitter).is_err(), "{jitter}");
+            assert!(RefreshAhead::new().jitter(jitter).validate().is_err(), "{jitter}");
         }
-        assert!(RefreshAhead::new().between(SECOND, Duration::ZERO).is_err());
-        assert!(RefreshAhead::new().share(0.9).is_ok() && RefreshAhead::new().jitter(0.5).is_ok());
+        assert!(RefreshAhead::new().between(SECOND, Duration::ZERO).validate().is_err());
+        assert!(RefreshAhead::new().share(0.9).jitter(0.5).validate().is_ok());
     }
 }

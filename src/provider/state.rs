@@ -1,194 +1,197 @@
-//! [`State`]: what is decided about refreshes, and what their ends change.
+//! [`State`]: every decision about refreshes, and what their ends change.
 //!
-//! Every decision is a function of what is passed in, made under the one lock of
-//! [`SharedState`](super::shared_state::SharedState); no source, subscriber or waker runs in here.
+//! Each decision is a function of what is passed in. [`Shared`](super::shared::Shared) calls it under its lock, so no source,
+//! subscriber or waker may run in here: each is foreign code, which may call the provider and would deadlock.
 
 use std::{
-    ops::ControlFlow::{self, Break, Continue},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{self, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use tokio::{runtime, time::Instant};
+use tokio::{runtime, task::JoinHandle, time::Instant};
 
 use super::{
     challenge_pause::{ChallengePause, Part},
+    config::Config,
     cool_down::CoolDown,
-    refresh_ahead::RefreshAhead,
-    settings::Settings,
     status::{Freshness, Status},
+    sync::{Mutex, Sender, Waiter, channel, lock},
 };
 use crate::{
+    challenge::Challenge,
     error::{Error, SourceError},
     observability::Span,
-    retry::{Backoff, RetryPolicy},
-    source::{CurrentReason, RefreshReason as Reason},
+    retry::Backoff,
+    source::{CurrentReason, RefreshReason},
     token::{LEAST_LIFE, Token, TokenId},
 };
 
-/// The longest that a source's own wish to be left alone is followed.
+/// The longest `Retry-After` of a source that is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How long the source is left alone after a refresh that was interrupted or timed out, of which no backoff was taken.
+/// How long the source is not asked after a refresh that was interrupted or timed out, for which there is no backoff.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
 /// A token that arrives with less than [`LEAST_LIFE`] left is used until this long after its end, since it would otherwise
-/// cost a refresh per request. If the API refuses it, its 401 says so.
+/// cost a refresh per request. If the API rejects it, a 401 says so.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often a changed credential is looked for while the one before is refused.
+/// How often a changed credential is looked for while the one before is rejected.
 const REVISION_TICK: Duration = Duration::from_secs(1);
 
-/// Two clocks drift apart by this much without meaning anything.
+/// A difference between the two clocks that is no sign of a suspended machine.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
-/// What a refresh ends with; everyone who waits for it gets a clone.
+/// A background task that is this late is on a runtime that is not driven.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+/// What a refresh ends with. Every waiter gets a clone.
 pub(super) type Outcome = Result<Token, Error>;
 
-/// `L` is what those who wait for a refresh hold.
-pub(super) struct State<L> {
+/// Why a caller asks, and so which tokens it can use.
+#[derive(Clone, Debug)]
+pub(crate) enum Need {
+    /// Any token that has not expired.
+    Any,
+    /// Any token that has not expired; the one that is there is to be replaced, since it is expiring.
+    Ahead,
+    /// Any token but this one, which the API has challenged.
+    OtherThan {
+        token: TokenId,
+        /// The part that the request took in the refresh that brought this token.
+        part: Part,
+        /// Whether the request waits for another token, to be sent again.
+        waits: bool,
+        /// What the API asks for.
+        challenge: Option<Challenge>,
+    },
+}
+
+/// What a need leads to.
+pub(super) enum Decision {
+    /// This token is used.
+    Use(Token),
+    /// This token has replaced the challenged one already.
+    Replaced(Token),
+    /// This token is used and the source is not asked: the API challenges even the newest token.
+    LeaveAlone(Token),
+    /// This token is used and replaced later: nobody waits, and the source is in its backoff.
+    Postpone(Token),
+    /// The source is not asked, for this reason.
+    Fail(Error),
+    /// The running refresh will bring the token.
+    Join(Arc<Refresh>),
+    /// The running refresh has not ended by its deadline, and is to be abandoned before the next decision.
+    Overdue(Arc<Refresh>),
+    /// This refresh is the running one from here on: the caller has to start its task.
+    Start(Arc<Refresh>),
+}
+
+/// What the end of a refresh has changed.
+pub(super) enum Finished {
+    Published {
+        token: Token,
+        /// The source gave the access token that it gave before.
+        same: bool,
+        /// How long the source is not asked, because the token is about to expire.
+        postponed: Option<Duration>,
+    },
+    Failed {
+        error: Error,
+        /// How long callers get the error without another refresh.
+        cool_down: Option<Duration>,
+    },
+    /// The refresh was abandoned before, and its outcome is not used.
+    Late,
+}
+
+/// One refresh: what its task, its waiters and the state share.
+pub(crate) struct Refresh {
+    /// Counted from 1.
+    pub(super) number: u64,
+    /// Why it started.
+    pub(super) reason: RefreshReason,
+    /// Why it is needed now: a caller that joins may need it more.
+    pub(super) current_reason: CurrentReason,
+    /// The challenge that started it.
+    pub(super) challenge: Option<Challenge>,
+    /// The token to replace.
+    pub(super) previous: Option<Token>,
+    /// The source's revision when it started.
+    revision: u64,
+    pub(super) started_at: Instant,
+    /// When its timeout ends it. If it runs for longer, nobody drives its runtime.
+    pub(super) deadline: Instant,
+    /// Where its end is reported. Set once, outside of the lock: a subscriber is foreign code.
+    pub(super) span: OnceLock<Span>,
+    /// Taken by the task, or by a caller that abandons the refresh, whichever ends it first.
+    sender: Mutex<Option<Sender>>,
+    pub(super) waiter: Waiter,
+}
+
+impl Refresh {
+    /// Wakes all waiters with the outcome, unless an earlier call has done so.
+    ///
+    /// Neither the state's lock nor the sender's is held while they wake: wakers run foreign code.
+    pub(super) fn wake(&self, outcome: Outcome) {
+        let sender = lock(&self.sender).take();
+        if let Some(sender) = sender {
+            // Fails if nobody waits.
+            let _ = sender.send(outcome);
+        }
+    }
+}
+
+pub(super) struct State {
+    /// Tells this provider's tokens from those of others in this process.
     provider: u32,
-    refresh_ahead: RefreshAhead,
-    retry: RetryPolicy,
-    refresh_timeout: Duration,
-    /// Set from the start of a refresh until it ends, or is abandoned.
-    in_progress: Option<InProgress<L>>,
+    config: Config,
+    /// From the start of a refresh until it ends or is abandoned.
+    running: Option<Arc<Refresh>>,
+    /// Whether an attempt of the running refresh has failed; `last_error` says why.
+    attempt_failed: bool,
+    /// Whether the request that started the running refresh waits to be sent again.
+    starter_waits: bool,
+    /// The runtimes on which a task abandons the running refresh at its deadline.
+    watched: Vec<runtime::Id>,
     shut_down: bool,
     generation: u32,
-    /// The token published last, whatever has become of it: its refresh token is the next refresh's to spend.
+    /// The token published last, even if it has expired or was invalidated: its refresh token is the next to spend.
     previous: Option<Token>,
-    /// When that was, by both clocks.
+    /// When it was published, by both clocks.
     published_at: Option<(Instant, SystemTime)>,
     /// When the source was asked for it.
     asked_at: Option<Instant>,
     started: u64,
     failed: u64,
     last_error: Option<Error>,
-    /// After a permanent failure: until when callers are told so at once.
+    /// After a permanent failure: how long callers get it without another refresh.
     permanent: CoolDown,
-    /// The failure that they are told, and the source's revision that it holds for.
+    /// That failure, and the source's revision that it holds for.
     permanent_error: Option<(Error, u64)>,
-    /// After a refresh that a challenge started: until when no other challenge starts one.
+    /// After a refresh that a challenge started: how long no other challenge starts one.
     challenged: ChallengePause,
-    /// Goes on from refresh to refresh until one brings a token that is of use.
+    /// Continues from refresh to refresh, until one brings a token that lasts.
     backoff: Backoff,
     /// The source is not asked before this.
     not_before: Option<Instant>,
+    /// The task that keeps the token fresh, and when it has to run next.
+    background: Option<(JoinHandle<()>, Instant)>,
 }
 
-/// The refresh under way.
-pub(super) struct InProgress<L> {
-    landing: L,
-    number: u64,
-    /// When it ends by its own timeout. One that has not ended by then is on a runtime that nobody drives.
-    deadline: Instant,
-    /// The failure of its newest attempt.
-    failure: Option<Error>,
-    urgent: CurrentReason,
-    reason: Reason,
-    span: Option<Span>,
-    /// Whether the request that started it waits to be sent again.
-    starter_waits: bool,
-    /// The runtime that it runs on.
-    runtime: Option<runtime::Id>,
-    /// The others, on which something ends it at its deadline.
-    watched: Vec<runtime::Id>,
-}
-
-/// A refresh that was given up.
-pub(super) struct Abandoned<L> {
-    pub(super) landing: L,
-    /// What its waiters are told.
-    pub(super) error: Error,
-    pub(super) reason: Reason,
-    pub(super) span: Option<Span>,
-}
-
-/// A challenge to a token, and what its request did before.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Challenged {
-    pub(crate) token: TokenId,
-    /// What part the request took in the refresh that gave it this token.
-    pub(crate) part: Part,
-    /// Whether the request waits for another token, to be sent again.
-    pub(crate) waits: bool,
-}
-
-/// Why a caller asks, and so which token will do.
-#[derive(Clone, Copy)]
-pub(super) enum Need {
-    /// Any token that has not expired.
-    Any,
-    /// Any but this one, which the API has refused.
-    OtherThan(Challenged),
-    /// The current one still does, but is ageing.
-    Ahead,
-}
-
-/// What a need comes to without a refresh of its own.
-pub(super) enum Verdict<L> {
-    /// This token will do.
-    Use(Token),
-    /// This token has replaced the refused one already.
-    Replaced(Token, TokenId),
-    /// The refresh under way, of this number, on this runtime, will tell.
-    Join(L, u64, Option<runtime::Id>),
-    /// The refresh under way, of this number, has not ended by its deadline: it is to be abandoned.
-    Overdue(u64),
-    /// There will be no refresh, since challenges have caused one only just now: the API refuses even the newest token.
-    LeaveAlone(Token),
-    /// Nobody waits, so the next refresh need not come before the backoff's end.
-    Postpone(Token),
-    /// The failure of the refresh before holds, without another.
-    Tell(Error),
-}
-
-/// What the source gave.
-pub(super) struct Fetched {
-    pub(super) token: Token,
-    /// When the source was asked for it.
-    pub(super) asked_at: Instant,
-}
-
-/// Which refresh has ended.
-#[derive(Clone, Copy)]
-pub(super) struct Ended {
-    pub(super) number: u64,
-    pub(super) reason: Reason,
-    /// The source's revision when it started.
-    pub(super) revision: u64,
-    /// The generation of the token that it was to renew.
-    pub(super) previous: Option<u32>,
-}
-
-/// What a refresh's end has changed.
-pub(super) enum Landed {
-    Published {
-        token: Token,
-        /// The source gave the access token that it had given before.
-        same: bool,
-        /// How long the source is left alone, because the token is hardly of use.
-        postponed: Option<Duration>,
-    },
-    Failed {
-        error: Error,
-        /// How long callers are told so without another refresh.
-        cool_down: Option<Duration>,
-    },
-    /// The refresh was abandoned, and its outcome is not used.
-    Late,
-}
-
-impl<L: Clone> State<L> {
-    pub(super) fn new(settings: &Settings) -> Self {
-        static PROVIDERS: AtomicU32 = AtomicU32::new(0);
-        let (min, max) = settings.cool_down;
+impl State {
+    pub(super) fn new(config: Config) -> Self {
+        static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
+        let (min, max) = config.cool_down;
         Self {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
-            refresh_ahead: settings.refresh_ahead,
-            retry: settings.retry.clone(),
-            refresh_timeout: settings.refresh_timeout,
-            in_progress: None,
+            running: None,
+            attempt_failed: false,
+            starter_waits: false,
+            watched: Vec::new(),
             shut_down: false,
             generation: 0,
             previous: None,
@@ -199,230 +202,232 @@ impl<L: Clone> State<L> {
             last_error: None,
             permanent: CoolDown::new(min, max),
             permanent_error: None,
-            challenged: ChallengePause::new(settings.cool_down),
-            backoff: settings.retry.make_backoff(),
+            challenged: ChallengePause::new(config.cool_down),
+            backoff: config.retry.make_backoff(),
             not_before: None,
+            background: None,
+            config,
         }
     }
 
-    /// What `need` comes to while `current` is the current token, which may have expired: why a refresh has to start, or
-    /// what is the case without one. The newest token that the API has accepted is of the generation `accepted`.
+    /// Decides what `need` leads to. `current` is the current token, which may have expired; the API has accepted the token of
+    /// the generation `accepted`. Without a runtime, no refresh can start.
     pub(super) fn decide(
         &mut self,
-        need: Need,
+        need: &Need,
         current: Option<Token>,
         accepted: u32,
         now: Instant,
         revision: u64,
-    ) -> ControlFlow<Verdict<L>, Reason> {
-        let without = if current.is_some() { Reason::Expired } else { Reason::Missing };
-        let working = current.filter(|token| !token.0.is_expired(now));
-        match (need, &working) {
-            (Need::Any, Some(token)) => return Break(Verdict::Use(token.clone())),
-            (Need::Ahead, Some(token)) if token.0.is_fresh(now) => {
-                return Break(Verdict::Use(token.clone()));
+        has_runtime: bool,
+    ) -> Decision {
+        let reason = match (need, &current) {
+            (_, None) => RefreshReason::Missing,
+            (_, Some(token)) if token.0.is_expired(now) => RefreshReason::Expired,
+            (Need::Any, Some(token)) => return Decision::Use(token.clone()),
+            (Need::Ahead, Some(token)) if token.0.is_fresh(now) => return Decision::Use(token.clone()),
+            (Need::Ahead, Some(_)) => RefreshReason::Expiring,
+            (Need::OtherThan { token: challenged, .. }, Some(token)) if token.id() != *challenged => {
+                return Decision::Replaced(token.clone());
             }
-            (Need::OtherThan(challenged), Some(token)) if token.id() != challenged.token => {
-                return Break(Verdict::Replaced(token.clone(), challenged.token));
-            }
-            _ => {}
+            (Need::OtherThan { .. }, Some(_)) => RefreshReason::Challenged,
+        };
+        if let Need::OtherThan { token, part, .. } = need {
+            self.challenged.challenged_again(token.generation, *part);
         }
-        if let Need::OtherThan(Challenged { token, part, .. }) = need {
-            self.challenged.challenged_again(token.generation, part);
-        }
-        if let Some(refresh) = &self.in_progress {
+        if let Some(refresh) = &self.running {
             if now > refresh.deadline {
-                return Break(Verdict::Overdue(refresh.number));
+                return Decision::Overdue(Arc::clone(refresh));
             }
-            let reason = match need {
-                Need::Ahead => Reason::Expiring,
-                Need::OtherThan(_) => Reason::Challenged,
-                Need::Any => without,
-            };
-            refresh.urgent.raise(reason);
-            return Break(Verdict::Join(refresh.landing.clone(), refresh.number, refresh.runtime));
+            refresh.current_reason.raise(reason);
+            return Decision::Join(Arc::clone(refresh));
         }
         if self.shut_down {
-            return Break(Verdict::Tell(Error::ShutDown));
+            return Decision::Fail(Error::ShutDown);
         }
         if let Some(error) = self.permanent_error(now, revision) {
-            return Break(Verdict::Tell(error));
+            return Decision::Fail(error);
         }
-        match (need, working) {
-            // Another token would fare no better, so the source is left alone.
-            (Need::OtherThan(_), Some(token))
+        match (reason, current) {
+            (RefreshReason::Challenged, Some(token))
                 if self.challenged.is_active(now, token.id().generation == accepted) =>
             {
-                Break(Verdict::LeaveAlone(token))
+                Decision::LeaveAlone(token)
             }
-            (Need::OtherThan(_), Some(_)) => Continue(Reason::Challenged),
-            (Need::Ahead, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
-                Break(Verdict::Postpone(token))
+            (RefreshReason::Expiring, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
+                Decision::Postpone(token)
             }
-            (_, Some(_)) => Continue(Reason::Expiring),
-            (_, None) => Continue(without),
+            _ if !has_runtime => Decision::Fail(Error::NoRuntime),
+            _ => Decision::Start(self.start(need, reason, revision, now)),
         }
     }
 
-    /// A refresh starts, because of `need`, on `runtime`; returns its number, the token that it is to renew, and whether
-    /// it is urgent.
-    pub(super) fn take_off(
-        &mut self,
-        need: Need,
-        reason: Reason,
-        landing: L,
-        runtime: Option<runtime::Id>,
-        now: Instant,
-    ) -> (u64, Option<Token>, CurrentReason) {
+    fn start(&mut self, need: &Need, reason: RefreshReason, revision: u64, now: Instant) -> Arc<Refresh> {
+        let (sender, waiter) = channel();
+        let (waits, challenge) = match need {
+            Need::OtherThan { waits, challenge, .. } => (*waits, challenge.clone()),
+            Need::Any | Need::Ahead => (false, None),
+        };
         self.started += 1;
-        let urgent = CurrentReason::new(if matches!(need, Need::Ahead) { Reason::Expiring } else { reason });
-        self.in_progress = Some(InProgress {
-            landing,
+        self.attempt_failed = false;
+        self.starter_waits = waits;
+        self.watched.clear();
+        let refresh = Arc::new(Refresh {
             number: self.started,
-            deadline: now + self.refresh_timeout,
-            failure: None,
-            urgent: urgent.clone(),
             reason,
-            span: None,
-            starter_waits: matches!(need, Need::OtherThan(Challenged { waits: true, .. })),
-            runtime,
-            watched: Vec::new(),
+            current_reason: CurrentReason::new(reason),
+            challenge,
+            previous: self.previous.clone(),
+            revision,
+            started_at: now,
+            deadline: now + self.config.refresh_timeout,
+            span: OnceLock::new(),
+            sender: Mutex::new(Some(sender)),
+            waiter,
         });
-        (self.started, self.previous.clone(), urgent)
+        self.running = Some(Arc::clone(&refresh));
+        refresh
     }
 
-    fn in_progress(&mut self, number: u64) -> Option<&mut InProgress<L>> {
-        self.in_progress.as_mut().filter(|refresh| refresh.number == number)
+    fn is_running(&self, refresh: &Refresh) -> bool {
+        self.running.as_ref().is_some_and(|running| running.number == refresh.number)
     }
 
-    /// When the refresh has to be ended on `runtime`; `None` if something does so already, or it has ended.
-    pub(super) fn watch(&mut self, number: u64, runtime: runtime::Id) -> Option<Instant> {
-        let refresh = self.in_progress(number)?;
-        if refresh.watched.contains(&runtime) {
-            return None;
+    /// Whether a refresh is running.
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true at most
+    /// once per runtime.
+    pub(super) fn watch(&mut self, refresh: &Refresh, runtime: runtime::Id) -> bool {
+        let unwatched = self.is_running(refresh) && !self.watched.contains(&runtime);
+        if unwatched {
+            self.watched.push(runtime);
         }
-        refresh.watched.push(runtime);
-        Some(refresh.deadline)
+        unwatched
     }
 
-    /// Sets the span in which the end of the refresh is reported. Returns the span if the refresh has ended.
-    ///
-    /// Neither cloned nor dropped in here: both run the subscriber, which may ask for the provider's status.
-    pub(super) fn set_span(&mut self, number: u64, span: Span) -> Option<Span> {
-        match self.in_progress(number) {
-            Some(refresh) => refresh.span.replace(span),
-            None => Some(span),
-        }
+    /// Whether the refresh may still ask the source: it was not abandoned, and its time is not up.
+    pub(super) fn may_ask(&self, refresh: &Refresh, now: Instant) -> bool {
+        self.is_running(refresh) && now < refresh.deadline
     }
 
-    /// Whether the refresh may still ask the source: it has not been abandoned, and its time is not up.
-    pub(super) fn may_ask(&mut self, number: u64, now: Instant) -> bool {
-        self.in_progress(number).is_some_and(|refresh| now < refresh.deadline)
-    }
-
-    /// The request that started the refresh is gone: no answer to it will tell whether the refresh has healed it.
-    pub(super) fn starter_is_gone(&mut self, number: u64) {
-        if let Some(refresh) = self.in_progress(number) {
-            refresh.starter_waits = false;
+    /// Records that the request that started the refresh was dropped: no response to it will tell whether the new token
+    /// is accepted.
+    pub(super) fn starter_is_gone(&mut self, refresh: &Refresh) {
+        if self.is_running(refresh) {
+            self.starter_waits = false;
         }
     }
 
-    /// Gives up a refresh that has not ended by its deadline, so that another can start.
-    pub(super) fn abandon(&mut self, number: u64, now: Instant) -> Option<Abandoned<L>> {
-        self.in_progress(number)?;
-        let InProgress { landing, failure, reason, span, .. } = self.in_progress.take()?;
-        let error = failure.unwrap_or(Error::TimedOut(self.refresh_timeout));
-        // Transient, as every failure that a refresh goes on after: the revision of the source does not count.
+    /// The error of a refresh whose time is up: the failure of its newest attempt says more than the timeout.
+    pub(super) fn timed_out(&self, refresh: &Refresh) -> Error {
+        let failure = self.last_error.clone().filter(|_| self.attempt_failed && self.is_running(refresh));
+        failure.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
+    }
+
+    /// Gives up a refresh that has not ended by its deadline, so that another can start. `None` if it has ended.
+    pub(super) fn abandon(&mut self, refresh: &Refresh, now: Instant) -> Option<Error> {
+        let error = self.timed_out(refresh);
+        self.running.take_if(|running| running.number == refresh.number)?;
+        // Transient, as is every failure that a refresh continues after: the source's revision does not matter.
         self.fail(error.clone(), 0, now);
-        // By then its own timeout has ended it if its runtime is merely late: the source is not asked twice at a time.
+        // A runtime that is only late ends the refresh by then. Otherwise the source would be asked twice at a time.
         self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
-        Some(Abandoned { landing, error, reason, span })
+        Some(error)
     }
 
-    /// What a refresh fails with whose time is up: what failed before says more than that the attempt after it was cut short.
-    pub(super) fn timed_out(&mut self, number: u64) -> Error {
-        let failure = self.in_progress(number).and_then(|refresh| refresh.failure.take());
-        failure.unwrap_or(Error::TimedOut(self.refresh_timeout))
-    }
-
-    /// A request that took this part in the refresh for `token` has succeeded with it.
+    /// Records that a request that took this part in the refresh for `token` has succeeded with it.
     pub(super) fn healed(&mut self, token: TokenId, part: Part) {
         self.challenged.healed(token.generation, part);
     }
 
-    /// Until when the source is to be left alone, and the failure because of which it is.
+    /// Until when the source is not asked, and the failure that led to this.
     pub(super) fn not_before(&self) -> (Option<Instant>, Option<Error>) {
         (self.not_before, self.last_error.clone())
     }
 
-    /// Puts off the next attempt of the refresh, by the backoff and by what the source asks for; returns by how much.
-    pub(super) fn back_off(&mut self, number: u64, error: SourceError, now: Instant) -> (Error, Duration) {
+    /// Postpones the next attempt of the refresh, by the backoff and the source's `Retry-After`; returns by how much.
+    pub(super) fn back_off(
+        &mut self,
+        refresh: &Refresh,
+        error: SourceError,
+        now: Instant,
+    ) -> (Error, Duration) {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
         let error = Error::from(error);
-        // What an abandoned refresh fails with says nothing of the source today.
-        let Some(refresh) = self.in_progress(number) else { return (error, asked) };
-        refresh.failure = Some(error.clone());
+        // The failure of an abandoned refresh is old: it says nothing of the source today.
+        if !self.is_running(refresh) {
+            return (error, asked);
+        }
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
+        self.attempt_failed = true;
         self.last_error = Some(error.clone());
         (error, delay)
     }
 
-    /// Ends a refresh: a failure takes no token away.
+    /// Ends a refresh that asked the source at `asked_at`. The caller publishes the token before it unlocks.
     ///
-    /// One that was abandoned is of use only if it has brought a token that is newer than the one published last. What was
-    /// kept of it is returned, to be dropped outside of the lock: its span's subscriber is foreign code.
-    pub(super) fn land(
+    /// The token of an abandoned refresh is used only if the source was asked for it after the current one.
+    pub(super) fn finish(
         &mut self,
-        outcome: Result<Fetched, Error>,
-        ended: Ended,
+        refresh: &Refresh,
+        outcome: Outcome,
+        asked_at: Instant,
         accepted: u32,
         now: Instant,
         wall: SystemTime,
-    ) -> (Landed, Option<InProgress<L>>) {
-        let starter_waits = self.in_progress(ended.number).is_some_and(|refresh| refresh.starter_waits);
-        let is_late = self.in_progress(ended.number).is_none();
-        let landed = match outcome {
-            Ok(fetched) if is_late && self.asked_at >= Some(fetched.asked_at) => Landed::Late,
-            Ok(Fetched { token, .. }) if token.0.is_expired_by(GRACE, now) => {
-                // Its refresh token is the one that counts; its access token takes the place of none.
-                let id = TokenId { provider: self.provider, generation: self.generation };
+    ) -> Finished {
+        let is_late = !self.is_running(refresh);
+        let finished = match outcome {
+            Ok(_) if is_late && self.asked_at >= Some(asked_at) => Finished::Late,
+            Ok(token) if token.0.is_expired_by(GRACE, now) => {
+                // Its access token is not used, but its refresh token is the one that has not been spent.
                 let expires_at = token.expires_at();
-                self.previous = Some(token.published(id, expires_at, expires_at));
+                self.previous = Some(token.published(self.token_id(), expires_at, expires_at));
                 let error = SourceError::invalid_response("the token had expired before it arrived");
-                let (error, _) = self.back_off(ended.number, error, now);
-                if is_late { Landed::Late } else { self.fail(error, ended.revision, now) }
+                let (error, _) = self.back_off(refresh, error, now);
+                if is_late { Finished::Late } else { self.fail(error, refresh.revision, now) }
             }
-            Ok(fetched) => {
-                let published = self.publish(fetched, now, wall);
-                if let (Landed::Published { token, .. }, Reason::Challenged) = (&published, ended.reason) {
-                    let had_accepted = ended.previous.is_some_and(|previous| previous == accepted);
-                    self.challenged.begin(now, token.id().generation, starter_waits, had_accepted);
+            Ok(token) => {
+                let published = self.publish(token, asked_at, now, wall);
+                if refresh.reason == RefreshReason::Challenged {
+                    let starter_waits = self.starter_waits && !is_late;
+                    let had_accepted = refresh
+                        .previous
+                        .as_ref()
+                        .is_some_and(|previous| previous.id().generation == accepted);
+                    self.challenged.begin(now, self.generation, starter_waits, had_accepted);
                 }
                 published
             }
-            Err(_) if is_late => Landed::Late,
-            Err(error) => self.fail(error, ended.revision, now),
+            Err(_) if is_late => Finished::Late,
+            Err(error) => self.fail(error, refresh.revision, now),
         };
-        (landed, self.in_progress.take_if(|refresh| refresh.number == ended.number))
+        self.running.take_if(|running| running.number == refresh.number);
+        finished
     }
 
-    fn publish(&mut self, fetched: Fetched, now: Instant, wall: SystemTime) -> Landed {
-        let Fetched { token, asked_at } = fetched;
+    fn token_id(&self) -> TokenId {
+        TokenId { provider: self.provider, generation: self.generation }
+    }
+
+    fn publish(&mut self, token: Token, asked_at: Instant, now: Instant, wall: SystemTime) -> Finished {
         let same = self.previous.as_ref().is_some_and(|previous| previous.has_same_access_token(&token));
         if !same {
             self.generation = self.generation.wrapping_add(1);
         }
         let left = token.expires_at().map(|at| at.saturating_duration_since(now));
-        // The source is asked again later and later while its tokens are as good as expired, and they are used meanwhile.
+        // While the source gives tokens that are about to expire, they are used, and it is asked less and less often.
         let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.backoff.next_delay());
         let grace = if postponed.is_some() { GRACE } else { Duration::ZERO };
         let expires_at = token.expires_at().and_then(|at| at.checked_add(grace));
         let took = now.saturating_duration_since(asked_at);
-        let refresh_at =
-            expires_at.map(|at| self.refresh_ahead.refresh_at(now, at.saturating_duration_since(now), took));
-        let id = TokenId { provider: self.provider, generation: self.generation };
-        let token = token.published(id, expires_at, refresh_at);
+        let refresh_at = expires_at
+            .map(|at| self.config.refresh_ahead.refresh_at(now, at.saturating_duration_since(now), took));
+        let token = token.published(self.token_id(), expires_at, refresh_at);
 
         self.previous = Some(token.clone());
         self.published_at = Some((now, wall));
@@ -432,12 +437,12 @@ impl<L: Clone> State<L> {
         self.permanent_error = None;
         self.not_before = postponed.and_then(|delay| now.checked_add(delay));
         if postponed.is_none() {
-            self.backoff = self.retry.make_backoff();
+            self.backoff = self.config.retry.make_backoff();
         }
-        Landed::Published { token, same, postponed }
+        Finished::Published { token, same, postponed }
     }
 
-    fn fail(&mut self, error: Error, revision: u64, now: Instant) -> Landed {
+    fn fail(&mut self, error: Error, revision: u64, now: Instant) -> Finished {
         self.failed += 1;
         self.last_error = Some(error.clone());
         let mut cool_down = None;
@@ -447,12 +452,12 @@ impl<L: Clone> State<L> {
         } else if !matches!(error, Error::Source(_)) {
             self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
         }
-        Landed::Failed { error, cool_down }
+        Finished::Failed { error, cool_down }
     }
 
-    /// The permanent failure that callers are told without a refresh, while its cool-down lasts.
+    /// The permanent failure that callers get without a refresh, while its cool-down lasts.
     ///
-    /// A new credential ends the cool-down: the failure was another's.
+    /// A new credential ends the cool-down: the failure was the old one's.
     fn permanent_error(&mut self, now: Instant, revision: u64) -> Option<Error> {
         let (error, failed_revision) = self.permanent_error.as_ref()?;
         if *failed_revision != revision {
@@ -463,9 +468,16 @@ impl<L: Clone> State<L> {
         self.permanent.is_active(now).then(|| error.clone())
     }
 
-    /// By how much the current token's end is nearer than the monotonic clock says, which stands still while the machine
-    /// is suspended. The wall clock may be set at will, so it only ever shortens a life.
-    pub(super) fn clock_jump(&mut self, now: Instant, wall: SystemTime) -> Option<Duration> {
+    /// The current token with the life that is left by the wall clock, and the difference, if it is less than by the monotonic
+    /// clock, which stands still while the machine is suspended.
+    ///
+    /// A wall clock can be set at will, so it only ever shortens a life.
+    pub(super) fn compare_clocks(
+        &mut self,
+        current: Option<Token>,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<(Token, Duration)> {
         let (published_at, published_wall) = self.published_at?;
         let elapsed = now.saturating_duration_since(published_at);
         let jump = wall.duration_since(published_wall).unwrap_or_default().saturating_sub(elapsed);
@@ -473,27 +485,44 @@ impl<L: Clone> State<L> {
             return None;
         }
         self.published_at = Some((now, wall));
-        Some(jump)
-    }
-
-    /// The token published last is another now, though its access token is the same.
-    pub(super) fn replace_published(&mut self, token: &Token) {
+        let token = current.filter(|token| token.expires_at().is_some())?.shortened(jump, now);
         self.previous = Some(token.clone());
+        Some((token, jump))
     }
 
-    /// Returns whether it was not shut down before.
+    /// Returns whether the provider was not shut down before.
     pub(super) fn shut_down(&mut self) -> bool {
         !std::mem::replace(&mut self.shut_down, true)
     }
 
-    pub(super) fn is_flying(&self) -> bool {
-        self.in_progress.is_some()
+    /// Whether there is a background task whose runtime is driven, as far as can be known.
+    pub(super) fn has_background(&self, now: Instant) -> bool {
+        self.background.as_ref().is_some_and(|(task, due)| !task.is_finished() && now <= *due + STALLED_AFTER)
     }
 
-    /// When the background task has to decide again, if nothing changes before; `None` if only a change can tell.
+    /// Sets the background task, and ends the one before it, whose runtime is not driven.
+    pub(super) fn set_background(&mut self, task: JoinHandle<()>, now: Instant) {
+        if let Some((stalled, _)) = self.background.replace((task, now)) {
+            stalled.abort();
+        }
+    }
+
+    /// Records when the background task has to run next.
+    pub(super) fn background_runs_at(&mut self, at: Instant) {
+        if let Some((_, due)) = &mut self.background {
+            *due = at;
+        }
+    }
+
+    /// The background task, for a caller that waits for its end.
+    pub(super) fn take_background(&mut self) -> Option<JoinHandle<()>> {
+        self.background.take().map(|(task, _)| task)
+    }
+
+    /// When the background task has to decide again if nothing changes before. `None` if only a change can tell.
     pub(super) fn look_again_at(&self, current: Option<&Token>, now: Instant) -> Option<Instant> {
-        if let Some(refresh) = &self.in_progress {
-            // It ends by itself before that, unless its runtime is not driven.
+        if let Some(refresh) = &self.running {
+            // It ends before that, unless its runtime is not driven.
             return refresh.deadline.checked_add(AFTER_INTERRUPTION);
         }
         if self.permanent.is_active(now) {
@@ -512,13 +541,13 @@ impl<L: Clone> State<L> {
             Some(token) if token.0.is_fresh(now) => Freshness::Fresh,
             Some(_) => Freshness::Expiring,
         };
-        let left_alone = self.not_before.max(self.permanent.until());
+        let not_before = self.not_before.max(self.permanent.until());
         Status {
             generation: self.generation.into(),
             freshness,
             remaining: current.and_then(Token::remaining),
-            refreshing: self.in_progress.is_some(),
-            retry_in: left_alone.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
+            refreshing: self.running.is_some(),
+            retry_in: not_before.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
             refreshes: self.started,
             failed_refreshes: self.failed,
             last_error: self.last_error.clone(),

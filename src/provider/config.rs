@@ -1,0 +1,120 @@
+//! [`Config`]: what the builder sets, its defaults and their validation.
+
+#[cfg(feature = "store")]
+use std::fmt;
+use std::{sync::Arc, time::Duration};
+
+use super::refresh_ahead::RefreshAhead;
+#[cfg(feature = "store")]
+use crate::store::{DynTokenStore, Role};
+use crate::{
+    error::{Error, seconds},
+    retry::RetryPolicy,
+};
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Clone)]
+#[cfg_attr(not(feature = "store"), derive(Debug))]
+pub(super) struct Config {
+    pub(super) name: Arc<str>,
+    pub(super) refresh_ahead: RefreshAhead,
+    pub(super) keep_fresh: bool,
+    pub(super) refresh_timeout: Duration,
+    pub(super) retry: RetryPolicy,
+    /// The shortest and the longest.
+    pub(super) cool_down: (Duration, Duration),
+    #[cfg(feature = "store")]
+    pub(super) store: Option<Arc<dyn DynTokenStore>>,
+    #[cfg(feature = "store")]
+    pub(super) role: Role,
+    #[cfg(feature = "store")]
+    pub(super) lease: Duration,
+}
+
+impl Config {
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        if self.name.is_empty() {
+            return Err(Error::out_of_range("name", "at least one character long", "none"));
+        }
+        self.refresh_ahead.validate()?;
+        if self.refresh_timeout.is_zero() || self.refresh_timeout > HOUR {
+            return Err(Error::out_of_range(
+                "refresh_timeout",
+                "> 0 and <= 1h",
+                seconds(self.refresh_timeout),
+            ));
+        }
+        let (min, max) = self.cool_down;
+        if min.is_zero() || min > max || max > HOUR {
+            let got = format!("{} and {}", seconds(min), seconds(max));
+            return Err(Error::InvalidOption(
+                format!("cool_down: need 0 < min <= max <= 1h, got {got}").into(),
+            ));
+        }
+        #[cfg(feature = "store")]
+        self.validate_store()?;
+        Ok(())
+    }
+
+    /// The options of a process that shares its token, by its role.
+    #[cfg(feature = "store")]
+    pub(super) fn shared(mut self) -> Self {
+        match self.role {
+            Role::Member => {}
+            Role::Publisher => self.keep_fresh = true,
+            // The publisher refreshes as soon as the token is expiring. A reader that looks later finds the new one.
+            Role::Reader => self.refresh_ahead = self.refresh_ahead.halved(),
+        }
+        self
+    }
+
+    #[cfg(feature = "store")]
+    fn validate_store(&self) -> Result<(), Error> {
+        if self.store.is_none() && self.role != Role::Member {
+            return Err(Error::InvalidOption(
+                format!("role {:?} needs a store: set one with store()", self.role).into(),
+            ));
+        }
+        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
+            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
+        }
+        Ok(())
+    }
+}
+
+/// Without the store, whose type is foreign.
+#[cfg(feature = "store")]
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("name", &self.name)
+            .field("refresh_ahead", &self.refresh_ahead)
+            .field("keep_fresh", &self.keep_fresh)
+            .field("refresh_timeout", &self.refresh_timeout)
+            .field("retry", &self.retry)
+            .field("cool_down", &self.cool_down)
+            .field("role", &self.role)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            refresh_ahead: RefreshAhead::new(),
+            keep_fresh: false,
+            refresh_timeout: Duration::from_secs(30),
+            retry: RetryPolicy::new(),
+            cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
+            #[cfg(feature = "store")]
+            store: None,
+            #[cfg(feature = "store")]
+            role: Role::Member,
+            #[cfg(feature = "store")]
+            lease: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! [`Shared`]: what all handles of a provider share: the published token, the lock around the [`State`], and the source.
+//!
+//! Whoever publishes a token holds the lock, and whoever decides reads the token under it. Otherwise a caller could read the old
+//! token, find that no refresh is running because it has just ended, and start a second one. The happy path reads without the
+//! lock: it only uses a token, and any token that was published may be used.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    config::Config,
+    state::{Decision, Finished, Need, Outcome, Refresh, State},
+    status::Status,
+    sync::{AtomicU32, Cache, Mutex, MutexGuard, Published, lock},
+};
+use crate::{
+    error::{Error, SourceError},
+    observability::Reporter,
+    origins::AllowedOrigins,
+    source::{DynTokenSource, RefreshReason},
+    token::{Token, TokenId},
+};
+
+pub(crate) struct Shared {
+    /// The current token. Written under the lock, and read at any time.
+    published: Arc<Published>,
+    /// The generation of the newest token that the API has accepted; 0 for none. Read for each response, and written for the first
+    /// with each token.
+    accepted: AtomicU32,
+    state: Mutex<State>,
+    /// Marked at every change of the state. True once the provider is shut down.
+    changes: watch::Sender<bool>,
+    pub(super) source: Box<dyn DynTokenSource>,
+    pub(super) config: Config,
+    pub(super) reporter: Reporter,
+    /// The origins that the source's tokens are meant for.
+    pub(super) allowed_origins: AllowedOrigins,
+    /// `SystemTime::now`, which tests replace.
+    wall_clock: fn() -> SystemTime,
+}
+
+impl Shared {
+    pub(super) fn new(
+        source: Box<dyn DynTokenSource>,
+        config: Config,
+        wall_clock: fn() -> SystemTime,
+    ) -> Self {
+        Self {
+            published: Arc::new(Published::empty()),
+            accepted: AtomicU32::new(0),
+            state: Mutex::new(State::new(config.clone())),
+            changes: watch::Sender::new(false),
+            allowed_origins: source.allowed_origins(),
+            source,
+            reporter: Reporter::new(&config.name),
+            config,
+            wall_clock,
+        }
+    }
+
+    /// Locks the state. Neither a source, nor a subscriber, nor a waker may run before the guard is dropped: each is foreign code,
+    /// and may call the provider.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The current token as one service sees it.
+    pub(super) fn cache(&self) -> Cache {
+        Cache::new(Arc::clone(&self.published))
+    }
+
+    /// The token published last, even if it has expired, unless it was invalidated.
+    pub(super) fn published(&self) -> Option<Token> {
+        self.published.load_full().map(Token)
+    }
+
+    /// Publishes a token, or none. The guard shows that the caller holds the lock, without which a decision could see
+    /// the state of one token and the value of another.
+    fn publish(&self, _locked: &MutexGuard<'_, State>, token: Option<Token>) -> Option<Token> {
+        self.published.swap(token.map(|token| token.0)).map(Token)
+    }
+
+    /// The generation of the newest token that the API has accepted; 0 for none.
+    #[inline]
+    pub(super) fn accepted(&self) -> u32 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Records that the API has accepted a token. It is only evidence: no other memory is read because of it, so no ordering is
+    /// needed.
+    pub(super) fn accept(&self, token: TokenId) {
+        self.accepted.fetch_max(token.generation, Ordering::Relaxed);
+    }
+
+    pub(super) fn decide(&self, need: &Need, now: Instant, revision: u64, has_runtime: bool) -> Decision {
+        let mut state = self.state();
+        // Read under the lock, which every publication holds: a refresh that has just ended is not started again.
+        state.decide(need, self.published(), self.accepted(), now, revision, has_runtime)
+    }
+
+    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away.
+    pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Finished {
+        let (now, wall) = (Instant::now(), (self.wall_clock)());
+        let mut state = self.state();
+        let finished = state.finish(refresh, outcome, asked_at, self.accepted(), now, wall);
+        if let Finished::Published { token, same, .. } = &finished {
+            if *same && refresh.reason == RefreshReason::Challenged {
+                // That the token was accepted before the challenge does not say that it is accepted now.
+                self.accepted.store(0, Ordering::Relaxed);
+            }
+            self.publish(&state, Some(token.clone()));
+        }
+        drop(state);
+        self.changed();
+        finished
+    }
+
+    /// Postpones the next attempt of the refresh; returns by how much.
+    pub(super) fn back_off(&self, refresh: &Refresh, error: SourceError) -> (Error, Duration) {
+        let postponed = self.state().back_off(refresh, error, Instant::now());
+        self.changed();
+        postponed
+    }
+
+    /// Waits until `at`; true if the provider was shut down first.
+    pub(super) async fn is_shut_down_before(&self, at: Instant) -> bool {
+        let mut changes = self.changes();
+        timeout_at(at, changes.wait_for(|shut_down| *shut_down)).await.is_ok()
+    }
+
+    /// Removes the current token. The state keeps its refresh token for the next refresh.
+    pub(super) fn invalidate(&self) -> Option<Token> {
+        let token = self.publish(&self.state(), None)?;
+        self.changed();
+        self.reporter.invalidated(&token);
+        Some(token)
+    }
+
+    /// Shortens the current token's life by what the monotonic clock has not counted.
+    pub(super) fn compare_clocks(&self) {
+        let mut state = self.state();
+        let compared = state.compare_clocks(self.published(), Instant::now(), (self.wall_clock)());
+        let Some((token, jump)) = compared else { return };
+        self.publish(&state, Some(token.clone()));
+        drop(state);
+        self.changed();
+        self.reporter.shortened(&token, jump);
+    }
+
+    /// From now on no refresh starts, none waits for its next attempt, and the background task ends.
+    pub(super) fn shut_down(&self) {
+        let is_first = self.state().shut_down();
+        if is_first {
+            self.changes.send_replace(true);
+            self.reporter.shut_down();
+        }
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        *self.changes.borrow()
+    }
+
+    /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the runtime of either
+    /// may be one that nobody drives any more.
+    pub(super) async fn at_rest(&self) {
+        let mut changes = self.changes();
+        let at_rest = async {
+            while self.state().is_refreshing() {
+                // Cannot fail: `self` has the sender.
+                let _ = changes.changed().await;
+            }
+            let background = {
+                let mut state = self.state();
+                state.has_background(Instant::now()).then(|| state.take_background()).flatten()
+            };
+            if let Some(task) = background {
+                let _ = task.await;
+            }
+        };
+        let _ = timeout(self.config.refresh_timeout, at_rest).await;
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<bool> {
+        self.changes.subscribe()
+    }
+
+    /// Wakes those who wait for a change. Called without the lock: wakers are foreign code.
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|_| {});
+    }
+
+    /// When the background task has to decide again if nothing changes before.
+    pub(super) fn look_again_at(&self) -> Option<Instant> {
+        self.state().look_again_at(self.published().as_ref(), Instant::now())
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.state().status(self.published().as_ref(), Instant::now())
+    }
+}
+
+/// Every way in which three threads can interleave, explored by loom with at most three preemptions each.
+#[cfg(all(test, tower_bearer_loom))]
+mod tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::{
+        provider::challenge_pause::Part,
+        source::{TokenRequest, TokenSource},
+    };
+
+    /// Not asked: the model counts what it would give.
+    struct NotAsked;
+
+    impl TokenSource for NotAsked {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            unreachable!()
+        }
+    }
+
+    /// A provider without a runtime: the thread whose need starts a refresh runs it.
+    struct Provider {
+        shared: Shared,
+        fetches: std::sync::atomic::AtomicU64,
+        /// The first so many refreshes are interrupted.
+        interrupted: u64,
+    }
+
+    impl Provider {
+        fn new(interrupted: u64) -> Self {
+            let shared = Shared::new(Box::new(NotAsked), Config::default(), || SystemTime::UNIX_EPOCH);
+            Self { shared, fetches: 0.into(), interrupted }
+        }
+
+        fn with_token() -> Self {
+            let provider = Self::new(0);
+            provider.obtain(Need::Any).unwrap();
+            provider
+        }
+
+        fn fetches(&self) -> u64 {
+            self.fetches.load(Ordering::SeqCst)
+        }
+
+        fn obtain(&self, need: Need) -> Outcome {
+            // As the happy path does, without the lock.
+            if let (Need::Any, Some(token)) = (&need, self.shared.published()) {
+                return Ok(token);
+            }
+            match self.shared.decide(&need, Instant::now(), 0, true) {
+                Decision::Join(refresh) => refresh.waiter.wait(),
+                Decision::Fail(error) => Err(error),
+                Decision::Use(token)
+                | Decision::Replaced(token)
+                | Decision::LeaveAlone(token)
+                | Decision::Postpone(token) => Ok(token),
+                Decision::Overdue(_) => unreachable!(),
+                Decision::Start(refresh) => {
+                    let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
+                    let outcome = if fetch <= self.interrupted {
+                        Err(Error::Interrupted)
+                    } else {
+                        Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
+                    };
+                    let outcome = match self.shared.finish(&refresh, outcome, refresh.started_at) {
+                        Finished::Published { token, .. } => Ok(token),
+                        Finished::Failed { error, .. } => Err(error),
+                        Finished::Late => unreachable!(),
+                    };
+                    refresh.wake(outcome.clone());
+                    outcome
+                }
+            }
+        }
+    }
+
+    /// Runs `one` in two more threads and in this one, in every order.
+    fn explore(
+        provider: impl Fn() -> Provider + Send + Sync + 'static,
+        one: impl Fn(&Provider, usize) + Send + Sync + Copy + 'static,
+        end: impl Fn(&Provider) + Send + Sync + 'static,
+    ) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let provider = Arc::new(provider());
+            let others: Vec<_> = (1..3)
+                .map(|number| {
+                    let provider = Arc::clone(&provider);
+                    thread::spawn(move || one(&provider, number))
+                })
+                .collect();
+            one(&provider, 0);
+            others.into_iter().for_each(|thread| thread.join().unwrap());
+            end(&provider);
+        });
+    }
+
+    /// Rows 1 and 9.
+    #[test]
+    fn three_callers_cost_one_fetch() {
+        explore(
+            || Provider::new(0),
+            |provider, _| assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1),
+            |provider| assert_eq!(provider.fetches(), 1),
+        );
+    }
+
+    /// Rows 5, 6 and 9.
+    #[test]
+    fn three_challenges_cost_one_fetch() {
+        explore(
+            Provider::with_token,
+            |provider, number| {
+                let seen = provider.shared.published().unwrap();
+                // One of them may have seen the new token already, and takes it as it is.
+                let challenged =
+                    Need::OtherThan { token: seen.id(), part: Part::None, waits: true, challenge: None };
+                let need = if number == 2 { Need::Any } else { challenged };
+                let got = provider.obtain(need).unwrap();
+                assert!(got.generation() >= seen.generation());
+                assert!(number == 2 || seen.generation() == 2 || got.generation() == 2);
+            },
+            |provider| {
+                assert!(provider.fetches() <= 2);
+                assert_eq!(provider.shared.published().unwrap().generation(), provider.fetches());
+            },
+        );
+    }
+
+    /// Rows 4, 9 and 10.
+    #[test]
+    fn interrupted_refresh_wakes_all_waiters() {
+        explore(
+            || Provider::new(1),
+            |provider, _| {
+                if provider.obtain(Need::Any).is_err() {
+                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1);
+                }
+            },
+            |provider| assert_eq!(provider.fetches(), 2),
+        );
+    }
+
+    #[test]
+    fn invalidation_costs_one_fetch() {
+        explore(
+            Provider::with_token,
+            |provider, number| {
+                if number == 0 {
+                    assert_eq!(provider.shared.invalidate().unwrap().generation(), 1);
+                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 2);
+                } else {
+                    assert!(provider.obtain(Need::Any).is_ok());
+                }
+            },
+            |provider| assert_eq!(provider.fetches(), 2),
+        );
+    }
+}

@@ -1,0 +1,53 @@
+//! [`StatusChanges`]: waits for the status of a provider to change.
+
+use std::{fmt, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{shared::Shared, status::Status};
+
+/// Waits for changes of a provider's status; see [`TokenProvider::subscribe`](crate::TokenProvider::subscribe).
+///
+/// It does not keep the provider's background task alive, and does not count as one of its handles.
+pub struct StatusChanges {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<bool>,
+    has_ended: bool,
+}
+
+impl StatusChanges {
+    pub(super) fn of(shared: &Arc<Shared>) -> Self {
+        let changes = shared.changes();
+        Self { has_ended: has_ended(&shared.status()), shared: Arc::clone(shared), changes }
+    }
+
+    /// Waits for the next change, and returns the status after it. Changes in quick succession count as one.
+    ///
+    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated or its life is shortened; the
+    /// provider is shut down. Expiry alone does not send a notification.
+    ///
+    /// `None` if no change can follow: the provider was shut down or its last handle dropped, and no refresh is running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no change.
+    pub async fn next(&mut self) -> Option<Status> {
+        if self.has_ended {
+            return None;
+        }
+        self.changes.changed().await.ok()?;
+        let status = self.shared.status();
+        self.has_ended = has_ended(&status);
+        Some(status)
+    }
+}
+
+fn has_ended(status: &Status) -> bool {
+    status.shut_down && !status.refreshing
+}
+
+impl fmt::Debug for StatusChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusChanges").field("status", &self.shared.status()).finish_non_exhaustive()
+    }
+}
