@@ -22,7 +22,7 @@ const TTL: Duration = Duration::from_secs(2);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let api = AuthServer::builder().refuse_bearer_at_upload(true).start().await?;
+    let api = AuthServer::builder().reject_bearer_at_upload(true).start().await?;
 
     // The backend.
     let api_video = ApiVideo::new(api.api_key()).base_url(api.uri());

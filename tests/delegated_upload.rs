@@ -28,7 +28,7 @@ fn upload(server: &AuthServer, token: &UploadToken) -> Request<Full<Bytes>> {
 
 #[tokio::test]
 async fn uploads_without_bearer_until_expiry() {
-    let server = AuthServer::builder().refuse_bearer_at_upload(true).start().await.unwrap();
+    let server = AuthServer::builder().reject_bearer_at_upload(true).start().await.unwrap();
     let (source, provider) = source(&server);
     let token = source.upload_token(&provider, TTL - Duration::from_millis(1)).await.unwrap();
     assert_eq!(token.ttl(), TTL, "rounded up to whole seconds");

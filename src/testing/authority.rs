@@ -56,7 +56,7 @@ pub(super) struct Authority {
     pub(super) counters: Counters,
     pub(super) faults: Faults,
     pub(super) uploads: Uploads,
-    pub(super) refuse_bearer_at_upload: bool,
+    pub(super) reject_bearer_at_upload: bool,
     pub(super) rate_limit: RateLimit,
     /// Title by id.
     pub(super) videos: BTreeMap<String, String>,
@@ -94,7 +94,7 @@ impl Authority {
             counters: Counters::default(),
             faults: Faults::default(),
             uploads: Uploads::default(),
-            refuse_bearer_at_upload: false,
+            reject_bearer_at_upload: false,
             rate_limit: RateLimit::new(1_000_000),
             videos: BTreeMap::new(),
             access_tokens: HashMap::new(),

@@ -97,7 +97,7 @@ impl AuthServer {
             authority: Authority::new(format!("test-key-{}", random(20))),
             port: 0,
             tls: false,
-            refuse_late: false,
+            challenge_late: false,
         }
     }
 
@@ -176,7 +176,7 @@ pub struct AuthServerBuilder {
     authority: Authority,
     port: u16,
     tls: bool,
-    refuse_late: bool,
+    challenge_late: bool,
 }
 
 impl AuthServerBuilder {
@@ -211,14 +211,14 @@ impl AuthServerBuilder {
     }
 
     /// Sets whether a 401 comes only after the request's whole body, rather than at its headers. Default: no.
-    pub fn refuse_late(mut self, late: bool) -> Self {
-        self.refuse_late = late;
+    pub fn challenge_late(mut self, late: bool) -> Self {
+        self.challenge_late = late;
         self
     }
 
     /// Sets whether an upload by upload token is refused that comes with an `Authorization` header. Default: no.
-    pub fn refuse_bearer_at_upload(mut self, refuse: bool) -> Self {
-        self.authority.refuse_bearer_at_upload = refuse;
+    pub fn reject_bearer_at_upload(mut self, refuse: bool) -> Self {
+        self.authority.reject_bearer_at_upload = refuse;
         self
     }
 
@@ -241,7 +241,7 @@ impl AuthServerBuilder {
         let (certificate, acceptor) = if self.tls { Some(connection::tls()?) } else { None }.unzip();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await?;
         let address = listener.local_addr()?;
-        let server = Server::new(self.authority, self.refuse_late);
+        let server = Server::new(self.authority, self.challenge_late);
         let accepting = tokio::spawn(connection::serve(listener, acceptor, server.clone()));
         Ok(AuthServer { server, address, certificate: certificate.map(|der| der.to_vec()), accepting })
     }

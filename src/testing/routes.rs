@@ -35,12 +35,12 @@ type Broken = io::Error;
 pub(super) struct Server {
     authority: Arc<Mutex<Authority>>,
     /// Whether a request is read to its end before it is refused.
-    refuse_late: bool,
+    challenge_late: bool,
 }
 
 impl Server {
-    pub(super) fn new(authority: Authority, refuse_late: bool) -> Self {
-        Self { authority: Arc::new(Mutex::new(authority)), refuse_late }
+    pub(super) fn new(authority: Authority, challenge_late: bool) -> Self {
+        Self { authority: Arc::new(Mutex::new(authority)), challenge_late }
     }
 
     pub(super) fn authority(&self) -> MutexGuard<'_, Authority> {
@@ -114,7 +114,7 @@ impl Server {
         let (head, body) = request.into_parts();
         let token = bearer_token(&head.headers);
         if !self.authority().accepts(token) {
-            if self.refuse_late {
+            if self.challenge_late {
                 discard(body).await;
             } else {
                 // Read on behind the answer: a connection closed on unread bytes is reset, and the answer with it.
@@ -201,7 +201,7 @@ impl Server {
                 .and_then(|query| query.split('&').find_map(|field| field.strip_prefix("token=")));
             if head.method != Method::POST {
                 Some((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
-            } else if authority.refuse_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
+            } else if authority.reject_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
                 Some((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
             } else if !authority.accepts_upload_token(token) {
                 Some((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
