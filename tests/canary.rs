@@ -154,7 +154,7 @@ where
     B: http_body::Body<Error: Into<BoxError>, Data: Send> + Send + Debug + 'static,
 {
     let short = Duration::from_millis(1);
-    let retry = RetryPolicy::new().backoff(short, short).unwrap();
+    let retry = RetryPolicy::new().backoff(short, short);
     let quoting = |status: StatusCode, content: &str| {
         let body = format!(
             r#"{{"you_sent": "{}", "access_token": "{} is{content}", "refresh_token": "def50200", "error": null}}"#,
@@ -185,7 +185,7 @@ where
             if route == Route::Api && matches!(fault, Fault::Hang | Fault::Answer(_)) {
                 continue;
             }
-            let source = source.clone().timeout(Duration::from_millis(100)).unwrap();
+            let source = source.clone().timeout(Duration::from_millis(100));
             shown(&source);
             let builder = TokenProvider::builder(source).retry(retry.clone()).cool_down(short, short);
             shown(&builder);

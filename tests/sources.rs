@@ -11,7 +11,7 @@ use http::StatusCode;
 use support::{Api, at_once, chain, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider};
+use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider, TokenSource};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -140,7 +140,7 @@ async fn a_pipe_is_no_token_file() {
         .build()
         .unwrap();
     let error = provider.token().await.unwrap_err();
-    assert!(chain(&error).contains("no regular file"), "{error:?}");
+    assert!(chain(&error).contains("not a regular file"), "{error:?}");
 }
 
 #[test]
@@ -148,6 +148,10 @@ fn reload_interval_is_bounded() {
     for (interval, fits) in
         [(SECOND / 2, false), (SECOND, true), (1440 * MINUTE, true), (1441 * MINUTE, false)]
     {
-        assert_eq!(TokenFile::new("token").reload_interval(interval).is_ok(), fits, "{interval:?}");
+        assert_eq!(
+            TokenFile::new("token").reload_interval(interval).validate().is_ok(),
+            fits,
+            "{interval:?}"
+        );
     }
 }
