@@ -42,10 +42,10 @@ const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
 ///
 /// # Budget
 ///
-/// A retry with a token that the API has not challenged yet is free: the API challenges each token at most once per request,
-/// and tokens are renewed at most once per cool-down. Every further retry is charged, and so is a retry with a token that was
-/// challenged already. Requests that the API always challenges therefore cannot multiply its load. All clones of the policy
-/// share the budget ([`tower::retry::budget`]).
+/// A retry with a token that the API has not challenged yet is free: the API challenges each token at most once per
+/// request, and tokens are renewed at most once per cool-down. Every further retry is charged, and so is a retry with a
+/// token that was challenged already. Requests that the API always challenges therefore cannot multiply its load. All
+/// clones of the policy share the budget ([`tower::retry::budget`]).
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     max_retries: u32,
@@ -54,8 +54,8 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Makes the default policy: 2 retries, 100 ms to 5 s of backoff, and a budget of 10 retries per second and 20 % of the
-    /// challenged requests, counted over 10 s.
+    /// Makes the default policy: 2 retries, 100 ms to 5 s of backoff, and a budget of 10 retries per second and 20 % of
+    /// the challenged requests, counted over 10 s.
     pub fn new() -> Self {
         let (ttl, min_per_sec, ratio) = BUDGET;
         Self { max_retries: 2, backoff: BACKOFF, budget: Some(Budget::new(ttl, min_per_sec, ratio)) }
@@ -77,10 +77,11 @@ impl RetryPolicy {
 
     /// Sets the budget: `min_per_sec` retries per second, and `ratio` of the requests challenged within `ttl`.
     ///
-    /// Default: 10 s, 10 per second, 0.2. A provider's refreshes do not use the budget, because only one runs at a time.
+    /// Default: 10 s, 10 per second, 0.2. A provider's refreshes do not use the budget, because only one runs at a
+    /// time.
     ///
-    /// `ttl` must be 1 to 60 seconds, `min_per_sec` at most a million, and `ratio` 0 to 0.5 (tower rounds a greater one up:
-    /// [tower#857]).
+    /// `ttl` must be 1 to 60 seconds, `min_per_sec` at most a million, and `ratio` 0 to 0.5 (tower rounds a greater one
+    /// up: [tower#857]).
     ///
     /// [tower#857]: https://github.com/tower-rs/tower/issues/857
     pub fn budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {

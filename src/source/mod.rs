@@ -45,10 +45,10 @@ use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 pub trait TokenSource: Send + Sync + 'static {
     /// Obtains one token, in one attempt.
     ///
-    /// [`request`](TokenRequest) has the token that the provider published last. This call may spend its refresh token. The
-    /// provider calls this from a task of its own, and does the retries. It does not make a second call before the first
-    /// ends, unless the runtime of the first is not driven any more ([`TokenProvider`](crate::TokenProvider#refreshes)). A
-    /// source that waits for a peer should limit that wait.
+    /// [`request`](TokenRequest) has the token that the provider published last. This call may spend its refresh token.
+    /// The provider calls this from a task of its own, and does the retries. It does not make a second call before the
+    /// first ends, unless the runtime of the first is not driven any more
+    /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should limit that wait.
     ///
     /// # Errors
     ///
@@ -57,19 +57,19 @@ pub trait TokenSource: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// The future is dropped when the refresh times out
-    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends a credential must record that
-    /// before it sends the request, because the drop may lose the result.
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends a credential must
+    /// record that before it sends the request, because the drop may lose the result.
     fn fetch(&self, request: &TokenRequest<'_>) -> impl Future<Output = Result<Token, SourceError>> + Send;
 
     /// Renews the previous token with what came with it, such as its refresh token, and with nothing else. Default:
     /// [`fetch`](Self::fetch).
     ///
-    /// `request` has a previous token. Returns `None` if that cannot be renewed. The provider then calls `fetch` without a
-    /// previous token, which uses the credential.
+    /// `request` has a previous token. Returns `None` if that cannot be renewed. The provider then calls `fetch`
+    /// without a previous token, which uses the credential.
     ///
-    /// The provider calls this instead of `fetch` if processes share a token. The use of the credential may end the refresh
-    /// token of the other processes. Before it, the provider therefore checks once more whether one of them has renewed the
-    /// token.
+    /// The provider calls this instead of `fetch` if processes share a token. The use of the credential may end the
+    /// refresh token of the other processes. Before it, the provider therefore checks once more whether one of them has
+    /// renewed the token.
     ///
     /// # Errors
     ///
@@ -87,14 +87,15 @@ pub trait TokenSource: Send + Sync + 'static {
 
     /// Checks the source's options and credential, without any I/O. Default: they are valid.
     ///
-    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls this. [`TokenProvider::new`] cannot fail: there,
-    /// the first [`fetch`](Self::fetch) has to report the same error.
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls this. [`TokenProvider::new`] cannot
+    /// fail: there, the first [`fetch`](Self::fetch) has to report the same error.
     ///
     /// [`TokenProvider::new`]: crate::TokenProvider::new
     ///
     /// # Errors
     ///
-    /// [`SourceError::configuration`], which names the option, the accepted values, and the value unless it is a secret.
+    /// [`SourceError::configuration`], which names the option, the accepted values, and the value unless it is a
+    /// secret.
     fn validate(&self) -> Result<(), SourceError> {
         Ok(())
     }
@@ -106,9 +107,11 @@ pub trait TokenSource: Send + Sync + 'static {
         0
     }
 
-    /// Returns the origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin and loopback.
+    /// Returns the origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin and
+    /// loopback.
     ///
-    /// The provider calls this once. [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins) overrides it.
+    /// The provider calls this once. [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins)
+    /// overrides it.
     fn allowed_origins(&self) -> AllowedOrigins {
         AllowedOrigins::https()
     }

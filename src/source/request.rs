@@ -97,8 +97,8 @@ impl<'a> TokenRequest<'a> {
         TokenRequest::of(previous, &self.reason, self.challenge())
     }
 
-    /// Returns the token that the provider published last, which may be expired, challenged or still valid. `None` before the
-    /// first token.
+    /// Returns the token that the provider published last, which may be expired, challenged or still valid. `None`
+    /// before the first token.
     ///
     /// The call that gets this request may spend its [refresh token](Token::refresh_token), if it has one.
     pub fn previous(&self) -> Option<&Token> {
@@ -107,16 +107,16 @@ impl<'a> TokenRequest<'a> {
 
     /// Returns why the token is needed.
     ///
-    /// [`Expiring`](RefreshReason::Expiring) becomes another reason if a caller that cannot use the current token joins the
-    /// refresh while the source works.
+    /// [`Expiring`](RefreshReason::Expiring) becomes another reason if a caller that cannot use the current token joins
+    /// the refresh while the source works.
     pub fn reason(&self) -> RefreshReason {
         self.reason.get()
     }
 
     /// Returns the parameters of the `WWW-Authenticate` header that started the refresh (RFC 6750 §3, RFC 9470).
     ///
-    /// `None` if no challenge started the refresh, or if the challenge had no Bearer parameters. A caller that joins the
-    /// refresh does not change them.
+    /// `None` if no challenge started the refresh, or if the challenge had no Bearer parameters. A caller that joins
+    /// the refresh does not change them.
     pub fn challenge(&self) -> Option<&Challenge> {
         self.challenge.as_deref()
     }

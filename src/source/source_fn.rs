@@ -8,8 +8,8 @@ use crate::{error::SourceError, token::Token};
 /// Makes a [`TokenSource`] from a closure that obtains one token per call, like tower's `service_fn` for services.
 ///
 /// The closure gets the [`TokenRequest`] by value, so that an `async move` block can keep it. The rules of
-/// [`TokenSource::fetch`] apply to the closure. The tokens may go to every `https` origin and loopback. Set fewer origins with
-/// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
+/// [`TokenSource::fetch`] apply to the closure. The tokens may go to every `https` origin and loopback. Set fewer
+/// origins with [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
 ///
 /// ```
 /// use std::time::Duration;

@@ -9,8 +9,8 @@ use crate::{error::SourceError, token::Token};
 
 /// A [`TokenSource`] with one fixed access token, such as a personal access token.
 ///
-/// The token is used until the API challenges it. The source has no other: the caller gets the challenge as the response, and
-/// during the cool-down so do later requests.
+/// The token is used until the API challenges it. The source has no other: the caller gets the challenge as the
+/// response, and during the cool-down so do later requests.
 ///
 /// ```
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, StaticToken, TokenProvider};

@@ -18,10 +18,12 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 /// A [`TokenSource`] that reads an access token from a file that another process rotates.
 ///
 /// Kubernetes rotates the tokens that it
-/// [projects](https://kubernetes.io/docs/concepts/storage/projected-volumes/#serviceaccounttoken) into a pod in this way.
+/// [projects](https://kubernetes.io/docs/concepts/storage/projected-volumes/#serviceaccounttoken) into a pod in this
+/// way.
 ///
-/// The file is read again in the background before the [interval](Self::reload_interval) ends, and when the API challenges the
-/// token. If the file cannot be read (it is missing, empty or half written), the last good token remains in use.
+/// The file is read again in the background before the [interval](Self::reload_interval) ends, and when the API
+/// challenges the token. If the file cannot be read (it is missing, empty or half written), the last good token remains
+/// in use.
 ///
 /// ```
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, TokenFile, TokenProvider};
@@ -34,8 +36,8 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # What is read
 ///
-/// A regular file, or a link to one, of at most [`Token::MAX_LEN`] bytes without the white space around the token. The file's
-/// owner and permissions are not checked.
+/// A regular file, or a link to one, of at most [`Token::MAX_LEN`] bytes without the white space around the token. The
+/// file's owner and permissions are not checked.
 ///
 /// # Which origins see the token
 ///
@@ -106,7 +108,8 @@ fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    // The capacity has room for white space. It is reserved at once, because growth would leave a copy of the token in memory.
+    // The capacity has room for white space. It is reserved at once, because growth would leave a copy of the token in
+    // memory.
     let max = Token::MAX_LEN + 1024;
     let mut text = Zeroizing::new(String::with_capacity(max + 1));
     File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;

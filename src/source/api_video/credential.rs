@@ -108,7 +108,8 @@ impl Credential {
 
     /// Counts a refresh token as presented once more. Returns false if it must not be presented.
     fn present(&mut self, refresh_token: &str) -> bool {
-        // An unknown refresh token is another process's. It is assumed to belong to the newest key that was granted a token.
+        // An unknown refresh token is another process's. It is assumed to belong to the newest key that was granted a
+        // token.
         self.learn(refresh_token, self.granted_revision);
         let newest = self.revision;
         let Some(known) = self.find(refresh_token) else { return false };
@@ -123,8 +124,8 @@ impl Credential {
 
 /// A refresh token that is being presented to the endpoint.
 ///
-/// It counts as presented from the start, because the exchange may be dropped at any await. Its drop takes that back if the
-/// request was not sent.
+/// It counts as presented from the start, because the exchange may be dropped at any await. Its drop takes that back if
+/// the request was not sent.
 pub(super) struct Presented<'a> {
     credential: &'a Mutex<Credential>,
     refresh_token: &'a str,

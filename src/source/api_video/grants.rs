@@ -105,8 +105,8 @@ impl ApiVideo {
                 presented.take_back();
                 return Some(Err(error));
             }
-            // Any other status below 500 rejects the refresh token (400 in RFC 6749 §5.2), or means that the endpoint takes
-            // none. If the configuration is wrong, the endpoint for the key reports it.
+            // Any other status below 500 rejects the refresh token (400 in RFC 6749 §5.2), or means that the endpoint
+            // takes none. If the configuration is wrong, the endpoint for the key reports it.
             Err(Failure::Status(status, _)) if !status.is_server_error() => {
                 presented.spend();
                 observability::refresh_token_rejected(status);

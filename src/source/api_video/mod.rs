@@ -1,7 +1,8 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
-//! This file has the options and the request that all endpoints share. `grants` decides which grant is used, `credential`
-//! counts how often a refresh token was presented, and `upload_token` requests tokens for delegated uploads.
+//! This file has the options and the request that all endpoints share. `grants` decides which grant is used,
+//! `credential` counts how often a refresh token was presented, and `upload_token` requests tokens for delegated
+//! uploads.
 
 mod credential;
 mod grants;
@@ -66,14 +67,14 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 /// | 5xx, or a response that is lost, late or unusable | it may be spent: it is presented once more after the backoff, then the API key is used |
 /// | 408, 429, or the request was not sent | it is not spent: it is presented again after the backoff |
 ///
-/// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is known
-/// exactly whether a request was sent. With [another client](Self::with_client), a request counts as sent once the client is
-/// called, unless its error is a failure to connect.
+/// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is
+/// known exactly whether a request was sent. With [another client](Self::with_client), a request counts as sent once
+/// the client is called, unless its error is a failure to connect.
 ///
-/// Every authentication with the key ends the refresh token before it, whichever process holds that. Two processes on one key
-/// therefore cost each other a rejected refresh and an authentication per renewal. Let several processes share a store
-/// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or use the key only
-/// ([`key_only`](Self::key_only)).
+/// Every authentication with the key ends the refresh token before it, whichever process holds that. Two processes on
+/// one key therefore cost each other a rejected refresh and an authentication per renewal. Let several processes share
+/// a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or use the key
+/// only ([`key_only`](Self::key_only)).
 ///
 /// # Limits
 ///
@@ -127,8 +128,8 @@ impl ApiVideo {
 
     /// Sets the base URL of the auth endpoints, such as a proxy's or a test server's. Default: the environment's.
     ///
-    /// The URL is `https`, or `http` on loopback. It may have a path, which is a prefix of the endpoints' paths, but neither a
-    /// query nor a user name. A URL that is not valid is an error of
+    /// The URL is `https`, or `http` on loopback. It may have a path, which is a prefix of the endpoints' paths, but
+    /// neither a query nor a user name. A URL that is not valid is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn base_url(mut self, base_url: Uri) -> Self {
         self.base_url = BaseUrl::new(base_url);
@@ -146,8 +147,8 @@ impl ApiVideo {
     /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
     /// connect timeout of 5 s and an idle timeout of 15 s.
     ///
-    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in the
-    /// layer that gets its tokens from this source, because the refresh would wait for itself.
+    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
+    /// the layer that gets its tokens from this source, because the refresh would wait for itself.
     pub fn with_client<C, ResBody>(mut self, client: C) -> Self
     where
         C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
@@ -177,7 +178,8 @@ impl ApiVideo {
         self
     }
 
-    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default: 10 s.
+    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default: 10
+    /// s.
     ///
     /// It must be more than zero and at most an hour. Otherwise it is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
@@ -188,9 +190,9 @@ impl ApiVideo {
 
     /// Sets the name of the application that api.video gets (`AV-Origin-App: name:version`). Default: none.
     ///
-    /// The name must be 1 to 50 characters of `A-Z a-z 0-9 - _`, and the version one to three numbers with dots between them.
-    /// Otherwise it is an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first
-    /// use.
+    /// The name must be 1 to 50 characters of `A-Z a-z 0-9 - _`, and the version one to three numbers with dots between
+    /// them. Otherwise it is an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else
+    /// of the first use.
     pub fn origin_app(mut self, name: &str, version: &str) -> Self {
         let name_fits = (1..=50).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
@@ -207,15 +209,16 @@ impl ApiVideo {
 
     /// Sets that every token is requested with the API key, never with a refresh token. Default: no.
     ///
-    /// Use it for several processes on one key that do not share a store. Each authentication with a key ends the refresh token
-    /// before it, whichever process holds that. Without this option, every process but the newest therefore finds its refresh
-    /// token dead: each renewal costs a rejected refresh and an authentication, which ends the refresh token of the next
-    /// process. This option avoids the rejected refresh, but sends the key once per process and expiry. A store that all share
-    /// costs one refresh per expiry instead ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature
-    /// `store`).
+    /// Use it for several processes on one key that do not share a store. Each authentication with a key ends the
+    /// refresh token before it, whichever process holds that. Without this option, every process but the newest
+    /// therefore finds its refresh token dead: each renewal costs a rejected refresh and an authentication, which ends
+    /// the refresh token of the next process. This option avoids the rejected refresh, but sends the key once per
+    /// process and expiry. A store that all share costs one refresh per expiry instead
+    /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`).
     ///
-    /// The access tokens of the other processes remain valid, unless api.video ends them, which its documents do not say. If it
-    /// does, each renewal costs every other process a 401 and a retry, and without a store that does not end.
+    /// The access tokens of the other processes remain valid, unless api.video ends them, which its documents do not
+    /// say. If it does, each renewal costs every other process a 401 and a retry, and without a store that does not
+    /// end.
     pub fn key_only(mut self) -> Self {
         self.key_only = true;
         self
@@ -256,7 +259,8 @@ impl ApiVideo {
         })
     }
 
-    /// Sends `request` with the source's client and reads the response. The body is empty unless the status is a success.
+    /// Sends `request` with the source's client and reads the response. The body is empty unless the status is a
+    /// success.
     async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
         let url = request.uri().clone();
         let response = self.client.endpoint()?.send(request, self.timeout, &Sent::default()).await;

@@ -18,8 +18,8 @@ const PATH: &str = "/upload-tokens";
 
 /// A token that allows its holder to upload videos, without the API key and without a bearer token (delegated upload).
 ///
-/// It goes into the query of `POST /upload?token=…`. That request has no `Authorization` header: if its client has the layer,
-/// add [`NoBearer`](crate::NoBearer) to the request.
+/// It goes into the query of `POST /upload?token=…`. That request has no `Authorization` header: if its client has the
+/// layer, add [`NoBearer`](crate::NoBearer) to the request.
 ///
 /// `Debug` does not show the token. The token is overwritten in memory when it is dropped.
 #[derive(Clone)]
@@ -49,8 +49,8 @@ impl fmt::Debug for UploadToken {
 impl ApiVideo {
     /// Creates an upload token (`POST /upload-tokens`) with a lifetime of `ttl`, rounded up to whole seconds.
     ///
-    /// The request uses this source's client and base URL, and the token of `provider`, which must be made from this source. If
-    /// the API challenges it, it is retried as every request is.
+    /// The request uses this source's client and base URL, and the token of `provider`, which must be made from this
+    /// source. If the API challenges it, it is retried as every request is.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), tower_bearer::Error> {
@@ -67,13 +67,15 @@ impl ApiVideo {
     ///
     /// # Errors
     ///
-    /// - [`Error::InvalidOption`] if `ttl` is zero, which api.video reads as unlimited, or more than 2³¹ - 1 s, its maximum.
+    /// - [`Error::InvalidOption`] if `ttl` is zero, which api.video reads as unlimited, or more than 2³¹ - 1 s, its
+    ///   maximum.
     /// - [`Error::Source`] if the endpoint cannot be reached, rejects the request, or responds without a token.
     /// - The errors of [`TokenProvider::token`].
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped after the request was sent, the API may have created a token that nothing holds. It expires.
+    /// If the future is dropped after the request was sent, the API may have created a token that nothing holds. It
+    /// expires.
     pub async fn upload_token(&self, provider: &TokenProvider, ttl: Duration) -> Result<UploadToken, Error> {
         let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
         if seconds == 0 || seconds > i32::MAX as u64 {

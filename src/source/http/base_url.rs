@@ -40,8 +40,8 @@ impl BaseUrl {
     ///
     /// # Errors
     ///
-    /// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user name or a
-    /// query may be a secret.
+    /// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user
+    /// name or a query may be a secret.
     pub(crate) fn join(&self, path: &str) -> Result<Uri, SourceError> {
         let invalid = |what: &str| Err(SourceError::configuration(format!("base_url must {what}")));
         let (Some(scheme), Some(authority)) = (self.url.scheme(), self.url.authority()) else {

@@ -119,8 +119,8 @@ impl Endpoint {
         }))
     }
 
-    /// Wraps a client that polls the body once it has a connection. A request counts as sent from then on, so that a TLS
-    /// handshake that hangs does not count.
+    /// Wraps a client that polls the body once it has a connection. A request counts as sent from then on, so that a
+    /// TLS handshake that hangs does not count.
     pub(super) fn reporting<C, ResBody>(client: C) -> Self
     where
         C: Service<Request<ReportingBody>, Response = Response<ResBody>> + Clone + Send + Sync + 'static,
@@ -196,8 +196,8 @@ where
     Ok(BoundedResponse { status: head.status, headers: head.headers, body: read })
 }
 
-/// Classifies a client's error: a failure to connect means that the request was not sent. Any other error may mean that it
-/// was.
+/// Classifies a client's error: a failure to connect means that the request was not sent. Any other error may mean that
+/// it was.
 fn lost(error: BoxError) -> ExchangeError {
     if is_connect(error.as_ref()) { ExchangeError::NotSent(error) } else { ExchangeError::Lost(error) }
 }

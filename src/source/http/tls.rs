@@ -1,7 +1,7 @@
 //! TLS of the default HTTP client: which root certificates it trusts, and which cryptography it uses.
 //!
-//! A feature only makes a variant available. The default client uses [`Roots::WebPki`] and [`Cryptography::Ring`] unless the
-//! program chooses otherwise ([`ApiVideo::roots`](crate::ApiVideo::roots),
+//! A feature only makes a variant available. The default client uses [`Roots::WebPki`] and [`Cryptography::Ring`]
+//! unless the program chooses otherwise ([`ApiVideo::roots`](crate::ApiVideo::roots),
 //! [`ApiVideo::cryptography`](crate::ApiVideo::cryptography)).
 
 /// The root certificates that the default client trusts.

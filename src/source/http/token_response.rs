@@ -58,7 +58,8 @@ pub(crate) fn parse(
     Ok(token.build()?)
 }
 
-/// Reads `expires_in`: seconds as a number or a text, whole or fractional. A negative value is zero, any other value `None`.
+/// Reads `expires_in`: seconds as a number or a text, whole or fractional. A negative value is zero, any other value
+/// `None`.
 fn lifetime(expires_in: &Value) -> Option<Duration> {
     let seconds = match expires_in {
         Value::Number(number) => number.as_f64()?,
