@@ -254,7 +254,7 @@ mod tests {
         invalid.extend([-0.1, 0.51, f32::NAN, f32::INFINITY].map(|ratio| policy().budget(second, 1, ratio)));
         for policy in invalid {
             assert!(matches!(policy.validate(), Err(Error::InvalidOption(_))), "{policy:?}");
-            // Used all the same, it has the default backoff and budget.
+            // If it is used without `validate`, it has the default backoff and budget.
             assert!(policy.make_backoff().next_delay() <= second);
             policy.deposit();
             assert!(policy.withdraw());

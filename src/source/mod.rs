@@ -46,7 +46,7 @@ pub trait TokenSource: Send + Sync + 'static {
     /// Obtains one token, in one attempt.
     ///
     /// [`request`](TokenRequest) has the token that the provider published last. This call may spend its refresh token.
-    /// The provider calls this from a task of its own, and does the retries. It does not make a second call before the
+    /// The provider calls this from its own task, and does the retries. It does not make a second call before the
     /// first ends, unless the runtime of the first is not driven any more
     /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should limit that wait.
     ///

@@ -110,7 +110,7 @@ impl ApiVideo {
         Self::at(api_key.into(), Uri::from_static(PRODUCTION))
     }
 
-    /// Makes a source for api.video's sandbox environment, which has an API key of its own.
+    /// Makes a source for api.video's sandbox environment, which has its own API key.
     pub fn sandbox(api_key: impl Into<String>) -> Self {
         Self::at(api_key.into(), Uri::from_static(SANDBOX))
     }
@@ -178,8 +178,8 @@ impl ApiVideo {
         self
     }
 
-    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default: 10
-    /// s.
+    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default:
+    /// 10 s.
     ///
     /// It must be more than zero and at most an hour. Otherwise it is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
@@ -286,7 +286,7 @@ impl fmt::Debug for ApiVideo {
 
 /// Returns the error for a response whose status is neither a success nor the rejection of a credential.
 ///
-/// A 429 of api.video may have its delay in a header of its own, which counts if there is no `Retry-After`.
+/// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
 fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
     let error = exchange::failure(status, headers, url);
     match header_seconds(headers, RATE_LIMIT_RETRY_AFTER) {
