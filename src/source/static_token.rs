@@ -45,9 +45,7 @@ impl StaticToken {
 impl TokenSource for StaticToken {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         if request.previous().is_some() {
-            return Err(SourceError::rejected(
-                "the static token was challenged, and the source has no other",
-            ));
+            return Err(SourceError::rejected("the static token cannot be renewed: the source has no other"));
         }
         self.token()
     }

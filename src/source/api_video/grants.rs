@@ -97,11 +97,10 @@ impl ApiVideo {
                 presented.renewed(&token);
                 return Some(Ok(token));
             }
-            Err(Failure::NotSent(error)) => {
-                presented.take_back();
-                return Some(Err(error));
-            }
-            Err(Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error)) => {
+            Err(
+                Failure::NotSent(error)
+                | Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error),
+            ) => {
                 presented.take_back();
                 return Some(Err(error));
             }
@@ -125,22 +124,21 @@ impl ApiVideo {
     /// Requests a token with the API key.
     async fn authenticate(&self) -> Result<Token, SourceError> {
         let (key, revision) = self.credential().key()?;
-        let token = match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
-            Ok(token) => token,
-            Err(Failure::Status(status, error)) => match status.as_u16() {
-                400 | 401 | 403 => {
-                    let host = self.base_url.host().unwrap_or_default();
-                    return Err(SourceError::rejected(format!(
-                        "{host} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
-                        status.as_u16()
-                    )));
-                }
-                _ => return Err(error),
-            },
-            Err(Failure::Lost(error) | Failure::NotSent(error)) => return Err(error),
-        };
-        self.credential().granted(revision, &token);
-        Ok(token)
+        match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
+            Ok(token) => {
+                self.credential().granted(revision, &token);
+                Ok(token)
+            }
+            Err(Failure::Status(
+                status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN),
+                _,
+            )) => Err(SourceError::rejected(format!(
+                "{} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
+                self.base_url.host().unwrap_or_default(),
+                status.as_u16()
+            ))),
+            Err(Failure::Status(_, error) | Failure::Lost(error) | Failure::NotSent(error)) => Err(error),
+        }
     }
 }
 

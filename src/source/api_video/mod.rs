@@ -25,7 +25,7 @@ pub use self::upload_token::UploadToken;
 
 use self::credential::Credential;
 use super::http::{
-    self as exchange, BaseUrl, BoundedResponse, Client, Sent, header_seconds,
+    BaseUrl, BoundedResponse, Client, Sent, header_seconds,
     tls::{Cryptography, Roots},
 };
 use crate::error::{BoxError, SourceError};
@@ -288,7 +288,7 @@ impl fmt::Debug for ApiVideo {
 ///
 /// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
 fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
-    let error = exchange::failure(status, headers, url);
+    let error = super::http::failure(status, headers, url);
     match header_seconds(headers, RATE_LIMIT_RETRY_AFTER) {
         Some(delay) if status == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() => {
             error.with_retry_after(delay)
