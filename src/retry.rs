@@ -1,4 +1,4 @@
-//! [`RetryPolicy`]: the number of retries, the backoff between them and the retry budget, with tower's backoff and budget.
+//! [`RetryPolicy`]: the number of retries, their backoff and their budget, on tower's backoff and budget.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,10 +42,10 @@ const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
 ///
 /// # Budget
 ///
-/// A retry with a token that the API has not challenged yet is free: the API challenges each token at most once per
-/// request, and tokens are renewed at most once per cool-down. Every further retry is charged, and so is a retry with a
-/// token that was challenged already. Requests that the API always challenges therefore cannot multiply its load. All
-/// clones of the policy share the budget ([`tower::retry::budget`]).
+/// The first retry of a request is free if it has a newer token that the API has not challenged: each token is
+/// challenged at most once per request, and tokens are renewed at most once per cool-down. Every further retry is
+/// charged, and so is a retry with a token that was challenged already. Requests that the API always challenges
+/// therefore cannot multiply its load. All clones of the policy share the budget ([`tower::retry::budget`]).
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     max_retries: u32,

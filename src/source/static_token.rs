@@ -16,7 +16,8 @@ use crate::{error::SourceError, token::Token};
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, StaticToken, TokenProvider};
 ///
 /// let provider = TokenProvider::new(StaticToken::new("ghp_your_token"));
-/// let layer = BearerAuthLayer::with_provider(provider).allowed_origins(AllowedOrigins::origins(["https://api.github.com"])?);
+/// let layer = BearerAuthLayer::with_provider(provider)
+///     .allowed_origins(AllowedOrigins::origins(["https://api.github.com"])?);
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///

@@ -201,7 +201,8 @@ impl ApiVideo {
         let value = HeaderValue::try_from(format!("{name}:{version}")).ok();
         self.origin_app = Some(value.filter(|_| name_fits && version_fits).ok_or_else(|| {
             SourceError::configuration(format!(
-                "origin_app must have a name of 1 to 50 of A-Z a-z 0-9 - _ and a version x[.y[.z]], got {name:?} and {version:?}"
+                "origin_app must have a name of 1 to 50 of A-Z a-z 0-9 - _ and a version x[.y[.z]], \
+                 got {name:?} and {version:?}"
             ))
         }));
         self

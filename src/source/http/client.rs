@@ -1,4 +1,6 @@
-//! [`Client`]: the HTTP client of a source. The default one is hyper-util's over rustls, with HTTP/2 if the server offers it.
+//! [`Client`]: the HTTP client of a source.
+//!
+//! The default one is hyper-util's over rustls, with HTTP/2 if the server offers it.
 
 use std::{
     io,
