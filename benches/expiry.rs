@@ -1,5 +1,5 @@
-//! What callers notice of an expiry: 64 of them at a steady rate over real sockets, while each token lives for two seconds
-//! and the auth endpoint takes 200 ms for another.
+//! Latency during expiries: 64 callers send requests at a steady rate over real sockets, while each token lives for two
+//! seconds and the auth endpoint takes 200 ms for the next one.
 //!
 //! ```text
 //! cargo bench --bench expiry                          # rounds of four seconds: 15, and 3 of the others
@@ -7,9 +7,9 @@
 //! cargo bench --bench expiry -- --plot FILE.svg       # and one of eight seconds as a plot
 //! ```
 //!
-//! The stacks run two at a time, each against a server of its own, so that the machine's noise is both's: tower-bearer beside
-//! the same stack without any expiry, then the other two, whose callers all come at once when their wait is over. A request's
-//! time counts from when it was due.
+//! Two stacks run at a time, each with its own server, so that the machine's noise affects both: tower-bearer with
+//! the same stack without any expiry, then the other two, whose callers all continue at once when their wait ends. The
+//! latency of a request counts from when it was due.
 
 use std::{
     error::Error,
@@ -35,11 +35,11 @@ use tower_bearer::{
 };
 
 const CALLERS: usize = 64;
-/// Between two requests of one caller.
+/// The time between two requests of one caller.
 const PERIOD: Duration = Duration::from_millis(50);
 const LIFETIME: Duration = Duration::from_secs(2);
 const LATENCY: Duration = Duration::from_millis(200);
-/// Sent before and after what counts: as callers start and end together, they are in each other's way.
+/// The time before and after the measurement. Callers start and end together there, which slows them down.
 const MARGIN: Duration = Duration::from_millis(500);
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -53,7 +53,7 @@ const STACKS: [&str; 4] = ["no expiry", "tower-bearer", "locked, at expiry", "on
 const COLORS: [RGBColor; 4] =
     [RGBColor(150, 150, 150), RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(204, 121, 167)];
 
-/// When a request was due, and how long its answer took from then on.
+/// When a request was due, and the time from then to its response.
 type Sample = (Duration, Duration);
 
 fn request(api: &Uri, authorization: Option<HeaderValue>) -> Request<Empty<Bytes>> {
@@ -62,7 +62,7 @@ fn request(api: &Uri, authorization: Option<HeaderValue>) -> Request<Empty<Bytes
     request
 }
 
-/// The crate's own layer, with its defaults.
+/// The crate's layer with its defaults.
 fn layered(server: &AuthServer) -> Stack {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let client: Http = Client::builder(TokioExecutor::new()).build_http();
@@ -79,7 +79,7 @@ fn layered(server: &AuthServer) -> Stack {
     })
 }
 
-/// What the two other stacks have: a client, and a token behind a lock.
+/// The two other stacks: a client, and a token behind a lock.
 #[derive(Clone)]
 struct Locked {
     source: ApiVideo,
@@ -98,7 +98,7 @@ impl Locked {
         }
     }
 
-    /// The token, unless `outdated`; the lock is held while it is renewed.
+    /// Returns the token, and renews it first if it is `outdated`. The lock is held meanwhile.
     async fn token(&self, outdated: impl Fn(&Token) -> bool) -> Result<Token, BoxError> {
         let mut current = self.token.lock().await;
         if let Some(token) = current.as_ref().filter(|token| !outdated(token)) {
@@ -119,13 +119,13 @@ impl Locked {
         Ok(status)
     }
 
-    /// Whoever finds it expired renews it, as kube does.
+    /// The first caller that finds the token expired renews it, as kube does.
     async fn at_expiry(self) -> Result<StatusCode, BoxError> {
         let token = self.token(|token| token.remaining().is_some_and(|left| left.is_zero())).await?;
         self.send(&token).await
     }
 
-    /// Whoever is refused first renews it.
+    /// The first caller that is challenged renews the token.
     async fn on_challenge(self) -> Result<StatusCode, BoxError> {
         let mut token = self.token(|_| false).await?;
         let mut status = self.send(&token).await?;
@@ -139,9 +139,9 @@ impl Locked {
     }
 }
 
-/// Sends at a steady rate, whatever becomes of the requests before.
+/// Sends at a steady rate, without waiting for earlier responses.
 async fn load(stack: Stack, length: Duration) -> Result<Vec<Sample>, BoxError> {
-    // The first token, and the connections, are not what is measured.
+    // Not measured: the first token, and the connections.
     for _ in 0..3 {
         let mut warm = JoinSet::new();
         (0..CALLERS).for_each(|_| drop(warm.spawn(stack())));
@@ -178,7 +178,7 @@ async fn load(stack: Stack, length: Duration) -> Result<Vec<Sample>, BoxError> {
     Ok(samples)
 }
 
-/// p50, p99 and the greatest.
+/// Returns p50, p99 and the maximum.
 fn figures(samples: &[Sample]) -> [Duration; 3] {
     let mut took: Vec<_> = samples.iter().map(|(_, took)| *took).collect();
     took.sort_unstable();
@@ -195,7 +195,7 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// What the callers of each of the two stacks saw, and how often its endpoint was asked.
+/// Returns the samples of each of the two stacks, and the number of requests to its auth endpoint.
 async fn round(pair: [usize; 2], length: Duration) -> Result<Vec<(Vec<Sample>, u64)>, BoxError> {
     let mut running = Vec::new();
     for stack in pair {
@@ -221,13 +221,13 @@ async fn round(pair: [usize; 2], length: Duration) -> Result<Vec<(Vec<Sample>, u
     Ok(seen)
 }
 
-/// The slowest request of each 50 ms, over time.
+/// Plots the slowest request of each 50 ms.
 fn plot(path: &str, stacks: &[Vec<Sample>], length: Duration) -> Result<(), BoxError> {
     let root = SVGBackend::new(path, (900, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .caption(
-            "What callers notice of an expiry every 2 s, with an auth endpoint that takes 200 ms",
+            "Latency with an expiry every 2 s, and an auth endpoint that takes 200 ms",
             ("sans-serif", 18),
         )
         .margin(12)
@@ -242,7 +242,7 @@ fn plot(path: &str, stacks: &[Vec<Sample>], length: Duration) -> Result<(), BoxE
         .y_label_formatter(&|value| format!("{value}"))
         .draw()?;
     let buckets = length.as_millis() as usize / 50;
-    // Ours last: on top.
+    // tower-bearer is drawn last, so that it is on top.
     for stack in [0, 3, 2, 1] {
         let mut slowest = vec![None::<Duration>; buckets + 1];
         for (due, took) in &stacks[stack] {

@@ -1,10 +1,10 @@
-//! Runs the test server alone, for clients in any language.
+//! Runs the test server as a program, for clients in any language.
 //!
 //! ```text
 //! cargo run --example auth_server -- --port 0 --token-lifetime 5
 //! ```
 //!
-//! It prints its address, and ends on Ctrl-C.
+//! It prints its address, and ends with its counters on Ctrl-C.
 
 use std::{process::ExitCode, time::Duration};
 

@@ -1,13 +1,13 @@
-//! A gateway: browsers and curl talk to api.video through it, and none of them has the API key.
+//! A gateway through which browsers and curl use api.video without the API key.
 //!
 //! ```text
-//! cargo run --example axum_gateway            # then open the page that it names
+//! cargo run --example axum_gateway            # then open the URL that it prints
 //! curl http://127.0.0.1:8080/videos
 //! ```
 //!
-//! It shows the layer beneath an axum `Router`: bodies stream both ways, headers that are meant for one connection end
-//! there, a client's own `Authorization` goes no further, and what prevented an answer is a 502. The API is a server of
-//! api.video's kind in this process. Whoever reaches a gateway may do what its key may: this one listens on loopback.
+//! It shows the layer below an axum `Router`. Bodies stream in both directions. Hop-by-hop headers and the client's own
+//! `Authorization` are removed. An error becomes a 502. The API is the crate's test server in this process. Every
+//! client of a gateway may do what the API key allows: this one listens on loopback.
 
 use std::env;
 
@@ -20,7 +20,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, ServiceBuilder};
 use tower_bearer::{ApiVideo, BearerAuthLayer, ExistingAuthorization, TokenProvider, testing::AuthServer};
 
-/// As much of an upload as is kept, to send it again with another token.
+/// The maximum number of bytes of an upload that is kept for a retry.
 const KEPT: usize = 16 << 20;
 
 #[tokio::main]
@@ -37,7 +37,7 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The page at `/`; all else goes to `api`.
+/// Returns a router with the page at `/`, which forwards every other request to `api`.
 pub fn gateway(provider: TokenProvider, api: Uri) -> Router {
     let client = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|error: BoxError| async move {
@@ -54,7 +54,7 @@ pub fn gateway(provider: TokenProvider, api: Uri) -> Router {
     Router::new().route("/", get(Html(include_str!("axum_gateway.html")))).fallback_service(client)
 }
 
-/// The client's request as the gateway's own.
+/// Turns the client's request into one of the gateway's own.
 fn forward(mut request: Request, api: &Uri) -> Request {
     let mut uri = api.clone().into_parts();
     uri.path_and_query = request.uri().path_and_query().cloned();
@@ -62,7 +62,7 @@ fn forward(mut request: Request, api: &Uri) -> Request {
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
     remove_hop_by_hop(headers);
-    // Whom the client speaks to, and by what right, is between the two of them.
+    // These are meant for the gateway, not for the API.
     for name in [HOST, AUTHORIZATION, COOKIE] {
         headers.remove(name);
     }
@@ -74,7 +74,7 @@ fn backward<B>(mut response: Response<B>) -> Response<B> {
     response
 }
 
-/// Removes what is meant for one connection (RFC 9110 §7.6.1).
+/// Removes the headers that are meant for one connection (RFC 9110 §7.6.1).
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let connection: Vec<_> = headers.get_all(CONNECTION).iter().cloned().collect();
     for name in connection.iter().filter_map(|value| value.to_str().ok()).flat_map(|names| names.split(',')) {

@@ -1,13 +1,13 @@
-//! Somebody else uploads a video: with a token that is good for that alone, and for a while.
+//! Uploads a video with an upload token, which allows nothing else and expires.
 //!
 //! ```text
 //! cargo run --example delegated_upload
 //! ```
 //!
-//! It shows the two sides of api.video's delegated upload. The backend has the API key, and makes an upload token through
-//! its provider, though its access token has just been revoked. The browser has the upload token alone, and sends no
-//! `Authorization` header: its client may have the layer all the same, and says so in the request (`NoBearer`). The API
-//! is a server of api.video's kind in this process, which refuses a bearer token there.
+//! It shows the two sides of api.video's delegated upload. The backend has the API key, and creates an upload token
+//! through its provider, although its access token was revoked. The browser has only the upload token, and sends no
+//! `Authorization` header: its client has the layer, and the request has the extension `NoBearer`. The API is the
+//! crate's test server in this process, which rejects a bearer token at that endpoint.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const TTL: Duration = Duration::from_secs(2);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let api = AuthServer::builder().refuse_bearer_at_upload(true).start().await?;
+    let api = AuthServer::builder().reject_bearer_at_upload(true).start().await?;
 
     // The backend.
     let api_video = ApiVideo::new(api.api_key()).base_url(api.uri());
@@ -32,7 +32,7 @@ async fn main() -> Result<(), BoxError> {
     let upload_token = api_video.upload_token(&provider, TTL).await?;
     println!("an upload token for {:?}: {upload_token:?}", upload_token.ttl());
 
-    // Whoever uploads.
+    // The browser.
     let http = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let client = BearerAuthLayer::with_provider(provider).layer(http);
     let uri = format!("{}upload?token={}", api.uri(), upload_token.token());
@@ -43,7 +43,7 @@ async fn main() -> Result<(), BoxError> {
 
     tokio::time::sleep(TTL).await;
     let late = client.oneshot(upload()?).await?;
-    println!("once it has run out:   {}", late.status());
+    println!("after it has expired:  {}", late.status());
 
     let counters = api.counters();
     println!("401s healed            {}", counters.challenged);

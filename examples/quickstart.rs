@@ -1,7 +1,7 @@
-//! A thousand concurrent requests, and every token revoked in the middle: all are answered 200, after one refresh.
+//! Sends a thousand concurrent requests and revokes every token in the middle. All get a 200, after one refresh.
 //!
 //! ```text
-//! cargo run --example quickstart                    # no key, no network: a server of api.video's kind, on loopback
+//! cargo run --example quickstart                    # no key, no network: the crate's test server, on loopback
 //! cargo run --example quickstart -- --api-key KEY   # lists the videos of your sandbox account (or API_VIDEO_KEY)
 //! ```
 
@@ -44,7 +44,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     }
 }
 
-/// The stack: the layer over hyper-util's client. This is all that an application needs.
+/// Returns the layer over hyper-util's client, which is all that an application needs.
 fn client(
     source: ApiVideo,
 ) -> Result<

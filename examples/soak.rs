@@ -140,10 +140,9 @@ async fn main() -> Result<ExitCode, BoxError> {
     };
     let server = Arc::new(AuthServer::builder().token_lifetime(LIFETIME).start().await?);
     // For an endpoint that hangs as often as this one, and tokens that live as short.
-    let source =
-        ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(Duration::from_millis(300))?;
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(Duration::from_millis(300));
     let retry =
-        RetryPolicy::new().max_retries(10).backoff(Duration::from_millis(10), Duration::from_millis(200))?;
+        RetryPolicy::new().max_retries(10).backoff(Duration::from_millis(10), Duration::from_millis(200));
     let provider = TokenProvider::builder(source).retry(retry).keep_fresh(true).build()?;
     provider.ready().await?;
     let service = BearerAuthLayer::with_provider(provider.clone())

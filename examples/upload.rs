@@ -1,12 +1,12 @@
-//! A video goes to api.video in chunks, and the token is revoked half way.
+//! Uploads a video in chunks, and revokes the token after half of them.
 //!
 //! ```text
-//! cargo run --example upload                  # a film made on the spot
-//! cargo run --example upload -- holiday.mp4   # one of yours
+//! cargo run --example upload                  # a generated film
+//! cargo run --example upload -- holiday.mp4   # a file of yours
 //! ```
 //!
-//! It shows that the chunk which is refused is sent again with another token, though its body is a stream, and that the file
-//! arrives byte for byte. The API is a server of api.video's kind in this process.
+//! The chunk that is challenged is retried with another token, although its body is a stream, and the file arrives byte
+//! for byte. The API is the crate's test server in this process.
 
 use std::{env, path::PathBuf, sync::Arc};
 
@@ -21,7 +21,7 @@ use ring::digest::{SHA256, digest};
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider, testing::AuthServer};
 
-/// The least that api.video takes for a chunk that is not the last.
+/// The minimum size of a chunk at api.video, except for the last one.
 const CHUNK: usize = 5 << 20;
 
 #[tokio::main]
@@ -73,7 +73,7 @@ async fn main() -> Result<(), BoxError> {
     whole.then_some(()).ok_or_else(|| "the file that arrived is another".into())
 }
 
-/// What is sent in small frames, which the bar counts: once each, also where they are sent again.
+/// Returns a body of small frames. The bar counts each frame once, even if it is sent again.
 fn body(data: Bytes, bar: Option<Arc<ProgressBar>>) -> UnsyncBoxBody<Bytes, BoxError> {
     let frames =
         (0..data.len()).step_by(64 << 10).map(move |at| data.slice(at..data.len().min(at + (64 << 10))));

@@ -42,7 +42,7 @@ impl<R> Config<R> {
         if self.replay_limit == Some(0) {
             return Err(Error::out_of_range("the replay limit", "> 0 (use no_replay() to keep nothing)", 0));
         }
-        Ok(())
+        self.retry.validate()
     }
 }
 

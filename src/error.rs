@@ -1,53 +1,55 @@
 //! The errors of each boundary: [`Error`] for callers, [`SourceError`] for token sources, `StoreError` for stores,
 //! [`TokenError`] for tokens.
 //!
-//! No variant ever holds a token, a key, or a byte of an answer's body. Every error is `Clone`, because everyone who
-//! waits for one refresh gets the same one.
+//! No error contains a token, a key, or a byte of a response body. Every error is `Clone`, because all callers that
+//! wait for one refresh get the same one.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-/// The boxed error that [`BearerAuth`](crate::BearerAuth) answers with; tower's own convention.
+/// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why a request could not be sent with a token.
 ///
-/// A 401 is not among these: it is an answer of the API, and reaches the caller as one.
+/// A 401 is not an error. It is a response of the API, and the caller gets it as one.
 ///
-/// [`BearerAuth`](crate::BearerAuth) boxes its errors together with those of the inner service; a
-/// `downcast_ref::<tower_bearer::Error>()` tells them apart.
+/// [`BearerAuth`](crate::BearerAuth) returns a boxed error, which is this one or the inner service's. To distinguish
+/// them, use `downcast_ref::<tower_bearer::Error>()`.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The token source gave no token. [`SourceError`] says why, and whether to try again.
+    /// The token source returned no token. [`SourceError`] has the reason, and whether a retry may succeed.
     #[error("no access token could be obtained")]
     Source(#[from] SourceError),
 
-    /// A whole refresh did not end in time, and no attempt of it had failed before: that failure would be told instead.
+    /// The refresh timed out before any of its attempts had failed. After a failed attempt, the error is that of the
+    /// attempt.
     ///
     /// The limit is [`TokenProviderBuilder::refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout).
     #[error("no access token was obtained within {0:?}")]
     TimedOut(Duration),
 
-    /// The refresh ended without a result: its token source panicked, or its runtime was shut down.
+    /// The refresh ended without a result, because its token source panicked or its runtime was shut down.
     ///
     /// The next caller starts a new refresh.
     #[error("the token refresh was interrupted: its source panicked or its runtime was shut down")]
     Interrupted,
 
-    /// A token was asked for outside of a tokio runtime, so that no refresh could start.
+    /// No refresh could start, because the caller was outside of a tokio runtime.
     #[error("a token can only be obtained within a tokio runtime: enter one before the first request")]
     NoRuntime,
 
-    /// The provider was shut down ([`TokenProvider::shutdown`](crate::TokenProvider::shutdown)), and has no token left
-    /// that works.
+    /// The provider was shut down ([`TokenProvider::shutdown`](crate::TokenProvider::shutdown)), and has no valid token
+    /// left.
     #[error("the token provider was shut down")]
     ShutDown,
 
-    /// The request already has as many headers as fit, so that none is left for the token.
+    /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
     #[error("the request has too many headers to add an Authorization header")]
     TooManyHeaders,
 
-    /// An option is out of its range. The text says which, and what would be in it.
+    /// An option is out of its range. The text has the option, the accepted values, and the value unless it is a
+    /// secret.
     #[error("invalid option: {0}")]
     InvalidOption(Cow<'static, str>),
 }
@@ -58,7 +60,7 @@ impl Error {
         Self::InvalidOption(format!("{option} must be {accepted}, got {value}").into())
     }
 
-    /// Whether trying again later, with nothing changed, may succeed.
+    /// Whether a later retry may succeed without any change.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
@@ -68,11 +70,11 @@ impl Error {
     }
 }
 
-/// Why a [`TokenSource`](crate::TokenSource) could not give a token.
+/// Why a [`TokenSource`](crate::TokenSource) could not return a token.
 ///
-/// The kind decides what the provider does: a transient error is tried again with backoff; a permanent one
-/// ([`Rejected`](SourceErrorKind::Rejected), [`Configuration`](SourceErrorKind::Configuration)) is told to every caller
-/// at once until a cool-down has passed.
+/// The [kind](Self::kind) decides what the provider does. It retries after a transient error, with backoff. After a
+/// permanent one ([`Rejected`](SourceErrorKind::Rejected), [`Configuration`](SourceErrorKind::Configuration)), every
+/// caller gets the error at once until the cool-down ends.
 ///
 /// ```
 /// use std::time::Duration;
@@ -90,22 +92,22 @@ pub struct SourceError {
     cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What sort of failure a [`SourceError`] is.
+/// The kind of a [`SourceError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceErrorKind {
-    /// The credential was refused (RFC 6749 §5.2 `invalid_grant`, `invalid_client`): permanent until it is replaced.
+    /// The credential was rejected (RFC 6749 §5.2 `invalid_grant`, `invalid_client`). Permanent until it is replaced.
     Rejected,
-    /// The source is set up wrongly, such as a URL that has no token endpoint: permanent until it is mended.
+    /// The source's configuration is wrong, such as a URL without a token endpoint. Permanent until it is corrected.
     Configuration,
-    /// The source could not be reached, was too slow, or asked to come back later: transient.
+    /// The source could not be reached, timed out, or asked for a delay. Transient.
     Unavailable,
-    /// The source answered with something that is not a usable token: transient.
+    /// The source responded with something that is not a valid token. Transient.
     InvalidResponse,
 }
 
 impl SourceErrorKind {
-    /// As events and metrics show it.
+    /// Returns the name in events and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
@@ -117,24 +119,24 @@ impl SourceErrorKind {
 }
 
 impl SourceError {
-    /// The credential was refused: a permanent error.
+    /// Makes a permanent error: the credential was rejected.
     pub fn rejected(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::Rejected, message)
     }
 
-    /// The source is set up wrongly: a permanent error. The message should say what to do about it.
+    /// Makes a permanent error: the source's configuration is wrong. The message should say how to correct it.
     pub fn configuration(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::Configuration, message)
     }
 
-    /// The source cannot answer now: a transient error.
+    /// Makes a transient error: the source cannot respond now.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::Unavailable, message)
     }
 
-    /// The source's answer holds no usable token: a transient error.
+    /// Makes a transient error: the source's response has no valid token.
     ///
-    /// The message must not quote the answer: it may hold a token.
+    /// The message must not quote the response, because it may contain a token.
     pub fn invalid_response(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::InvalidResponse, message)
     }
@@ -143,31 +145,31 @@ impl SourceError {
         Self { kind, message: message.into(), retry_after: None, cause: None }
     }
 
-    /// Adds the error beneath this one, as its [`source`](StdError::source).
+    /// Sets the cause of the error, which is its [`source`](StdError::source).
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
         self
     }
 
-    /// Adds how long the source asked to be left alone (RFC 9110 §10.2.3).
+    /// Sets the delay that the source asked for (`Retry-After`, RFC 9110 §10.2.3).
     ///
-    /// The provider waits at least this long before it tries again, up to a minute.
+    /// The provider waits at least this long before the next attempt, but at most a minute.
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// What sort of failure this is.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> SourceErrorKind {
         self.kind
     }
 
-    /// How long the source asked to be left alone, if it did.
+    /// Returns the delay that the source asked for, if any.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Whether trying again later, with nothing changed, may succeed.
+    /// Whether a later retry may succeed without any change.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse)
     }
@@ -218,8 +220,8 @@ pub enum StoreError {
     #[error("{0}")]
     Unsafe(Cow<'static, str>),
 
-    /// There is a record, and it cannot be read: it is too long, of an unknown schema, or sealed with another key. It counts
-    /// as absent, and the next one takes its place. The text says why, without a byte of it.
+    /// There is a record, and it cannot be read: it is too long, of an unknown schema, or sealed with another key. It
+    /// counts as absent, and the next one takes its place. The text says why, without a byte of it.
     #[error("{0}")]
     InvalidRecord(Cow<'static, str>),
 }
@@ -242,7 +244,7 @@ impl StoreError {
     }
 }
 
-/// Why a text is not an access token or a refresh token that may be used.
+/// Why a text is not a valid access token or refresh token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
@@ -252,14 +254,14 @@ pub enum TokenError {
     /// The token is longer than [`Token::MAX_LEN`](crate::Token::MAX_LEN) bytes.
     #[error("the token is longer than {} bytes", crate::Token::MAX_LEN)]
     TooLong,
-    /// The access token has a character outside of RFC 6750 §2.1's `b64token`.
+    /// The access token has a character that is not allowed in a `b64token` (RFC 6750 §2.1).
     #[error("the access token has a character that RFC 6750 section 2.1 does not allow")]
     IllegalCharacter,
 }
 
 impl From<TokenError> for SourceError {
     fn from(error: TokenError) -> Self {
-        Self::invalid_response("the token source gave a token that cannot be used").with_cause(error)
+        Self::invalid_response("the token source returned a token that is not valid").with_cause(error)
     }
 }
 

@@ -114,12 +114,16 @@ mod store;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
 mod token;
-#[cfg(feature = "api-video")]
-mod upload_token;
 
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
+#[cfg(feature = "api-video")]
+#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
+pub use self::source::{
+    api_video::{ApiVideo, UploadToken},
+    http::tls,
+};
 #[cfg(all(feature = "file-store", unix))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::store::FileStore;
@@ -150,9 +154,6 @@ pub use self::{
     error::StoreError,
     store::{Extension, Lease, Publication, Record, Role, TokenStore},
 };
-#[cfg(feature = "api-video")]
-#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
-pub use self::{source::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.
 #[cfg(all(doctest, feature = "api-video"))]

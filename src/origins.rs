@@ -9,27 +9,29 @@ use http::{
 
 use crate::error::Error;
 
-/// Which origins may see the token: scheme, host and port (RFC 6454 §4), compared exactly.
+/// The origins that may see the token: scheme, host and port (RFC 6454 §4), compared exactly.
 ///
-/// A request to any other origin is sent without the token, and its answer is never a challenge. That is what keeps a
-/// token from a host that a redirect, or a URI out of a user's input, names. Default:
-/// [`TokenSource::scope`](crate::TokenSource::allowed_origins) of the provider's source.
+/// A request to any other origin is sent without the token, and its response is never a challenge. A redirect, or a URI
+/// from a user's input, therefore cannot send the token to another host. Default:
+/// [`TokenSource::allowed_origins`](crate::TokenSource::allowed_origins) of the provider's source.
 ///
 /// ```
 /// use tower_bearer::AllowedOrigins;
 ///
-/// let scope = AllowedOrigins::origins(["https://ws.api.video", "https://upload.example:8443"])?;
+/// let allowed = AllowedOrigins::origins(["https://ws.api.video", "https://upload.example:8443"])?;
 /// assert!(AllowedOrigins::origins(["ws.api.video"]).is_err());
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
 /// # What is compared
 ///
-/// The host without regard to case, an IP address by its value, the port with its scheme's default filled in. A subdomain
-/// is another host; so is a name with a trailing dot. Names beyond ASCII are compared in their IDNA form (`xn--…`), the
-/// only one that a URI has. A user name in the URI is no part of its origin.
+/// - The host is compared without regard to case, and an IP address by its value. A subdomain is another host, and so
+///   is a name with a trailing dot.
+/// - A missing port is the default port of the scheme.
+/// - A name with characters outside of ASCII is compared in its IDNA form (`xn--…`), the only one that a URI can have.
+/// - A user name in the URI is not part of its origin.
 ///
-/// A request whose URI is relative has no origin: it passes, as the service beneath decides where it goes.
+/// A request with a relative URI has no origin. It gets the token, because the inner service decides where it goes.
 #[derive(Clone)]
 pub struct AllowedOrigins(Allowed);
 
@@ -45,7 +47,8 @@ struct Origin {
     scheme: Scheme,
     host: Host,
     port: u16,
-    /// As requests usually write it: a name in lower case, the port only if it is not the scheme's.
+    /// The form that requests usually have: the name in lower case, and the port only if it is not the scheme's
+    /// default.
     authority: String,
 }
 
@@ -56,12 +59,13 @@ enum Host {
 }
 
 impl AllowedOrigins {
-    /// These origins, such as `https://ws.api.video`, and no other. Plaintext `http` has to be named to be among them.
+    /// Allows these origins only, such as `https://ws.api.video`. Plaintext `http` is allowed only for an origin that
+    /// has it.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] for a text that is not `http` or `https`, a host and perhaps a port: one with a path, a query
-    /// or a user name, or a host that is not in ASCII.
+    /// [`Error::InvalidOption`] unless every text is `http` or `https`, a host and optionally a port. A path, a query,
+    /// a user name and a host that is not in ASCII are errors.
     pub fn origins<I>(origins: I) -> Result<Self, Error>
     where
         I: IntoIterator<Item: AsRef<str>>,
@@ -70,19 +74,19 @@ impl AllowedOrigins {
         Ok(Self(Allowed::Origins(parsed.collect::<Result<_, _>>()?)))
     }
 
-    /// Every `https` origin, and `http` on loopback (`localhost`, 127.0.0.0/8, `::1`).
+    /// Allows every `https` origin, and `http` on loopback (`localhost`, 127.0.0.0/8, `::1`).
     pub fn https() -> Self {
         Self(Allowed::Https)
     }
 
-    /// Every origin, plaintext ones included: whoever is on the way can read the token.
+    /// Allows every origin, including plaintext ones. Anyone on the network path can then read the token.
     ///
-    /// For services beneath which something else decides where requests go, such as a mesh's sidecar.
+    /// Meant for a service whose requests something else routes, such as the sidecar of a mesh.
     pub fn any_insecure() -> Self {
         Self(Allowed::Any)
     }
 
-    /// The origin of `uri` alone; none at all if it has no origin.
+    /// Allows the origin of `uri` only. If `uri` has no origin, no origin is allowed.
     #[cfg(feature = "api-video")]
     pub(crate) fn origin_of(uri: &Uri) -> Self {
         Self(Allowed::Origins(Origin::of(uri).into_iter().collect()))
@@ -91,7 +95,7 @@ impl AllowedOrigins {
     /// Whether a request to `uri` may carry the token.
     #[inline]
     pub(crate) fn covers(&self, uri: &Uri) -> bool {
-        // As nearly every request is; the rest is looked at closely.
+        // The fast path for nearly every request.
         (matches!(self.0, Allowed::Https) && uri.scheme() == Some(&Scheme::HTTPS))
             || self.covers_otherwise(uri)
     }
@@ -110,7 +114,7 @@ impl AllowedOrigins {
     }
 }
 
-/// Whether one of `origins` is `uri`'s, however it is written.
+/// Whether `origins` contains the origin of `uri`, in any notation.
 #[cold]
 fn names(origins: &[Origin], uri: &Uri) -> bool {
     let is = |one: &Origin, other: &Origin| {
@@ -119,13 +123,14 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
     Origin::of(uri).is_some_and(|origin| origins.iter().any(|other| is(other, &origin)))
 }
 
-/// The origin of a URI, as it may be shown: without a user name, path or query.
+/// Returns the origin of a URI for display, without a user name, path or query, which may be secret.
 pub(crate) fn shown(uri: &Uri) -> String {
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
     let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}://{host}{port}", uri.scheme_str().unwrap_or("?"))
 }
 
+/// Whether the host is `localhost` or a loopback address.
 pub(crate) fn is_loopback(host: &str) -> bool {
     match Host::of(host) {
         Host::Name(name) => name == "localhost",
@@ -147,7 +152,7 @@ impl Origin {
         }
         let port = match port(authority)? {
             "" => default,
-            // Five digits may be no port.
+            // Five digits may be more than the highest port.
             text => text.parse().ok()?,
         };
         let name = host.to_ascii_lowercase();
@@ -156,37 +161,36 @@ impl Origin {
     }
 
     fn parse(text: &str) -> Result<Self, Error> {
-        let wrong = |what: &'static str| Err(Error::InvalidOption(what.into()));
+        // The messages show at most the origin, because a user name or a query may be secret.
+        let invalid = |what: &str| Err(Error::InvalidOption(format!("an allowed origin must {what}").into()));
         if !text.is_ascii() {
-            return wrong(
-                "a scope's origin is in ASCII: write the host in its IDNA form, such as xn--bcher-kva.example",
-            );
+            return invalid("be ASCII: write the host in its IDNA form, such as xn--bcher-kva.example");
         }
-        let uri: Uri = match text.parse() {
-            Ok(uri) => uri,
-            Err(_) => return wrong("a scope's origin is a URL such as https://ws.api.video"),
+        let Ok(uri) = text.parse::<Uri>() else {
+            return invalid("be a URL such as https://ws.api.video");
         };
         let Some(origin) = Self::of(&uri) else {
-            return wrong("a scope's origin is http or https with a host, such as https://ws.api.video");
+            let got = shown(&uri);
+            return invalid(&format!(
+                "be http or https with a host, such as https://ws.api.video, got {got}"
+            ));
         };
         let is_named =
             |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if matches!(&origin.host, Host::Name(name) if !is_named(name)) {
-            return wrong("a scope's origin names its host: there are no wildcards");
+            return invalid(&format!("name its host, with no wildcards, got {}", shown(&uri)));
         }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return wrong("a scope's origin has no user name: it is a URL such as https://ws.api.video");
+            return invalid("have no user name, such as https://ws.api.video");
         }
         if uri.path() != "/" || text.ends_with('/') || uri.query().is_some() {
-            return wrong(
-                "a scope's origin has no path and no query: it is a URL such as https://ws.api.video",
-            );
+            return invalid("have no path and no query, such as https://ws.api.video");
         }
         Ok(origin)
     }
 }
 
-/// What is written as the port; empty if there is none, and `None` if it is more than a port can be.
+/// Returns the text of the port, which is empty if there is none. `None` if the authority has no valid form.
 fn port(authority: &Authority) -> Option<&str> {
     let after_user = authority.as_str().rsplit('@').next()?;
     after_user.strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
@@ -222,14 +226,14 @@ impl fmt::Debug for Origin {
 mod tests {
     use super::*;
 
-    fn covers(scope: &AllowedOrigins, uri: &str) -> bool {
-        scope.covers(&uri.parse().unwrap_or_else(|_| panic!("{uri}")))
+    fn covers(allowed: &AllowedOrigins, uri: &str) -> bool {
+        allowed.covers(&uri.parse().unwrap_or_else(|_| panic!("{uri}")))
     }
 
     /// Rows 44 and 45.
     #[test]
     fn origin_is_scheme_host_and_port() {
-        let scope = AllowedOrigins::origins([
+        let allowed = AllowedOrigins::origins([
             "https://ws.api.video",
             "https://[2001:db8::1]:8443",
             "http://10.0.0.7:3000",
@@ -247,7 +251,7 @@ mod tests {
             "http://10.0.0.7:3000/",
             "/videos",
         ] {
-            assert!(covers(&scope, inside), "{inside}");
+            assert!(covers(&allowed, inside), "{inside}");
         }
         for outside in [
             "http://ws.api.video/",
@@ -268,9 +272,9 @@ mod tests {
             "ws.api.video:443",
             "https://ws.api.video:99999/",
         ] {
-            // What is no URI at all cannot be sent either.
+            // A text that is not a URI cannot be sent.
             if let Ok(uri) = outside.parse() {
-                assert!(!scope.covers(&uri), "{outside}");
+                assert!(!allowed.covers(&uri), "{outside}");
             }
         }
     }
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_a_uri_has_no_secret() {
+    fn shown_origin_has_no_secret() {
         let uri: Uri = "https://user:canary@Evil.Example:8443/path?token=canary".parse().unwrap();
         assert_eq!(shown(&uri), "https://evil.example:8443");
     }

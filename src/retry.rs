@@ -1,22 +1,24 @@
-//! [`RetryPolicy`]: how often, how soon and how much is tried again, on tower's backoff and budget.
+//! [`RetryPolicy`]: the number of retries, their backoff and their budget, on tower's backoff and budget.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tower::{
     retry::{
         backoff::{Backoff as _, ExponentialBackoff, ExponentialBackoffMaker, MakeBackoff},
-        budget::{Budget, TpsBudget},
+        budget::{Budget as _, TpsBudget},
     },
     util::rng::{HasherRng, Rng},
 };
 
 use crate::error::Error;
 
-/// How often, how soon and how much is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
+
+/// The number of retries, the backoff between them, and the retry budget.
 ///
-/// The layer uses one for requests that were challenged, the provider one for a token source that fails. A policy is
-/// checked as it is made:
+/// The layer uses one for challenged requests, and the provider one for a token source that fails.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,156 +26,186 @@ use crate::error::Error;
 ///
 /// let policy = RetryPolicy::new()
 ///     .max_retries(3)
-///     .backoff(Duration::from_millis(50), Duration::from_secs(2))?
-///     .budget(Duration::from_secs(10), 10, 0.2)?;
-/// assert!(policy.backoff(Duration::from_secs(1), Duration::ZERO).is_err());
-/// # Ok::<(), tower_bearer::Error>(())
+///     .backoff(Duration::from_millis(50), Duration::from_secs(2))
+///     .budget(Duration::from_secs(10), 10, 0.2);
 /// ```
+///
+/// # Errors
+///
+/// An option out of its range is [`Error::InvalidOption`]. A provider's policy is checked by
+/// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), a layer's by the first request.
 ///
 /// # Backoff
 ///
-/// The *n*th delay is drawn from the whole range between `min` and `min`·2ⁿ, or `max` where that is less (full jitter, over
-/// [`tower::retry::backoff`]): however many clients failed at once, they do not come back at once.
+/// The *n*th delay is random between `min` and `min`·2ⁿ, or `max` if that is less (full jitter, with
+/// [`tower::retry::backoff`]). Clients that failed at the same time therefore do not retry at the same time.
 ///
 /// # Budget
 ///
-/// A request that is refused is sent again with a newer token, at no charge: each token is refused at most once per
-/// request, and tokens are renewed at most once per cool-down. What is charged is every further retry, and a retry
-/// with a token that was refused already. So requests that the API refuses for good cannot multiply its load. The
-/// budget is shared by all clones of the policy ([`tower::retry::budget`]).
-#[derive(Clone)]
+/// The first retry of a request is free if it has a newer token that the API has not challenged: each token is
+/// challenged at most once per request, and tokens are renewed at most once per cool-down. Every further retry is
+/// charged, and so is a retry with a token that was challenged already. Requests that the API always challenges
+/// therefore cannot multiply its load. All clones of the policy share the budget ([`tower::retry::budget`]).
+#[derive(Clone, Debug)]
 pub struct RetryPolicy {
     max_retries: u32,
-    min_delay: Duration,
-    backoff: ExponentialBackoffMaker,
-    budget: Option<Arc<TpsBudget>>,
+    backoff: (Duration, Duration),
+    budget: Option<Budget>,
 }
 
 impl RetryPolicy {
-    /// The policy for requests: 2 retries, 100 ms to 5 s of backoff, a budget of 10 retries a second and 20 % of the
-    /// challenged requests, counted over 10 s.
+    /// Makes the default policy: 2 retries, 100 ms to 5 s of backoff, and a budget of 10 retries per second and 20 % of
+    /// the challenged requests, counted over 10 s.
     pub fn new() -> Self {
-        let min_delay = Duration::from_millis(100);
-        Self {
-            max_retries: 2,
-            min_delay,
-            backoff: backoff_maker(min_delay, Duration::from_secs(5)).unwrap_or_default(),
-            budget: Some(Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 0.2))),
-        }
+        let (ttl, min_per_sec, ratio) = BUDGET;
+        Self { max_retries: 2, backoff: BACKOFF, budget: Some(Budget::new(ttl, min_per_sec, ratio)) }
     }
 
-    /// Sets how often one request, or one refresh, is tried again at most. Default: 2; 0 turns retries off.
+    /// Sets the maximum number of retries of one request, or of one refresh. Default: 2. 0 turns retries off.
     pub fn max_retries(mut self, max_retries: u32) -> Self {
         self.max_retries = max_retries;
         self
     }
 
-    /// Sets the least and the most delay before a retry. Default: 100 ms and 5 s.
+    /// Sets the minimum and the maximum delay before a retry. Default: 100 ms and 5 s.
     ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if `max` is zero, less than `min`, or more than an hour.
-    pub fn backoff(mut self, min: Duration, max: Duration) -> Result<Self, Error> {
-        self.backoff = backoff_maker(min, max)?;
-        self.min_delay = min;
-        Ok(self)
+    /// `max` must be more than zero, at least `min`, and at most an hour.
+    pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
+        self.backoff = (min, max);
+        self
     }
 
-    /// Sets the budget: `min_per_sec` retries a second, and `ratio` of the requests challenged within `ttl`.
+    /// Sets the budget: `min_per_sec` retries per second, and `ratio` of the requests challenged within `ttl`.
     ///
-    /// Default: 10 s, 10 a second, 0.2. A provider's refreshes take nothing from it: there is one at a time.
+    /// Default: 10 s, 10 per second, 0.2. A provider's refreshes do not use the budget, because only one runs at a
+    /// time.
     ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if `ttl` is not between 1 and 60 seconds, `min_per_sec` is over a million, or `ratio` is
-    /// not between 0 and 0.5 (a greater one is rounded up by tower: [tower#857]).
+    /// `ttl` must be 1 to 60 seconds, `min_per_sec` at most a million, and `ratio` 0 to 0.5 (tower rounds a greater one
+    /// up: [tower#857]).
     ///
     /// [tower#857]: https://github.com/tower-rs/tower/issues/857
-    pub fn budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Result<Self, Error> {
-        if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(&ttl) {
-            return Err(Error::InvalidOption("a retry budget's ttl is between 1 and 60 seconds".into()));
-        }
-        if min_per_sec > 1_000_000 {
-            return Err(Error::InvalidOption(
-                "a retry budget allows at most a million retries a second".into(),
-            ));
-        }
-        // NaN is in no range. A ratio this side of 10⁻⁶ would overflow tower's integers; it allows nothing.
-        if !(0.0..=0.5).contains(&ratio) {
-            return Err(Error::InvalidOption("a retry budget's ratio is between 0 and 0.5".into()));
-        }
-        let ratio = if ratio < 1e-6 { 0.0 } else { ratio };
-        self.budget = Some(Arc::new(TpsBudget::new(ttl, min_per_sec, ratio)));
-        Ok(self)
+    pub fn budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
+        self.budget = Some(Budget::new(ttl, min_per_sec, ratio));
+        self
     }
 
-    /// Removes the budget: only [`max_retries`](Self::max_retries) bounds what is tried again.
+    /// Removes the budget. [`max_retries`](Self::max_retries) is then the only limit.
     pub fn without_budget(mut self) -> Self {
         self.budget = None;
         self
+    }
+
+    /// Checks the options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if one is out of its range.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let (min, max) = self.backoff;
+        if backoff_maker(min, max).is_none() {
+            let (min, max) = (min.as_secs_f64(), max.as_secs_f64());
+            return Err(Error::InvalidOption(
+                format!("backoff must have min <= max and 0 < max <= 1h, got {min}s and {max}s").into(),
+            ));
+        }
+        self.budget.as_ref().map_or(Ok(()), Budget::validate)
     }
 
     pub(crate) fn retries(&self) -> u32 {
         self.max_retries
     }
 
+    /// Makes the backoff of one request or one refresh. A policy that is not valid gets the default backoff.
     pub(crate) fn make_backoff(&self) -> Backoff {
-        Backoff { min: self.min_delay, bound: self.backoff.clone().make_backoff(), rng: HasherRng::new() }
+        let (min, mut maker) = match backoff_maker(self.backoff.0, self.backoff.1) {
+            Some(maker) => (self.backoff.0, maker),
+            None => (BACKOFF.0, backoff_maker(BACKOFF.0, BACKOFF.1).unwrap_or_default()),
+        };
+        Backoff { min, bound: maker.make_backoff(), rng: HasherRng::new() }
     }
 
-    /// Counts a challenged request: the budget is a share of these.
+    /// Counts a challenged request. The budget's ratio is a ratio of these.
     ///
-    /// Not of all requests, as tower's own `Retry` counts: the budget takes a lock, which the happy path must not.
+    /// tower's own `Retry` counts all requests. The budget takes a lock, which a request that succeeds must not take.
     pub(crate) fn deposit(&self) {
         if let Some(budget) = &self.budget {
-            budget.deposit();
+            budget.shared.deposit();
         }
     }
 
-    /// Whether one more retry is within the budget.
+    /// Takes one retry from the budget. Returns false if none is left.
     pub(crate) fn withdraw(&self) -> bool {
-        self.budget.as_ref().is_none_or(|budget| budget.withdraw())
+        self.budget.as_ref().is_none_or(|budget| budget.shared.withdraw())
     }
 }
 
-/// The delays between attempts that follow each other.
+/// The options of the budget, and the budget that clones share.
+#[derive(Clone, Debug)]
+struct Budget {
+    ttl: Duration,
+    min_per_sec: u32,
+    ratio: f32,
+    shared: Arc<TpsBudget>,
+}
+
+impl Budget {
+    /// Makes a budget. If an option is out of its range, which would make tower panic, the budget is the default one.
+    fn new(ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
+        let mut budget =
+            Self { ttl, min_per_sec, ratio, shared: Arc::new(TpsBudget::new(BUDGET.0, BUDGET.1, BUDGET.2)) };
+        if budget.validate().is_ok() {
+            // A positive ratio below 10⁻⁶ would overflow tower's integers. It allows no retry.
+            let ratio = if ratio < 1e-6 { 0.0 } else { ratio };
+            budget.shared = Arc::new(TpsBudget::new(ttl, min_per_sec, ratio));
+        }
+        budget
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let Self { ttl, min_per_sec, ratio, .. } = self;
+        let invalid = |text: String| Err(Error::InvalidOption(text.into()));
+        if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(ttl) {
+            return invalid(format!("budget must have 1s <= ttl <= 60s, got {}s", ttl.as_secs_f64()));
+        }
+        if *min_per_sec > 1_000_000 {
+            return invalid(format!("budget must have min_per_sec <= 1000000, got {min_per_sec}"));
+        }
+        // No range contains NaN.
+        if !(0.0..=0.5).contains(ratio) {
+            return invalid(format!("budget must have 0 <= ratio <= 0.5, got {ratio}"));
+        }
+        Ok(())
+    }
+}
+
+/// The delays between consecutive attempts.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     min: Duration,
-    /// Grows to `max`, where tower has no jitter left.
+    /// The upper bound of the next delay. It grows to `max`, where tower has no jitter left.
     bound: ExponentialBackoff,
     rng: HasherRng,
 }
 
 impl Backoff {
-    /// How long to wait before the next attempt. Needs a runtime's clock, as tower's backoff does.
+    /// Returns the delay before the next attempt. Needs a runtime's clock, as tower's backoff does.
     pub(crate) fn next_delay(&mut self) -> Duration {
         let bound = self.bound.next_backoff().deadline().saturating_duration_since(Instant::now());
         self.min + bound.saturating_sub(self.min).mul_f64(self.rng.next_f64())
     }
 }
 
-fn backoff_maker(min: Duration, max: Duration) -> Result<ExponentialBackoffMaker, Error> {
+/// Returns tower's backoff between `min` and `max`, or `None` if they are out of range.
+fn backoff_maker(min: Duration, max: Duration) -> Option<ExponentialBackoffMaker> {
     if max > Duration::from_secs(60 * 60) {
-        return Err(Error::InvalidOption("a backoff's most delay is at most an hour".into()));
+        return None;
     }
-    ExponentialBackoffMaker::new(min, max, 1.0, HasherRng::default())
-        .map_err(|error| Error::InvalidOption(error.to_string().into()))
+    ExponentialBackoffMaker::new(min, max, 1.0, HasherRng::default()).ok()
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl fmt::Debug for RetryPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryPolicy")
-            .field("max_retries", &self.max_retries)
-            .field("backoff", &self.backoff)
-            .field("budget", &self.budget)
-            .finish()
     }
 }
 
@@ -197,7 +229,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn longest_delay_has_full_jitter() {
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(9));
-        let mut backoff = RetryPolicy::new().backoff(min, max).unwrap().make_backoff();
+        let mut backoff = RetryPolicy::new().backoff(min, max).make_backoff();
         (0..10).for_each(|_| _ = backoff.next_delay());
         let mut quarters = [0; 4];
         for _ in 0..4000 {
@@ -207,26 +239,34 @@ mod tests {
         assert!(quarters.iter().all(|count| (800..1200).contains(count)), "{quarters:?}");
     }
 
-    #[test]
-    fn out_of_range_options_are_errors() {
-        let second = Duration::from_secs(1);
-        assert!(RetryPolicy::new().backoff(second, second / 2).is_err());
-        assert!(RetryPolicy::new().backoff(Duration::ZERO, Duration::ZERO).is_err());
-        assert!(RetryPolicy::new().backoff(second, second * 3601).is_err());
-        assert!(RetryPolicy::new().budget(second / 2, 1, 0.1).is_err());
-        assert!(RetryPolicy::new().budget(second * 61, 1, 0.1).is_err());
-        assert!(RetryPolicy::new().budget(second, u32::MAX, 0.1).is_err());
-        for ratio in [-0.1, 0.51, f32::NAN, f32::INFINITY] {
-            assert!(RetryPolicy::new().budget(second, 1, ratio).is_err(), "{ratio}");
+    #[tokio::test(start_paused = true)]
+    async fn out_of_range_options_are_errors() {
+        let (policy, second) = (RetryPolicy::new, Duration::from_secs(1));
+        let mut invalid = vec![
+            policy().backoff(second, second / 2),
+            policy().backoff(Duration::ZERO, Duration::ZERO),
+            policy().backoff(second, second * 3601),
+            policy().backoff(second, Duration::MAX),
+            policy().budget(second / 2, 1, 0.1),
+            policy().budget(second * 61, 1, 0.1),
+            policy().budget(second, u32::MAX, 0.1),
+        ];
+        invalid.extend([-0.1, 0.51, f32::NAN, f32::INFINITY].map(|ratio| policy().budget(second, 1, ratio)));
+        for policy in invalid {
+            assert!(matches!(policy.validate(), Err(Error::InvalidOption(_))), "{policy:?}");
+            // If it is used without `validate`, it has the default backoff and budget.
+            assert!(policy.make_backoff().next_delay() <= second);
+            policy.deposit();
+            assert!(policy.withdraw());
         }
         for ratio in [0.0, f32::MIN_POSITIVE, 1e-6, 0.5] {
-            assert!(RetryPolicy::new().budget(second, 1_000_000, ratio).is_ok(), "{ratio}");
+            assert!(policy().budget(second, 1_000_000, ratio).validate().is_ok(), "{ratio}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn budget_allows_reserve_and_share() {
-        let policy = RetryPolicy::new().budget(Duration::from_secs(1), 3, 0.5).unwrap();
+        let policy = RetryPolicy::new().budget(Duration::from_secs(1), 3, 0.5);
         let withdrawn = || (0..100).filter(|_| policy.withdraw()).count();
         assert_eq!(withdrawn(), 3);
         (0..10).for_each(|_| policy.deposit());

@@ -1,4 +1,4 @@
-//! [`Token`]: an access token as it is sent, with what is needed to renew it.
+//! [`Token`]: an access token, its expiry, and the refresh token that renews it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,15 +10,15 @@ use crate::error::TokenError;
 
 const SCHEME: &str = "Bearer ";
 
-/// A lifetime beyond this says no more than this one does; `Instant` cannot hold every sum.
+/// The maximum lifetime. A longer one is clamped, because `Instant` cannot represent every sum.
 const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A token with less than this left is as good as expired.
+/// A token that lives for less than this counts as expired.
 pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
 
-/// An access token, and what is needed to renew it: the refresh token and the expiry.
+/// An access token, its expiry, and the refresh token that renews it.
 ///
-/// A token is a cheap, immutable handle: a clone shares it. Its `Debug` shows neither of the two tokens.
+/// A token is an immutable handle that is cheap to clone. `Debug` shows neither the access token nor the refresh token.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,36 +32,36 @@ pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
 ///
 /// # Secrets in memory
 ///
-/// The refresh token is overwritten when its last handle is dropped. The access token cannot be: it lives in an
-/// [`http::HeaderValue`], which the HTTP stack copies as it needs.
+/// The refresh token is overwritten when its last handle is dropped. The access token is not, because it is in an
+/// [`http::HeaderValue`], which the HTTP stack copies.
 #[derive(Clone)]
 pub struct Token(pub(crate) Arc<Inner>);
 
 #[derive(Clone)]
 pub(crate) struct Inner {
-    /// `Bearer <access token>`, marked sensitive: formatted once per token, not once per request.
+    /// `Bearer <access token>`, marked sensitive. It is formatted once per token, not once per request.
     header: HeaderValue,
     refresh_token: Option<SecretString>,
     expires_at: Option<Instant>,
-    /// From here on the provider fetches the next token behind the callers' backs; never after `expires_at`.
+    /// When the provider starts to fetch the next token in the background. It is never after `expires_at`.
     refresh_at: Option<Instant>,
     id: TokenId,
-    /// The generation of the store's record that the token is in, or took the place of; 0 for none.
+    /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
     #[cfg(feature = "store")]
     recorded: u64,
 }
 
-/// Tells published access tokens apart, whichever provider of this process they are of; all zero before publication.
+/// Identifies a published access token within the process. All zero before publication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TokenId {
-    /// Counts the providers of this process.
+    /// The number of the provider within the process.
     pub(crate) provider: u32,
-    /// Counts the provider's access tokens. One a second would last for a century.
+    /// The number of the access token within its provider. At one token per second, it overflows after a century.
     pub(crate) generation: u32,
 }
 
 impl Inner {
-    /// Whether the token is neither ageing nor expired. A token without a lifetime costs no look at the clock.
+    /// Whether the token is neither expiring nor expired. The clock is not read for a token without a lifetime.
     #[inline]
     pub(crate) fn is_fresh_now(&self) -> bool {
         self.refresh_at.is_none_or(|at| Instant::now() < at)
@@ -75,7 +75,7 @@ impl Inner {
         self.expires_at.is_some_and(|at| at <= now)
     }
 
-    /// Whether the token's end is `grace` or more in the past.
+    /// Whether the token expired `grace` ago or earlier.
     pub(crate) fn is_expired_by(&self, grace: Duration, now: Instant) -> bool {
         self.expires_at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
     }
@@ -92,10 +92,10 @@ impl Inner {
 }
 
 impl Token {
-    /// The longest token that is accepted, in bytes.
+    /// The maximum length of a token in bytes.
     pub const MAX_LEN: usize = 16 * 1024;
 
-    /// Starts a token from the access token.
+    /// Returns a builder for a token with this access token.
     pub fn builder(access_token: impl Into<String>) -> TokenBuilder {
         TokenBuilder {
             access_token: access_token.into().into(),
@@ -105,28 +105,29 @@ impl Token {
         }
     }
 
-    /// The access token (RFC 6749 §1.4), a secret.
+    /// Returns the access token (RFC 6749 §1.4), which is a secret.
     pub fn access_token(&self) -> &str {
-        // The header was built from a `str` that passed the b64token check: always visible ASCII.
+        // Never empty: the header was built from a `str` that passed the b64token check, so it is visible ASCII.
         self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
     }
 
-    /// The refresh token (RFC 6749 §1.5), a secret, if the source gave one.
+    /// Returns the refresh token (RFC 6749 §1.5), which is a secret, if the source returned one.
     pub fn refresh_token(&self) -> Option<&str> {
         self.0.refresh_token.as_ref().map(|token| token.expose_secret())
     }
 
-    /// The value for an `Authorization` header: `Bearer <access token>`, marked sensitive (RFC 6750 §2.1).
+    /// Returns the value for an `Authorization` header: `Bearer <access token>`, marked sensitive (RFC 6750 §2.1).
     pub fn header_value(&self) -> HeaderValue {
         self.0.header.clone()
     }
 
-    /// How long the token still lives: zero when it has expired, `None` when the source stated no lifetime.
+    /// Returns the remaining lifetime: zero if the token has expired, `None` if the source stated no lifetime.
     pub fn remaining(&self) -> Option<Duration> {
         self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Which token of its provider this is, counted from 1. It is 0 until a provider has published it.
+    /// Returns the number of the token within its provider, counted from 1. It is 0 until a provider has published the
+    /// token.
     pub fn generation(&self) -> u64 {
         self.0.id.generation.into()
     }
@@ -143,15 +144,15 @@ impl Token {
         self.0.refresh_at
     }
 
-    /// The generation of the store's record that the token is in, or took the place of; 0 for none.
+    /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
     #[cfg(feature = "store")]
     pub(crate) fn recorded(&self) -> u64 {
         self.0.recorded
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn recorded_as(self, generation: u64) -> Self {
-        Self(Arc::new(Inner { recorded: generation, ..Arc::unwrap_or_clone(self.0) }))
+    pub(crate) fn recorded_as(self, version: u64) -> Self {
+        Self(Arc::new(Inner { recorded: version, ..Arc::unwrap_or_clone(self.0) }))
     }
 
     #[cfg(feature = "store")]
@@ -159,12 +160,12 @@ impl Token {
         Self(Arc::new(Inner { refresh_token: None, ..Arc::unwrap_or_clone(self.0) }))
     }
 
-    /// Whether the API would take the two for one: the lifetime and the refresh token may differ.
+    /// Whether both have the same access token. The lifetime and the refresh token may differ.
     pub(crate) fn has_same_access_token(&self, other: &Self) -> bool {
         self.0.header == other.0.header
     }
 
-    /// The token as a provider publishes it.
+    /// Returns the token with the values that a provider sets when it publishes it.
     pub(crate) fn published(
         self,
         id: TokenId,
@@ -175,10 +176,11 @@ impl Token {
         Self(Arc::new(Inner { id, expires_at, refresh_at, ..inner }))
     }
 
-    /// The same token with its end nearer by `jump`.
+    /// Returns the token with an expiry that is earlier by `jump`.
     pub(crate) fn shortened(self, jump: Duration, now: Instant) -> Self {
-        let nearer = |at: Option<Instant>| at.map(|at| at.checked_sub(jump).unwrap_or(now));
-        let (id, expires_at, refresh_at) = (self.0.id, nearer(self.0.expires_at), nearer(self.0.refresh_at));
+        let earlier = |at: Option<Instant>| at.map(|at| at.checked_sub(jump).unwrap_or(now));
+        let (id, expires_at, refresh_at) =
+            (self.0.id, earlier(self.0.expires_at), earlier(self.0.refresh_at));
         self.published(id, expires_at, refresh_at)
     }
 }
@@ -193,7 +195,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Builds a [`Token`]; see [`Token::builder`].
+/// A builder for a [`Token`], made by [`Token::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TokenBuilder {
@@ -204,24 +206,27 @@ pub struct TokenBuilder {
 }
 
 impl TokenBuilder {
-    /// Adds the refresh token (RFC 6749 §6). Default: none.
+    /// Sets the refresh token (RFC 6749 §6). Default: none.
     pub fn refresh_token(mut self, refresh_token: impl Into<String>) -> Self {
         self.refresh_token = Some(refresh_token.into().into());
         self
     }
 
-    /// Says how long the token lives, as `expires_in` does (RFC 6749 §5.1). Default: until the API refuses it.
+    /// Sets the lifetime of the token (`expires_in` of RFC 6749 §5.1). Default: none, so that it is used until the API
+    /// challenges it.
     ///
-    /// More than ten years count as ten years. Zero ends when the token is [built](Self::build), whenever it was requested.
+    /// The maximum is ten years; a longer lifetime is clamped. A token with a lifetime of zero expires when it is
+    /// [built](Self::build), not when it was requested.
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
         self.expires_in = Some(lifetime);
         self
     }
 
-    /// Says when the token was asked for; its lifetime counts from then. Default: when the builder was made.
+    /// Sets when the token was requested, which is the start of its lifetime. Default: when the builder was made.
     ///
-    /// A source that waits for an answer notes the time before it asks, on tokio's clock
-    /// (`tokio::time::Instant::now().into_std()`): the token may have aged on the way.
+    /// A source that waits for a response reads tokio's clock before it sends the request
+    /// (`tokio::time::Instant::now().into_std()`), because part of the lifetime may have passed when the response
+    /// arrives.
     pub fn requested_at(mut self, instant: std::time::Instant) -> Self {
         self.requested_at = instant.into();
         self
@@ -231,9 +236,9 @@ impl TokenBuilder {
     ///
     /// # Errors
     ///
-    /// [`TokenError`] when the access token is empty, longer than [`Token::MAX_LEN`], or has a character outside of
-    /// RFC 6750 §2.1's `b64token` (a line break in a header would be a hole); when the refresh token is empty or too
-    /// long.
+    /// - [`TokenError`] if the access token is empty, longer than [`Token::MAX_LEN`], or has a character that is not
+    ///   allowed in a `b64token` (RFC 6750 §2.1). A line break, for example, could add a header to the request.
+    /// - [`TokenError`] if the refresh token is empty or longer than [`Token::MAX_LEN`].
     pub fn build(self) -> Result<Token, TokenError> {
         let access_token = self.access_token.expose_secret();
         check_length(access_token)?;
@@ -246,10 +251,10 @@ impl TokenBuilder {
         let mut header = HeaderValue::from_str(&format!("{SCHEME}{access_token}"))
             .map_err(|_| TokenError::IllegalCharacter)?;
         header.set_sensitive(true);
-        // A clone's bytes are shared from the start; the original's decide anew at each clone whether they are.
+        // The bytes of a clone are shared from the start. The original would check at each clone whether its bytes are.
         let header = header.clone();
         let expires_at = self.expires_in.and_then(|lifetime| match lifetime {
-            // No life that the way could have used up: it ends where it arrives.
+            // `requested_at` is in the past, and the end must not be: the token expires now.
             Duration::ZERO => Some(Instant::now().max(self.requested_at)),
             lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
         });
@@ -284,21 +289,21 @@ fn is_b64token(text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn refusal(access_token: &str) -> Option<TokenError> {
+    fn error_of(access_token: &str) -> Option<TokenError> {
         Token::builder(access_token).build().err()
     }
 
     #[test]
     fn token_must_match_b64token_grammar() {
         for good in ["a", "abc.DEF-_~+/09", "YWI=", "YQ=="] {
-            assert_eq!(refusal(good), None, "{good:?}");
+            assert_eq!(error_of(good), None, "{good:?}");
         }
         for bad in ["a b", "a\tb", "a\rb", "a\nb", "a\0b", "é", "=", "a=b", "a,b", "a\"b"] {
-            assert_eq!(refusal(bad), Some(TokenError::IllegalCharacter), "{bad:?}");
+            assert_eq!(error_of(bad), Some(TokenError::IllegalCharacter), "{bad:?}");
         }
-        assert_eq!(refusal(""), Some(TokenError::Empty));
-        assert_eq!(refusal(&"a".repeat(Token::MAX_LEN)), None);
-        assert_eq!(refusal(&"a".repeat(Token::MAX_LEN + 1)), Some(TokenError::TooLong));
+        assert_eq!(error_of(""), Some(TokenError::Empty));
+        assert_eq!(error_of(&"a".repeat(Token::MAX_LEN)), None);
+        assert_eq!(error_of(&"a".repeat(Token::MAX_LEN + 1)), Some(TokenError::TooLong));
         assert_eq!(Token::builder("a").refresh_token("").build().err(), Some(TokenError::Empty));
     }
 
@@ -320,7 +325,7 @@ mod tests {
         assert_eq!(token.remaining(), Some(MAX_LIFETIME / 2));
     }
 
-    /// Row 48: by type, since memory that has been freed cannot be looked at.
+    /// Row 48. Checked by type, because a test cannot read freed memory.
     #[test]
     fn zeroizes_tokens_on_drop() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}

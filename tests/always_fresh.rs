@@ -556,7 +556,7 @@ fn build_checks_every_option() {
 /// Row 73.
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_token_lasts_one_second() {
-    let retry = RetryPolicy::new().backoff(10 * MINUTE, 11 * MINUTE).unwrap();
+    let retry = RetryPolicy::new().backoff(10 * MINUTE, 11 * MINUTE);
     let source = Source::living(Duration::ZERO);
     let provider = TokenProvider::builder(Arc::clone(&source)).retry(retry).build().unwrap();
     let api = Api::default();

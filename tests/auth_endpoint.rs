@@ -1,4 +1,6 @@
-//! The auth endpoint at its worst, over real sockets: each fault ends in a token or in a typed error that says why.
+//! Faults of the auth endpoint, over real sockets: each ends in a token or in a typed error with the reason.
+
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -22,10 +24,10 @@ use tower_bearer::{
     testing::{AuthServer, Counters, Fault, Route},
 };
 
-/// A provider that does not wait long: nothing here waits for anything but the fault itself.
+/// A provider with a short timeout and a short backoff, so that a test waits only for the fault.
 fn impatient(source: ApiVideo) -> TokenProvider {
-    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
-    TokenProvider::builder(source.timeout(Duration::from_millis(500)).unwrap()).retry(retry).build().unwrap()
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2));
+    TokenProvider::builder(source.timeout(Duration::from_millis(500))).retry(retry).build().unwrap()
 }
 
 fn source(server: &AuthServer) -> ApiVideo {
@@ -45,7 +47,7 @@ async fn authenticated() -> (AuthServer, TokenProvider, Token) {
     (server, provider, token)
 }
 
-/// API key grants, refresh grants, refused keys, refused refresh tokens.
+/// API key grants, refresh grants, rejected keys, rejected refresh tokens.
 fn grants(counters: Counters) -> [u64; 4] {
     [
         counters.api_key_grants,
@@ -79,7 +81,7 @@ async fn renews_with_refresh_token_not_key() {
         assert_eq!(token.generation(), generation);
     }
     assert_eq!(grants(server.counters()), [1, 3, 0, 0]);
-    // The default client, which has no TLS here to agree on HTTP/2 by.
+    // The default client negotiates HTTP/2 in the TLS handshake, which is missing here.
     assert_eq!(server.counters().http2_requests, 0);
 }
 
@@ -128,19 +130,19 @@ async fn deadline_ends_hanging_exchange() {
 /// Row 21.
 #[tokio::test]
 async fn lost_refresh_retries_once_then_key() {
-    // Reset before it was acted upon: the second try succeeds.
+    // Reset before the request was processed: the second attempt succeeds.
     let (server, provider, token) = authenticated().await;
     server.inject(Route::RefreshGrant, Fault::Reset);
     provider.refresh(&token).await.unwrap();
     assert_eq!(grants(server.counters()), [1, 1, 0, 0]);
 
-    // Acted upon, and the answer lost: the second try is refused, and the key is asked.
+    // Processed, and the response lost: the second attempt is rejected, and the key is used.
     let (server, provider, token) = authenticated().await;
     server.inject(Route::RefreshGrant, Fault::LoseAnswer);
     provider.refresh(&token).await.unwrap();
     assert_eq!(grants(server.counters()), [2, 1, 0, 1]);
 
-    // Lost for ever: never a third try.
+    // Every response is lost: there is no third attempt.
     let (server, provider, token) = authenticated().await;
     server.inject_always(Route::RefreshGrant, Fault::Reset);
     provider.refresh(&token).await.unwrap();
@@ -203,7 +205,7 @@ async fn reads_at_most_64_kib_of_answer() {
     assert!(!polled_on.load(Ordering::SeqCst), "read on beyond the bound");
 }
 
-/// Rows 19, 22 and 28: what counts of an answer that is no success is its head.
+/// Rows 19, 22 and 28: only the head of a response that is not a success counts.
 #[tokio::test]
 async fn error_body_is_ignored() {
     for headers in [&[("retry-after", "0")][..], &[("retry-after", "0"), ("content-encoding", "gzip")]] {
@@ -213,7 +215,7 @@ async fn error_body_is_ignored() {
         server.inject(Route::RefreshGrant, answer(400, headers, long.clone()));
         server.inject(Route::ApiKeyGrant, answer(429, headers, long));
         provider.refresh(&token).await.unwrap();
-        // 503: the refresh token again. 400: it is dead, the key. 429: the key again.
+        // 503: the refresh token again. 400: it is rejected, so the key. 429: the key again.
         assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
         assert_eq!(server.counters().faults, 3);
     }
@@ -380,10 +382,11 @@ async fn unsent_refresh_token_is_kept() {
         move |request: Request<String>| {
             let body = request.into_body();
             seen.lock().unwrap().push(body.split('"').nth(1).unwrap().to_owned());
-            // The first call authenticates. The next two refreshes do not get through, nor two attempts of the third.
-            let refused = (2..=9).contains(&seen.lock().unwrap().len());
+            // The first call authenticates. All attempts of the next two refreshes fail to connect, and two of the
+            // third.
+            let fails = (2..=9).contains(&seen.lock().unwrap().len());
             async move {
-                if refused {
+                if fails {
                     return Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused));
                 }
                 Ok(Response::new(Full::<Bytes>::from(r#"{"access_token": "a", "refresh_token": "r"}"#)))
@@ -418,10 +421,10 @@ async fn bad_input_error_has_hint() {
     for (source, hint) in [
         (ApiVideo::new("").base_url(server.uri()), "dashboard"),
         (ApiVideo::new("a b").base_url(server.uri()), "dashboard"),
-        (ApiVideo::new("key").base_url("/auth".parse().unwrap()), "such as https://ws.api.video"),
+        (ApiVideo::new("key").base_url("/auth".parse().unwrap()), "such as https://"),
         (ApiVideo::new("key").base_url("http://ws.api.video".parse().unwrap()), "use https"),
     ] {
-        let error = impatient(source).token().await.unwrap_err();
+        let error = TokenProvider::new(source).token().await.unwrap_err();
         assert_eq!(kind(&error), SourceErrorKind::Configuration);
         assert!(chain(&error).contains(hint), "{}", chain(&error));
     }
@@ -443,7 +446,7 @@ async fn bad_input_error_has_hint() {
     }
 }
 
-/// What api.video is sent, as its documents have it.
+/// The requests are those in api.video's documents.
 #[tokio::test]
 async fn the_requests_are_what_the_documents_show() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -456,7 +459,7 @@ async fn the_requests_are_what_the_documents_show() {
             async move { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body))) }
         }
     });
-    let source = ApiVideo::new("the-key").with_client(client).origin_app("my-app", "1.2").unwrap();
+    let source = ApiVideo::new("the-key").with_client(client).origin_app("my-app", "1.2");
     let provider = TokenProvider::new(source);
     let token = provider.token().await.unwrap();
     provider.refresh(&token).await.unwrap();
@@ -482,7 +485,7 @@ async fn the_requests_are_what_the_documents_show() {
     }
 }
 
-/// The default client over TLS to a server whose certificate it trusts: `with_client`, and HTTP/2 by ALPN.
+/// A client that trusts the server's certificate (`with_client`), with HTTP/2 by ALPN.
 #[tokio::test]
 async fn custom_client_trusts_certificate() {
     let server = AuthServer::builder().tls(true).start().await.unwrap();
@@ -494,7 +497,7 @@ async fn custom_client_trusts_certificate() {
     assert_eq!(server.counters().connections, 1);
 }
 
-/// The documents' cron job: nobody sends a request, and the token is renewed by its refresh token all the same.
+/// The token is renewed with its refresh token although no request is sent, like the cron job in api.video's documents.
 #[tokio::test]
 async fn keep_fresh_and_shutdown_over_socket() {
     let server = AuthServer::builder().token_lifetime(Duration::from_secs(1)).start().await.unwrap();
@@ -507,7 +510,7 @@ async fn keep_fresh_and_shutdown_over_socket() {
     assert_eq!(server.counters().connections, 1);
 }
 
-/// Row 34: a client that was wrapped in the very layer that it serves waits for itself. It ends, and says so.
+/// Row 34: a client that is wrapped in the layer that it serves waits for itself. The wait ends with an error.
 #[tokio::test(start_paused = true)]
 async fn recursive_client_is_no_deadlock() {
     static PROVIDER: OnceLock<TokenProvider> = OnceLock::new();
@@ -538,7 +541,7 @@ async fn any_tower_service_may_be_the_client() {
     impatient(source(&server).with_client(client)).token().await.unwrap();
 }
 
-/// Two processes on one key, without a store: what they cost each other, and what the key alone does about it.
+/// Two processes on one key, without a store: the requests that they cost each other, with and without `key_only`.
 #[tokio::test]
 async fn key_only_spends_no_refresh_tokens() {
     for key_only in [false, true] {
@@ -561,15 +564,15 @@ async fn key_only_spends_no_refresh_tokens() {
         }
         let counters = server.counters();
         let refreshes = (counters.refresh_grants, counters.rejected_refresh_tokens);
-        // Each renewal of the one is the end of the other's refresh token.
+        // Each renewal of one process ends the refresh token of the other.
         assert_eq!((refreshes, counters.api_key_grants), (if key_only { (0, 0) } else { (0, 6) }, 8));
     }
 }
 
-/// Row 67: a refresh endpoint that is broken for good.
+/// Row 67: a refresh endpoint that always fails.
 #[tokio::test]
 async fn broken_refresh_endpoint_uses_key() {
-    // A rejection is one, whatever its status; so is a redirect, which is not followed.
+    // Every status below 500 is a rejection, and so is a redirect, which is not followed.
     for status in [302, 308, 402, 404, 405, 406, 409, 410, 415, 418, 422, 451] {
         let (server, provider, token) = authenticated().await;
         server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
@@ -577,7 +580,7 @@ async fn broken_refresh_endpoint_uses_key() {
         assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 1), "{status}");
         assert_eq!(token.generation(), 2);
     }
-    // After a server's error it may be spent: once more, and then the key.
+    // After a server error, the refresh token may be spent: it is presented once more, then the key is used.
     for status in [500, 501, 502, 503, 504, 505, 520, 599] {
         let (server, provider, token) = authenticated().await;
         server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::from_u16(status).unwrap()));
@@ -586,7 +589,7 @@ async fn broken_refresh_endpoint_uses_key() {
     }
 }
 
-/// Row 67: neither a gateway's error nor the end of a refresh makes a refresh token that was lost a new one.
+/// Row 67: neither a gateway's error nor the end of a refresh resets how often a refresh token was presented.
 #[tokio::test]
 async fn presents_refresh_token_twice_at_most() {
     for status in [502, 503, 504] {
@@ -601,7 +604,7 @@ async fn presents_refresh_token_twice_at_most() {
     // One attempt per refresh.
     let server = AuthServer::start().await.unwrap();
     let retry = RetryPolicy::new().max_retries(0).backoff(Duration::from_millis(1), Duration::from_millis(2));
-    let provider = TokenProvider::builder(source(&server)).retry(retry.unwrap()).build().unwrap();
+    let provider = TokenProvider::builder(source(&server)).retry(retry).build().unwrap();
     let token = provider.token().await.unwrap();
     server.inject_always(Route::RefreshGrant, Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
     assert!(provider.refresh(&token).await.unwrap_err().is_transient());
@@ -609,7 +612,7 @@ async fn presents_refresh_token_twice_at_most() {
     assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 2));
 }
 
-/// Row 67: what says that the request was not acted upon spends nothing.
+/// Row 67: a response that says that the request was not processed spends nothing.
 #[tokio::test]
 async fn a_rate_limit_spends_no_refresh_token() {
     for status in [408, 429] {
@@ -624,12 +627,12 @@ async fn a_rate_limit_spends_no_refresh_token() {
     }
 }
 
-/// Row 67: a server that asks for a pause is not sent the key at once.
+/// Row 67: the key is not sent before the delay that the server asked for has passed.
 #[tokio::test]
 async fn key_grant_honours_retry_after() {
     let server = AuthServer::start().await.unwrap();
     let limit = Duration::from_secs(2);
-    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(2));
     let provider =
         TokenProvider::builder(source(&server)).refresh_timeout(limit).retry(retry).build().unwrap();
     let token = provider.token().await.unwrap();
@@ -640,7 +643,7 @@ async fn key_grant_honours_retry_after() {
     assert_eq!(grants(server.counters()), [1, 0, 0, 0]);
 }
 
-/// Row 67: it is the configuration that is wrong only if the key's endpoint says so too.
+/// Row 67: a wrong address is an error only if the key's endpoint reports it, too.
 #[tokio::test]
 async fn key_endpoint_reports_wrong_address() {
     for status in [301, 404, 405, 410, 415] {
@@ -655,7 +658,7 @@ async fn key_endpoint_reports_wrong_address() {
     }
 }
 
-/// Row 68: a client that does not get ready sends nothing, whether the exchange's time or the refresh's is up first.
+/// Row 68: a client that does not become ready sends nothing, whether the exchange or the refresh times out first.
 #[tokio::test(start_paused = true)]
 async fn timeout_before_send_spends_nothing() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -671,7 +674,7 @@ async fn timeout_before_send_spends_nothing() {
     let second = Duration::from_secs(1);
     for (exchange, refresh) in [(second, 30 * second), (30 * second, second)] {
         seen.lock().unwrap().clear();
-        let source = ApiVideo::new("key").with_client(client.clone()).timeout(exchange).unwrap();
+        let source = ApiVideo::new("key").with_client(client.clone()).timeout(exchange);
         let provider = TokenProvider::builder(source).refresh_timeout(refresh).build().unwrap();
         let token = provider.token().await.unwrap();
         let mut held = client.clone();
@@ -686,8 +689,8 @@ async fn timeout_before_send_spends_nothing() {
     }
 }
 
-/// What api.video's endpoint is asked with, in order; `status` says what a refresh token is answered, which was presented so
-/// many times.
+/// Returns the credentials that the auth endpoint gets, in order, and a client for it. `status` is the response to a
+/// refresh token that was presented so many times.
 #[allow(clippy::type_complexity)]
 fn recorded(
     status: fn(&str, usize) -> u16,
@@ -723,7 +726,7 @@ fn recorded(
     (seen, client)
 }
 
-/// Rows 65 and 67: a refresh that was abandoned during its backoff asks nothing more when its runtime is driven again.
+/// Rows 65 and 67: a refresh that was abandoned during its backoff sends nothing when its runtime is driven again.
 #[test]
 fn abandoned_refresh_presents_nothing() {
     let (seen, client) = recorded(|refresh_token, times| match (refresh_token, times) {
@@ -733,7 +736,7 @@ fn abandoned_refresh_presents_nothing() {
     });
     let (pause, limit) = (Duration::from_millis(300), Duration::from_secs(1));
     let provider = TokenProvider::builder(ApiVideo::new("key").with_client(client))
-        .retry(RetryPolicy::new().backoff(pause, pause).unwrap())
+        .retry(RetryPolicy::new().backoff(pause, pause))
         .refresh_timeout(limit)
         .build()
         .unwrap();

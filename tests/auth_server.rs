@@ -1,4 +1,4 @@
-//! The test server keeps api.video's contract, and does what it is told to do wrong.
+//! The test server follows api.video's contract and injects the faults that a test asks for.
 
 mod support;
 
@@ -92,9 +92,9 @@ async fn expiry_or_revocation_ends_token() {
     let token = authenticate(&server).await.text("access_token");
     assert_eq!(list(&server, &token).await.status, StatusCode::OK);
     server.revoke_access_tokens();
-    let refused = list(&server, &token).await;
-    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
-    assert_eq!(refused.headers["www-authenticate"], "Bearer error=\"invalid_token\"");
+    let challenged = list(&server, &token).await;
+    assert_eq!(challenged.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(challenged.headers["www-authenticate"], "Bearer error=\"invalid_token\"");
     assert_eq!(list(&server, "").await.headers["www-authenticate"], "Bearer");
 
     server.set_token_lifetime(Duration::ZERO);
@@ -170,9 +170,9 @@ async fn reports_rate_limit_then_429() {
         assert_eq!(answer.headers["x-ratelimit-limit"], "2");
         assert_eq!(answer.headers["x-ratelimit-remaining"], remaining);
     }
-    let refused = authenticate(&server).await;
-    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let seconds: u64 = refused.headers["x-ratelimit-retry-after"].to_str().unwrap().parse().unwrap();
+    let limited = authenticate(&server).await;
+    assert_eq!(limited.status, StatusCode::TOO_MANY_REQUESTS);
+    let seconds: u64 = limited.headers["x-ratelimit-retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=60).contains(&seconds));
 }
 

@@ -1,8 +1,10 @@
-//! Row 46: every fault and every example, with secrets that are recognised wherever they turn up.
+//! Row 46: every fault and every example, with secrets that a search recognizes.
 //!
-//! The test server's keys and tokens begin with texts of their own. Everything that anybody may print is searched for them:
-//! Debug and Display of all that the crate gives, whole chains of errors, the TRACE events of this crate, hyper-util, h2 and
-//! rustls, panics, and what the examples write.
+//! The test server's keys and tokens start with fixed texts. The tests search for these in Debug and Display of every
+//! type of the crate, in whole chains of errors, in the TRACE events of this crate, hyper-util, h2 and rustls, in
+//! panics, and in the output of the examples.
+
+#![cfg(all(feature = "api-video", feature = "tracing"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -34,10 +36,10 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
-/// How the test server's access tokens, refresh tokens and API keys begin.
+/// The first characters of the test server's access tokens, refresh tokens and API keys.
 const SECRETS: [&str; 3] = ["eyJ0eXAiOiJKV1QifQ", "def50200", "test-key-"];
 
-/// What was printed so far: how much by whom, and what had a secret in it.
+/// The number of texts by printer, and the texts that contained a secret.
 #[derive(Default)]
 struct Sinks {
     counts: BTreeMap<String, u64>,
@@ -46,7 +48,7 @@ struct Sinks {
 
 static SINKS: Mutex<Option<Sinks>> = Mutex::new(None);
 
-/// Notes that `whose` printed `text`.
+/// Records that `whose` printed `text`.
 fn printed(whose: &str, text: &str) {
     let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
     let sinks = sinks.get_or_insert_default();
@@ -60,7 +62,7 @@ fn shown(value: &dyn Debug) {
     printed("debug", &format!("{value:?} {value:#?}"));
 }
 
-/// Of every crate, at every level.
+/// Collects the events of every crate at every level.
 struct Events;
 
 struct Fields(String);
@@ -91,7 +93,7 @@ impl<S: Subscriber> Layer<S> for Events {
     }
 }
 
-/// rustls and others still speak to `log`.
+/// Collects the records of `log`, which rustls and others use.
 struct Records;
 
 impl log::Log for Records {
@@ -110,7 +112,7 @@ fn crate_of(target: &str) -> &str {
     target.split("::").next().unwrap_or(target)
 }
 
-/// Listens to everything that this process tells, from now on.
+/// Collects all events, log records and panics of this process from now on.
 fn listen() {
     static LISTENING: OnceLock<()> = OnceLock::new();
     LISTENING.get_or_init(|| {
@@ -121,7 +123,7 @@ fn listen() {
     });
 }
 
-/// A request through the layer, its answer's head and the error that it may end with.
+/// Sends a request through the layer and prints its response or its error.
 async fn send<S, B>(service: S, server: &AuthServer)
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = BoxError> + Debug,
@@ -133,7 +135,7 @@ where
     match service.oneshot(request).await {
         Ok(response) => {
             shown(&response);
-            // The list of videos, or a refusal.
+            // The list of videos, or a challenge.
             let _ = response.into_body().collect().await;
         }
         Err(error) => {
@@ -143,7 +145,7 @@ where
     }
 }
 
-/// All faults of one route, one after the other, over one kind of connection.
+/// Injects every fault into every route, one after the other, over one kind of connection.
 async fn faults<C, B>(server: &AuthServer, source: ApiVideo, client: C)
 where
     C: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
@@ -154,7 +156,7 @@ where
     B: http_body::Body<Error: Into<BoxError>, Data: Send> + Send + Debug + 'static,
 {
     let short = Duration::from_millis(1);
-    let retry = RetryPolicy::new().backoff(short, short).unwrap();
+    let retry = RetryPolicy::new().backoff(short, short);
     let quoting = |status: StatusCode, content: &str| {
         let body = format!(
             r#"{{"you_sent": "{}", "access_token": "{} is{content}", "refresh_token": "def50200", "error": null}}"#,
@@ -185,7 +187,7 @@ where
             if route == Route::Api && matches!(fault, Fault::Hang | Fault::Answer(_)) {
                 continue;
             }
-            let source = source.clone().timeout(Duration::from_millis(100)).unwrap();
+            let source = source.clone().timeout(Duration::from_millis(100));
             shown(&source);
             let builder = TokenProvider::builder(source).retry(retry.clone()).cool_down(short, short);
             shown(&builder);
@@ -217,7 +219,7 @@ where
     }
 }
 
-/// A store that fails, and holds what cannot be read.
+/// Uses stores that fail, or whose record cannot be read.
 async fn stores(server: &AuthServer, source: ApiVideo) {
     let [access_token, refresh_token, key] = SECRETS;
     for (number, text) in (1..).zip([
@@ -251,7 +253,7 @@ async fn stores(server: &AuthServer, source: ApiVideo) {
 
 /// Row 46.
 #[tokio::test]
-async fn no_fault_makes_anybody_print_a_secret() {
+async fn no_fault_prints_a_secret() {
     listen();
     let source = |server: &AuthServer| ApiVideo::new(server.api_key()).base_url(server.uri());
     let server = AuthServer::start().await.unwrap();
@@ -261,7 +263,7 @@ async fn no_fault_makes_anybody_print_a_secret() {
     let certificate = server.certificate().unwrap().to_vec();
     faults(&server, source(&server).with_client(support::https(&certificate)), support::https(&certificate))
         .await;
-    // One that is not trusted.
+    // A certificate that the client does not trust.
     faults(&server, source(&server), support::https(&certificate)).await;
     let server = AuthServer::start().await.unwrap();
     stores(&server, source(&server)).await;
@@ -279,11 +281,11 @@ async fn no_fault_makes_anybody_print_a_secret() {
 
     let sinks = SINKS.lock().unwrap().take().unwrap();
     assert!(sinks.hits.is_empty(), "{:#?}", &sinks.hits[..sinks.hits.len().min(5)]);
-    // Whoever might have told something has.
+    // Every printer printed something.
     for whose in ["debug", "display", "panic", "tower_bearer", "hyper_util", "h2", "rustls"] {
         assert!(sinks.counts.get(whose).is_some_and(|count| *count > 0), "{whose} in {:?}", sinks.counts);
     }
-    // And a secret would have been found.
+    // The search would have found a secret.
     tracing::info!(secret = SECRETS[0]);
     log::info!("{}", SECRETS[1]);
     shown(&SECRETS[2]);

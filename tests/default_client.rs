@@ -1,15 +1,21 @@
-//! The default client over TLS, to a server whose certificate is among the operating system's roots (`native-roots`).
+//! TLS of the default client: a feature makes roots and cryptography available, and only a call chooses them.
 //!
-//! The roots come from the file that `SSL_CERT_FILE` names, so both grants are made in a process of their own.
+//! The test server's certificate is the only root in the file that `SSL_CERT_FILE` names. The operating system's roots
+//! are read once per process, so the grants run in a child process that has this variable.
 
 #[path = "support/folder.rs"]
 mod folder;
 
-use std::{env, process::Command};
+use std::{env, net::TcpListener, process::Command};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use folder::Folder;
-use tower_bearer::{ApiVideo, BoxError, TokenProvider, testing::AuthServer};
+use rustls::{NamedGroup, crypto::CryptoProvider, server::Acceptor};
+use tower_bearer::{
+    ApiVideo, BoxError, RefreshReason, TokenProvider, TokenRequest, TokenSource,
+    testing::AuthServer,
+    tls::{Cryptography, Roots},
+};
 
 const SERVER: &str = "TOWER_BEARER_TEST_SERVER";
 const API_KEY: &str = "TOWER_BEARER_TEST_API_KEY";
@@ -17,24 +23,32 @@ const API_KEY: &str = "TOWER_BEARER_TEST_API_KEY";
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     match env::var(SERVER) {
-        Ok(server) => both_grants(server, env::var(API_KEY)?).await,
+        Ok(server) => grants(server, env::var(API_KEY)?).await,
         Err(_) => {
-            default_client_trusts_system_roots().await?;
-            println!("1 passed, 0 failed");
+            roots_are_chosen_by_call().await?;
+            cryptography_is_chosen_by_call().await?;
+            println!("2 passed, 0 failed");
             Ok(())
         }
     }
 }
 
-async fn both_grants(server: String, api_key: String) -> Result<(), BoxError> {
-    let provider = TokenProvider::new(ApiVideo::new(api_key).base_url(server.parse()?));
+/// Both grants with the system's roots, after an attempt without them.
+async fn grants(server: String, api_key: String) -> Result<(), BoxError> {
+    let source = ApiVideo::new(api_key).base_url(server.parse()?);
+    for untrusting in [source.clone(), source.clone().roots(Roots::WebPki)] {
+        let error = untrusting.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap_err();
+        assert!(error.is_transient(), "{error:?}");
+        assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
+    }
+    let provider = TokenProvider::new(source.roots(Roots::Native));
     let first = provider.token().await?;
     let second = provider.refresh(&first).await?;
     assert_eq!(second.generation(), 2);
     Ok(())
 }
 
-async fn default_client_trusts_system_roots() -> Result<(), BoxError> {
+async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
     let server = AuthServer::builder().tls(true).start().await?;
     let certificate = server.certificate().ok_or("the server has no certificate")?;
     let pem = format!(
@@ -50,7 +64,47 @@ async fn default_client_trusts_system_roots() -> Result<(), BoxError> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let counters = server.counters();
     assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1));
-    // One connection for both: the client keeps it. HTTP/2, since the server offers it.
-    assert_eq!((counters.connections, counters.http2_requests), (1, 2));
+    // One connection for each client that does not trust the server, and one for both grants, which the client keeps.
+    // The grants use HTTP/2, because the server offers it.
+    assert_eq!((counters.connections, counters.http2_requests), (3, 2));
     Ok(())
+}
+
+/// The groups for key exchange in the ClientHello show which cryptography a client uses.
+async fn cryptography_is_chosen_by_call() -> Result<(), BoxError> {
+    let ring = groups_of(&rustls::crypto::ring::default_provider());
+    let source = ApiVideo::new("key");
+    assert_eq!(offered_by(source.clone()).await?, ring);
+    assert_eq!(offered_by(source.clone().cryptography(Cryptography::Ring)).await?, ring);
+    #[cfg(feature = "aws-lc-rs")]
+    {
+        let offered = offered_by(source.cryptography(Cryptography::AwsLcRs)).await?;
+        assert!(offered.contains(&NamedGroup::X25519MLKEM768) && offered != ring, "{offered:?}");
+    }
+    Ok(())
+}
+
+fn groups_of(provider: &CryptoProvider) -> Vec<NamedGroup> {
+    provider.kx_groups.iter().map(|group| group.name()).collect()
+}
+
+/// Returns the groups for key exchange that the default client of `source` offers.
+async fn offered_by(source: ApiVideo) -> Result<Vec<NamedGroup>, BoxError> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let base_url = format!("https://{}", listener.local_addr()?).parse()?;
+    let hello = tokio::task::spawn_blocking(move || -> Result<_, BoxError> {
+        let (mut stream, _) = listener.accept()?;
+        let mut acceptor = Acceptor::default();
+        loop {
+            acceptor.read_tls(&mut stream)?;
+            if let Some(accepted) = acceptor.accept().map_err(|(error, _)| error)? {
+                let hello = accepted.client_hello();
+                return Ok(hello.named_groups().ok_or("the client offers no groups")?.to_vec());
+            }
+        }
+    });
+    let source = source.base_url(base_url);
+    // The server ends the connection after the ClientHello.
+    assert!(source.fetch(&TokenRequest::new(RefreshReason::Missing)).await.is_err());
+    hello.await?
 }

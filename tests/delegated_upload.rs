@@ -1,4 +1,6 @@
-//! Delegated uploads over real sockets: a token that lets somebody else upload, made with ours.
+//! Delegated uploads over real sockets: an upload token is created with the provider's token, and used without it.
+
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -28,15 +30,15 @@ fn upload(server: &AuthServer, token: &UploadToken) -> Request<Full<Bytes>> {
 
 #[tokio::test]
 async fn uploads_without_bearer_until_expiry() {
-    let server = AuthServer::builder().refuse_bearer_at_upload(true).start().await.unwrap();
+    let server = AuthServer::builder().reject_bearer_at_upload(true).start().await.unwrap();
     let (source, provider) = source(&server);
     let token = source.upload_token(&provider, TTL - Duration::from_millis(1)).await.unwrap();
     assert_eq!(token.ttl(), TTL, "rounded up to whole seconds");
 
-    // Over a client whose other requests do carry one.
+    // The client has the layer, which adds a bearer token to every other request.
     let client = BearerAuthLayer::with_provider(provider.clone()).layer(http1());
     let answer = client.clone().oneshot(upload(&server, &token)).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "a bearer token is refused there");
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "the endpoint rejects a bearer token");
     let mut request = upload(&server, &token);
     request.extensions_mut().insert(NoBearer);
     let answer = client.clone().oneshot(request.clone()).await.unwrap();
@@ -53,7 +55,7 @@ async fn uploads_without_bearer_until_expiry() {
         (counters.upload_tokens, counters.delegated_uploads, counters.rejected_upload_tokens),
         (1, 1, 1)
     );
-    assert_eq!(provider.status().refreshes, 1, "its 401 is no challenge of ours");
+    assert_eq!(provider.status().refreshes, 1, "its 401 is not a challenge of the provider's token");
     assert_eq!((server.uploads().len(), server.uploads()[0].bytes), (1, 7));
 }
 
@@ -101,8 +103,8 @@ async fn typed_errors_show_no_upload_token() {
     let error = source.upload_token(&provider, TTL).await.unwrap_err();
     let Error::Source(limited) = &error else { panic!("{error:?}") };
     assert_eq!(limited.retry_after(), Some(Duration::from_secs(7)));
-    let refused = ApiVideo::new("another-key").base_url(server.uri());
-    let error = source.upload_token(&TokenProvider::new(refused), TTL).await.unwrap_err();
+    let wrong_key = ApiVideo::new("another-key").base_url(server.uri());
+    let error = source.upload_token(&TokenProvider::new(wrong_key), TTL).await.unwrap_err();
     assert!(
         matches!(&error, Error::Source(source) if source.kind() == SourceErrorKind::Rejected),
         "{error:?}"

@@ -234,7 +234,7 @@ async fn everything() {
     let none = layer.clone().no_replay();
     assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     sleep(second * 2).await;
-    let none = layer.retry(RetryPolicy::new().budget(second, 0, 0.0).unwrap());
+    let none = layer.retry(RetryPolicy::new().budget(second, 0, 0.0));
     assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
     // api.video: a refresh token refused, one that was lost twice, and a lifetime that is none.

@@ -1,5 +1,6 @@
-//! The fuzz targets on their corpus and on its small mutations: what cargo-fuzz runs for hours, for a moment and on any
-//! compiler.
+//! Runs the fuzz targets on their corpus and on small mutations of it, quickly and on any compiler.
+
+#![cfg(feature = "api-video")]
 
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/lib.rs"]
@@ -7,7 +8,7 @@ mod targets;
 
 use std::{fs, path::Path};
 
-/// Runs a target on each file of its corpus, on each of its beginnings, and with each of its bytes changed.
+/// Runs a target on each file of its corpus, on each prefix of it, and with each of its bytes changed.
 fn run(name: &str, target: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let mut seeds = 0;

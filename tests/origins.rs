@@ -1,4 +1,4 @@
-//! The token is seen by the origins that it is meant for, and by no other, wherever a redirect or a URI leads.
+//! Only the allowed origins see the token, whatever a redirect or a URI says.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn get(uri: &str) -> Request<Empty<Bytes>> {
     Request::get(uri).body(Empty::new()).unwrap()
 }
 
-/// What came to each origin: the URI, and whether the token came with it.
+/// The requests that the origins got: the URI, and whether it had a token.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<(String, bool)>>>);
 
@@ -45,7 +45,8 @@ impl Seen {
         self.0.lock().unwrap().push((uri.to_owned(), headers.contains_key(AUTHORIZATION)));
     }
 
-    /// A web of origins in memory, in which each request is redirected to the next of `chain`, and the last answered.
+    /// Returns a service for all origins, which redirects each request to the next URI of `chain` and responds to the
+    /// last.
     fn web(
         &self,
         chain: &'static [&'static str],
@@ -78,7 +79,7 @@ impl Seen {
     }
 }
 
-/// Chains of redirects, and which of their hops may see the token when the layer is asked for each hop.
+/// Chains of redirects, and which of their hops may see the token if the layer gets each hop.
 const CHAINS: [(&[&str], &[bool]); 9] = [
     (&["https://ws.api.video/a", "https://evil.example/b"], &[true, false]),
     (&["https://ws.api.video/a", "https://evil.example/b", "https://ws.api.video/c"], &[true, false, true]),
@@ -91,7 +92,7 @@ const CHAINS: [(&[&str], &[bool]); 9] = [
     (&["https://ws.api.video/a", "/b", "https://WS.API.VIDEO:443/c"], &[true, true, true]),
 ];
 
-/// Row 44: the redirect follower is above, and the layer sees each hop.
+/// Row 44: the redirect follower is above the layer, so the layer gets each hop.
 #[tokio::test(start_paused = true)]
 async fn token_is_safe_inside_redirect_layer() {
     for (chain, expected) in CHAINS {
@@ -103,7 +104,7 @@ async fn token_is_safe_inside_redirect_layer() {
     }
 }
 
-/// Row 44: the redirect follower is beneath, and removes the token where the origin changes.
+/// Row 44: the redirect follower is below the layer, and removes the token if the origin changes.
 #[tokio::test(start_paused = true)]
 async fn token_is_safe_outside_redirect_layer() {
     for (chain, expected) in CHAINS {
@@ -118,7 +119,7 @@ async fn token_is_safe_outside_redirect_layer() {
     }
 }
 
-/// Row 45: an absolute URI out of a user's input.
+/// Row 45: an absolute URI from a user's input.
 #[tokio::test(start_paused = true)]
 async fn foreign_origin_gets_no_token() {
     let source = Source::new();
@@ -135,11 +136,11 @@ async fn foreign_origin_gets_no_token() {
         let answer = service.clone().oneshot(get(uri)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
-    // No token was sent, none obtained, and nothing sent again.
+    // No token was sent or obtained, and no request was retried.
     assert!(api.headers().iter().all(|headers| !headers.contains_key(AUTHORIZATION)));
     assert_eq!((api.requests(), source.fetches()), (4, 0));
 
-    // The caller's own header is not touched, even where ours would replace it.
+    // The caller's own header does not change, even if the layer's option is to replace it.
     let replacing = layer
         .clone()
         .existing_authorization(tower_bearer::ExistingAuthorization::Replace)
@@ -150,7 +151,7 @@ async fn foreign_origin_gets_no_token() {
     assert_eq!(api.headers().last().unwrap()[AUTHORIZATION], "Basic own");
 }
 
-/// The source's own scope is the default, and the layer's method replaces it.
+/// The source's allowed origins are the default, and the layer's method replaces them.
 #[tokio::test(start_paused = true)]
 async fn layer_origins_override_source() {
     struct Elsewhere;
@@ -208,7 +209,7 @@ async fn api_videos_tokens_are_for_its_own_origin() {
     }
 }
 
-/// A server on loopback that redirects to what the query says, and notes what it sees.
+/// Starts a server on loopback that redirects to the URI in the query and records its requests.
 async fn site(seen: Seen) -> Uri {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -252,7 +253,7 @@ async fn redirect_over_sockets_hides_token() {
     }
 }
 
-/// Row 45, over sockets: an axum gateway, whose client names another host than the API's in its request line.
+/// Row 45, over sockets: an axum gateway whose client sends a request line with another host than the API's.
 #[tokio::test]
 async fn gateway_client_cannot_divert_token() {
     let seen = Seen::default();
@@ -262,7 +263,7 @@ async fn gateway_client_cannot_divert_token() {
         .allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap())
         .no_replay()
         .layer(support::http1::<AxumBody>());
-    // It forwards what it gets, as a naive gateway does: absolute URIs too.
+    // It forwards every request unchanged, including one with an absolute URI.
     let gateway = Router::new().fallback(move |request: Request<AxumBody>| async move {
         match client.oneshot(request).await {
             Ok(response) => response.map(AxumBody::new),
@@ -278,7 +279,7 @@ async fn gateway_client_cannot_divert_token() {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        // Sent as it is: `GET http://evil/ HTTP/1.1`.
+        // The request line has the absolute URI: `GET http://evil/ HTTP/1.1`.
         let mut request = get(&uri.to_string());
         *request.version_mut() = Version::HTTP_11;
         request.headers_mut().insert(HOST, HeaderValue::from_str(uri.authority().unwrap().as_str()).unwrap());
@@ -288,7 +289,7 @@ async fn gateway_client_cannot_divert_token() {
     assert_eq!(seen.tokens(), [true, false]);
 }
 
-/// Row 72: a follower beneath the layer is led to a host that answers 401, or that takes any token for good.
+/// Row 72: a redirect follower below the layer ends at another host that responds with 401, or at the API itself.
 #[tokio::test(start_paused = true)]
 async fn foreign_401_is_no_challenge() {
     let web = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
@@ -300,7 +301,7 @@ async fn foreign_401_is_no_challenge() {
             response.headers_mut().insert(LOCATION, HeaderValue::from_static("https://evil.example/"));
         } else if request.uri().path() == "/here" {
             *response.status_mut() = StatusCode::FOUND;
-            response.headers_mut().insert(LOCATION, HeaderValue::from_static("/refused"));
+            response.headers_mut().insert(LOCATION, HeaderValue::from_static("/challenged"));
         } else {
             *response.status_mut() = StatusCode::UNAUTHORIZED;
         }

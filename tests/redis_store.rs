@@ -29,7 +29,7 @@ fn store(redis: &RedisServer) -> RedisStore {
 /// A provider that shares the token in `store` with others.
 fn process(server: &AuthServer, store: impl TokenStore) -> TokenProvider {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(5)).unwrap();
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(5));
     TokenProvider::builder(source).store(store).retry(retry).build().unwrap()
 }
 

@@ -170,7 +170,7 @@ async fn late_401_replays_upload_exactly() {
     const FRAMES: u64 = 50;
     let expected = sha256(&Video::bytes(FRAMES));
     for (version, client) in clients::<ReplayBody<Video>>() {
-        let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
+        let server = AuthServer::builder().challenge_late(true).start().await.unwrap();
         let layer = layer(&server);
         let id = video_id(&server, &layer).await;
         for video in [Video::new(FRAMES), Video::without_trailers(FRAMES)] {
@@ -196,7 +196,7 @@ async fn late_401_replays_upload_exactly() {
 async fn upload_over_limit_gets_its_401() {
     const FRAMES: u64 = 50;
     for (version, client) in clients::<ReplayBody<Video>>() {
-        let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
+        let server = AuthServer::builder().challenge_late(true).start().await.unwrap();
         let layer = layer(&server);
         let id = video_id(&server, &layer).await;
         for video in [Video::new(FRAMES), Video::without_trailers(FRAMES)] {
@@ -238,7 +238,7 @@ async fn failing_body_is_not_replayed() {
     }
 
     for (version, client) in clients::<ReplayBody<Broken>>() {
-        let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
+        let server = AuthServer::builder().challenge_late(true).start().await.unwrap();
         let layer = layer(&server);
         let id = video_id(&server, &layer).await;
         let before = server.counters();

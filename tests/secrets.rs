@@ -1,4 +1,6 @@
-//! No secret in anything that can be printed, nor where an HTTP/2 connection would keep it.
+//! No secret is in anything that can be printed, nor in the table of an HTTP/2 connection.
+
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -35,8 +37,8 @@ impl Shown {
 async fn nothing_prints_key_or_token() {
     let answer = r#"{"access_token": "canary-access", "refresh_token": "canary-refresh"}"#;
     let auth = tower::service_fn(move |request: Request<String>| async move {
-        let refused = request.uri().path().ends_with("refresh");
-        let status = if refused { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+        let is_refresh = request.uri().path().ends_with("refresh");
+        let status = if is_refresh { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
         let answer = Response::builder().status(status).body(Full::<Bytes>::from(answer)).unwrap();
         Ok::<_, Infallible>(answer)
     });
@@ -72,7 +74,7 @@ async fn nothing_prints_key_or_token() {
 
         fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
             assert_eq!(request.headers()[AUTHORIZATION], "Bearer canary-access");
-            // What a logging client would print.
+            // A client that logs would print this.
             std::future::ready(Err(format!("{request:?}")))
         }
     }
@@ -85,14 +87,14 @@ async fn nothing_prints_key_or_token() {
     shown.0 += &support::chain(&*error);
 
     source.set_key("canary key");
-    let refused = provider.refresh(&token).await.unwrap_err();
-    shown.add(&refused);
-    shown.0 += &support::chain(&refused);
-    shown.add(&SourceError::rejected("no").with_cause(refused));
+    let invalid_key = provider.refresh(&token).await.unwrap_err();
+    shown.add(&invalid_key);
+    shown.0 += &support::chain(&invalid_key);
+    shown.add(&SourceError::rejected("no").with_cause(invalid_key));
     assert!(!shown.0.contains("canary"), "{}", shown.0);
 }
 
-/// The HEADERS frames in what a client has sent over HTTP/2 (RFC 9113 §4.1, §6.2), without padding and priority.
+/// Returns the HEADERS frames that a client sent over HTTP/2 (RFC 9113 §4.1, §6.2), without padding and priority.
 fn headers_frames(sent: &[u8]) -> Vec<&[u8]> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut rest = sent.strip_prefix(PREFACE).expect("an HTTP/2 client");
@@ -109,11 +111,11 @@ fn headers_frames(sent: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Row 47: as the wire has it, on the first attempt and on a retry.
+/// Row 47: on the wire, for the first attempt and for a retry.
 #[tokio::test]
 async fn http2_never_indexes_token() {
     let server = AuthServer::start().await.unwrap();
-    // Stands between the client and the server, and keeps what the client sends.
+    // A proxy between the client and the server, which keeps the bytes that the client sends.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let between: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let sent = Arc::new(Mutex::new(Vec::new()));
@@ -146,7 +148,7 @@ async fn http2_never_indexes_token() {
     }
     let sent = sent.lock().unwrap();
     let frames = headers_frames(&sent);
-    // A request, another that is refused, and its retry.
+    // A request, another that is challenged, and its retry.
     assert_eq!(frames.len(), 3);
     for frame in frames {
         // RFC 7541 §6.2.3: a literal that is never indexed, whose name is the static table's 23rd, `authorization`.

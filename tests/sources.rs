@@ -1,4 +1,4 @@
-//! Tokens that others give: one that nothing renews, and one in a file that another process rotates.
+//! `StaticToken`, which is never renewed, and `TokenFile`, whose file another process rotates.
 
 #[path = "support/folder.rs"]
 mod folder;
@@ -11,12 +11,12 @@ use http::StatusCode;
 use support::{Api, at_once, chain, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider};
+use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider, TokenSource};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// As a rotation does: the new file takes the old one's name.
+/// Replaces the file by renaming a new one, as a rotation does.
 fn rotate(path: &Path, content: impl AsRef<[u8]>) {
     let new = path.with_extension("new");
     fs::write(&new, content).unwrap();
@@ -35,12 +35,12 @@ async fn static_token_is_never_replaced() {
     }
     assert_eq!(provider.status().refreshes, 1);
 
-    // Its refusal is the answer, each time, and costs nothing.
+    // Every challenge is the response, and no further refresh starts.
     api.revoke_all();
     for _ in 0..3 {
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     }
-    assert_eq!(provider.status().refreshes, 2, "one for the first refusal, and the cool-down after it");
+    assert_eq!(provider.status().refreshes, 2, "one after the first challenge, then the cool-down");
     let token = provider.token().await.unwrap();
     let error = provider.refresh(&token).await.unwrap_err();
     assert!(!error.is_transient() && chain(&error).contains("no other"), "{error:?}");
@@ -53,6 +53,7 @@ async fn invalid_static_token_is_typed_error() {
         assert!(matches!(&error, Error::Source(source) if !source.is_transient()), "{error:?}");
     }
     assert!(!format!("{:?}", StaticToken::new("canary")).contains("canary"));
+    assert!(StaticToken::new("two words").validate().is_err() && StaticToken::new("word").validate().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,7 +66,7 @@ async fn rereads_token_file_within_minute() {
     sleep(MINUTE).await;
     assert_eq!(provider.current().unwrap().access_token(), "second");
     assert_eq!(provider.current().unwrap().generation(), 2);
-    // What has not changed is no other token.
+    // A file that has not changed has no new token.
     sleep(10 * MINUTE).await;
     assert_eq!(provider.current().unwrap().generation(), 2);
 }
@@ -129,7 +130,7 @@ async fn ready_waits_for_missing_token_file() {
     assert_eq!(waiting.await.unwrap().unwrap(), "there");
 }
 
-/// To open it would wait for its writer, for ever.
+/// Opening a pipe would block until another process writes to it.
 #[cfg(unix)]
 #[tokio::test]
 async fn a_pipe_is_no_token_file() {
@@ -140,14 +141,19 @@ async fn a_pipe_is_no_token_file() {
         .build()
         .unwrap();
     let error = provider.token().await.unwrap_err();
-    assert!(chain(&error).contains("no regular file"), "{error:?}");
+    assert!(chain(&error).contains("not a regular file"), "{error:?}");
 }
 
-#[test]
-fn reload_interval_is_bounded() {
+#[tokio::test]
+async fn reload_interval_is_bounded() {
     for (interval, fits) in
         [(SECOND / 2, false), (SECOND, true), (1440 * MINUTE, true), (1441 * MINUTE, false)]
     {
-        assert_eq!(TokenFile::new("token").reload_interval(interval).is_ok(), fits, "{interval:?}");
+        let source = TokenFile::new("token").reload_interval(interval);
+        assert_eq!(source.validate().is_ok(), fits, "{interval:?}");
     }
+    let source = TokenFile::new("token").reload_interval(Duration::ZERO);
+    let expected = "reload_interval must be >= 1s and <= 1d, got 0s";
+    assert_eq!(source.validate().unwrap_err().to_string(), expected);
+    assert!(chain(&TokenProvider::new(source).token().await.unwrap_err()).contains(expected));
 }

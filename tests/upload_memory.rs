@@ -48,7 +48,7 @@ impl Body for Frames {
 
 #[tokio::test]
 async fn gigabyte_upload_stays_within_limit() {
-    let server = AuthServer::builder().refuse_late(true).start().await.unwrap();
+    let server = AuthServer::builder().challenge_late(true).start().await.unwrap();
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let instant = Duration::from_nanos(1);
     let provider = TokenProvider::builder(source).cool_down(instant, instant).build().unwrap();

@@ -1,9 +1,9 @@
-//! What is fuzzed: everything that an auth endpoint, an API or a store may send and we read. Through the public API, so that it is
-//! the code that runs.
+//! The fuzz targets: everything that the crate reads from an auth endpoint, an API or a store. They use the public API,
+//! so that they test the code that programs run.
 //!
 //! ```text
 //! cargo +nightly fuzz run token_response     # or retry_after, store_record, www_authenticate
-//! cargo test --test fuzz_corpus              # the corpus, and its small mutations, on any compiler
+//! cargo test --test fuzz_corpus              # the corpus and small mutations of it, on any compiler
 //! ```
 
 use std::{convert::Infallible, time::Duration};
@@ -22,7 +22,7 @@ fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
     runtime.unwrap().block_on(future)
 }
 
-/// A source whose endpoint answers just this.
+/// A source whose endpoint always responds with `answer`.
 fn answered(answer: Response<Bytes>) -> ApiVideo {
     ApiVideo::new("key").with_client(tower::service_fn(move |_: Request<String>| {
         let answer = answer.clone().map(Full::new);
@@ -30,7 +30,7 @@ fn answered(answer: Response<Bytes>) -> ApiVideo {
     }))
 }
 
-/// A token, or an error that quotes nothing of it.
+/// A token response gives a token, or an error that quotes nothing of it.
 pub fn token_response(body: &[u8]) {
     let source = answered(Response::new(Bytes::copy_from_slice(body)));
     match on_a_paused_clock(source.fetch(&TokenRequest::new(RefreshReason::Missing))) {
@@ -51,12 +51,12 @@ fn usable(token: &Token) {
 
 fn quotes_nothing(input: &[u8], error: &dyn std::fmt::Debug) {
     let shown = format!("{error:?}");
-    // Longer than any word that a message of ours has in common with what is read.
+    // Longer than any text that a message of the crate has in common with the input.
     let quoted = input.windows(24).filter_map(|part| std::str::from_utf8(part).ok());
     assert!(!quoted.into_iter().any(|part| shown.contains(part)), "{shown}");
 }
 
-/// A store that holds just this, and gives out no lease.
+/// A store that contains one record and grants no lease.
 #[derive(Clone)]
 struct Holds(String);
 
@@ -82,7 +82,7 @@ impl TokenStore for Holds {
     }
 }
 
-/// A token, or none; sealed, it is nobody's who has the key.
+/// A record gives a token or none. It is not a sealed record, because it was not sealed with the key.
 pub fn store_record(text: &[u8]) {
     let store = Holds(String::from_utf8_lossy(text).into_owned());
     let retry = RetryPolicy::new().max_retries(0);
@@ -101,7 +101,7 @@ pub fn store_record(text: &[u8]) {
     });
 }
 
-/// A delay within bounds, or none.
+/// `Retry-After` gives a delay within bounds, or none.
 pub fn retry_after(header: &[u8]) {
     let (first, second) = header.split_at(header.len() / 2);
     for (standard, other) in [(header, &b""[..]), (b"", header), (first, second)] {
@@ -131,7 +131,7 @@ impl TokenSource for Fixed {
     }
 }
 
-/// An answer that reaches its caller, whatever challenges it holds, one a line.
+/// A response reaches its caller, whatever challenges it has. The input has one per line.
 pub fn www_authenticate(headers: &[u8]) {
     let mut answer = Response::builder().status(StatusCode::UNAUTHORIZED);
     for line in headers.split(|byte| *byte == b'\n').take(100) {

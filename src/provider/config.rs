@@ -38,6 +38,7 @@ impl Config {
             return Err(Error::out_of_range("name", "at least one character long", "none"));
         }
         self.refresh_ahead.validate()?;
+        self.retry.validate()?;
         if self.refresh_timeout.is_zero() || self.refresh_timeout > HOUR {
             return Err(Error::out_of_range(
                 "refresh_timeout",

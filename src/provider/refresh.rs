@@ -8,15 +8,15 @@ use std::{
 };
 
 use tokio::{
-    runtime::{self, Handle},
+    runtime::Handle,
     time::{Instant, timeout_at},
 };
 
 use super::{
     challenge_pause::Part,
     shared::Shared,
-    state::{Decision, Finished, Need, Outcome, Refresh},
-    sync::Waiter,
+    state::{Decision, Finished, Need, Refresh},
+    sync::{Outcome, Waiter},
 };
 use crate::{
     error::{Error, SourceError},
@@ -46,19 +46,10 @@ pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
                 }
                 break Ok(token);
             }
-            Decision::LeaveAlone(token) => {
-                reporter.left_alone(&token);
-                break Ok(token);
-            }
-            Decision::Postpone(token) => {
-                reporter.postponed(&token);
-                break Ok(token);
-            }
+            Decision::LeaveAlone(token) => break Ok(token).inspect(|token| reporter.left_alone(token)),
+            Decision::Postpone(token) => break Ok(token).inspect(|token| reporter.postponed(token)),
             Decision::Fail(Error::NoRuntime) => break Err(Error::NoRuntime),
-            Decision::Fail(error) => {
-                reporter.failed_again(&error);
-                break Err(error);
-            }
+            Decision::Fail(error) => break Err(error).inspect_err(|error| reporter.failed_again(error)),
         }
     };
     Waiting::Decided(Some(outcome))
@@ -71,7 +62,6 @@ fn start(shared: &Arc<Shared>, refresh: &Arc<Refresh>, runtime: Option<&Handle>)
         shared: Arc::clone(shared),
         refresh: Arc::clone(refresh),
         asked_at: refresh.started_at,
-        is_finished: false,
     };
     let waiting = Waiting::on(shared, Arc::clone(refresh), Part::Started);
     shared.changed();
@@ -102,7 +92,6 @@ struct RefreshTask {
     refresh: Arc<Refresh>,
     /// When the source was asked last.
     asked_at: Instant,
-    is_finished: bool,
 }
 
 impl RefreshTask {
@@ -164,11 +153,8 @@ impl RefreshTask {
         }
     }
 
-    /// Ends the refresh, once.
-    fn finish(&mut self, outcome: Outcome) {
-        if std::mem::replace(&mut self.is_finished, true) {
-            return;
-        }
+    /// Ends the refresh. Has no effect if it has ended.
+    fn finish(&self, outcome: Outcome) {
         let refresh = &self.refresh;
         // Before the waiters wake: otherwise one of them could read the old token, and start another refresh.
         let finished = self.shared.finish(refresh, outcome, self.asked_at);
@@ -193,7 +179,7 @@ impl RefreshTask {
                 reporter.credential_rejected(&error, took, cool_down);
                 (Err(error), "permanent")
             }
-            // Its waiters got their error when it was abandoned.
+            // Its waiters have their outcome already.
             Finished::Late => return,
         };
         reporter.refreshed(refresh.reason.name(), label, took);
@@ -219,22 +205,13 @@ pub(crate) enum Waiting {
         /// The part that the caller has in the refresh.
         part: Part,
         has_outcome: bool,
-        /// A runtime on which a task ends the refresh at its deadline.
-        watched_on: Option<runtime::Id>,
     },
 }
 
 impl Waiting {
     fn on(shared: &Arc<Shared>, refresh: Arc<Refresh>, part: Part) -> Self {
         let waiter = refresh.waiter.clone();
-        Self::Refresh {
-            shared: Arc::clone(shared),
-            refresh,
-            waiter,
-            part,
-            has_outcome: false,
-            watched_on: None,
-        }
+        Self::Refresh { shared: Arc::clone(shared), refresh, waiter, part, has_outcome: false }
     }
 
     /// The part that the caller has in the refresh.
@@ -252,14 +229,14 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         match &mut *self {
             Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            Self::Refresh { shared, refresh, waiter, has_outcome, watched_on, .. } => {
+            Self::Refresh { shared, refresh, waiter, has_outcome, .. } => {
                 match Pin::new(&mut *waiter).poll(cx) {
                     Poll::Ready(outcome) => {
                         *has_outcome = true;
                         Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted)))
                     }
                     Poll::Pending => {
-                        watch(shared, refresh, watched_on);
+                        watch(shared, refresh);
                         Poll::Pending
                     }
                 }
@@ -281,10 +258,9 @@ impl Drop for Waiting {
 /// The timeout of the refresh itself does not fire if its runtime is not driven, such as one for the current thread after
 /// `block_on` has returned, or if the source blocks its thread. So the first caller who waits on a runtime starts a task
 /// there that abandons the refresh.
-fn watch(shared: &Arc<Shared>, refresh: &Arc<Refresh>, watched_on: &mut Option<runtime::Id>) {
+fn watch(shared: &Arc<Shared>, refresh: &Arc<Refresh>) {
     let Ok(runtime) = Handle::try_current() else { return };
-    let id = runtime.id();
-    if watched_on.replace(id) == Some(id) || !shared.state().watch(refresh, id) {
+    if !shared.state().watch(refresh, runtime.id()) {
         return;
     }
     let (shared, refresh) = (Arc::downgrade(shared), Arc::clone(refresh));

@@ -16,9 +16,9 @@ use tokio::{
 
 use super::{
     config::Config,
-    state::{Decision, Finished, Need, Outcome, Refresh, State},
+    state::{Decision, Finished, Need, Refresh, State},
     status::Status,
-    sync::{AtomicU32, Cache, Mutex, MutexGuard, Published, lock},
+    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
 };
 use crate::{
     error::{Error, SourceError},
@@ -110,12 +110,16 @@ impl Shared {
         let (now, wall) = (Instant::now(), (self.wall_clock)());
         let mut state = self.state();
         let finished = state.finish(refresh, outcome, asked_at, self.accepted(), now, wall);
-        if let Finished::Published { token, same, .. } = &finished {
-            if *same && refresh.reason == RefreshReason::Challenged {
-                // That the token was accepted before the challenge does not say that it is accepted now.
-                self.accepted.store(0, Ordering::Relaxed);
+        match &finished {
+            Finished::Published { token, same, .. } => {
+                if *same && refresh.reason == RefreshReason::Challenged {
+                    // That the token was accepted before the challenge does not say that it is accepted now.
+                    self.accepted.store(0, Ordering::Relaxed);
+                }
+                self.publish(&state, Some(token.clone()));
             }
-            self.publish(&state, Some(token.clone()));
+            Finished::Failed { .. } => {}
+            Finished::Late => return finished,
         }
         drop(state);
         self.changed();
@@ -176,10 +180,7 @@ impl Shared {
                 // Cannot fail: `self` has the sender.
                 let _ = changes.changed().await;
             }
-            let background = {
-                let mut state = self.state();
-                state.has_background(Instant::now()).then(|| state.take_background()).flatten()
-            };
+            let background = self.state().take_background(Instant::now());
             if let Some(task) = background {
                 let _ = task.await;
             }

@@ -18,7 +18,7 @@ use super::{
     config::Config,
     cool_down::CoolDown,
     status::{Freshness, Status},
-    sync::{Mutex, Sender, Waiter, channel, lock},
+    sync::{Mutex, Outcome, Sender, Waiter, channel, lock},
 };
 use crate::{
     challenge::Challenge,
@@ -47,9 +47,6 @@ const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// A background task that is this late is on a runtime that is not driven.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
-
-/// What a refresh ends with. Every waiter gets a clone.
-pub(super) type Outcome = Result<Token, Error>;
 
 /// Why a caller asks, and so which tokens it can use.
 #[derive(Clone, Debug)]
@@ -301,11 +298,9 @@ impl State {
     /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true at most
     /// once per runtime.
     pub(super) fn watch(&mut self, refresh: &Refresh, runtime: runtime::Id) -> bool {
-        let unwatched = self.is_running(refresh) && !self.watched.contains(&runtime);
-        if unwatched {
-            self.watched.push(runtime);
-        }
-        unwatched
+        let is_first = self.is_running(refresh) && !self.watched.contains(&runtime);
+        self.watched.extend(is_first.then_some(runtime));
+        is_first
     }
 
     /// Whether the refresh may still ask the source: it was not abandoned, and its time is not up.
@@ -497,7 +492,7 @@ impl State {
 
     /// Whether there is a background task whose runtime is driven, as far as can be known.
     pub(super) fn has_background(&self, now: Instant) -> bool {
-        self.background.as_ref().is_some_and(|(task, due)| !task.is_finished() && now <= *due + STALLED_AFTER)
+        self.background.as_ref().is_some_and(|background| is_driven(background, now))
     }
 
     /// Sets the background task, and ends the one before it, whose runtime is not driven.
@@ -514,9 +509,9 @@ impl State {
         }
     }
 
-    /// The background task, for a caller that waits for its end.
-    pub(super) fn take_background(&mut self) -> Option<JoinHandle<()>> {
-        self.background.take().map(|(task, _)| task)
+    /// Takes the background task, for a caller that waits for its end. `None` if it will not run again.
+    pub(super) fn take_background(&mut self, now: Instant) -> Option<JoinHandle<()>> {
+        self.background.take().filter(|background| is_driven(background, now)).map(|(task, _)| task)
     }
 
     /// When the background task has to decide again if nothing changes before. `None` if only a change can tell.
@@ -554,4 +549,9 @@ impl State {
             shut_down: self.shut_down,
         }
     }
+}
+
+/// Whether a task has not ended, and its runtime is driven, as far as can be known.
+fn is_driven((task, due): &(JoinHandle<()>, Instant), now: Instant) -> bool {
+    !task.is_finished() && now <= *due + STALLED_AFTER
 }

@@ -4,7 +4,7 @@
 
 use std::sync::PoisonError;
 
-use super::state::Outcome;
+use crate::{error::Error, token::Token};
 
 /// Locks a mutex. No panic leaves what is behind one half changed, so poisoning is ignored.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -12,14 +12,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(not(all(test, tower_bearer_loom)))]
-pub(crate) use self::real::Cache;
-#[cfg(not(all(test, tower_bearer_loom)))]
-pub(super) use self::real::{AtomicU32, Mutex, MutexGuard, Published, Sender, Waiter, channel};
+pub(crate) use self::real::*;
 
 #[cfg(all(test, tower_bearer_loom))]
-pub(crate) use self::mocked::Cache;
-#[cfg(all(test, tower_bearer_loom))]
-pub(super) use self::mocked::{AtomicU32, Mutex, MutexGuard, Published, Sender, Waiter, channel};
+pub(crate) use self::mocked::*;
+
+/// What a refresh ends with. Every waiter gets a clone.
+pub(super) type Outcome = Result<Token, Error>;
 
 #[cfg(not(all(test, tower_bearer_loom)))]
 mod real {

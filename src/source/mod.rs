@@ -1,30 +1,18 @@
-//! [`TokenSource`]: where tokens come from, and the sources that the crate brings.
+//! [`TokenSource`]: where tokens come from, and the sources that the crate has.
 //!
-//! A source makes one attempt per call and says what came of it; when to call it, and how often, is the provider's.
+//! A source makes one attempt per call and returns its result. The provider decides when to call it, and how often.
 
 #[cfg(feature = "api-video")]
-mod api_video;
+pub(crate) mod api_video;
 #[cfg(feature = "api-video")]
-mod base_url;
-#[cfg(feature = "api-video")]
-mod client;
-#[cfg(feature = "api-video")]
-mod endpoint;
+pub(crate) mod http;
 mod request;
-#[cfg(feature = "api-video")]
-mod retry_after;
 mod source_fn;
 mod static_token;
 mod token_file;
-#[cfg(feature = "api-video")]
-mod token_response;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-#[cfg(feature = "api-video")]
-pub use self::api_video::ApiVideo;
-#[cfg(feature = "api-video")]
-pub(crate) use self::api_video::failure;
 pub(crate) use self::request::CurrentReason;
 pub use self::{
     request::{RefreshReason, TokenRequest},
@@ -35,14 +23,15 @@ pub use self::{
 
 use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 
-/// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens. Implement it for another token service; for one that needs
-/// no state, [`source_fn`] is shorter.
+/// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens.
+///
+/// Implement it for another token service. If that needs no state, [`source_fn`] is shorter.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
 ///
-/// /// Asks the agent that runs beside this process.
+/// /// Reads the token of an agent on the same host.
 /// struct Agent;
 ///
 /// impl TokenSource for Agent {
@@ -56,10 +45,10 @@ use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 pub trait TokenSource: Send + Sync + 'static {
     /// Obtains one token, in one attempt.
     ///
-    /// [`request`](TokenRequest) has the token that the provider published last; its refresh token, if any, is for this call
-    /// to spend. The provider calls this from a task of its own, and does the retries. It does not make a second call before
-    /// the first ends, unless the runtime of the first is not driven any more
-    /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should bound that wait.
+    /// [`request`](TokenRequest) has the token that the provider published last. This call may spend its refresh token.
+    /// The provider calls this from its own task, and does the retries. It does not make a second call before the
+    /// first ends, unless the runtime of the first is not driven any more
+    /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should limit that wait.
     ///
     /// # Errors
     ///
@@ -67,27 +56,28 @@ pub trait TokenSource: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped when the refresh's time is up
-    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends something must record before
-    /// it sends that the outcome may never be known.
+    /// The future is dropped when the refresh times out
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A source that spends a credential must
+    /// record that before it sends the request, because the drop may lose the result.
     fn fetch(&self, request: &TokenRequest<'_>) -> impl Future<Output = Result<Token, SourceError>> + Send;
 
-    /// Renews the previous token by what came with it, such as its refresh token, and by nothing else. Default:
+    /// Renews the previous token with what came with it, such as its refresh token, and with nothing else. Default:
     /// [`fetch`](Self::fetch).
     ///
-    /// `None` if that cannot be used, so that the token has to be obtained with the credential: by `fetch` without a previous
-    /// token. `request` has a previous token.
+    /// `request` has a previous token. Returns `None` if that cannot be renewed. The provider then calls `fetch`
+    /// without a previous token, which uses the credential.
     ///
-    /// Called instead of `fetch` where processes share a token: before the credential is used, which may end the other
-    /// processes' refresh token, the provider checks once more whether one of them has renewed the token.
+    /// The provider calls this instead of `fetch` if processes share a token. The use of the credential may end the
+    /// refresh token of the other processes. Before it, the provider therefore checks once more whether one of them has
+    /// renewed the token.
     ///
     /// # Errors
     ///
-    /// As for [`fetch`](Self::fetch).
+    /// Those of [`fetch`](Self::fetch).
     ///
     /// # Cancel safety
     ///
-    /// As for [`fetch`](Self::fetch).
+    /// The same as for [`fetch`](Self::fetch).
     fn renew(
         &self,
         request: &TokenRequest<'_>,
@@ -97,28 +87,31 @@ pub trait TokenSource: Send + Sync + 'static {
 
     /// Checks the source's options and credential, without any I/O. Default: they are valid.
     ///
-    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls this. [`TokenProvider::new`] cannot fail: there,
-    /// the first [`fetch`](Self::fetch) has to report the same error.
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls this. [`TokenProvider::new`] cannot
+    /// fail: there, the first [`fetch`](Self::fetch) has to report the same error.
     ///
     /// [`TokenProvider::new`]: crate::TokenProvider::new
     ///
     /// # Errors
     ///
-    /// [`SourceError::configuration`], which names the option, the accepted values, and the value unless it is a secret.
+    /// [`SourceError::configuration`], which names the option, the accepted values, and the value unless it is a
+    /// secret.
     fn validate(&self) -> Result<(), SourceError> {
         Ok(())
     }
 
     /// Returns a number that changes whenever the credential does. Default: it never changes.
     ///
-    /// A changed revision ends the cool-down that followed the old credential's rejection.
+    /// A change ends the cool-down after the rejection of the old credential.
     fn revision(&self) -> u64 {
         0
     }
 
-    /// The origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin, and loopback.
+    /// Returns the origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin and
+    /// loopback.
     ///
-    /// The provider asks once. [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins) overrides it.
+    /// The provider calls this once. [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins)
+    /// overrides it.
     fn allowed_origins(&self) -> AllowedOrigins {
         AllowedOrigins::https()
     }
@@ -149,10 +142,10 @@ impl<T: TokenSource> TokenSource for Arc<T> {
     }
 }
 
-/// Boxed, so that it needs no name.
+/// The future of [`DynTokenSource::fetch`].
 pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
 
-/// [`TokenSource`] behind a pointer, so that the provider, and with it the layer, has no type parameter for it.
+/// A [`TokenSource`] that can be a trait object, so that the provider and the layer have no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a>;
 

@@ -1,4 +1,4 @@
-//! [`TokenRequest`]: what a source learns when the provider asks it for a token.
+//! [`TokenRequest`]: what the provider passes to a source when it asks for a token.
 
 use std::{
     borrow::Cow,
@@ -27,7 +27,7 @@ pub enum RefreshReason {
 }
 
 impl RefreshReason {
-    /// As events and metrics show it.
+    /// Returns the name in events and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -38,9 +38,9 @@ impl RefreshReason {
     }
 }
 
-/// What the provider asks a [`TokenSource`](crate::TokenSource) for: the token to replace, and why.
+/// What the provider passes to a [`TokenSource`](crate::TokenSource): the token to replace, and the reason.
 ///
-/// The provider makes one for each refresh. For tests of a source of your own, [`new`](Self::new) makes one:
+/// The provider makes one for each refresh. Tests of a source can make one with [`new`](Self::new):
 ///
 /// ```
 /// use tower_bearer::{RefreshReason, SourceError, StaticToken, TokenRequest, TokenSource};
@@ -78,7 +78,7 @@ impl<'a> TokenRequest<'a> {
         self
     }
 
-    /// The request of a refresh, whose reason may change while it runs.
+    /// Makes the request of a refresh, whose reason may change while it runs.
     pub(crate) fn of(
         previous: Option<&'a Token>,
         reason: &CurrentReason,
@@ -91,37 +91,37 @@ impl<'a> TokenRequest<'a> {
         }
     }
 
-    /// The same request for another previous token.
+    /// Returns the same request with another previous token.
     #[cfg(feature = "store")]
     pub(crate) fn replacing<'b>(&'b self, previous: Option<&'b Token>) -> TokenRequest<'b> {
         TokenRequest::of(previous, &self.reason, self.challenge())
     }
 
-    /// The token that the provider published last, whether it has expired, was challenged, or still works. `None` before the
-    /// first token.
+    /// Returns the token that the provider published last, which may be expired, challenged or still valid. `None`
+    /// before the first token.
     ///
-    /// Its [refresh token](Token::refresh_token), if it has one, is for this call to spend.
+    /// The call that gets this request may spend its [refresh token](Token::refresh_token), if it has one.
     pub fn previous(&self) -> Option<&Token> {
         self.previous.as_deref()
     }
 
-    /// Why the token is needed.
+    /// Returns why the token is needed.
     ///
-    /// While a source works, [`Expiring`](RefreshReason::Expiring) may become another reason: a caller that cannot use the
-    /// current token has joined the refresh.
+    /// [`Expiring`](RefreshReason::Expiring) becomes another reason if a caller that cannot use the current token joins
+    /// the refresh while the source works.
     pub fn reason(&self) -> RefreshReason {
         self.reason.get()
     }
 
-    /// The parameters of the `WWW-Authenticate` header that started the refresh (RFC 6750 §3, RFC 9470).
+    /// Returns the parameters of the `WWW-Authenticate` header that started the refresh (RFC 6750 §3, RFC 9470).
     ///
-    /// `None` if no challenge started the refresh, or if the challenge had no Bearer parameters. A caller that joins the
-    /// refresh does not change them.
+    /// `None` if no challenge started the refresh, or if the challenge had no Bearer parameters. A caller that joins
+    /// the refresh does not change them.
     pub fn challenge(&self) -> Option<&Challenge> {
         self.challenge.as_deref()
     }
 
-    /// The same request without a borrow.
+    /// Returns the same request without a borrow.
     pub fn into_owned(self) -> TokenRequest<'static> {
         TokenRequest {
             previous: self.previous.map(|token| Cow::Owned(token.into_owned())),
@@ -159,9 +159,9 @@ impl CurrentReason {
         }
     }
 
-    /// A caller with this reason joins the refresh. Only a refresh that nobody waited for takes it over.
+    /// Records that a caller with this reason joined the refresh. It replaces [`RefreshReason::Expiring`] only.
     ///
-    /// A flag, through which nothing else is published: no ordering is needed.
+    /// Relaxed ordering is enough, because no other memory is published through the flag.
     pub(crate) fn raise(&self, reason: RefreshReason) {
         let expiring = RefreshReason::Expiring as u8;
         let _ = self.0.compare_exchange(expiring, reason as u8, Ordering::Relaxed, Ordering::Relaxed);

@@ -1,15 +1,15 @@
-//! [`source_fn`]: a token source made of a closure.
+//! [`source_fn`]: a token source made from a closure.
 
 use std::{any::type_name, fmt, future::Future};
 
 use super::{TokenRequest, TokenSource};
 use crate::{error::SourceError, token::Token};
 
-/// Makes a [`TokenSource`] of a closure that obtains one token per call, as tower's `service_fn` makes a service.
+/// Makes a [`TokenSource`] from a closure that obtains one token per call, like tower's `service_fn` for services.
 ///
-/// The closure gets the [`TokenRequest`] by value, so that an `async move` block can keep it. What holds for
-/// [`TokenSource::fetch`] holds for the closure. The tokens are meant for every `https` origin, and loopback: name fewer with
-/// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
+/// The closure gets the [`TokenRequest`] by value, so that an `async move` block can keep it. The rules of
+/// [`TokenSource::fetch`] apply to the closure. The tokens may go to every `https` origin and loopback. Set fewer
+/// origins with [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,7 +39,7 @@ where
     SourceFn { fetch }
 }
 
-/// A [`TokenSource`] made of a closure by [`source_fn`].
+/// A [`TokenSource`] made from a closure by [`source_fn`].
 #[derive(Clone, Copy)]
 pub struct SourceFn<F> {
     fetch: F,

@@ -1,4 +1,4 @@
-//! [`StaticToken`]: a token that somebody else gave, and that nothing renews.
+//! [`StaticToken`]: a fixed access token, which is never renewed.
 
 use std::fmt;
 
@@ -7,42 +7,52 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{TokenRequest, TokenSource};
 use crate::{error::SourceError, token::Token};
 
-/// One access token, as it was given: a personal access token, or one that another service delegated.
+/// A [`TokenSource`] with one fixed access token, such as a personal access token.
 ///
-/// It is used until the API refuses it. Then there is no other: the refusal is the request's answer, and, while the cool-down
-/// lasts, that of the requests after it.
+/// The token is used until the API challenges it. The source has no other: the caller gets the challenge as the
+/// response, and during the cool-down so do later requests.
 ///
 /// ```
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, StaticToken, TokenProvider};
 ///
 /// let provider = TokenProvider::new(StaticToken::new("ghp_your_token"));
-/// let layer = BearerAuthLayer::with_provider(provider).allowed_origins(AllowedOrigins::origins(["https://api.github.com"])?);
+/// let layer = BearerAuthLayer::with_provider(provider)
+///     .allowed_origins(AllowedOrigins::origins(["https://api.github.com"])?);
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
 /// # Which origins see the token
 ///
-/// Every `https` origin, and loopback, unless the layer is told otherwise
-/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins)): name those that it is for.
+/// Every `https` origin and loopback, unless the layer's
+/// [`allowed_origins`](crate::BearerAuthLayer::allowed_origins) are set. Set them to the origins that the token is for.
 pub struct StaticToken(SecretString);
 
 impl StaticToken {
-    /// An empty or ill-formed token is an error when it is first used (RFC 6750 §2.1).
+    /// Makes a source of `access_token`.
+    ///
+    /// A token that is empty or does not match RFC 6750 §2.1 is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn new(access_token: impl Into<String>) -> Self {
         Self(access_token.into().into())
+    }
+
+    fn token(&self) -> Result<Token, SourceError> {
+        Token::builder(self.0.expose_secret()).build().map_err(|error| {
+            SourceError::configuration("the static token is not a valid access token").with_cause(error)
+        })
     }
 }
 
 impl TokenSource for StaticToken {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         if request.previous().is_some() {
-            return Err(SourceError::rejected(
-                "the static token is of no use any more, and there is no other",
-            ));
+            return Err(SourceError::rejected("the static token cannot be renewed: the source has no other"));
         }
-        Token::builder(self.0.expose_secret()).build().map_err(|error| {
-            SourceError::configuration("the static token is not an access token").with_cause(error)
-        })
+        self.token()
+    }
+
+    fn validate(&self) -> Result<(), SourceError> {
+        self.token().map(drop)
     }
 }
 

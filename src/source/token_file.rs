@@ -11,20 +11,19 @@ use std::{
 use secrecy::zeroize::Zeroizing;
 
 use super::{TokenRequest, TokenSource};
-use crate::{
-    error::{Error, SourceError},
-    observability,
-    token::Token,
-};
+use crate::{error::SourceError, observability, token::Token};
 
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// An access token in a file that another process rotates, as Kubernetes does with the tokens that it
-/// [projects](https://kubernetes.io/docs/concepts/storage/projected-volumes/#serviceaccounttoken) into a pod.
+/// A [`TokenSource`] that reads an access token from a file that another process rotates.
 ///
-/// The file is read again before the [interval](Self::reload_interval) is over, behind the callers' backs, and when the API
-/// refuses the token. What could not be read (the file is away, empty, or half written) takes nothing away: the last good
-/// token is used on.
+/// Kubernetes rotates the tokens that it
+/// [projects](https://kubernetes.io/docs/concepts/storage/projected-volumes/#serviceaccounttoken) into a pod in this
+/// way.
+///
+/// The file is read again in the background before the [interval](Self::reload_interval) ends, and when the API
+/// challenges the token. If the file cannot be read (it is missing, empty or half written), the last good token remains
+/// in use.
 ///
 /// ```
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, TokenFile, TokenProvider};
@@ -37,12 +36,12 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// # What is read
 ///
-/// A regular file, or a link to one, of at most [`Token::MAX_LEN`] bytes, less the white space around the token. Who may
-/// write there is not checked: whoever rotates the token decides.
+/// A regular file, or a link to one, of at most [`Token::MAX_LEN`] bytes without the white space around the token. The
+/// file's owner and permissions are not checked.
 ///
 /// # Which origins see the token
 ///
-/// As for [`StaticToken`](crate::StaticToken): name them.
+/// The same as for [`StaticToken`](crate::StaticToken#which-origins-see-the-token).
 #[derive(Clone, Debug)]
 pub struct TokenFile {
     path: Arc<Path>,
@@ -50,40 +49,42 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// A file that is not there yet is a transient error when it is first used.
+    /// Makes a source that reads the file at `path`.
+    ///
+    /// A file that does not exist yet is a transient error of the first use.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into().into(), reload_interval: RELOAD_INTERVAL }
     }
 
-    /// Sets how long what was read is taken for new. Default: a minute, as Kubernetes' own clients do.
+    /// Sets the interval after which the file is read again. Default: 1 min, like Kubernetes' own clients.
     ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if it is less than a second or more than a day.
-    pub fn reload_interval(mut self, interval: Duration) -> Result<Self, Error> {
-        if !(Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&interval) {
-            return Err(Error::InvalidOption("a token file is read again after a second to a day".into()));
-        }
+    /// It must be at least a second and at most a day. Otherwise it is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
+    pub fn reload_interval(mut self, interval: Duration) -> Self {
         self.reload_interval = interval;
-        Ok(self)
+        self
     }
 
     async fn read(&self) -> Result<Token, SourceError> {
         let path = Arc::clone(&self.path);
-        // A disk may be slow, or a network's.
+        // The file may be on a slow disk or on a network.
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
         let text = read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
             SourceError::unavailable(format!("{} cannot be read", self.path.display())).with_cause(error)
         })?;
         Token::builder(text.trim()).expires_in(self.reload_interval).build().map_err(|error| {
-            SourceError::invalid_response(format!("{} holds no access token", self.path.display()))
-                .with_cause(error)
+            SourceError::invalid_response(format!(
+                "{} does not contain a valid access token",
+                self.path.display()
+            ))
+            .with_cause(error)
         })
     }
 }
 
 impl TokenSource for TokenFile {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        self.validate()?;
         match (self.read().await, request.previous()) {
             (Err(error), Some(last_good)) => {
                 observability::token_file_unreadable(error);
@@ -92,19 +93,28 @@ impl TokenSource for TokenFile {
             (read, _) => read,
         }
     }
+
+    fn validate(&self) -> Result<(), SourceError> {
+        if (Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&self.reload_interval) {
+            return Ok(());
+        }
+        let seconds = self.reload_interval.as_secs_f64();
+        Err(SourceError::configuration(format!("reload_interval must be >= 1s and <= 1d, got {seconds}s")))
+    }
 }
 
 fn read(path: &Path) -> io::Result<Zeroizing<String>> {
-    // Before it is opened: to open a pipe is to wait for whoever writes there.
+    // Checked before the file is opened, because opening a pipe would block until another process writes to it.
     if !path.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
-    // With room for white space, and all at once, so that no copy is left behind by its growth.
-    let most = Token::MAX_LEN + 1024;
-    let mut text = Zeroizing::new(String::with_capacity(most + 1));
-    File::open(path)?.take(most as u64 + 1).read_to_string(&mut text)?;
-    if text.len() > most {
-        return Err(io::Error::other("it is longer than an access token may be"));
+    // The capacity has room for white space. It is reserved at once, because growth would leave a copy of the token in
+    // memory.
+    let max = Token::MAX_LEN + 1024;
+    let mut text = Zeroizing::new(String::with_capacity(max + 1));
+    File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > max {
+        return Err(io::Error::other("it is longer than an access token can be"));
     }
     Ok(text)
 }

@@ -247,7 +247,7 @@ pub(super) fn usable(found: &Option<Token>, previous: Option<&Token>) -> Option<
 
 pub(super) fn backoff((min, max): (Duration, Duration)) -> Backoff {
     // Both are in range.
-    RetryPolicy::new().backoff(min, max).unwrap_or_default().make_backoff()
+    RetryPolicy::new().backoff(min, max).make_backoff()
 }
 
 /// One operation of a store, within its time.

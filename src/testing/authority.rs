@@ -1,4 +1,4 @@
-//! The server's memory: the key, which tokens are good, what has been asked for, what was uploaded.
+//! [`Authority`]: the server's state: the key, the valid tokens, the counters and the uploads.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,44 +11,45 @@ use tokio::time::Instant;
 
 use super::{Route, faults::Faults, uploads::Uploads};
 
-/// How many calls of each kind a server has seen.
+/// The number of calls of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
     /// TCP connections accepted.
     pub connections: u64,
-    /// `POST /auth/api-key` that gave a token.
+    /// `POST /auth/api-key` that returned a token.
     pub api_key_grants: u64,
-    /// `POST /auth/api-key` that were refused: another key.
+    /// `POST /auth/api-key` that were rejected because of a wrong key.
     pub rejected_api_keys: u64,
-    /// `POST /auth/refresh` that gave a token.
+    /// `POST /auth/refresh` that returned a token.
     pub refresh_grants: u64,
-    /// `POST /auth/refresh` that were refused: a refresh token that is spent, or was never given.
+    /// `POST /auth/refresh` that were rejected because the refresh token is spent or unknown.
     pub rejected_refresh_tokens: u64,
-    /// Requests to the API whose token was good, whatever they were answered.
+    /// Requests to the API with a valid token, whatever the response.
     pub accepted: u64,
-    /// `GET /videos` that were answered.
+    /// `GET /videos` that returned the list.
     pub videos_listed: u64,
-    /// `POST /videos` that made a video.
+    /// `POST /videos` that created a video.
     pub videos_made: u64,
-    /// Videos whose bytes have all been taken.
+    /// Videos whose bytes have all arrived.
     pub uploads: u64,
-    /// `POST /upload-tokens` that made a token.
+    /// `POST /upload-tokens` that created a token.
     pub upload_tokens: u64,
-    /// `POST /upload` that made a video; among the uploads, too.
+    /// `POST /upload` that created a video. `uploads` counts them, too.
     pub delegated_uploads: u64,
-    /// `POST /upload` that were refused: a token that has run out, or was never given.
+    /// `POST /upload` that were challenged because the upload token is expired or unknown.
     pub rejected_upload_tokens: u64,
-    /// Requests to the API that were answered 401.
+    /// Requests to the API that got a 401.
     pub challenged: u64,
-    /// Requests of any kind that came over HTTP/2.
+    /// Requests of any kind over HTTP/2.
     pub http2_requests: u64,
-    /// Requests that a fault was injected into.
+    /// Requests with an injected fault.
     pub faults: u64,
-    /// Requests that the rate limit refused.
+    /// Requests over the rate limit.
     pub rate_limited: u64,
 }
 
+/// The server's state.
 pub(super) struct Authority {
     pub(super) api_key: String,
     pub(super) token_lifetime: Duration,
@@ -56,19 +57,19 @@ pub(super) struct Authority {
     pub(super) counters: Counters,
     pub(super) faults: Faults,
     pub(super) uploads: Uploads,
-    pub(super) refuse_bearer_at_upload: bool,
+    pub(super) reject_bearer_at_upload: bool,
     pub(super) rate_limit: RateLimit,
     /// Title by id.
     pub(super) videos: BTreeMap<String, String>,
-    /// Until when each access token is good.
+    /// The expiry of each valid access token.
     access_tokens: HashMap<String, Instant>,
-    /// The one refresh token that is good.
+    /// The only valid refresh token.
     refresh_token: Option<String>,
-    /// Until when each upload token is good, if not for ever.
+    /// The expiry of each upload token, if it has one.
     upload_tokens: HashMap<String, Option<Instant>>,
 }
 
-/// Without the key and the tokens.
+/// Omits the key and the tokens.
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
@@ -78,7 +79,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a grant gives.
+/// The result of a grant.
 pub(super) struct Granted {
     pub(super) access_token: String,
     pub(super) refresh_token: String,
@@ -94,7 +95,7 @@ impl Authority {
             counters: Counters::default(),
             faults: Faults::default(),
             uploads: Uploads::default(),
-            refuse_bearer_at_upload: false,
+            reject_bearer_at_upload: false,
             rate_limit: RateLimit::new(1_000_000),
             videos: BTreeMap::new(),
             access_tokens: HashMap::new(),
@@ -103,7 +104,7 @@ impl Authority {
         }
     }
 
-    /// An authentication with the key, which ends the refresh token before it.
+    /// Authenticates with the key, which ends the refresh token before it.
     pub(super) fn authenticate(&mut self, api_key: &str) -> Option<Granted> {
         if api_key != self.api_key {
             self.counters.rejected_api_keys += 1;
@@ -113,7 +114,7 @@ impl Authority {
         Some(self.grant())
     }
 
-    /// A refresh, which spends its token.
+    /// Refreshes, which spends the refresh token.
     pub(super) fn refresh(&mut self, refresh_token: &str) -> Option<Granted> {
         if self.refresh_token.as_deref() != Some(refresh_token) {
             self.counters.rejected_refresh_tokens += 1;
@@ -129,7 +130,7 @@ impl Authority {
         }
         let now = Instant::now();
         self.access_tokens.retain(|_, until| *until > now);
-        // The shape of api.video's own: a JWT, and a long text that begins with `def50200`.
+        // The form of api.video's own tokens: a JWT, and a long text that starts with `def50200`.
         let access_token = format!("eyJ0eXAiOiJKV1QifQ.{}.{}", random(16), random(8));
         let refresh_token = format!("def50200{}", random(32));
         self.access_tokens.insert(access_token.clone(), now + self.token_lifetime);
@@ -145,7 +146,7 @@ impl Authority {
         good
     }
 
-    /// Makes an upload token; without a time to live, it lives for ever.
+    /// Creates an upload token. Without a `ttl`, it does not expire.
     pub(super) fn delegate(&mut self, ttl: Option<Duration>) -> String {
         self.counters.upload_tokens += 1;
         let token = format!("to{}", random(16));
@@ -168,7 +169,7 @@ impl Authority {
         self.refresh_token = None;
     }
 
-    /// What is to go wrong with a request to `route`.
+    /// Returns the fault for a request to `route`, if any, and counts it.
     pub(super) fn fault(&mut self, route: Route) -> Option<super::Fault> {
         let fault = self.faults.next(route);
         self.counters.faults += u64::from(fault.is_some());
@@ -176,7 +177,7 @@ impl Authority {
     }
 }
 
-/// Requests per minute, in windows of a minute.
+/// A limit on the requests per minute, in windows of a minute.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     pub(super) limit: u32,
@@ -184,7 +185,7 @@ pub(super) struct RateLimit {
     window: Instant,
 }
 
-/// What every answer says of the rate limit.
+/// The state of the rate limit, which every response shows.
 pub(super) struct Rate {
     pub(super) limit: u32,
     pub(super) remaining: u32,
@@ -215,10 +216,10 @@ impl RateLimit {
     }
 }
 
-/// This many random bytes, in hexadecimal digits.
+/// Returns random bytes in hexadecimal digits.
 pub(super) fn random(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
-    // Only a kernel without a random number generator fails here.
+    // Fails only if the kernel has no random number generator.
     SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
     hex(&buffer)
 }

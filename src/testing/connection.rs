@@ -1,4 +1,4 @@
-//! The sockets: accepting, TLS, and a stream that can be reset on purpose.
+//! The sockets: accepting connections, TLS, and a stream that resets its connection on request.
 
 use std::{
     convert::Infallible,
@@ -32,13 +32,13 @@ use tokio_rustls::{
 
 use super::routes::Server;
 
-/// Accepts connections until the task that runs this is aborted, which ends them all.
+/// Accepts connections until its task is aborted, which ends all connections.
 pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, server: Server) -> Infallible {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // A connection that was gone before it was accepted is the client's matter.
+                // Fails if the client closes the connection before it is accepted.
                 let Ok((stream, _)) = accepted else { continue };
                 server.connected();
                 connections.spawn(connection(stream, tls.clone(), server.clone()));
@@ -76,11 +76,11 @@ where
             answer
         }
     });
-    // A broken connection is what many tests are about.
+    // Ignored, because many tests break the connection.
     let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// A certificate for loopback, made now, and what accepts connections with it.
+/// Creates a certificate for loopback, and an acceptor that uses it.
 pub(super) fn tls() -> io::Result<(CertificateDer<'static>, TlsAcceptor)> {
     let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
     let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
@@ -94,7 +94,7 @@ pub(super) fn tls() -> io::Result<(CertificateDer<'static>, TlsAcceptor)> {
     Ok((certificate, TlsAcceptor::from(Arc::new(config))))
 }
 
-/// A stream that, once told so, fails, and resets its connection rather than closing it.
+/// A stream that fails once `reset` is set. Its drop then resets the connection instead of closing it.
 struct Resettable {
     stream: TcpStream,
     reset: Arc<AtomicBool>,

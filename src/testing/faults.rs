@@ -1,11 +1,11 @@
-//! [`Fault`]: what a test makes the server do wrong, and the queue of what is still to come.
+//! [`Fault`]: what a test makes the server do wrong, and the queue of faults.
 
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-/// Which kind of request a fault, or a count, is about.
+/// The kind of request that a fault applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Route {
@@ -13,7 +13,7 @@ pub enum Route {
     ApiKeyGrant,
     /// `POST /auth/refresh`
     RefreshGrant,
-    /// Everything else: the API itself.
+    /// Every other request: the API itself.
     Api,
 }
 
@@ -21,25 +21,25 @@ pub enum Route {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Answers this status without acting on the request.
+    /// Responds with this status and does not process the request.
     Status(StatusCode),
-    /// Answers just this without acting on the request.
+    /// Responds with exactly this and does not process the request.
     Answer(Response<Bytes>),
-    /// Waits, then acts on the request and answers as ever.
+    /// Waits, then processes the request normally.
     Delay(Duration),
-    /// Never answers, and does not act on the request.
+    /// Never responds, and does not process the request.
     Hang,
-    /// Resets the connection without acting on the request.
+    /// Resets the connection and does not process the request.
     Reset,
-    /// Acts on the request, then resets the connection: the answer is lost.
+    /// Processes the request, then resets the connection, so that the response is lost.
     LoseAnswer,
-    /// Acts on the request, then breaks the connection in the middle of the answer's body.
+    /// Processes the request, then breaks the connection in the middle of the response body.
     Truncate,
-    /// Acts on the request, then sends the answer's body a byte at a time, with this pause before each.
+    /// Processes the request, then sends the response body one byte at a time, with this pause before each.
     Drip(Duration),
 }
 
-/// The faults that are still to come, by route.
+/// The faults for the next requests, by route.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     once: VecDeque<(Route, Fault)>,
@@ -61,7 +61,7 @@ impl Faults {
         self.always.clear();
     }
 
-    /// The fault for a request to `route`: the first queued, else the lasting one.
+    /// Returns the fault for a request to `route`: the first in the queue, else the permanent one.
     pub(super) fn next(&mut self, route: Route) -> Option<Fault> {
         if let Some(queued) = self.once.iter().position(|(of, _)| *of == route) {
             return self.once.remove(queued).map(|(_, fault)| fault);

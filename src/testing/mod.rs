@@ -1,9 +1,9 @@
 //! [`AuthServer`]: an api.video-compatible server on loopback, for the tests of your own stack (feature `test-util`).
 //!
-//! It is a real hyper server on a real socket, over HTTP/1.1, HTTP/2 and, if asked for, TLS. It keeps api.video's
+//! It is a real hyper server on a real socket, with HTTP/1.1, HTTP/2 and optionally TLS. It follows api.video's
 //! contract: both grants, refresh tokens that are spent by their use and by an authentication with the key, tokens that
-//! expire, problem documents, rate-limit headers. On top of it are what tests need: faults on demand, revocation, and
-//! counters for every kind of call.
+//! expire, problem documents, and rate-limit headers. In addition, tests can inject faults, revoke tokens, and count
+//! every kind of call.
 //!
 //! ```
 //! # #[cfg(feature = "api-video")]
@@ -14,7 +14,7 @@
 //! let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
 //! let first = provider.token().await?;
 //!
-//! // The answer to the refresh is lost, and with it the refresh token: the API key is asked for the next.
+//! // The response to the refresh is lost, and with it the refresh token. The API key is used for the next token.
 //! server.inject(Route::RefreshGrant, Fault::LoseAnswer);
 //! let second = provider.refresh(&first).await?;
 //! assert_eq!(second.generation(), 2);
@@ -25,22 +25,23 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run()).unwrap();
 //! ```
 //!
-//! # Secrets that can be searched for
+//! # Recognizable secrets
 //!
-//! Its API key begins with `test-key-` (unless it is set), its access tokens with `eyJ0eXAiOiJKV1QifQ.`, its refresh tokens
-//! with `def50200`, its upload tokens with `to` and 32 hexadecimal digits: a test of what your own program prints can look for them.
+//! A test can search the output of a program for the server's secrets. The API key starts with `test-key-` (unless it
+//! is set), an access token with `eyJ0eXAiOiJKV1QifQ.`, and a refresh token with `def50200`. An upload token is `to`
+//! and 32 hexadecimal digits.
 //!
 //! # Routes
 //!
 //! | route | what it does |
 //! |---|---|
-//! | `POST /auth/api-key` `{"apiKey"}` | gives a token; ends the refresh token before it |
-//! | `POST /auth/refresh` `{"refreshToken"}` | gives a token; spends the refresh token |
+//! | `POST /auth/api-key` `{"apiKey"}` | returns a token; ends the refresh token before it |
+//! | `POST /auth/refresh` `{"refreshToken"}` | returns a token; spends the refresh token |
 //! | `GET /videos` | lists the videos |
-//! | `POST /videos` `{"title"}` | makes a video |
-//! | `POST /videos/{id}/source` | takes its bytes, raw or as the `file` of a multipart form, whole or chunk by chunk (`Content-Range`); checks them against `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if it is there |
-//! | `POST /upload-tokens` `{"ttl"}` | makes an upload token, which lives for `ttl` seconds |
-//! | `POST /upload?token=…` | makes a video of the bytes that it takes, raw or as a form, whole; needs no bearer token |
+//! | `POST /videos` `{"title"}` | creates a video |
+//! | `POST /videos/{id}/source` | receives its bytes, raw or as the `file` of a multipart form, whole or in chunks (`Content-Range`); checks `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if there is one |
+//! | `POST /upload-tokens` `{"ttl"}` | creates an upload token with a lifetime of `ttl` seconds |
+//! | `POST /upload?token=…` | creates a video from its bytes, raw or as a form, whole; needs no bearer token |
 
 mod authority;
 mod connection;
@@ -68,7 +69,7 @@ use self::{
     routes::Server,
 };
 
-/// A running server; it ends, with all its connections, when this is dropped. See the [module](self).
+/// A running server. Its drop ends it and all its connections. See the [module](self).
 #[derive(Debug)]
 pub struct AuthServer {
     server: Server,
@@ -82,82 +83,83 @@ impl AuthServer {
     ///
     /// # Errors
     ///
-    /// If no port can be listened on.
+    /// An I/O error if the server cannot listen on a port.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with I/O and time enabled.
+    /// Panics outside of a tokio runtime with I/O and time enabled.
     pub async fn start() -> io::Result<Self> {
         Self::builder().start().await
     }
 
-    /// Starts a server with options of its own.
+    /// Returns a builder for a server with other options.
     pub fn builder() -> AuthServerBuilder {
         AuthServerBuilder {
             authority: Authority::new(format!("test-key-{}", random(20))),
             port: 0,
             tls: false,
-            refuse_late: false,
+            challenge_late: false,
         }
     }
 
-    /// Where it listens: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.
+    /// Returns the URL of the server: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.
     pub fn uri(&self) -> Uri {
         let scheme = if self.certificate.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address).parse().expect("an address is an authority")
     }
 
-    /// The API key that it accepts.
+    /// Returns the API key that the server accepts.
     pub fn api_key(&self) -> String {
         self.server.authority().api_key.clone()
     }
 
-    /// The certificate that clients have to trust, in DER; `None` without TLS.
+    /// Returns the certificate that clients have to trust, in DER. `None` without TLS.
     pub fn certificate(&self) -> Option<&[u8]> {
         self.certificate.as_deref()
     }
 
-    /// Revokes every access token: each gets a 401 from now on. Refresh tokens stay good.
+    /// Revokes every access token. A request with one gets a 401. Refresh tokens remain valid.
     pub fn revoke_access_tokens(&self) {
         self.server.authority().revoke_access_tokens();
     }
 
-    /// Revokes the refresh token: only the API key gets another token.
+    /// Revokes the refresh token. Only the API key then gives another token.
     pub fn revoke_refresh_token(&self) {
         self.server.authority().revoke_refresh_token();
     }
 
-    /// Accepts another API key from now on, in place of the one before.
+    /// Replaces the API key that the server accepts.
     pub fn set_api_key(&self, api_key: impl Into<String>) {
         self.server.authority().api_key = api_key.into();
     }
 
-    /// Sets how long the tokens given from now on live.
+    /// Sets the lifetime of tokens that are granted from now on.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
         self.server.authority().token_lifetime = lifetime;
     }
 
-    /// Lets `fault` happen to the next request to `route` for which none is queued yet.
+    /// Queues `fault` for one request to `route`, after the faults that are queued already.
     pub fn inject(&self, route: Route, fault: Fault) {
         self.server.authority().faults.push(route, fault);
     }
 
-    /// Lets `fault` happen to every request to `route` that none is queued for, until [`clear_faults`](Self::clear_faults).
+    /// Injects `fault` into every request to `route` for which none is queued, until
+    /// [`clear_faults`](Self::clear_faults).
     pub fn inject_always(&self, route: Route, fault: Fault) {
         self.server.authority().faults.set(route, fault);
     }
 
-    /// Forgets all faults that are still to come.
+    /// Removes all faults, queued and permanent.
     pub fn clear_faults(&self) {
         self.server.authority().faults.clear();
     }
 
-    /// How many calls of each kind there were.
+    /// Returns the number of calls of each kind.
     pub fn counters(&self) -> Counters {
         self.server.authority().counters
     }
 
-    /// What has been uploaded whole, in order.
+    /// Returns the complete uploads, in order.
     pub fn uploads(&self) -> Vec<Upload> {
         self.server.authority().uploads.whole.clone()
     }
@@ -169,18 +171,18 @@ impl Drop for AuthServer {
     }
 }
 
-/// Builds an [`AuthServer`]; see [`AuthServer::builder`].
+/// A builder for an [`AuthServer`], made by [`AuthServer::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct AuthServerBuilder {
     authority: Authority,
     port: u16,
     tls: bool,
-    refuse_late: bool,
+    challenge_late: bool,
 }
 
 impl AuthServerBuilder {
-    /// Sets the port. Default: 0, a free one.
+    /// Sets the port. Default: 0, which is any free port.
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
         self
@@ -192,37 +194,37 @@ impl AuthServerBuilder {
         self
     }
 
-    /// Sets how long a token lives. Default: an hour, as api.video's.
+    /// Sets the lifetime of a token. Default: 1 h, like api.video.
     pub fn token_lifetime(mut self, lifetime: Duration) -> Self {
         self.authority.token_lifetime = lifetime;
         self
     }
 
-    /// Sets whether a grant revokes the access tokens before it. Default: no. api.video's documents do not say.
+    /// Sets whether a grant revokes earlier access tokens. Default: no. api.video's documents do not say which it does.
     pub fn revoke_previous(mut self, revoke: bool) -> Self {
         self.authority.revoke_previous = revoke;
         self
     }
 
-    /// Sets how many requests a minute are answered; others get a 429. Default: a million.
+    /// Sets the number of requests per minute. Further ones get a 429. Default: a million.
     pub fn rate_limit(mut self, per_minute: u32) -> Self {
         self.authority.rate_limit = RateLimit::new(per_minute);
         self
     }
 
-    /// Sets whether a 401 comes only after the request's whole body, rather than at its headers. Default: no.
-    pub fn refuse_late(mut self, late: bool) -> Self {
-        self.refuse_late = late;
+    /// Sets whether a 401 is sent after the request's whole body, instead of after its headers. Default: no.
+    pub fn challenge_late(mut self, late: bool) -> Self {
+        self.challenge_late = late;
         self
     }
 
-    /// Sets whether an upload by upload token is refused that comes with an `Authorization` header. Default: no.
-    pub fn refuse_bearer_at_upload(mut self, refuse: bool) -> Self {
-        self.authority.refuse_bearer_at_upload = refuse;
+    /// Sets whether an upload with an upload token is rejected (400) if it has an `Authorization` header. Default: no.
+    pub fn reject_bearer_at_upload(mut self, reject: bool) -> Self {
+        self.authority.reject_bearer_at_upload = reject;
         self
     }
 
-    /// Sets whether it speaks TLS, with a [certificate](AuthServer::certificate) made now. Default: no.
+    /// Sets whether the server uses TLS, with a new [certificate](AuthServer::certificate). Default: no.
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
         self
@@ -232,16 +234,16 @@ impl AuthServerBuilder {
     ///
     /// # Errors
     ///
-    /// If the port cannot be listened on, or no certificate can be made.
+    /// An I/O error if the server cannot listen on the port, or cannot create a certificate.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with I/O and time enabled.
+    /// Panics outside of a tokio runtime with I/O and time enabled.
     pub async fn start(self) -> io::Result<AuthServer> {
         let (certificate, acceptor) = if self.tls { Some(connection::tls()?) } else { None }.unzip();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await?;
         let address = listener.local_addr()?;
-        let server = Server::new(self.authority, self.refuse_late);
+        let server = Server::new(self.authority, self.challenge_late);
         let accepting = tokio::spawn(connection::serve(listener, acceptor, server.clone()));
         Ok(AuthServer { server, address, certificate: certificate.map(|der| der.to_vec()), accepting })
     }

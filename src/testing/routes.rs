@@ -1,4 +1,4 @@
-//! The routes: both grants, the videos, and the faults that come between a request and its answer.
+//! The routes: both grants, the videos, and the faults that change a response.
 
 use std::{
     io,
@@ -18,29 +18,29 @@ use serde_json::{Value, json};
 use super::{
     Fault, Route,
     authority::{Authority, Granted, Rate, random},
-    uploads::{Chunk, Read, Refusal},
+    uploads::{Chunk, Read, Rejection},
 };
 use crate::error::BoxError;
 
-/// The most that is read of a JSON request.
+/// The maximum length of a JSON request in bytes.
 const MAX_JSON: usize = 64 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Why a connection is to be reset rather than answered.
+/// The error that resets a connection instead of a response.
 type Broken = io::Error;
 
-/// What answers requests; a handle.
+/// A handle of the server, which responds to requests.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     authority: Arc<Mutex<Authority>>,
-    /// Whether a request is read to its end before it is refused.
-    refuse_late: bool,
+    /// Whether a request is read to its end before it is challenged.
+    challenge_late: bool,
 }
 
 impl Server {
-    pub(super) fn new(authority: Authority, refuse_late: bool) -> Self {
-        Self { authority: Arc::new(Mutex::new(authority)), refuse_late }
+    pub(super) fn new(authority: Authority, challenge_late: bool) -> Self {
+        Self { authority: Arc::new(Mutex::new(authority)), challenge_late }
     }
 
     pub(super) fn authority(&self) -> MutexGuard<'_, Authority> {
@@ -51,7 +51,7 @@ impl Server {
         self.authority().counters.connections += 1;
     }
 
-    /// Answers a request, faults and rate limit included.
+    /// Responds to a request, with the faults and the rate limit.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
         let route = match request.uri().path() {
             "/auth/api-key" => Route::ApiKeyGrant,
@@ -114,10 +114,11 @@ impl Server {
         let (head, body) = request.into_parts();
         let token = bearer_token(&head.headers);
         if !self.authority().accepts(token) {
-            if self.refuse_late {
+            if self.challenge_late {
                 discard(body).await;
             } else {
-                // Read on behind the answer: a connection closed on unread bytes is reset, and the answer with it.
+                // The body is read after the response. If the connection closed with unread bytes, it would be reset
+                // and the response lost.
                 tokio::spawn(discard(body));
             }
             return challenged_token(token.is_some());
@@ -164,7 +165,12 @@ impl Server {
         taken.unwrap_or_else(|(status, title)| problem(status, title))
     }
 
-    async fn take(&self, id: &str, headers: &HeaderMap, body: Incoming) -> Result<Response<Bytes>, Refusal> {
+    async fn take(
+        &self,
+        id: &str,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Bytes>, Rejection> {
         let chunk = Chunk::of(headers)?;
         let begun = self.authority().uploads.begin(id, chunk.as_ref())?;
         let Some(begun) = begun else {
@@ -190,10 +196,10 @@ impl Server {
         answer(StatusCode::CREATED, &json!({ "token": token, "ttl": ttl }))
     }
 
-    /// `POST /upload?token=…`: no bearer token, since whoever uploads has none.
+    /// `POST /upload?token=…`, which has no bearer token.
     async fn delegated_upload(&self, request: Request<Incoming>) -> Response<Bytes> {
         let (head, body) = request.into_parts();
-        let refusal = {
+        let rejection = {
             let mut authority = self.authority();
             let token = head
                 .uri
@@ -201,7 +207,7 @@ impl Server {
                 .and_then(|query| query.split('&').find_map(|field| field.strip_prefix("token=")));
             if head.method != Method::POST {
                 Some((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
-            } else if authority.refuse_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
+            } else if authority.reject_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
                 Some((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
             } else if !authority.accepts_upload_token(token) {
                 Some((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
@@ -211,7 +217,7 @@ impl Server {
                 None
             }
         };
-        if let Some((status, title)) = refusal {
+        if let Some((status, title)) = rejection {
             tokio::spawn(discard(body));
             return problem(status, title);
         }
@@ -248,7 +254,7 @@ fn video(id: &str, title: &str) -> Value {
 }
 
 fn token_response(granted: Granted) -> Response<Bytes> {
-    // A whole number, as api.video's is, wherever it can be one.
+    // A whole number if possible, like api.video's.
     let expires_in = match granted.lifetime.subsec_nanos() {
         0 => json!(granted.lifetime.as_secs()),
         _ => json!(granted.lifetime.as_secs_f64()),
@@ -264,7 +270,7 @@ fn token_response(granted: Granted) -> Response<Bytes> {
     )
 }
 
-/// A refused grant is a 400, whether it was a key or a refresh token.
+/// The response to a rejected key or refresh token, which is a 400.
 fn rejected_grant() -> Response<Bytes> {
     answer_as(
         "application/problem+json",
@@ -278,7 +284,7 @@ fn rejected_grant() -> Response<Bytes> {
     )
 }
 
-/// RFC 6750 §3: an error code only if there was a token.
+/// The response to a challenged request. It has an error code only if the request had a token (RFC 6750 §3).
 fn challenged_token(had_token: bool) -> Response<Bytes> {
     let mut response = problem(StatusCode::UNAUTHORIZED, "The access token is missing, expired or revoked.");
     let challenge = if had_token { "Bearer error=\"invalid_token\"" } else { "Bearer" };
@@ -309,7 +315,7 @@ fn with_rate(mut response: Response<Bytes>, rate: &Rate) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert("x-ratelimit-limit", rate.limit.into());
     headers.insert("x-ratelimit-remaining", rate.remaining.into());
-    // In whole seconds, and not too early.
+    // In whole seconds, rounded up.
     headers.insert("x-ratelimit-retry-after", (rate.retry_after.as_secs() + 1).into());
     response
 }
@@ -318,7 +324,7 @@ fn whole(body: Bytes) -> Body {
     Full::new(body).map_err(Into::into).boxed_unsync()
 }
 
-/// An answer whose head tells the length of its whole body, which does not come as it should.
+/// Replaces the body of a response. The head keeps the length of the original body.
 fn broken(response: Response<Bytes>, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
     let length = response.body().len();
     let mut response = response.map(body);
@@ -326,7 +332,7 @@ fn broken(response: Response<Bytes>, body: impl FnOnce(Bytes) -> Body) -> Respon
     response
 }
 
-/// The body up to its middle, then the end of the connection.
+/// Returns the first half of the body, then an error that ends the connection.
 fn truncated(body: Bytes) -> Body {
     let (mut sender, channel) = Channel::<Bytes, BoxError>::new(2);
     let _ = sender.try_send(http_body::Frame::data(body.slice(..body.len() / 2)));
@@ -334,6 +340,7 @@ fn truncated(body: Bytes) -> Body {
     channel.boxed_unsync()
 }
 
+/// Returns the body one byte at a time, with a pause before each.
 fn dripping(body: Bytes, pause: Duration) -> Body {
     let (mut sender, channel) = Channel::<Bytes, BoxError>::new(1);
     tokio::spawn(async move {

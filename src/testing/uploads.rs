@@ -1,4 +1,4 @@
-//! [`Uploads`]: videos' bytes as they arrive, raw or in a form, whole or in chunks.
+//! [`Uploads`]: the bytes of videos, raw or in a form, whole or in chunks.
 
 use std::{collections::HashMap, ops::RangeInclusive};
 
@@ -14,25 +14,25 @@ use ring::digest::{Context, SHA256};
 use super::authority::hex;
 use crate::error::BoxError;
 
-/// A video's bytes as they arrived, once all of them had.
+/// A complete upload.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Upload {
-    /// Which video they are of.
+    /// The ID of the video.
     pub video_id: String,
-    /// How many bytes arrived.
+    /// The number of bytes.
     pub bytes: u64,
-    /// How many requests they came in, one for each chunk.
+    /// The number of requests, one for each chunk.
     pub chunks: u64,
-    /// Their SHA-256, in lower-case hexadecimal digits.
+    /// The SHA-256 of the bytes, in lower-case hexadecimal digits.
     pub sha256: String,
-    /// The headers that the last request had, its token among them.
+    /// The headers of the last request, including its token.
     pub headers: HeaderMap,
-    /// The trailers that followed its body.
+    /// The trailers of the last request.
     pub trailers: HeaderMap,
 }
 
-/// What has arrived, and what has begun to.
+/// The complete uploads, and those that have started.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     pub(super) whole: Vec<Upload>,
@@ -65,19 +65,19 @@ impl std::fmt::Debug for Begun {
     }
 }
 
-/// `Content-Range: bytes <first>-<last>/<all>` (RFC 9110 §14.4), as api.video's documents have it for chunks.
+/// `Content-Range: bytes <first>-<last>/<all>` (RFC 9110 §14.4), which api.video's documents specify for chunks.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     range: RangeInclusive<u64>,
     all: u64,
 }
 
-/// Why a request's bytes are not taken.
-pub(super) type Refusal = (StatusCode, &'static str);
+/// The response to an upload that is rejected.
+pub(super) type Rejection = (StatusCode, &'static str);
 
 impl Chunk {
-    /// `None` for a request that has the whole video.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Refusal> {
+    /// Parses the range of a request. `None` if the request has the whole video.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Rejection> {
         let Some(value) = headers.get(CONTENT_RANGE) else { return Ok(None) };
         let parsed = value.to_str().ok().and_then(|value| {
             let (range, all) = value.strip_prefix("bytes ")?.split_once('/')?;
@@ -92,8 +92,9 @@ impl Chunk {
 }
 
 impl Uploads {
-    /// What a request continues; `None` if its chunk has arrived before, and only its answer was lost.
-    pub(super) fn begin(&self, video: &str, chunk: Option<&Chunk>) -> Result<Option<Begun>, Refusal> {
+    /// Returns the upload that a request continues. `None` if the chunk has arrived before and only its response was
+    /// lost.
+    pub(super) fn begin(&self, video: &str, chunk: Option<&Chunk>) -> Result<Option<Begun>, Rejection> {
         let Some(chunk) = chunk.filter(|chunk| *chunk.range.start() > 0) else {
             return Ok(Some(Begun::default()));
         };
@@ -104,7 +105,7 @@ impl Uploads {
         }
     }
 
-    /// A request has been read to its end; returns its video's digest if that is whole now.
+    /// Records a request that was read to its end. Returns the digest of the video if it is complete.
     pub(super) fn end(
         &mut self,
         video: &str,
@@ -139,24 +140,24 @@ impl Uploads {
     }
 }
 
-/// What arrived with one request.
+/// The bytes of one request.
 pub(super) struct Read {
     pub(super) bytes: u64,
-    /// Of this request's content.
+    /// The digest of this request's content.
     digest: Context,
-    /// Of the whole video so far.
+    /// The digest of the video so far.
     all: Context,
     trailers: HeaderMap,
 }
 
 impl Read {
-    /// Reads a request that continues `begun`, and checks it against what its headers say.
+    /// Reads a request that continues `begun`, and checks its length and digest against the headers.
     pub(super) async fn of(
         headers: &HeaderMap,
         body: Incoming,
         chunk: Option<&Chunk>,
         begun: &Begun,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Rejection> {
         let mut read = Self {
             bytes: 0,
             digest: Context::new(&SHA256),
@@ -172,7 +173,7 @@ impl Read {
         if chunk.is_some_and(|chunk| chunk.range.end() - chunk.range.start() + 1 != read.bytes) {
             return Err((StatusCode::BAD_REQUEST, "The content is not as long as Content-Range says."));
         }
-        // RFC 9530 §2: of the content of this very request.
+        // RFC 9530 §2: the digest of this request's content, not of the whole video.
         let digest = format!("sha-256=:{}:", BASE64_STANDARD.encode(read.digest.clone().finish()));
         let claimed = headers.get("content-digest").or_else(|| read.trailers.get("content-digest"));
         if claimed.is_some_and(|claimed| claimed != digest.as_str()) {

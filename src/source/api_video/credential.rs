@@ -1,4 +1,4 @@
-//! [`Credential`]: the API key, and what is known of the refresh tokens that were granted to it.
+//! [`Credential`]: the API key, and how often each refresh token that was granted to it has been presented.
 
 use std::{
     collections::VecDeque,
@@ -7,33 +7,35 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::super::endpoint::Sent;
+use super::super::http::Sent;
 use crate::{error::SourceError, token::Token};
 
-/// How often a refresh token is presented at most: once it may have been spent, and once more.
+/// How often a refresh token is presented at most. The first time may have spent it, so there is a second one.
 const MAX_PRESENTED: u8 = 2;
 
-/// Of so many refresh tokens it is known how often they were presented: several providers may share the credential.
+/// How many refresh tokens are remembered. Several providers may share the credential, each with its own refresh token.
 const MAX_KNOWN: usize = 16;
 
+/// The maximum length of a key in bytes.
 const MAX_KEY_LEN: usize = 1024;
 
+/// The API key, and the refresh tokens that were granted to it.
 pub(super) struct Credential {
     key: SecretString,
-    /// Counts the keys.
+    /// How often the key was replaced.
     revision: u64,
-    /// The newest key to which a token was granted.
+    /// The revision of the newest key to which a token was granted.
     granted_revision: u64,
-    /// The newest last.
+    /// The refresh tokens that are remembered, the newest last.
     known: VecDeque<Known>,
 }
 
-/// What is known of a refresh token.
+/// A refresh token that is remembered.
 struct Known {
     refresh_token: SecretString,
-    /// The key that it was granted to, itself or the one before it.
+    /// The revision of the key that it, or the first refresh token of its chain, was granted to.
     revision: u64,
-    /// How often it was presented: each time may have spent it.
+    /// How often it was presented. Each time may have spent it.
     presented: u8,
 }
 
@@ -51,23 +53,29 @@ impl Credential {
         self.revision
     }
 
-    /// The API key, if it can be one, and its revision.
+    /// Returns the API key and its revision.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if the key is empty, too long, or has a character that no key has.
     pub(super) fn key(&self) -> Result<(SecretString, u64), SourceError> {
         let key = self.key.expose_secret();
-        let wrong = |what: &'static str| Err(SourceError::configuration(what));
+        let invalid = |what: &'static str| Err(SourceError::configuration(what));
         if key.is_empty() {
-            return wrong("the API key is empty: copy it from api.video's dashboard, under API Keys");
+            return invalid(
+                "the API key must not be empty: copy it from api.video's dashboard, under API Keys",
+            );
         }
         if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return wrong(
-                "the API key has a space, a line break or another character that no key has: copy it again from \
-                 api.video's dashboard, under API Keys",
+            return invalid(
+                "the API key must be at most 1024 visible ASCII characters, without a space or a line break: copy it \
+                 again from api.video's dashboard, under API Keys",
             );
         }
         Ok((self.key.clone(), self.revision))
     }
 
-    /// A token was granted to the key of this revision.
+    /// Records that `token` was granted to the key of this revision.
     pub(super) fn granted(&mut self, revision: u64, token: &Token) {
         self.granted_revision = self.granted_revision.max(revision);
         if let Some(refresh_token) = token.refresh_token() {
@@ -75,7 +83,7 @@ impl Credential {
         }
     }
 
-    /// A token was granted for this refresh token: it is of the same key.
+    /// Records that `token` was granted for this refresh token, and so belongs to the same key.
     fn renewed(&mut self, refresh_token: &str, token: &Token) {
         if let (Some(next), Some(revision)) =
             (token.refresh_token(), self.find(refresh_token).map(|known| known.revision))
@@ -98,13 +106,14 @@ impl Credential {
         self.known.push_back(Known { refresh_token: refresh_token.into(), revision, presented: 0 });
     }
 
-    /// Counts a refresh token as presented once more; false if it is not to be.
+    /// Counts a refresh token as presented once more. Returns false if it must not be presented.
     fn present(&mut self, refresh_token: &str) -> bool {
-        // Another process' is taken for one of the key that a token was granted to last.
+        // An unknown refresh token is another process's. It is assumed to belong to the newest key that was granted a
+        // token.
         self.learn(refresh_token, self.granted_revision);
         let newest = self.revision;
         let Some(known) = self.find(refresh_token) else { return false };
-        // Another key may be another account's.
+        // A new key may belong to another account, whose tokens the old refresh token does not give.
         if known.revision != newest || known.presented >= MAX_PRESENTED {
             return false;
         }
@@ -113,10 +122,10 @@ impl Credential {
     }
 }
 
-/// A refresh token on its way to the endpoint.
+/// A refresh token that is being presented to the endpoint.
 ///
-/// It counts as presented from the start, since the exchange may be dropped at any await; but not in the end if its request
-/// was not sent.
+/// It counts as presented from the start, because the exchange may be dropped at any await. Its drop takes that back if
+/// the request was not sent.
 pub(super) struct Presented<'a> {
     credential: &'a Mutex<Credential>,
     refresh_token: &'a str,
@@ -125,7 +134,7 @@ pub(super) struct Presented<'a> {
 }
 
 impl<'a> Presented<'a> {
-    /// `None` if the refresh token is not to be presented any more.
+    /// Counts the refresh token as presented. Returns `None` if it must not be presented any more.
     pub(super) fn new(
         credential: &'a Mutex<Credential>,
         refresh_token: &'a str,
@@ -139,24 +148,24 @@ impl<'a> Presented<'a> {
         self.refresh_token
     }
 
-    /// The answer says that it was not spent.
+    /// Records that the response says that the refresh token was not spent.
     pub(super) fn take_back(mut self) {
         self.is_unspent = true;
     }
 
-    /// `token` was granted for it.
+    /// Records that `token` was granted for the refresh token.
     pub(super) fn renewed(self, token: &Token) {
         lock(self.credential).renewed(self.refresh_token, token);
     }
 
-    /// It will never be of use again.
+    /// Records that the refresh token must not be presented again.
     pub(super) fn spend(self) {
         if let Some(known) = lock(self.credential).find(self.refresh_token) {
             known.presented = MAX_PRESENTED;
         }
     }
 
-    /// Whether it is not presented again after this.
+    /// Whether this is the last time that the refresh token is presented.
     pub(super) fn is_last(&self) -> bool {
         lock(self.credential).find(self.refresh_token).is_none_or(|known| known.presented >= MAX_PRESENTED)
     }
@@ -180,7 +189,7 @@ pub(super) fn lock(credential: &Mutex<Credential>) -> MutexGuard<'_, Credential>
 mod tests {
     use super::*;
 
-    /// Row 48: by type, since memory that has been freed cannot be looked at.
+    /// Row 48. Checked by type, because a test cannot read freed memory.
     #[test]
     fn zeroizes_key_and_refresh_token() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}

@@ -1,4 +1,4 @@
-//! The grants of [`ApiVideo`]: by refresh token where there is one, else by API key.
+//! The grants of [`ApiVideo`]: by refresh token if there is one, else by API key.
 
 use std::time::Duration;
 
@@ -10,8 +10,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         TokenRequest, TokenSource,
-        endpoint::{ExchangeError, Sent},
-        token_response,
+        http::{ExchangeError, Sent, token_response},
     },
     ApiVideo,
     credential::Presented,
@@ -19,19 +18,20 @@ use super::{
 };
 use crate::{error::SourceError, observability, origins::AllowedOrigins, token::Token};
 
-/// What the documents say a token lives for; taken where an answer does not say.
+/// The lifetime of a token whose response has no `expires_in`. It is the one in api.video's documents.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// What a token is requested with.
 enum Grant<'a> {
     RefreshToken(&'a str),
     ApiKey(&'a str),
 }
 
-/// How a grant failed, as far as the next grant is concerned.
+/// How a grant failed, which decides what follows.
 enum Failure {
-    /// The endpoint answered, with a status that is no success.
+    /// The endpoint responded with a status that is not a success.
     Status(StatusCode, SourceError),
-    /// The request may have been acted upon, and its result is gone.
+    /// The endpoint may have processed the request, and the result is lost.
     Lost(SourceError),
     /// The request was not sent.
     NotSent(SourceError),
@@ -59,53 +59,53 @@ impl Grant<'_> {
             Self::RefreshToken(refresh_token) => (Some(*refresh_token), None),
             Self::ApiKey(api_key) => (None, Some(*api_key)),
         };
-        // Two texts always serialize; an empty body would be refused by the endpoint.
+        // Two strings always serialize. The endpoint would reject an empty body.
         serde_json::to_string(&Body { refresh_token, api_key }).unwrap_or_default()
     }
 }
 
 impl ApiVideo {
+    /// Requests a token, in one exchange.
     async fn grant(&self, grant: Grant<'_>, sent: &Sent) -> Result<Token, Failure> {
-        let endpoint = self.endpoint().map_err(Failure::NotSent)?;
         let request = self.request(grant.path(), grant.body()).map_err(Failure::NotSent)?;
+        let endpoint = self.client.endpoint().map_err(Failure::NotSent)?;
         let url = request.uri().clone();
         let requested_at = Instant::now().into_std();
-        let answer = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
+        let response = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
             let not_sent = matches!(error, ExchangeError::NotSent(_));
             let error = SourceError::unavailable(format!("no token from {url}")).with_cause(error);
             if not_sent { Failure::NotSent(error) } else { Failure::Lost(error) }
         })?;
-        if answer.status.is_success() {
-            // The refresh token was spent on an answer that is of no use.
-            return token_response::parse(&answer.body, requested_at, DEFAULT_LIFETIME)
+        if response.status.is_success() {
+            // If the response cannot be used, the refresh token may still be spent.
+            return token_response::parse(&response.body, requested_at, DEFAULT_LIFETIME)
                 .map_err(Failure::Lost);
         }
-        Err(Failure::Status(answer.status, failure(answer.status, &answer.headers, &url)))
+        Err(Failure::Status(response.status, failure(response.status, &response.headers, &url)))
     }
 
-    /// Tries the refresh token; `None` when the API key's turn has come.
+    /// Requests a token with the refresh token. Returns `None` if the API key has to be used instead.
     async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
         if self.key_only {
             return None;
         }
         let sent = Sent::default();
-        // Counts as presented until its drop, also when this future is dropped meanwhile.
+        // Counts as presented until its drop, even if this future is dropped first.
         let presented = Presented::new(&self.credential, previous?.refresh_token()?, &sent)?;
         let error = match self.grant(Grant::RefreshToken(presented.refresh_token()), &sent).await {
             Ok(token) => {
                 presented.renewed(&token);
                 return Some(Ok(token));
             }
-            Err(Failure::NotSent(error)) => {
+            Err(
+                Failure::NotSent(error)
+                | Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error),
+            ) => {
                 presented.take_back();
                 return Some(Err(error));
             }
-            Err(Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error)) => {
-                presented.take_back();
-                return Some(Err(error));
-            }
-            // Any other answer that is neither a success nor a server's error rejects it (RFC 6749 §5.2 has 400), or says
-            // that nothing there accepts one. Whether that is all that is wrong, the key's endpoint will say.
+            // Any other status below 500 rejects the refresh token (400 in RFC 6749 §5.2), or means that the endpoint
+            // takes none. If the configuration is wrong, the endpoint for the key reports it.
             Err(Failure::Status(status, _)) if !status.is_server_error() => {
                 presented.spend();
                 observability::refresh_token_rejected(status);
@@ -113,7 +113,7 @@ impl ApiVideo {
             }
             Err(Failure::Status(_, error) | Failure::Lost(error)) => error,
         };
-        // A server that asks for a pause gets it before the key is sent to it.
+        // If the server asks for a delay, the key is not sent before that delay has passed.
         if presented.is_last() && error.retry_after().is_none() {
             observability::refresh_token_spent();
             return None;
@@ -121,24 +121,24 @@ impl ApiVideo {
         Some(Err(error))
     }
 
+    /// Requests a token with the API key.
     async fn authenticate(&self) -> Result<Token, SourceError> {
         let (key, revision) = self.credential().key()?;
-        let token = match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
-            Ok(token) => token,
-            Err(Failure::Status(status, error)) => match status.as_u16() {
-                400 | 401 | 403 => {
-                    let host = self.base_url.host().unwrap_or_default();
-                    return Err(SourceError::rejected(format!(
-                        "{host} refused the API key (HTTP {}): check that it is this environment's, and not revoked",
-                        status.as_u16()
-                    )));
-                }
-                _ => return Err(error),
-            },
-            Err(Failure::Lost(error) | Failure::NotSent(error)) => return Err(error),
-        };
-        self.credential().granted(revision, &token);
-        Ok(token)
+        match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
+            Ok(token) => {
+                self.credential().granted(revision, &token);
+                Ok(token)
+            }
+            Err(Failure::Status(
+                status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN),
+                _,
+            )) => Err(SourceError::rejected(format!(
+                "{} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
+                self.base_url.host().unwrap_or_default(),
+                status.as_u16()
+            ))),
+            Err(Failure::Status(_, error) | Failure::Lost(error) | Failure::NotSent(error)) => Err(error),
+        }
     }
 }
 
@@ -150,18 +150,24 @@ impl TokenSource for ApiVideo {
         }
     }
 
-    /// By the refresh token alone.
+    /// Uses the refresh token only.
     async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
         self.refresh(request.previous()).await.transpose()
+    }
+
+    fn validate(&self) -> Result<(), SourceError> {
+        self.credential().key()?;
+        // Checks the other options.
+        self.request("/", String::new()).map(drop)
     }
 
     fn revision(&self) -> u64 {
         self.credential().revision()
     }
 
-    /// The origin of the auth endpoints, which is also the API's.
+    /// The origin of the base URL, which the API shares.
     fn allowed_origins(&self) -> AllowedOrigins {
-        self.own_origin()
+        self.base_url.allowed_origins()
     }
 }
 

@@ -1,11 +1,16 @@
-//! [`ApiVideo`]: api.video's disposable bearer token: the source, its options, and how it talks to the API.
+//! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
+//!
+//! This file has the options and the request that all endpoints share. `grants` decides which grant is used,
+//! `credential` counts how often a refresh token was presented, and `upload_token` requests tokens for delegated
+//! uploads.
 
 mod credential;
 mod grants;
+mod upload_token;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -16,28 +21,29 @@ use http::{
 use http_body::Body;
 use tower_service::Service;
 
+pub use self::upload_token::UploadToken;
+
 use self::credential::Credential;
-use super::{
-    base_url::BaseUrl,
-    client::default_client,
-    endpoint::{Answer, Endpoint, Sent},
-    retry_after::retry_after,
+use super::http::{
+    BaseUrl, BoundedResponse, Client, Sent, header_seconds,
+    tls::{Cryptography, Roots},
 };
-use crate::{
-    error::{BoxError, Error, SourceError},
-    origins::AllowedOrigins,
-};
+use crate::error::{BoxError, SourceError};
 
 const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the client names itself, as api.video's own clients do.
+/// The name of the client, in the form that api.video's own clients use.
 const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
 const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 
-/// api.video's disposable bearer token ("Bearer Token Authentication" in its documents).
+/// The delay that a 429 of api.video asks for, in seconds.
+const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
+
+/// A [`TokenSource`](crate::TokenSource) for api.video's disposable bearer tokens ("Bearer Token Authentication" in its
+/// documents).
 ///
 /// ```
 /// use tower_bearer::{ApiVideo, TokenProvider};
@@ -47,67 +53,64 @@ const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
 ///
 /// # Order of grants
 ///
-/// `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent; if that is rejected,
-/// `POST /auth/api-key` with the API key; if that is rejected (400, 401, 403), a permanent error. So the key travels as
-/// seldom as the documents ask.
+/// 1. `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent.
+/// 2. If that is rejected, `POST /auth/api-key` with the API key.
+/// 3. If that is rejected too (400, 401, 403), a permanent error.
 ///
-/// A refresh token is spent by its use, so it is presented at most twice:
+/// The key is thus sent as rarely as api.video's documents ask.
 ///
-/// | answer to the refresh token | what follows |
+/// Its use spends a refresh token, so it is presented at most twice:
+///
+/// | response to the refresh token | what follows |
 /// |---|---|
-/// | 4xx except 408 and 429, or a redirect | it is rejected: the API key |
-/// | 5xx, an answer that is lost, late or unusable | it may be spent: presented once more after the backoff, then the API key |
-/// | 408, 429, or the request was not sent | it is not spent: presented again after the backoff |
+/// | 4xx except 408 and 429, or a redirect | it is rejected: the API key is used |
+/// | 5xx, or a response that is lost, late or unusable | it may be spent: it is presented once more after the backoff, then the API key is used |
+/// | 408, 429, or the request was not sent | it is not spent: it is presented again after the backoff |
 ///
-/// So a refresh endpoint that is broken for good costs a token no more than one authentication. Whether a request was sent
-/// is known exactly of the default client; with [another](Self::with_client), from the call on it may have been sent, unless
-/// its error says that no connection was made.
+/// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is
+/// known exactly whether a request was sent. With [another client](Self::with_client), a request counts as sent once
+/// the client is called, unless its error is a failure to connect.
 ///
-/// A refresh token is also spent whenever anybody authenticates with the same key: a second process on one key costs both of them a
-/// refused refresh, and so an authentication by key, each time the other renews its token. Where there are several, let
-/// them share a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or have
-/// each use the [key alone](Self::key_only).
+/// Every authentication with the key ends the refresh token before it, whichever process holds that. Two processes on
+/// one key therefore cost each other a rejected refresh and an authentication per renewal. Let several processes share
+/// a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or use the key
+/// only ([`key_only`](Self::key_only)).
 ///
-/// # What is not trusted
+/// # Limits
 ///
-/// At most 64 KiB of an answer are read, within one deadline ([`timeout`](Self::timeout)). A redirect is not followed: it
-/// would carry the key elsewhere. Plaintext `http` is refused for any host but loopback
-/// ([`insecure_base_url`](Self::insecure_base_url)).
+/// - An exchange reads at most 64 KiB of a response, within one deadline ([`timeout`](Self::timeout)).
+/// - Redirects are not followed, because a redirect would send the key to another URL.
+/// - Plaintext `http` is rejected for every host but loopback ([`insecure_base_url`](Self::insecure_base_url)).
 ///
 /// # Which origins see the token
 ///
-/// That of the base URL, which is the API's as well, unless the layer is told otherwise
-/// ([`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins)).
+/// The origin of the base URL, which the API shares, unless the layer's
+/// [`allowed_origins`](crate::BearerAuthLayer::allowed_origins) are set.
 ///
 /// # Clones
 ///
-/// A clone shares the key: keep one to replace it later ([`set_key`](Self::set_key)).
+/// Clones share the key. Keep one to replace the key later ([`set_key`](Self::set_key)).
 #[derive(Clone)]
 pub struct ApiVideo {
     credential: Arc<Mutex<Credential>>,
     base_url: BaseUrl,
     client: Client,
     timeout: Duration,
-    origin_app: Option<HeaderValue>,
+    /// The header, or the error for a name or a version that is not valid.
+    origin_app: Option<Result<HeaderValue, SourceError>>,
     key_only: bool,
 }
 
-#[derive(Clone)]
-enum Client {
-    /// Made when it is first needed: loading root certificates takes a while.
-    Default(Arc<OnceLock<Result<Endpoint, SourceError>>>),
-    Given(Endpoint),
-}
-
 impl ApiVideo {
-    /// api.video's production environment.
+    /// Makes a source for api.video's production environment.
     ///
-    /// An empty or ill-formed key is an error when it is first used.
+    /// A key that is empty or not valid is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn new(api_key: impl Into<String>) -> Self {
         Self::at(api_key.into(), Uri::from_static(PRODUCTION))
     }
 
-    /// api.video's sandbox environment; its API key is another than production's.
+    /// Makes a source for api.video's sandbox environment, which has its own API key.
     pub fn sandbox(api_key: impl Into<String>) -> Self {
         Self::at(api_key.into(), Uri::from_static(SANDBOX))
     }
@@ -116,34 +119,36 @@ impl ApiVideo {
         Self {
             credential: Arc::new(Mutex::new(Credential::new(key))),
             base_url: BaseUrl::new(base_url),
-            client: Client::Default(Arc::default()),
+            client: Client::default(),
             timeout: EXCHANGE_TIMEOUT,
             origin_app: None,
             key_only: false,
         }
     }
 
-    /// Sets where the auth endpoints are, such as a proxy or a test server: `https`, or `http` on loopback.
+    /// Sets the base URL of the auth endpoints, such as a proxy's or a test server's. Default: the environment's.
     ///
-    /// A path is kept as a prefix. A URL that cannot serve is an error when it is first used.
+    /// The URL is `https`, or `http` on loopback. It may have a path, which is a prefix of the endpoints' paths, but
+    /// neither a query nor a user name. A URL that is not valid is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn base_url(mut self, base_url: Uri) -> Self {
         self.base_url = BaseUrl::new(base_url);
         self
     }
 
-    /// As [`base_url`](Self::base_url), but plaintext `http` may go to any host: whoever listens has the API key.
+    /// Sets the base URL like [`base_url`](Self::base_url), and allows plaintext `http` for any host.
     ///
-    /// For meshes whose sidecar does the TLS.
+    /// Anyone on the network path can then read the API key. Meant for meshes whose sidecar does the TLS.
     pub fn insecure_base_url(mut self, base_url: Uri) -> Self {
         self.base_url = BaseUrl::insecure(base_url);
         self
     }
 
     /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
-    /// connect timeout of 5 s and idle connections kept for 15 s.
+    /// connect timeout of 5 s and an idle timeout of 15 s.
     ///
-    /// The client must not retry a request that may have been sent, nor follow redirects. It must not be wrapped in the
-    /// layer that it serves: the refresh would wait for itself.
+    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
+    /// the layer that gets its tokens from this source, because the refresh would wait for itself.
     pub fn with_client<C, ResBody>(mut self, client: C) -> Self
     where
         C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
@@ -153,68 +158,76 @@ impl ApiVideo {
         ResBody::Data: Send,
         ResBody::Error: Into<BoxError>,
     {
-        self.client = Client::Given(Endpoint::new(client));
+        self.client = Client::given(client);
         self
     }
 
-    /// Sets how long one exchange with an auth endpoint may take, from connecting to the end of its answer. Default:
-    /// 10 s.
+    /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
     ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if it is zero or more than an hour.
-    pub fn timeout(mut self, timeout: Duration) -> Result<Self, Error> {
-        if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
-            return Err(Error::InvalidOption(
-                "an exchange's timeout is more than zero, and at most an hour".into(),
-            ));
-        }
-        self.timeout = timeout;
-        Ok(self)
+    /// It has no effect with [`with_client`](Self::with_client).
+    pub fn roots(mut self, roots: Roots) -> Self {
+        self.client.set_roots(roots);
+        self
     }
 
-    /// Names the application to api.video (`AV-Origin-App: name:version`). Default: not named.
+    /// Sets which cryptography the default client uses for TLS. Default: [`Cryptography::Ring`].
     ///
-    /// # Errors
+    /// It has no effect with [`with_client`](Self::with_client).
+    pub fn cryptography(mut self, cryptography: Cryptography) -> Self {
+        self.client.set_cryptography(cryptography);
+        self
+    }
+
+    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default:
+    /// 10 s.
     ///
-    /// [`Error::InvalidOption`] unless the name is 1 to 50 characters of `A-Z a-z 0-9 - _`, and the version is one to
-    /// three numbers with dots between them.
-    pub fn origin_app(mut self, name: &str, version: &str) -> Result<Self, Error> {
+    /// It must be more than zero and at most an hour. Otherwise it is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets the name of the application that api.video gets (`AV-Origin-App: name:version`). Default: none.
+    ///
+    /// The name must be 1 to 50 characters of `A-Z a-z 0-9 - _`, and the version one to three numbers with dots between
+    /// them. Otherwise it is an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else
+    /// of the first use.
+    pub fn origin_app(mut self, name: &str, version: &str) -> Self {
         let name_fits = (1..=50).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let version_fits = version.split('.').count() <= 3 && version.split('.').all(number);
         let value = HeaderValue::try_from(format!("{name}:{version}")).ok();
-        match value.filter(|_| name_fits && version_fits) {
-            Some(value) => self.origin_app = Some(value),
-            None => {
-                return Err(Error::InvalidOption(
-                    "origin_app takes a name of 1 to 50 of A-Z a-z 0-9 - _, and a version x[.y[.z]]".into(),
-                ));
-            }
-        }
-        Ok(self)
+        self.origin_app = Some(value.filter(|_| name_fits && version_fits).ok_or_else(|| {
+            SourceError::configuration(format!(
+                "origin_app must have a name of 1 to 50 of A-Z a-z 0-9 - _ and a version x[.y[.z]], \
+                 got {name:?} and {version:?}"
+            ))
+        }));
+        self
     }
 
-    /// Has each token obtained with the API key, never with a refresh token: for several processes on one key that share no
-    /// store. Default: no.
+    /// Sets that every token is requested with the API key, never with a refresh token. Default: no.
     ///
-    /// Each authentication with a key is the end of the refresh token before it, whoever has it. So of several processes
-    /// that each keep a refresh token, all but the newest find theirs dead when they come to spend it: each renewal costs
-    /// a refused refresh and an authentication, which kills the next one's. This spares them the refused refresh, at the
-    /// price that the key travels once per process and expiry. A store shared by all costs one refresh per expiry instead
+    /// Use it for several processes on one key that do not share a store. Each authentication with a key ends the
+    /// refresh token before it, whichever process holds that. Without this option, every process but the newest
+    /// therefore finds its refresh token dead: each renewal costs a rejected refresh and an authentication, which ends
+    /// the refresh token of the next process. This option avoids the rejected refresh, but sends the key once per
+    /// process and expiry. A store that all share costs one refresh per expiry instead
     /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`).
     ///
-    /// The access tokens of the other processes stay good, unless api.video ends them; its documents do not say. If it does,
-    /// each renewal costs every other process a 401, which is healed, and without a store there is no end to that.
+    /// The access tokens of the other processes remain valid, unless api.video ends them, which its documents do not
+    /// say. If it does, each renewal costs every other process a 401 and a retry, and without a store that does not
+    /// end.
     pub fn key_only(mut self) -> Self {
         self.key_only = true;
         self
     }
 
-    /// Replaces the API key, in all clones. The next grant uses it; a cool-down after the old key's refusal is over.
+    /// Replaces the API key, in all clones. The next grant uses it. If the old key was rejected, the cool-down ends.
     ///
-    /// The current access token stays in use until it ages or is refused.
+    /// The current access token remains in use until it is about to expire or the API challenges it.
     pub fn set_key(&self, api_key: impl Into<String>) {
         self.credential().set_key(api_key.into());
     }
@@ -223,46 +236,43 @@ impl ApiVideo {
         credential::lock(&self.credential)
     }
 
-    fn endpoint(&self) -> Result<Endpoint, SourceError> {
-        match &self.client {
-            Client::Given(endpoint) => Ok(endpoint.clone()),
-            Client::Default(made) => made.get_or_init(|| default_client().map(Endpoint::reporting)).clone(),
+    /// Builds a `POST` request to the API, with the headers that all requests have.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if an option other than the key is not valid.
+    fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(60 * 60) {
+            let seconds = self.timeout.as_secs_f64();
+            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {seconds}s")));
         }
-    }
-
-    /// A `POST` to the API, with the headers that all of them have.
-    pub(crate) fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.base_url.join(path)?)
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .header(ORIGIN_CLIENT, concat!("tower-bearer:", env!("CARGO_PKG_VERSION")));
-        if let Some(app) = &self.origin_app {
+        if let Some(app) = self.origin_app.clone().transpose()? {
             request = request.header(ORIGIN_APP, app);
         }
         request.body(body).map_err(|error| {
-            SourceError::configuration("the request to api.video cannot be built").with_cause(error)
+            SourceError::configuration("cannot build the request to api.video").with_cause(error)
         })
     }
 
-    /// Sends `request` by the source's own client, and reads the answer, within bounds; of a refusal, the head alone.
-    pub(crate) async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
+    /// Sends `request` with the source's client and reads the response. The body is empty unless the status is a
+    /// success.
+    async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
         let url = request.uri().clone();
-        let answer = self.endpoint()?.send(request, self.timeout, &Sent::default()).await;
-        let Answer { status, headers, mut body } = answer
-            .map_err(|error| SourceError::unavailable(format!("no answer from {url}")).with_cause(error))?;
+        let response = self.client.endpoint()?.send(request, self.timeout, &Sent::default()).await;
+        let BoundedResponse { status, headers, mut body } = response
+            .map_err(|error| SourceError::unavailable(format!("no response from {url}")).with_cause(error))?;
         let text = String::from_utf8(std::mem::take(&mut *body))
-            .map_err(|_| SourceError::invalid_response(format!("the answer of {url} is no text")))?;
+            .map_err(|_| SourceError::invalid_response(format!("the response of {url} is not UTF-8")))?;
         let mut response = Response::new(text);
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         Ok(response)
-    }
-
-    /// Its own origin.
-    pub(crate) fn own_origin(&self) -> AllowedOrigins {
-        self.base_url.allowed_origins()
     }
 }
 
@@ -275,43 +285,36 @@ impl fmt::Debug for ApiVideo {
     }
 }
 
-/// What an answer means that is neither a success nor the refusal of a credential.
-pub(crate) fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
-    let code = status.as_u16();
-    match code {
-        408 | 429 | 500..=599 => {
-            let error = SourceError::unavailable(format!("{url} answered HTTP {code}"));
-            match retry_after(status, headers) {
-                Some(delay) => error.with_retry_after(delay),
-                None => error,
-            }
+/// Returns the error for a response whose status is neither a success nor the rejection of a credential.
+///
+/// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
+fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
+    let error = super::http::failure(status, headers, url);
+    match header_seconds(headers, RATE_LIMIT_RETRY_AFTER) {
+        Some(delay) if status == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() => {
+            error.with_retry_after(delay)
         }
-        300..=399 => SourceError::configuration(format!(
-            "{url} answered with a redirect (HTTP {code}), which is not followed: set the final base URL"
-        )),
-        404 | 405 | 410 | 415 => SourceError::configuration(format!(
-            "{url} is no endpoint of api.video's (HTTP {code}): check the base URL"
-        )),
-        _ => SourceError::invalid_response(format!("{url} answered HTTP {code}")),
+        _ => error,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::TokenSource;
 
     #[test]
     fn checks_origin_app_name_and_version() {
-        let named = |name: &str, version: &str| ApiVideo::new("key").origin_app(name, version).is_ok();
+        let named = |name: &str, version: &str| ApiVideo::new("key").origin_app(name, version).validate();
         let longest = "a".repeat(50);
         for (name, version) in [("my-app_1", "1"), ("a", "1.2"), (&longest, "1.2.3")] {
-            assert!(named(name, version), "{name}:{version}");
+            assert!(named(name, version).is_ok(), "{name}:{version}");
         }
         let too_long = "a".repeat(51);
         for (name, version) in
             [("", "1"), (&too_long, "1"), ("a b", "1"), ("a", ""), ("a", "1.2.3.4"), ("a", "1."), ("a", "v1")]
         {
-            assert!(!named(name, version), "{name}:{version}");
+            assert!(named(name, version).is_err(), "{name}:{version}");
         }
     }
 
@@ -321,12 +324,46 @@ mod tests {
         for (timeout, fits) in
             [(Duration::ZERO, false), (second, true), (second * 3600, true), (second * 3601, false)]
         {
-            assert_eq!(ApiVideo::new("key").timeout(timeout).is_ok(), fits, "{timeout:?}");
+            assert_eq!(ApiVideo::new("key").timeout(timeout).validate().is_ok(), fits, "{timeout:?}");
+        }
+    }
+
+    /// `TokenProvider::new` does not call `validate`.
+    #[tokio::test]
+    async fn fetch_reports_errors_of_validate() {
+        use crate::source::{RefreshReason, TokenRequest};
+
+        let key = || ApiVideo::new("key");
+        for (source, expected) in [
+            (ApiVideo::new(""), "the API key must not be empty: copy it from"),
+            (key().timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
+            (key().origin_app("a", "v1"), "origin_app must have a name"),
+            (key().base_url(Uri::from_static("/auth")), "base_url must have a scheme and a host"),
+        ] {
+            let error = source.validate().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+            let fetched = source.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap_err();
+            assert_eq!(fetched.to_string(), error);
         }
     }
 
     #[test]
-    fn a_key_is_shown_nowhere() {
+    fn rate_limit_header_counts_for_429() {
+        let delay = |status: StatusCode, headers: &[(&'static str, &str)]| {
+            let headers =
+                headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+            let url = Uri::from_static(PRODUCTION);
+            failure(status, &headers, &url).retry_after().map(|delay| delay.as_secs())
+        };
+        let (limited, rate_limit) = (StatusCode::TOO_MANY_REQUESTS, (RATE_LIMIT_RETRY_AFTER, "7"));
+        assert_eq!(delay(limited, &[rate_limit]), Some(7));
+        assert_eq!(delay(limited, &[rate_limit, ("retry-after", "3")]), Some(3));
+        assert_eq!(delay(limited, &[rate_limit, ("retry-after", "soon")]), Some(7));
+        assert_eq!(delay(StatusCode::SERVICE_UNAVAILABLE, &[rate_limit]), None);
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
         assert!(!format!("{:?}", ApiVideo::new("canary")).contains("canary"));
     }
 }

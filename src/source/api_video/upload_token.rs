@@ -1,4 +1,4 @@
-//! [`UploadToken`]: what lets somebody else upload one's videos; made through a stack of its own over the source's client.
+//! [`UploadToken`]: a token for api.video's delegated uploads, requested with the layer over the source's client.
 
 use std::{fmt, time::Duration};
 
@@ -7,21 +7,21 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize};
 use tower::{Layer, ServiceExt, service_fn};
 
+use super::{ApiVideo, failure};
 use crate::{
     error::{BoxError, Error, SourceError},
     layer::BearerAuthLayer,
     provider::TokenProvider,
-    source::{ApiVideo, failure},
 };
 
 const PATH: &str = "/upload-tokens";
 
-/// Lets whoever has it upload videos, without the API key and without a bearer token: api.video's delegated upload.
+/// A token that allows its holder to upload videos, without the API key and without a bearer token (delegated upload).
 ///
-/// It goes into the query of `POST /upload?token=…`, a request that carries no `Authorization` header: give it
-/// [`NoBearer`](crate::NoBearer) where the client has the layer.
+/// It goes into the query of `POST /upload?token=…`. That request has no `Authorization` header: if its client has the
+/// layer, add [`NoBearer`](crate::NoBearer) to the request.
 ///
-/// Its `Debug` does not show the token, which is overwritten in memory when it is dropped.
+/// `Debug` does not show the token. The token is overwritten in memory when it is dropped.
 #[derive(Clone)]
 pub struct UploadToken {
     token: SecretString,
@@ -29,12 +29,12 @@ pub struct UploadToken {
 }
 
 impl UploadToken {
-    /// The token, a secret.
+    /// Returns the token, which is a secret.
     pub fn token(&self) -> &str {
         self.token.expose_secret()
     }
 
-    /// How long it lives, from when it was made.
+    /// Returns the lifetime of the token, counted from its creation.
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
@@ -47,10 +47,10 @@ impl fmt::Debug for UploadToken {
 }
 
 impl ApiVideo {
-    /// Makes an upload token (`POST /upload-tokens`) that lives for `ttl`, in whole seconds, rounded up.
+    /// Creates an upload token (`POST /upload-tokens`) with a lifetime of `ttl`, rounded up to whole seconds.
     ///
-    /// The request goes over this source's client to its base URL, with the token of `provider`, which is the one that was
-    /// made of this source; it is healed as every request is.
+    /// The request uses this source's client and base URL, and the token of `provider`, which must be made from this
+    /// source. If the API challenges it, it is retried as every request is.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), tower_bearer::Error> {
@@ -67,41 +67,43 @@ impl ApiVideo {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if `ttl` is zero, which api.video takes for "without end", or more than 68 years, the most
-    /// that it takes. [`Error::Source`] if the endpoint cannot be reached, refuses, or answers without a token; and what
-    /// [`TokenProvider::token`] may end with.
+    /// - [`Error::InvalidOption`] if `ttl` is zero, which api.video reads as unlimited, or more than 2³¹ - 1 s, its
+    ///   maximum.
+    /// - [`Error::Source`] if the endpoint cannot be reached, rejects the request, or responds without a token.
+    /// - The errors of [`TokenProvider::token`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped while the request is under way, a token may have been made that nobody knows; it runs out.
+    /// If the future is dropped after the request was sent, the API may have created a token that nothing holds. It
+    /// expires.
     pub async fn upload_token(&self, provider: &TokenProvider, ttl: Duration) -> Result<UploadToken, Error> {
         let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
         if seconds == 0 || seconds > i32::MAX as u64 {
-            return Err(Error::InvalidOption(
-                "an upload token lives for more than zero, and at most 2³¹ s".into(),
-            ));
+            let seconds = ttl.as_secs_f64();
+            return Err(Error::InvalidOption(format!("ttl must be > 0 and < 2^31 s, got {seconds}s").into()));
         }
         // A number always serializes.
         let body = serde_json::to_string(&Body { ttl: seconds }).unwrap_or_default();
         let request = self.request(PATH, body)?;
         let url = request.uri().clone();
-        let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.own_origin());
+        let layer =
+            BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.base_url.allowed_origins());
         let client = layer.layer(service_fn(|request| self.exchange(request)));
-        let answer: Response<String> = client.oneshot(request).await.map_err(ours)?;
-        let (head, body) = answer.into_parts();
+        let response: Response<String> = client.oneshot(request).await.map_err(into_error)?;
+        let (head, body) = response.into_parts();
         let body = Zeroizing::new(body);
         if !head.status.is_success() {
             return Err(match head.status.as_u16() {
                 code @ (401 | 403) => {
-                    SourceError::rejected(format!("api.video made no upload token (HTTP {code})"))
+                    SourceError::rejected(format!("api.video did not create an upload token (HTTP {code})"))
                 }
                 _ => failure(head.status, &head.headers, &url),
             }
             .into());
         }
-        let invalid = || SourceError::invalid_response("api.video's answer has no upload token");
-        let answer: Answer = serde_json::from_str(&body).map_err(|_| invalid())?;
-        let token = answer.token.filter(|token| !token.expose_secret().is_empty()).ok_or_else(invalid)?;
+        let invalid = || SourceError::invalid_response("the response of api.video has no upload token");
+        let response: UploadTokenResponse = serde_json::from_str(&body).map_err(|_| invalid())?;
+        let token = response.token.filter(|token| !token.expose_secret().is_empty()).ok_or_else(invalid)?;
         Ok(UploadToken { token, ttl: Duration::from_secs(seconds) })
     }
 }
@@ -112,17 +114,17 @@ struct Body {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct UploadTokenResponse {
     token: Option<SecretString>,
 }
 
-/// What the stack failed with: the provider's error, or the source's own.
-fn ours(error: BoxError) -> Error {
+/// Returns the error inside the layer's boxed one: the provider's, or the source's.
+fn into_error(error: BoxError) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => *error,
         Err(error) => match error.downcast::<SourceError>() {
             Ok(error) => (*error).into(),
-            Err(error) => SourceError::unavailable("no upload token").with_cause(error).into(),
+            Err(error) => SourceError::unavailable("no upload token from api.video").with_cause(error).into(),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! One bounded exchange with an auth endpoint: one deadline for all of it, and no more of the answer than fits.
+//! [`Endpoint`]: one exchange with a token endpoint, with one deadline and a limit on the response.
 
 use std::{
     convert::Infallible,
@@ -15,49 +15,52 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_ENCODING};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, header::CONTENT_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use secrecy::zeroize::Zeroizing;
 use tower_service::Service;
 
-use crate::error::BoxError;
+use super::retry_after::retry_after;
+use crate::error::{BoxError, SourceError};
 
-/// The most that is read of an answer. A token response has two tokens of at most 16 KiB, and little else.
-const MAX_ANSWER: usize = 64 * 1024;
+/// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
+const MAX_RESPONSE: usize = 64 * 1024;
 
-/// An answer: whole if it is a success, else its head alone. Its body may hold a token, so it is overwritten when dropped.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Zeroizing<Vec<u8>>,
+/// The response of an exchange. The body is empty unless the status is a success.
+///
+/// The body may contain a token. It is overwritten when dropped.
+pub(crate) struct BoundedResponse {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
-/// Why there is no answer.
+/// Why an exchange gave no response.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ExchangeError {
-    /// The request was never sent: whatever it would have spent is not spent.
+pub(crate) enum ExchangeError {
+    /// The request was not sent. A credential in it is not spent.
     #[error("the request was not sent")]
     NotSent(#[source] BoxError),
-    /// The request may have been acted upon.
-    #[error("the connection was lost before the answer was complete")]
+    /// The server may have processed the request.
+    #[error("the connection was lost before the response was complete")]
     Lost(#[source] BoxError),
-    #[error("no answer arrived within {0:?}")]
+    #[error("no response within {0:?}")]
     TooSlow(Duration),
-    #[error("the answer is longer than {MAX_ANSWER} bytes")]
+    #[error("the response is longer than {MAX_RESPONSE} bytes")]
     TooLong,
-    #[error("the answer is compressed, though that was not asked for")]
+    #[error("the response is compressed, which the request did not accept")]
     Compressed,
 }
 
-type Exchange = Pin<Box<dyn Future<Output = Result<Answer, ExchangeError>> + Send>>;
+type Exchange = Pin<Box<dyn Future<Output = Result<BoundedResponse, ExchangeError>> + Send>>;
 
-/// Whether a request may have left this process; until then, it has spent nothing.
+/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the flag.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sent(Arc<AtomicBool>);
+pub(crate) struct Sent(Arc<AtomicBool>);
 
 impl Sent {
-    pub(super) fn get(&self) -> bool {
+    pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
@@ -66,8 +69,8 @@ impl Sent {
     }
 }
 
-/// A request body that says when a connection has come to need it: not before it is established.
-pub(super) struct ReportingBody {
+/// A request body that sets [`Sent`] when it is polled. A connection polls the body once it is established.
+pub(crate) struct ReportingBody {
     body: Full<Bytes>,
     sent: Sent,
 }
@@ -93,13 +96,13 @@ impl Body for ReportingBody {
     }
 }
 
-/// An HTTP client for the auth endpoint: any tower service, without its type.
+/// An HTTP client for a token endpoint: any tower service, without its type.
 #[derive(Clone)]
-pub(super) struct Endpoint(Arc<dyn Fn(Request<String>, Sent) -> Exchange + Send + Sync>);
+pub(crate) struct Endpoint(Arc<dyn Fn(Request<String>, Sent) -> Exchange + Send + Sync>);
 
 impl Endpoint {
-    /// A client of the user's. A request that it was called with may have been sent.
-    pub(super) fn new<C, ResBody>(client: C) -> Self
+    /// Wraps a client of the user's. A request counts as sent once the client is called with it.
+    pub(crate) fn new<C, ResBody>(client: C) -> Self
     where
         C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
@@ -108,7 +111,7 @@ impl Endpoint {
         ResBody::Data: Send,
         ResBody::Error: Into<BoxError>,
     {
-        // Each exchange has a clone of its own. The lock is there so that a client need not be `Sync`.
+        // Each exchange uses its own clone. With the lock, the client does not have to be `Sync`.
         let template = Mutex::new(client);
         Self(Arc::new(move |request, sent| {
             let client = template.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -116,8 +119,8 @@ impl Endpoint {
         }))
     }
 
-    /// A client that asks for the body once it has a connection: what goes before, such as a TLS handshake that hangs,
-    /// sends nothing.
+    /// Wraps a client that polls the body once it has a connection. A request counts as sent from then on, so that a
+    /// TLS handshake that hangs does not count.
     pub(super) fn reporting<C, ResBody>(client: C) -> Self
     where
         C: Service<Request<ReportingBody>, Response = Response<ResBody>> + Clone + Send + Sync + 'static,
@@ -133,19 +136,22 @@ impl Endpoint {
         }))
     }
 
-    /// Sends `request` and reads the answer, all within `deadline`; `sent` says whether it may have been sent, also when
-    /// this future is dropped.
-    pub(super) async fn send(
+    /// Sends `request` and reads the response, both within `deadline`.
+    ///
+    /// # Cancel safety
+    ///
+    /// `sent` is correct even if this future is dropped.
+    pub(crate) async fn send(
         &self,
         request: Request<String>,
         deadline: Duration,
         sent: &Sent,
-    ) -> Result<Answer, ExchangeError> {
-        let answer = tokio::time::timeout(deadline, (self.0)(request, sent.clone())).await;
-        match answer.unwrap_or(Err(ExchangeError::TooSlow(deadline))) {
+    ) -> Result<BoundedResponse, ExchangeError> {
+        let response = tokio::time::timeout(deadline, (self.0)(request, sent.clone())).await;
+        match response.unwrap_or(Err(ExchangeError::TooSlow(deadline))) {
             Err(ExchangeError::NotSent(error)) => Err(ExchangeError::NotSent(error)),
             Err(error) if !sent.get() => Err(ExchangeError::NotSent(error.into())),
-            answer => answer,
+            response => response,
         }
     }
 }
@@ -154,7 +160,7 @@ async fn exchange<C, B, ResBody>(
     mut client: C,
     request: Request<B>,
     before_call: impl FnOnce(),
-) -> Result<Answer, ExchangeError>
+) -> Result<BoundedResponse, ExchangeError>
 where
     C: Service<Request<B>, Response = Response<ResBody>>,
     C::Error: Into<BoxError>,
@@ -167,8 +173,8 @@ where
     let (head, body) = response.into_parts();
     let mut read = Zeroizing::new(Vec::new());
     if !head.status.is_success() {
-        // All that counts is in the head: no body is too long, too slow or too broken to hide a refusal.
-        return Ok(Answer { status: head.status, headers: head.headers, body: read });
+        // The head decides. If the body were read, one that is too long, slow or broken would hide a rejection.
+        return Ok(BoundedResponse { status: head.status, headers: head.headers, body: read });
     }
     if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         return Err(ExchangeError::Compressed);
@@ -177,7 +183,7 @@ where
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ExchangeError::Lost(error.into()))?;
         let Ok(mut data) = frame.into_data() else { continue };
-        if read.len() + data.remaining() > MAX_ANSWER {
+        if read.len() + data.remaining() > MAX_RESPONSE {
             return Err(ExchangeError::TooLong);
         }
         while data.has_remaining() {
@@ -187,14 +193,16 @@ where
             data.advance(length);
         }
     }
-    Ok(Answer { status: head.status, headers: head.headers, body: read })
+    Ok(BoundedResponse { status: head.status, headers: head.headers, body: read })
 }
 
-/// A client's error, by whether the request had been sent. Where the error does not tell, it may have been.
+/// Classifies a client's error: a failure to connect means that the request was not sent. Any other error may mean that
+/// it was.
 fn lost(error: BoxError) -> ExchangeError {
     if is_connect(error.as_ref()) { ExchangeError::NotSent(error) } else { ExchangeError::Lost(error) }
 }
 
+/// Whether the error, or one in its chain of causes, is a failure to connect.
 fn is_connect(error: &(dyn StdError + 'static)) -> bool {
     let client = error.downcast_ref::<hyper_util::client::legacy::Error>();
     let io = error.downcast_ref::<io::Error>();
@@ -203,9 +211,30 @@ fn is_connect(error: &(dyn StdError + 'static)) -> bool {
         || error.source().is_some_and(is_connect)
 }
 
+/// Returns the error for a response whose status is neither a success nor the rejection of a credential.
+pub(crate) fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
+    let code = status.as_u16();
+    match code {
+        408 | 429 | 500..=599 => {
+            let error = SourceError::unavailable(format!("{url} responded with HTTP {code}"));
+            match retry_after(headers) {
+                Some(delay) => error.with_retry_after(delay),
+                None => error,
+            }
+        }
+        300..=399 => SourceError::configuration(format!(
+            "{url} responded with a redirect (HTTP {code}), which is not followed: set base_url to the final URL"
+        )),
+        404 | 405 | 410 | 415 => SourceError::configuration(format!(
+            "{url} is not the expected endpoint (HTTP {code}): check base_url"
+        )),
+        _ => SourceError::invalid_response(format!("{url} responded with HTTP {code}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::client::Client, *};
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -213,7 +242,7 @@ mod tests {
         Request::post(uri).body("body".to_owned()).unwrap()
     }
 
-    /// A client that never answers, and takes the body first if it is to.
+    /// A client that never responds. It reads the body first if `takes_body` is set.
     fn silent(
         takes_body: bool,
     ) -> impl Service<
@@ -245,14 +274,14 @@ mod tests {
         }
     }
 
-    /// Row 68: the default client, and a peer that accepts connections and says nothing.
+    /// Row 68: the default client, and a peer that accepts connections and sends nothing.
     #[tokio::test]
     async fn a_tls_handshake_that_hangs_sends_nothing() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         for (scheme, is_sent) in [("https", false), ("http", true)] {
             let sent = Sent::default();
-            let endpoint = Endpoint::reporting(super::super::client::default_client().unwrap());
+            let endpoint = Client::default().endpoint().unwrap();
             let deadline = Duration::from_millis(200);
             let uri = format!("{scheme}://{address}");
             let error = endpoint.send(request(&uri), deadline, &sent).await.err().unwrap();

@@ -1,62 +1,70 @@
-//! [`BaseUrl`]: where an auth endpoint is, checked before a credential is sent there.
+//! [`BaseUrl`]: the URL of a source's endpoints, checked before a credential is sent there.
 
 use http::{Uri, uri::Scheme};
 
 use crate::{
     error::SourceError,
-    origins::{AllowedOrigins, is_loopback},
+    origins::{AllowedOrigins, is_loopback, shown},
 };
 
+/// The URL that the paths of a source's endpoints are appended to.
 #[derive(Clone)]
-pub(super) struct BaseUrl {
+pub(crate) struct BaseUrl {
     url: Uri,
-    /// Whether plaintext `http` may go to other hosts than loopback.
+    /// Whether plaintext `http` is allowed for hosts other than loopback.
     plaintext_anywhere: bool,
 }
 
 impl BaseUrl {
-    pub(super) fn new(url: Uri) -> Self {
+    /// Makes a base URL that allows plaintext `http` on loopback only.
+    pub(crate) fn new(url: Uri) -> Self {
         Self { url, plaintext_anywhere: false }
     }
 
-    /// Plaintext `http` may go to any host.
-    pub(super) fn insecure(url: Uri) -> Self {
+    /// Makes a base URL that allows plaintext `http` for any host.
+    pub(crate) fn insecure(url: Uri) -> Self {
         Self { url, plaintext_anywhere: true }
     }
 
-    /// The host, if the URL has one; it may be shown.
-    pub(super) fn host(&self) -> Option<&str> {
+    /// Returns the host, if the URL has one. It is not a secret.
+    pub(crate) fn host(&self) -> Option<&str> {
         self.url.host()
     }
 
-    /// Its origin, and no other.
-    pub(super) fn allowed_origins(&self) -> AllowedOrigins {
+    /// Returns the URL's origin as the only allowed one.
+    pub(crate) fn allowed_origins(&self) -> AllowedOrigins {
         AllowedOrigins::origin_of(&self.url)
     }
 
-    /// The URL with `path` added. It has no secret in it, and may be shown.
-    pub(super) fn join(&self, path: &str) -> Result<Uri, SourceError> {
-        let wrong = |what: &'static str| Err(SourceError::configuration(what));
+    /// Returns the URL with `path` appended. It contains no secret.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user
+    /// name or a query may be a secret.
+    pub(crate) fn join(&self, path: &str) -> Result<Uri, SourceError> {
+        let invalid = |what: &str| Err(SourceError::configuration(format!("base_url must {what}")));
         let (Some(scheme), Some(authority)) = (self.url.scheme(), self.url.authority()) else {
-            return wrong("the base URL has no scheme or no host: give one such as https://ws.api.video");
+            return invalid("have a scheme and a host, such as https://api.example.com");
         };
         if authority.as_str().contains('@') {
-            return wrong("the base URL has a user name or password: remove it");
+            return invalid("not have a user name or password");
         }
         if authority.host().is_empty() {
-            return wrong("the base URL has no host: give one such as https://ws.api.video");
+            return invalid("have a host, such as https://api.example.com");
         }
         if self.url.query().is_some() {
-            return wrong("the base URL has a query: remove it");
+            return invalid("not have a query");
         }
         if *scheme == Scheme::HTTP {
             if !self.plaintext_anywhere && !is_loopback(authority.host()) {
-                return wrong(
-                    "the base URL is plaintext http to another host: use https, or insecure_base_url if you must",
-                );
+                let origin = shown(&self.url);
+                return invalid(&format!(
+                    "not be plaintext http except on loopback, got {origin}: use https, or insecure_base_url"
+                ));
             }
         } else if *scheme != Scheme::HTTPS {
-            return wrong("the base URL is neither https nor http");
+            return invalid(&format!("be https or http, got {}", shown(&self.url)));
         }
         let prefix = self.url.path().trim_end_matches('/');
         Uri::builder()
@@ -64,7 +72,7 @@ impl BaseUrl {
             .authority(authority.clone())
             .path_and_query(format!("{prefix}{path}"))
             .build()
-            .or_else(|_| wrong("the base URL has no valid path"))
+            .or_else(|_| invalid("have a valid path"))
     }
 }
 
@@ -97,13 +105,13 @@ mod tests {
     #[test]
     fn unusable_base_url_error_has_hint() {
         for (base_url, hint) in [
-            ("/auth", "no host"),
-            ("ws.api.video:443", "no scheme"),
+            ("/auth", "a scheme and a host"),
+            ("ws.api.video:443", "a scheme and a host"),
             ("https://user:canary@ws.api.video", "user name"),
             ("https://ws.api.video/?key=canary", "query"),
             ("http://ws.api.video", "use https"),
             ("http://127.0.0.1.example.com", "use https"),
-            ("ftp://ws.api.video", "neither"),
+            ("ftp://ws.api.video", "https or http, got ftp://ws.api.video"),
         ] {
             let error = url(base_url).unwrap_err();
             assert!(error.contains(hint) && !error.contains("canary"), "{base_url}: {error}");

@@ -1,4 +1,4 @@
-//! The token endpoint's successful answer (RFC 6749 §5.1), read with suspicion.
+//! The parser of a token endpoint's successful response (RFC 6749 §5.1).
 
 use std::time::{Duration, Instant};
 
@@ -17,28 +17,29 @@ struct TokenResponse {
     error: Option<IgnoredAny>,
 }
 
-/// Reads the token out of `body`, which answers a request that was sent at `requested_at`.
+/// Parses the token in `body`, the response to a request that was sent at `requested_at`.
 ///
 /// # Errors
 ///
-/// [`SourceError::invalid_response`], with none of the answer's bytes in it: serde's own message would quote them.
-pub(super) fn parse(
+/// [`SourceError::invalid_response`]. It quotes nothing of the response and omits serde's message, which would.
+pub(crate) fn parse(
     body: &[u8],
     requested_at: Instant,
     default_lifetime: Duration,
 ) -> Result<Token, SourceError> {
     let invalid = |what: &'static str| SourceError::invalid_response(what);
     let response: TokenResponse = serde_json::from_slice(body)
-        .map_err(|_| invalid("the auth endpoint's answer is not the JSON of a token response"))?;
+        .map_err(|_| invalid("the response of the token endpoint is not a token response in JSON"))?;
     if response.error.is_some() {
-        return Err(invalid("the auth endpoint answered with success and an error at once"));
+        return Err(invalid("the response of the token endpoint has a success status and an error"));
     }
-    // RFC 6749 §7.1: a token of a type that we do not know must not be used. The type's name is case-insensitive.
+    // RFC 6749 §7.1: a client must not use a token of an unknown type. The name of the type is case-insensitive.
     if response.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-        return Err(invalid("the auth endpoint's token is not a bearer token"));
+        return Err(invalid("the response of the token endpoint has a token_type other than Bearer"));
     }
-    let access_token =
-        response.access_token.ok_or_else(|| invalid("the auth endpoint's answer has no access_token"))?;
+    let access_token = response
+        .access_token
+        .ok_or_else(|| invalid("the response of the token endpoint has no access_token"))?;
     let stated = response.expires_in.as_ref();
     let lifetime = stated.and_then(lifetime).unwrap_or_else(|| {
         if stated.is_some() {
@@ -49,7 +50,7 @@ pub(super) fn parse(
     let mut token =
         Token::builder(access_token.expose_secret()).expires_in(lifetime).requested_at(requested_at);
     if let Some(refresh_token) = response.refresh_token {
-        // An empty one is none.
+        // An empty refresh token counts as missing.
         if !refresh_token.expose_secret().is_empty() {
             token = token.refresh_token(refresh_token.expose_secret());
         }
@@ -57,7 +58,8 @@ pub(super) fn parse(
     Ok(token.build()?)
 }
 
-/// Seconds as a number or in a text, whole or not; less than nothing is nothing, and anything else is not stated.
+/// Reads `expires_in`: seconds as a number or a text, whole or fractional. A negative value is zero, any other value
+/// `None`.
 fn lifetime(expires_in: &Value) -> Option<Duration> {
     let seconds = match expires_in {
         Value::Number(number) => number.as_f64()?,
