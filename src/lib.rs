@@ -76,7 +76,7 @@
 //!
 //! # Where next
 //!
-//! [`recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
+//! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
 //! not `Clone`, [`TokenSource`] for another token service, [`observability`] for what is logged and counted, `testing` for
 //! tests.
 //!
@@ -90,17 +90,13 @@ mod authorization;
 pub mod challenge;
 mod error;
 mod future;
+pub mod guide;
 mod inner;
 mod layer;
 pub mod observability;
 mod options;
 mod per_request;
 mod provider;
-/// How to put the layer into the stack that you have.
-///
-// Its examples need the peers, and are tested where those are dependencies: in `interop`.
-#[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
-pub mod recipes {}
 pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;
