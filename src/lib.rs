@@ -1,11 +1,12 @@
-//! A tower layer that gives any HTTP client a bearer token that is always fresh.
+//! A tower layer that adds a bearer token to each request, refreshes the token before it expires, and retries requests that the
+//! API answers with 401.
 //!
 //! # Why
 //!
-//! A bearer token runs out, or is revoked. Then every request under way gets a 401 at once, and each of them asks for
-//! another token: the auth endpoint is stormed, a refresh token that can be used only once is used twice, uploads that
-//! cannot be sent again are lost. This crate has one place where that is done right: one refresh for everybody, in a
-//! task that no caller can cancel, and each refused request sent again, its body included.
+//! A bearer token expires, or is revoked. Then all requests get a 401 at one moment, and each of them asks for another token: the
+//! auth endpoint gets a burst of requests, a refresh token that can be used only once is used twice, and uploads that cannot be
+//! sent again are lost. With this crate one refresh serves all requests, in a task that no caller can cancel, and each challenged
+//! request is sent again, its body included.
 //!
 //! # Ten lines
 //!
@@ -34,55 +35,57 @@
 //!
 //! # What happens at an expiry
 //!
-//! Nothing that a caller would notice: in the last part of its life ([`RefreshAhead`]) a token is still used, while the next
-//! is fetched behind the callers' backs. While a token lives, an outage of its source is not noticed either. What failures
-//! do is told at [`TokenProvider`].
+//! Callers do not notice an expiry. In the last part of its life ([`RefreshAhead`]) a token is still used, while the next one is
+//! fetched in the background. While a token works, callers do not notice an outage of its source either. [`TokenProvider`] documents
+//! what a failure does.
 //!
 //! # What happens on a 401
 //!
-//! 1. The refused token, and no other, is to be replaced: if the [`TokenProvider`] has a newer one already, that is taken.
-//! 2. Otherwise one refresh for everybody fetches the next from the [`TokenSource`], in a task of its own.
-//! 3. The refused answer is drained within bounds, so that its connection serves again.
-//! 4. The request is sent again, with what [`replay`] has kept of its body; after a backoff, if that token was refused too.
-//! 5. When nothing is left to try, the caller gets the API's last answer as it is.
+//! 1. The challenged token, and no other, is to be replaced. If the [`TokenProvider`] has a newer one already, that is used.
+//! 2. Otherwise one refresh for all callers fetches the next token from the [`TokenSource`], in a task of its own.
+//! 3. The response is drained within bounds, so that its connection can be used again.
+//! 4. The request is sent again, with the body that [`replay`] has kept; after a backoff, if that token was challenged too.
+//! 5. If nothing is left to try, the caller gets the API's last response unchanged.
 //!
-//! Which answers count as a refusal is told in [`challenge`], how often and how soon in [`RetryPolicy`].
+//! [`challenge`] documents which responses are a challenge, and [`RetryPolicy`] how often and how soon a request is sent again.
 //!
-//! # Where the token goes
+//! # Which origins get the token
 //!
-//! To the origins of the layer's [`AllowedOrigins`] and no other, whatever a redirect or a URI says.
+//! Only the layer's [`AllowedOrigins`], whatever a redirect or a URI says.
 //!
 //! # Features
 //!
+//! Features only add items. None of them changes what another crate's use of this one does.
+//!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util's, over rustls with ring and Mozilla's roots |
+//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
 //! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
-//! | `native-roots` | no | that client trusts the operating system's root certificates instead |
-//! | `aws-lc-rs` | no | that client's cryptography is aws-lc-rs' instead of ring's |
-//! | `store` | no | `TokenStore`: several processes share one token, in a store of your own |
-//! | `file-store` | no | `FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
-//! | `redis` | no | `RedisStore`, for the processes of many hosts |
-//! | `encryption` | no | `EncryptedStore`: what is stored can only be read by those who have the key |
-//! | `reqwest` | no | `ReqwestService`, with which the layer wraps a reqwest client |
-//! | `tower-http` | no | the layer knows where a `FollowRedirect` beneath it was led, so that the 401 of another origin is no challenge |
-//! | `test-util` | no | `testing::AuthServer`, a server of api.video's kind on loopback, for the tests of your own stack |
+//! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
+//! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
+//! | `store` | no | `store::TokenStore`: several processes share one token, in a store of your own |
+//! | `file-store` | no | `store::FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
+//! | `redis` | no | `store::RedisStore`, for the processes of many hosts |
+//! | `encryption` | no | `store::EncryptedStore`, which encrypts what another store keeps |
+//! | `reqwest` | no | `ReqwestService`, which makes a reqwest client a tower service |
+//! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, the 401 of an origin that is not allowed is no challenge |
+//! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
 //!
 //! # Several processes
 //!
-//! Each provider is for its own process. Processes that share a credential share its token by a `TokenStore` (feature `store`):
-//! in Redis, in a file, or in a store of your own.
+//! Each provider serves one process. Processes that use one credential share its token in a store (feature `store`): in Redis, in a
+//! file, or in a store of your own. See [`guide::fleet`].
 //!
 //! # Where next
 //!
-//! [`recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's, [`replay`] for bodies that are
-//! not `Clone`, [`TokenSource`] for another token service, [`observability`] for what is logged and counted, `testing` for
-//! tests.
+//! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
+//! [`replay`] for bodies that are not `Clone`, [`TokenSource`] and [`source_fn`] for another token service, [`observability`] for
+//! events and metrics, `testing` for tests.
 //!
 //! # Runtime
 //!
-//! A tokio runtime with time enabled. Refreshes run on the runtime of the caller that starts them.
+//! A tokio runtime with time enabled. A refresh runs on the runtime of the caller that starts it.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -92,16 +95,12 @@ pub mod challenge;
 mod config;
 mod error;
 mod future;
+pub mod guide;
 mod layer;
 pub mod observability;
+mod origins;
 mod per_request;
 mod provider;
-/// How to put the layer into the stack that you have.
-///
-// Its examples need the peers, and are tested where those are dependencies: in `interop`.
-#[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
-pub mod recipes {}
-mod origins;
 pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;

@@ -1,4 +1,4 @@
-//! The catalogue of faults in `tests/README.md` is whole, and names tests that are there.
+//! The catalogue of faults in `tests/README.md` is complete, and names existing tests; so does SECURITY.md.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -20,4 +20,31 @@ fn catalogue_names_existing_tests() {
         }
     }
     assert_eq!(rows, (1..=73).collect());
+}
+
+#[test]
+fn security_promises_name_existing_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let promises = security.split("\n## What is not promised").next().unwrap();
+    let (mut checked, mut text) = (0, String::new());
+    for quoted in promises
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+    {
+        // `file::name` or `file`, then more names of the same file.
+        let (file, name) = quoted.split_once("::").unwrap_or(("", quoted));
+        let file = if quoted.ends_with(".rs") { quoted } else { file };
+        if file.ends_with(".rs") {
+            text = fs::read_to_string(root.join(file)).unwrap_or_else(|_| panic!("no {file}"));
+        }
+        let is_name = name.len() > 12
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));
+        if is_name {
+            assert!(text.contains(&format!("fn {name}(")), "no {name}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 15, "{checked}");
 }

@@ -147,7 +147,7 @@ where
     }
 }
 
-/// The page `recipes` of the crate's documentation, tested where its peers are dependencies.
+/// The page `guide::recipes` of the crate's documentation, tested where its peers are dependencies.
 #[cfg(doctest)]
-#[doc = include_str!("../../src/recipes.md")]
+#[doc = include_str!("../../src/guide/recipes.md")]
 struct Recipes;

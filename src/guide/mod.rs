@@ -1,0 +1,33 @@
+//! Pages on subjects that span several items of the crate.
+//!
+//! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
+//! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
+//! - [`fleet`]: how several processes share one token.
+//! - [`security`]: what the crate promises about secrets, each promise with its test.
+
+// The pages link to items of all features. The documentation is published with all of them.
+#![cfg_attr(
+    not(all(feature = "api-video", feature = "encryption", feature = "file-store", feature = "redis")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
+
+/// How to add the layer to an existing stack.
+///
+// Its examples need the peers, so they are tested in `interop`, where the peers are dependencies.
+#[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
+pub mod recipes {}
+
+/// What happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
+///
+#[doc = include_str!("failures.md")]
+pub mod failures {}
+
+/// How several processes share one token.
+///
+#[doc = include_str!("fleet.md")]
+pub mod fleet {}
+
+/// What the crate promises about secrets, each promise with its test, and what it does not promise.
+///
+#[doc = include_str!("../../SECURITY.md")]
+pub mod security {}
