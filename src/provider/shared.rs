@@ -260,7 +260,7 @@ mod tests {
                 Decision::Join(refresh) => refresh.waiter.wait(),
                 Decision::Fail(error) => Err(error),
                 Decision::Use(token)
-                | Decision::Replaced(token)
+                | Decision::Replaced(token, _)
                 | Decision::LeaveAlone(token)
                 | Decision::Postpone(token) => Ok(token),
                 Decision::Overdue(_) => unreachable!(),
