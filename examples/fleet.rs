@@ -25,7 +25,11 @@ use tokio::{
     task::JoinHandle,
     time::sleep,
 };
-use tower_bearer::{BoxError, RedisStore, Role, TokenStore, testing::AuthServer};
+use tower_bearer::{
+    BoxError,
+    store::{RedisStore, Role, TokenStore},
+    testing::AuthServer,
+};
 use worker::{Job, Tally};
 
 const LIFETIME: Duration = Duration::from_secs(2);
@@ -69,9 +73,9 @@ async fn main() -> Result<ExitCode, BoxError> {
             let mut newest = 0;
             loop {
                 let record = store.load().await.ok().flatten();
-                let generation = record.map_or(newest, |record| record.generation());
-                tokens.fetch_add(u64::from(generation != newest), Relaxed);
-                newest = generation;
+                let version = record.map_or(newest, |record| record.version());
+                tokens.fetch_add(u64::from(version != newest), Relaxed);
+                newest = version;
                 sleep(Duration::from_millis(10)).await;
             }
         }

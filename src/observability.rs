@@ -83,7 +83,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 #[cfg(feature = "store")]
-use crate::error::StoreError;
+use crate::store::StoreError;
 use crate::{
     error::{Error, SourceError},
     token::{Token, TokenId},

@@ -19,8 +19,12 @@ use processes::Process;
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreError,
-    TokenProvider, TokenStore, testing::AuthServer,
+    ApiVideo, Error, StaticToken, TokenProvider,
+    store::{
+        EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreErrorKind,
+        TokenStore,
+    },
+    testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -73,7 +77,7 @@ async fn what_is_stored_is_the_users_alone() {
     let second = publish(&store, "second").await;
     assert!(second > first);
     let record = store.load().await.unwrap().unwrap();
-    assert_eq!((record.generation(), record.text()), (second, "second"));
+    assert_eq!((record.version(), record.text()), (second, "second"));
     assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
 
     let made = path.parent().unwrap();
@@ -97,13 +101,13 @@ async fn unsafe_file_error_names_reason() {
             fs::rename(folder.token(), folder.0.join("elsewhere")).unwrap();
             symlink(folder.0.join("elsewhere"), folder.token()).unwrap();
         }),
-        ("token is open to other users (mode 640, not 600)", |folder| {
+        ("token is accessible to other users: its mode is 640, expected 600", |folder| {
             fs::set_permissions(folder.token(), Permissions::from_mode(0o640)).unwrap();
         }),
-        ("token is open to other users (mode 602, not 600)", |folder| {
+        ("token is accessible to other users: its mode is 602, expected 600", |folder| {
             fs::set_permissions(folder.token(), Permissions::from_mode(0o602)).unwrap();
         }),
-        ("token is no regular file", |folder| {
+        ("token is not a regular file", |folder| {
             fs::remove_file(folder.token()).unwrap();
             rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -118,17 +122,17 @@ async fn unsafe_file_error_names_reason() {
             fs::remove_file(folder.0.join("token.lock")).unwrap();
             symlink(folder.token(), folder.0.join("token.lock")).unwrap();
         }),
-        ("token.lock is open to other users (mode 666, not 600)", |folder| {
+        ("token.lock is accessible to other users: its mode is 666, expected 600", |folder| {
             fs::set_permissions(folder.0.join("token.lock"), Permissions::from_mode(0o666)).unwrap();
         }),
         ("token.lease is a symbolic link", |folder| {
             fs::remove_file(folder.0.join("token.lease")).unwrap();
             symlink("/dev/null", folder.0.join("token.lease")).unwrap();
         }),
-        ("can be written to by other users", |folder| {
+        ("is writable by other users", |folder| {
             fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
         }),
-        ("token is another user's", |folder| {
+        ("token belongs to another user", |folder| {
             // Whoever is root can give it away; whoever is not has a file of root's instead.
             if std::os::unix::fs::chown(folder.token(), Some(12345), None).is_err() {
                 fs::remove_file(folder.token()).unwrap();
@@ -149,7 +153,7 @@ async fn unsafe_file_error_names_reason() {
             Ok(_) => store.lease(MINUTE).await.unwrap_err(),
             Err(error) => error,
         };
-        assert!(matches!(error, StoreError::Unsafe(_)), "{reason}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::Insecure, "{reason}: {error:?}");
         let is_another_users = reason.contains("another user") && error.to_string().contains("symbolic link");
         assert!(error.to_string().contains(reason) || is_another_users, "{reason}: {error}");
         assert!(!format!("{error:?}").contains("canary"));
@@ -173,16 +177,16 @@ async fn invalid_file_is_replaced() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     for (text, reason) in [
-        (String::new(), "holds no record"),
-        ("canary".into(), "holds no record"),
-        (r#"{"schema":1,"generation":"canary"}"#.into(), "holds no record"),
-        (r#"{"schema":2,"canary":1}"#.into(), "is of schema 2, not 1"),
+        (String::new(), "does not contain a record"),
+        ("canary".into(), "does not contain a record"),
+        (r#"{"schema":1,"generation":"canary"}"#.into(), "does not contain a record"),
+        (r#"{"schema":2,"canary":1}"#.into(), "has schema 2, expected 1"),
         ("canary".repeat(100_000), "is longer than"),
     ] {
         publish(&store, "first").await;
         fs::write(folder.token(), &text).unwrap();
         let error = store.load().await.unwrap_err();
-        assert!(matches!(error, StoreError::InvalidRecord(_)), "{reason}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{reason}: {error:?}");
         assert!(error.to_string().contains(reason) && !format!("{error:?}").contains("canary"), "{error:?}");
         publish(&store, "second").await;
         assert_eq!(store.load().await.unwrap().unwrap().text(), "second");
@@ -236,7 +240,7 @@ async fn a_lease_ends_with_its_process() {
 #[tokio::test]
 async fn held_lock_times_out() {
     let folder = Folder::new();
-    let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20)).unwrap();
+    let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20));
     publish(&store, "first").await;
     let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
     lock.lock().unwrap();
@@ -252,7 +256,7 @@ async fn held_lock_times_out() {
 #[tokio::test]
 async fn a_slow_publication_lengthens_no_life() {
     let folder = Folder::new();
-    let store = FileStore::new(folder.token()).timeout(MINUTE).unwrap();
+    let store = FileStore::new(folder.token()).timeout(MINUTE);
     let lease = store.lease(MINUTE).await.unwrap().unwrap();
     let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
     lock.lock().unwrap();
@@ -288,7 +292,7 @@ async fn full_disk_loses_no_token() {
         assert_eq!(store.load().await.unwrap().unwrap().text(), first.text());
 
         prlimit(id, Resource::Fsize, before).unwrap();
-        while store.load().await.unwrap().unwrap().generation() == first.generation() {
+        while store.load().await.unwrap().unwrap().version() == first.version() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let counters = server.counters();
@@ -361,8 +365,11 @@ async fn a_file_can_be_encrypted() {
 
 #[test]
 fn out_of_range_options_are_errors() {
-    assert!(FileStore::new("token").timeout(Duration::ZERO).is_err());
-    assert!(FileStore::new("token").timeout(MINUTE * 2).is_err());
+    for timeout in [Duration::ZERO, MINUTE * 2] {
+        let store = FileStore::new("token").timeout(timeout);
+        let built = TokenProvider::builder(StaticToken::new("abc")).store(store).build();
+        assert!(matches!(built, Err(Error::InvalidOption(_))), "{timeout:?}");
+    }
     let store = FileStore::new("folder/token");
     assert_eq!(store.namespace(), "token");
     assert_eq!(store.with_namespace("other").namespace(), "other");

@@ -15,8 +15,12 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, Error, Extension, Lease, Publication, Record, RedisStore,
-    RetryPolicy, StoreError, TokenProvider, TokenStore, testing::AuthServer,
+    ApiVideo, Error, RetryPolicy, StaticToken, TokenProvider,
+    store::{
+        EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, RedisStore, StoreErrorKind,
+        TokenStore,
+    },
+    testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -65,7 +69,7 @@ async fn loads_record_with_remaining_life() {
     let second = publish(&store, "\"second\" – ünïcode").await;
     assert!(second > first);
     let record = store.load().await.unwrap().unwrap();
-    assert_eq!((record.generation(), record.text()), (second, "\"second\" – ünïcode"));
+    assert_eq!((record.version(), record.text()), (second, "\"second\" – ünïcode"));
     assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
 
     let lease = lease(&store).await;
@@ -84,7 +88,7 @@ async fn loads_record_with_remaining_life() {
 #[tokio::test]
 async fn a_slow_publication_lengthens_no_life() {
     let redis = RedisServer::start().await;
-    let store = store(&redis).timeouts(MINUTE, MINUTE).unwrap();
+    let store = store(&redis).timeouts(MINUTE, MINUTE);
     let lease = lease(&store).await;
     let pause = Duration::from_millis(300);
     redis.stop();
@@ -191,7 +195,7 @@ async fn isolates_namespaces_in_one_slot_each() {
     }
     let videos = store(&redis);
     let other = RedisStore::new(&redis.url(), "other").unwrap();
-    let prefixed = RedisStore::new(&redis.url(), "videos").unwrap().key_prefix("mine:").unwrap();
+    let prefixed = RedisStore::new(&redis.url(), "videos").unwrap().key_prefix("mine:");
     let _held = lease(&videos).await;
     publish(&other, "other").await;
     publish(&prefixed, "prefixed").await;
@@ -217,7 +221,7 @@ async fn redis_outage_delays_only_publication() {
     redis.kill();
     assert_eq!(provider.refresh(&token).await.unwrap().generation(), 2);
     let error = store(&redis).load().await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }) && error.source().is_some(), "{error:?}");
+    assert!(error.kind() == StoreErrorKind::Unavailable && error.source().is_some(), "{error:?}");
     redis.restart().await;
     let record = stored(&store(&redis)).await;
     assert!(record.text().contains(provider.current().unwrap().access_token()));
@@ -245,12 +249,12 @@ async fn failing_redis_costs_no_token() {
     ] {
         let redis = RedisServer::start().await;
         let server = AuthServer::start().await.unwrap();
-        let store = || store(&redis).timeouts(Duration::from_secs(1), Duration::from_millis(50)).unwrap();
+        let store = || store(&redis).timeouts(Duration::from_secs(1), Duration::from_millis(50));
         run(&redis, spoil).await;
         let provider = process(&server, store());
         let token = provider.token().await.unwrap_or_else(|error| panic!("{case}: {error:?}"));
         let error = store().lease(MINUTE).await.unwrap_err();
-        assert!(matches!(error, StoreError::Unavailable { .. }), "{case}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{case}: {error:?}");
         assert!(!format!("{error:?}").contains("canary"), "{case}: {error:?}");
         run(&redis, mend).await;
         assert!(stored(&store()).await.text().contains(token.access_token()), "{case}");
@@ -275,7 +279,7 @@ async fn what_is_none_of_ours_is_overwritten() {
         redis.run(&["HSET", KEY, field, garbage]).await;
         if field != "text" {
             let error = store(&redis).load().await.unwrap_err();
-            assert!(matches!(error, StoreError::InvalidRecord(_)), "{field}: {error:?}");
+            assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{field}: {error:?}");
         }
         let token = process(&server, store(&redis)).token().await.unwrap();
         assert_eq!(server.counters().api_key_grants, 2, "{field}");
@@ -319,12 +323,12 @@ async fn trusts_only_given_root_over_tls() {
     ])
     .await;
     let url = format!("rediss://127.0.0.1:{tls_port}");
-    let store = RedisStore::new(&url, "videos").unwrap().root_certificates(cert.pem()).unwrap();
+    let store = RedisStore::new(&url, "videos").unwrap().root_certificates(cert.pem());
     publish(&store, "over TLS").await;
     assert_eq!(store.load().await.unwrap().unwrap().text(), "over TLS");
     // Of a certificate that nobody vouches for, nothing is asked.
     let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
 }
 
 /// The rights that the documentation names are enough, and a password is shown nowhere.
@@ -359,7 +363,7 @@ async fn documented_acl_rights_suffice() {
     // What it may not do is told.
     redis.run(&["ACL", "SETUSER", "bearer", "-hset"]).await;
     let error = store.lease(MINUTE).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     assert!(format!("{}", error.source().unwrap()).contains("can't run this command"), "{error:?}");
 }
 
@@ -381,8 +385,11 @@ async fn a_record_can_be_encrypted() {
 #[test]
 fn out_of_range_options_are_errors() {
     let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
+    let build = |store: RedisStore| TokenProvider::builder(StaticToken::new("abc")).store(store).build();
+    let with_options =
+        |set: fn(RedisStore) -> RedisStore| build(set(new("redis://127.0.0.1", "videos").unwrap()));
     let url = "redis://127.0.0.1";
-    let second = Duration::from_secs(1);
+    const SECOND: Duration = Duration::from_secs(1);
     for refused in [
         new("http://127.0.0.1", "videos"),
         new("", "videos"),
@@ -390,11 +397,19 @@ fn out_of_range_options_are_errors() {
         new(url, "a b"),
         new(url, "{a}"),
         new(url, &"a".repeat(201)),
-        new(url, "videos").unwrap().key_prefix("{"),
-        new(url, "videos").unwrap().timeouts(Duration::ZERO, second),
-        new(url, "videos").unwrap().timeouts(second, second * 61),
-        new(url, "videos").unwrap().root_certificates("no certificate"),
-        new("rediss://127.0.0.1", "videos").unwrap().root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
+    ] {
+        assert!(matches!(refused, Err(Error::InvalidOption(_))), "{refused:?}");
+    }
+    for refused in [
+        with_options(|store| store.key_prefix("{")),
+        with_options(|store| store.timeouts(Duration::ZERO, SECOND)),
+        with_options(|store| store.timeouts(SECOND, SECOND * 61)),
+        with_options(|store| store.root_certificates("no certificate")),
+        build(
+            new("rediss://127.0.0.1", "videos")
+                .unwrap()
+                .root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
+        ),
     ] {
         assert!(matches!(refused, Err(Error::InvalidOption(_))), "{refused:?}");
     }

@@ -32,7 +32,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_bearer::{
-    BoxError, FileStore, RedisStore, Role, TokenStore,
+    BoxError,
+    store::{FileStore, RedisStore, Role, TokenStore},
     testing::{AuthServer, Fault, Route},
 };
 use worker::{Job, STOPPING, Tally};
@@ -127,11 +128,9 @@ impl Fleet {
         let watched = async {
             while self.row.expiries < until {
                 let record = store.load().await.ok().flatten();
-                if let Some(generation) =
-                    record.map(|record| record.generation()).filter(|it| *it != self.newest)
-                {
+                if let Some(version) = record.map(|record| record.version()).filter(|it| *it != self.newest) {
                     let posts = worker::posts(&self.server);
-                    self.newest = generation;
+                    self.newest = version;
                     self.row.expiries += 1;
                     self.row.worst = self.row.worst.max(posts - self.row.posts);
                     self.row.posts = posts;

@@ -23,8 +23,10 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, FileStore, RedisStore, RefreshAhead, Role, SourceError, Token,
-    TokenProvider, TokenProviderBuilder, TokenRequest, TokenSource, TokenStore, testing::AuthServer,
+    ApiVideo, BearerAuthLayer, BoxError, RefreshAhead, SourceError, Token, TokenProvider,
+    TokenProviderBuilder, TokenRequest, TokenSource,
+    store::{FileStore, RedisStore, Role, TokenStore},
+    testing::AuthServer,
 };
 
 /// Tells this program to be a worker, and which store it shares.

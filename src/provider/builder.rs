@@ -145,6 +145,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         settings.check()?;
         #[cfg(feature = "store")]
         if let Some(store) = settings.fleet.store.clone() {
+            store.validate()?;
             return Ok(Self::build_shared(source, store, settings));
         }
         Ok(TokenProvider::with_settings(Box::new(source), settings))

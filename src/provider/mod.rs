@@ -141,7 +141,7 @@ impl TokenProvider {
     /// Its source names no origins: name them with [`BearerAuthLayer::scope`](crate::BearerAuthLayer::allowed_origins). By
     /// default the token goes to every `https` origin, and to loopback.
     ///
-    /// [`Role::Reader`]: crate::Role::Reader
+    /// [`Role::Reader`]: crate::store::Role::Reader
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<impl TokenSource> {

@@ -10,8 +10,8 @@ use std::{
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_bearer::{
-    Extension, Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider,
-    TokenProviderBuilder, TokenRequest, TokenSource, TokenStore,
+    SourceError, Token, TokenProvider, TokenProviderBuilder, TokenRequest, TokenSource,
+    store::{Extension, Lease, Publication, Record, StoreError, TokenStore},
 };
 
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -148,7 +148,7 @@ impl TokenStore for MemoryStore {
                 return Ok(None);
             }
             if let Some(record) = kept.before_lease.take() {
-                kept.fence = record.generation();
+                kept.fence = record.version();
                 kept.record = Some((record, Instant::now()));
             }
             kept.leases += 1;

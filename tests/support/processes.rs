@@ -12,7 +12,11 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, Lease, TokenProvider, TokenStore, testing::AuthServer};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, TokenProvider,
+    store::{Lease, TokenStore},
+    testing::AuthServer,
+};
 
 const STORE: &str = "TEST_STORE";
 const SERVER: &str = "TEST_SERVER";
