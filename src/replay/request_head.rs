@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_comes_back_as_it_was() {
+    fn head_is_restored() {
         let mut request = Request::builder()
             .method("PURGE")
             .uri("https://example.com:8443/a?b=c")
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_headers_come_back_as_they_were(
+        fn any_headers_are_restored(
             headers in prop::collection::vec(
                 ("[a-z0-9!#$%&'*+.^_`|~-]{1,40}", prop::collection::vec(32..=255_u8, 0..80), any::<bool>()),
                 0..60,
