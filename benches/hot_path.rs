@@ -5,9 +5,9 @@
 //! cargo bench --bench hot_path -- --brief   # a few seconds, without instructions
 //! ```
 //!
-//! All stacks are measured in the same run, over the same service, which responds at once. Header values are either fresh
-//! (each owns its bytes, as in a request that was just built or received) or shared (clones of a template's values). The
-//! table is also written to `target/bench/hot_path.json`.
+//! All stacks are measured in the same run, over the same service, which responds at once. Header values are either
+//! fresh (each owns its bytes, as in a request that was just built or received) or shared (clones of a template's
+//! values). The table is also written to `target/bench/hot_path.json`.
 
 use std::{
     alloc::System,
@@ -102,8 +102,8 @@ impl<E> retry::Policy<Request<Body>, Response<Body>, E> for On401 {
     type Future = Ready<()>;
 
     fn retry(&mut self, _: &mut Request<Body>, result: &mut Result<Response<Body>, E>) -> Option<Ready<()>> {
-        let refused = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
-        (refused && self.0 > 0).then(|| {
+        let challenged = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
+        (challenged && self.0 > 0).then(|| {
             self.0 -= 1;
             ready(())
         })

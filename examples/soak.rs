@@ -1,5 +1,6 @@
 //! Soak test: two thousand callers over real sockets, tokens with a lifetime of one second, faults in one of twenty
-//! exchanges with the auth endpoint and the API, revocations, and callers that give up. Reports lost requests and calls.
+//! exchanges with the auth endpoint and the API, revocations, and callers that give up. Reports lost requests and
+//! calls.
 //!
 //! ```text
 //! cargo run --release --example soak -- --seconds 60

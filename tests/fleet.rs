@@ -381,7 +381,8 @@ async fn refreshes_without_store_then_publishes() {
     }
 }
 
-/// Row 57: an outage shorter than half of the time that refresh-ahead leaves costs nothing. A longer one fails no request.
+/// Row 57: an outage shorter than half of the time that refresh-ahead leaves costs nothing. A longer one fails no
+/// request.
 #[tokio::test(start_paused = true)]
 async fn live_token_waits_for_failing_store() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly] {

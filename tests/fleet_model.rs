@@ -1,5 +1,5 @@
-//! Model test of a fleet with random faults in its store, its processes and its endpoint. No caller ever gets an expired
-//! token, every caller gets a token, and after the faults there is again one token and one POST per expiry.
+//! Model test of a fleet with random faults in its store, its processes and its endpoint. No caller ever gets an
+//! expired token, every caller gets a token, and after the faults there is again one token and one POST per expiry.
 //!
 //! proptest records shrunk failures in `tests/fleet_model.proptest-regressions` and runs them first.
 
@@ -54,7 +54,8 @@ fn calm_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Two exchanges, the first of which is rejected, take less time than the others wait for a lease: five times [`LEASE`].
+/// Two exchanges, the first of which is rejected, take less time than the others wait for a lease: five times
+/// [`LEASE`].
 fn takes() -> impl Strategy<Value = Step> {
     prop_oneof![Just(200u64), Just(1_500), Just(2_500), Just(4_000)].prop_map(Step::Takes)
 }

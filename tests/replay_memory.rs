@@ -1,5 +1,5 @@
-//! `buffered` keeps its memory within the limit, whatever the body's frames are. The tests have their own file and run one
-//! at a time, because the allocator counts for the whole process.
+//! `buffered` keeps its memory within the limit, whatever the body's frames are. The tests have their own file and run
+//! one at a time, because the allocator counts for the whole process.
 #![cfg(feature = "api-video")]
 
 #[allow(dead_code)]
@@ -229,8 +229,8 @@ async fn trailers_cost_their_bytes() {
     assert_eq!(arrived[0], arrived[1]);
 }
 
-/// Sends a chunked body of `parts` times `part` through the example's gateway to an API that responds with 401 to the first
-/// token. Returns the growth of memory, and the bytes that arrived with each attempt.
+/// Sends a chunked body of `parts` times `part` through the example's gateway to an API that responds with 401 to the
+/// first token. Returns the growth of memory, and the bytes that arrived with each attempt.
 async fn through_the_gateway(parts: usize, part: Vec<u8>) -> (usize, Vec<u64>) {
     let listen = async |router: Router| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

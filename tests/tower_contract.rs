@@ -1,4 +1,5 @@
-//! tower's contract: readiness is the inner service's, the ready service is called, and no stack of tower layers deadlocks.
+//! tower's contract: readiness is the inner service's, the ready service is called, and no stack of tower layers
+//! deadlocks.
 
 mod support;
 
@@ -117,8 +118,8 @@ async fn calls_ready_service_and_readies_clone() {
         let before = clones.load(Ordering::SeqCst);
         api.accept("access-1");
         assert_eq!(service.ready().await.unwrap().call(get()).await.unwrap().status(), StatusCode::OK);
-        // With a token the service is not cloned, because cloning a client is expensive. Without one, the ready service is
-        // dropped before the request waits: one clone replaces it, another sends the request.
+        // With a token the service is not cloned, because cloning a client is expensive. Without one, the ready service
+        // is dropped before the request waits: one clone replaces it, another sends the request.
         assert_eq!(clones.load(Ordering::SeqCst) - before, if has_token { 0 } else { 2 });
 
         api.revoke_all();

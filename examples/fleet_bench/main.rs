@@ -1,5 +1,5 @@
-//! Measures how often a fleet calls its auth endpoint, and how many requests fail, while processes and stores fail. Uses
-//! real processes, a real Redis, and files.
+//! Measures how often a fleet calls its auth endpoint, and how many requests fail, while processes and stores fail.
+//! Uses real processes, a real Redis, and files.
 //!
 //! ```text
 //! cargo run --release --example fleet_bench --features file-store,redis                 # needs redis-server
@@ -64,8 +64,8 @@ struct Heard {
     requests: u64,
     lost: u64,
     /// Requests whose token had expired at the server although the crate could have prevented it: by the process's own
-    /// clock, the token had expired more than a second before the request was sent, or it had more than a second left when
-    /// the 401 arrived. Requests in progress while their process was stopped do not count.
+    /// clock, the token had expired more than a second before the request was sent, or it had more than a second left
+    /// when the 401 arrived. Requests in progress while their process was stopped do not count.
     expired: u64,
 }
 
@@ -210,8 +210,8 @@ impl Table {
         Self { brief, missed: Vec::new() }
     }
 
-    /// Prints a row. `bar` is the maximum of POSTs per expiry, on average and at worst. A row of an outage has none, because
-    /// the processes do not share a token then.
+    /// Prints a row. `bar` is the maximum of POSTs per expiry, on average and at worst. A row of an outage has none,
+    /// because the processes do not share a token then.
     fn add(&mut self, name: &str, row: &Row, bar: Option<(f64, u64)>) {
         let each = row.posts as f64 / row.expiries as f64;
         let [expiries, shown, at_worst] = match bar {

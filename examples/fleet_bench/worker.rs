@@ -159,14 +159,14 @@ impl Expiries {
         expiries.get(sent).copied()
     }
 
-    /// Returns whether a request with a 401 counts as preventable. No token is revoked here, so the server found the token
-    /// expired. The crate could have prevented that in two cases:
+    /// Returns whether a request with a 401 counts as preventable. No token is revoked here, so the server found the
+    /// token expired. The crate could have prevented that in two cases:
     ///
     /// * The token had expired more than a second before the request was sent.
     /// * The token had more than a second left when the response arrived, so its expiry was wrong.
     ///
-    /// Otherwise the token expired in transit, or while this process waited for a processor, which depends on the load of
-    /// the machine. A request does not count either if the process was stopped while it was in progress.
+    /// Otherwise the token expired in transit, or while this process waited for a processor, which depends on the load
+    /// of the machine. A request does not count either if the process was stopped while it was in progress.
     fn is_counted(expires_at: Option<Instant>, sent_at: Instant, answered_at: Instant) -> bool {
         expires_at
             .is_none_or(|expires_at| expires_at + TOLERANCE < sent_at || answered_at + TOLERANCE < expires_at)

@@ -167,8 +167,8 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if redis-rs cannot parse `url`, or the namespace is not 1 to 200 visible ASCII characters
-    /// without braces.
+    /// [`Error::InvalidOption`] if redis-rs cannot parse `url`, or the namespace is not 1 to 200 visible ASCII
+    /// characters without braces.
     pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
         let namespace = namespace.into();
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);

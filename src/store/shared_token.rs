@@ -1,4 +1,4 @@
-//! [`SharedToken`]: a provider's access to its store, with a time limit on each operation and later publication of a token
+//! [`SharedToken`]: a provider's access to its store. It limits the time of each operation, and later publishes a token
 //! that could not be stored.
 
 use std::{

@@ -1,5 +1,5 @@
-//! Simulates a fleet without processes: an in-memory store with injected failures, and an auth endpoint that invalidates
-//! refresh tokens as api.video does.
+//! Simulates a fleet without processes: an in-memory store with injected failures, and an auth endpoint that
+//! invalidates refresh tokens as api.video does.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{

@@ -106,7 +106,7 @@ pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
 pub async fn four_processes_share_one_token(test: &str, store: &str) {
     let server = AuthServer::start().await.unwrap();
     let mut processes: Vec<_> = (0..4).map(|_| Process::start(test, store, &server)).collect();
-    for (round, (refreshes, refused, authentications)) in
+    for (round, (refreshes, rejected, authentications)) in
         [(0, 0, 1), (1, 0, 1), (1, 1, 2)].into_iter().enumerate()
     {
         match round {
@@ -126,7 +126,7 @@ pub async fn four_processes_share_one_token(test: &str, store: &str) {
         let counters = server.counters();
         assert_eq!(
             (counters.refresh_grants, counters.rejected_refresh_tokens, counters.api_key_grants),
-            (refreshes, refused, authentications),
+            (refreshes, rejected, authentications),
             "round {round}"
         );
         // A second revocation within the cool-down of the first would look like an API that rejects every token.
