@@ -68,7 +68,7 @@ impl Issuer {
 }
 
 impl TokenSource for Issuer {
-    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut issued = self.issued();
         issued.count += 1;

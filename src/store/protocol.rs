@@ -28,24 +28,6 @@ pub(crate) struct SharedSource<T> {
     shared: Arc<SharedToken>,
 }
 
-/// Why there is no token. After a failure of the store the source is asked without it.
-enum Failure {
-    Source(SourceError),
-    Store(StoreError),
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<SourceError> for Failure {
-    fn from(error: SourceError) -> Self {
-        Self::Source(error)
-    }
-}
-
 impl<T: TokenSource> SharedSource<T> {
     pub(crate) fn new(
         source: T,
@@ -66,19 +48,21 @@ impl<T: TokenSource> SharedSource<T> {
             return self.wait_for_publisher(previous).await;
         }
         match self.refresh_with_store(request).await {
-            Ok(token) => Ok(token),
-            Err(Failure::Source(error)) => Err(error),
-            Err(Failure::Store(error)) => self.refresh_without_store(request, error).await,
+            Ok(result) => result,
+            Err(error) => self.refresh_without_store(request, error).await,
         }
     }
 
-    /// Steps 1 to 7.
-    async fn refresh_with_store(&self, request: &TokenRequest<'_>) -> Result<Token, Failure> {
+    /// Steps 1 to 7. The outer error means that the source was not asked, because the store has failed.
+    async fn refresh_with_store(
+        &self,
+        request: &TokenRequest<'_>,
+    ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let mut polls = backoff(POLL_BACKOFF);
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
-                return Ok(self.shared.adopt(token));
+                return Ok(Ok(self.shared.adopt(token)));
             }
             let leased_at = Instant::now();
             let Some(lease) = self.shared.lease().await? else {
@@ -93,12 +77,12 @@ impl<T: TokenSource> SharedSource<T> {
                 Ok(found) => found,
                 Err(error) => {
                     self.shared.release_in_background(lease);
-                    return Err(error.into());
+                    return Err(error);
                 }
             };
             if let Some(token) = usable(&found, previous) {
                 self.shared.release(lease).await;
-                return Ok(self.shared.adopt(token));
+                return Ok(Ok(self.shared.adopt(token)));
             }
             if leased_at.elapsed() > self.shared.lease / 2 {
                 self.shared.release(lease).await;
@@ -108,12 +92,13 @@ impl<T: TokenSource> SharedSource<T> {
             self.shared.reset_lease_wait();
             // Even if its access token has expired, the newest record has the only refresh token that still works.
             let base = found.filter(|found| is_newer(found, previous));
-            return self.ask_and_publish(&request.replacing(base.as_ref().or(previous)), lease).await;
+            let request = request.replacing(base.as_ref().or(previous));
+            return Ok(self.ask_and_publish(&request, lease).await);
         }
     }
 
     /// Steps 5 to 7.
-    async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, Failure> {
+    async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, SourceError> {
         let requested_at = Instant::now();
         let token = match self.ask_while_extending(&lease, request).await {
             Ok(Answer::Source(token)) => token,
@@ -123,7 +108,7 @@ impl<T: TokenSource> SharedSource<T> {
             }
             Err(error) => {
                 self.shared.release(lease).await;
-                return Err(error.into());
+                return Err(error);
             }
         };
         // Before the first await, because the refresh may time out at any of them. Otherwise the token would be lost,
