@@ -1,9 +1,6 @@
 //! The background task that keeps the token of an idle provider fresh.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Weak};
 
 use tokio::{
     runtime::Handle,
@@ -12,9 +9,6 @@ use tokio::{
 };
 
 use super::{refresh::obtain, shared::Shared, state::Need};
-
-/// How often the clocks are compared.
-const CLOCK_TICK: Duration = Duration::from_secs(60);
 
 /// Starts the background task, if the provider is to have one and none runs.
 pub(super) fn start(shared: &Arc<Shared>) {
@@ -38,9 +32,7 @@ async fn keep_fresh(shared: Weak<Shared>, mut changes: watch::Receiver<bool>) {
         let Some(shared) = shared.upgrade() else { return };
         shared.compare_clocks();
         obtain(&shared, Need::Ahead);
-        let tick = Instant::now() + CLOCK_TICK;
-        let next = shared.look_again_at().map_or(tick, |at| at.min(tick));
-        shared.state().background_runs_at(next);
+        let next = shared.state().background_runs_at(shared.published().as_ref(), Instant::now());
         // Held no longer: the drop of the last handle has to end this task.
         drop(shared);
         // A change is a reason to decide again before that.

@@ -23,7 +23,7 @@ const BURST: u32 = 10;
 /// - The API has accepted the new token, but no challenged request has succeeded: [`SPACING`].
 /// - Otherwise the cool-down, which doubles from one such refresh to the next. It starts at [`SPACING`] once the API has
 ///   accepted any token.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ChallengePause {
     cool_down: CoolDown,
     min: Duration,
@@ -54,18 +54,8 @@ pub(crate) enum Part {
 
 impl ChallengePause {
     pub(super) fn new((min, max): (Duration, Duration)) -> Self {
-        Self {
-            cool_down: CoolDown::new(min, max),
-            min,
-            max,
-            spacing: SPACING.clamp(min, max),
-            paced_until: None,
-            published_at: None,
-            generation: 0,
-            starter_waits: false,
-            healed: Part::None,
-            challenged_again: false,
-        }
+        let spacing = SPACING.clamp(min, max);
+        Self { cool_down: CoolDown::new(min, max), min, max, spacing, ..Self::default() }
     }
 
     /// Begins after a refresh that a challenge started, which published the token of `generation`. `accepted`: the API had accepted

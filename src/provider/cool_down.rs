@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A pause after a failure. Its length doubles from `min` to `max`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct CoolDown {
     min: Duration,
     max: Duration,

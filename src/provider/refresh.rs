@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     challenge_pause::Part,
     shared::Shared,
-    state::{Decision, Finished, Need, Refresh},
+    state::{Decision, Finished, Need, Refresh, Starter},
     sync::{Outcome, Waiter},
 };
 use crate::{
@@ -36,10 +36,10 @@ pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
     let reporter = &shared.reporter;
     let outcome = loop {
         match shared.decide(&need, Instant::now(), revision, runtime.is_some()) {
-            Decision::Start(refresh) => return start(shared, &refresh, runtime.as_ref()),
+            Decision::Start(refresh, starter) => return start(shared, &refresh, starter, runtime.as_ref()),
             Decision::Join(refresh) => {
                 reporter.joined(refresh.number);
-                return Waiting::on(shared, refresh, Part::Joined);
+                return Waiting::on(shared, refresh, None);
             }
             Decision::Overdue(refresh) => abandon(shared, &refresh),
             Decision::Use(token) => break Ok(token),
@@ -55,7 +55,12 @@ pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
     Waiting::Decided(Some(outcome))
 }
 
-fn start(shared: &Arc<Shared>, refresh: &Arc<Refresh>, runtime: Option<&Handle>) -> Waiting {
+fn start(
+    shared: &Arc<Shared>,
+    refresh: &Arc<Refresh>,
+    starter: Starter,
+    runtime: Option<&Handle>,
+) -> Waiting {
     // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise the
     // state would wait for it until its deadline.
     let task = RefreshTask {
@@ -63,7 +68,7 @@ fn start(shared: &Arc<Shared>, refresh: &Arc<Refresh>, runtime: Option<&Handle>)
         refresh: Arc::clone(refresh),
         asked_at: refresh.started_at,
     };
-    let waiting = Waiting::on(shared, Arc::clone(refresh), Part::Started);
+    let waiting = Waiting::on(shared, Arc::clone(refresh), Some(starter));
     shared.changed();
     let span = shared.reporter.refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
     let _ = refresh.span.set(span.clone());
@@ -191,23 +196,23 @@ pub(crate) enum Waiting {
         shared: Arc<Shared>,
         refresh: Arc<Refresh>,
         waiter: Waiter,
-        /// The part that the caller has in the refresh.
-        part: Part,
-        has_outcome: bool,
+        /// If the caller started the refresh.
+        starter: Option<Starter>,
     },
 }
 
 impl Waiting {
-    fn on(shared: &Arc<Shared>, refresh: Arc<Refresh>, part: Part) -> Self {
+    fn on(shared: &Arc<Shared>, refresh: Arc<Refresh>, starter: Option<Starter>) -> Self {
         let waiter = refresh.waiter.clone();
-        Self::Refresh { shared: Arc::clone(shared), refresh, waiter, part, has_outcome: false }
+        Self::Refresh { shared: Arc::clone(shared), refresh, waiter, starter }
     }
 
     /// The part that the caller has in the refresh.
     pub(crate) fn part(&self) -> Part {
         match self {
             Self::Decided(_) => Part::None,
-            Self::Refresh { part, .. } => *part,
+            Self::Refresh { starter: Some(_), .. } => Part::Started,
+            Self::Refresh { starter: None, .. } => Part::Joined,
         }
     }
 }
@@ -218,26 +223,13 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         match &mut *self {
             Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            Self::Refresh { shared, refresh, waiter, has_outcome, .. } => {
-                match Pin::new(&mut *waiter).poll(cx) {
-                    Poll::Ready(outcome) => {
-                        *has_outcome = true;
-                        Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted)))
-                    }
-                    Poll::Pending => {
-                        watch(shared, refresh);
-                        Poll::Pending
-                    }
+            Self::Refresh { shared, refresh, waiter, .. } => match Pin::new(&mut *waiter).poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted))),
+                Poll::Pending => {
+                    watch(shared, refresh);
+                    Poll::Pending
                 }
-            }
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Self::Refresh { shared, refresh, part: Part::Started, has_outcome: false, .. } = self {
-            shared.state().starter_is_gone(refresh);
+            },
         }
     }
 }

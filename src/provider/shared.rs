@@ -197,11 +197,6 @@ impl Shared {
         self.changes.send_modify(|_| {});
     }
 
-    /// When the background task has to decide again if nothing changes before.
-    pub(super) fn look_again_at(&self) -> Option<Instant> {
-        self.state().look_again_at(self.published().as_ref(), Instant::now())
-    }
-
     pub(super) fn status(&self) -> Status {
         self.state().status(self.published().as_ref(), Instant::now())
     }
@@ -264,7 +259,7 @@ mod tests {
                 | Decision::LeaveAlone(token)
                 | Decision::Postpone(token) => Ok(token),
                 Decision::Overdue(_) => unreachable!(),
-                Decision::Start(refresh) => {
+                Decision::Start(refresh, _) => {
                     let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
                     let outcome = if fetch <= self.interrupted {
                         Err(Error::Interrupted)

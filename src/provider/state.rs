@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{self, Ordering},
     },
     time::{Duration, SystemTime},
@@ -41,6 +41,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How often a changed credential is looked for while the one before is rejected.
 const REVISION_TICK: Duration = Duration::from_secs(1);
+
+/// How often the background task compares the clocks.
+const CLOCK_TICK: Duration = Duration::from_secs(60);
 
 /// A difference between the two clocks that is no sign of a suspended machine.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
@@ -83,8 +86,8 @@ pub(super) enum Decision {
     Join(Arc<Refresh>),
     /// The running refresh has not ended by its deadline, and is to be abandoned before the next decision.
     Overdue(Arc<Refresh>),
-    /// This refresh is the running one from here on: the caller has to start its task.
-    Start(Arc<Refresh>),
+    /// This refresh is the running one from here on: the caller has to start its task, and to keep its `Starter` while it waits.
+    Start(Arc<Refresh>, Starter),
 }
 
 /// What the end of a refresh has changed.
@@ -105,6 +108,9 @@ pub(super) enum Finished {
     Late,
 }
 
+/// Held by the request that started a refresh, for as long as it waits.
+pub(super) type Starter = Arc<()>;
+
 /// One refresh: what its task, its waiters and the state share.
 pub(crate) struct Refresh {
     /// Counted from 1.
@@ -122,6 +128,8 @@ pub(crate) struct Refresh {
     pub(super) started_at: Instant,
     /// When its timeout ends it. If it runs for longer, nobody drives its runtime.
     pub(super) deadline: Instant,
+    /// Alive while the request that started it waits for another token, to be sent again.
+    starter: Weak<()>,
     /// Where its end is reported. Set once, outside of the lock: a subscriber is foreign code.
     pub(super) span: OnceLock<Span>,
     /// Taken by the task, or by a caller that abandons the refresh, whichever ends it first.
@@ -150,8 +158,6 @@ pub(super) struct State {
     running: Option<Arc<Refresh>>,
     /// Whether an attempt of the running refresh has failed; `last_error` says why.
     attempt_failed: bool,
-    /// Whether the request that started the running refresh waits to be sent again.
-    starter_waits: bool,
     /// The runtimes on which a task abandons the running refresh at its deadline.
     watched: Vec<runtime::Id>,
     shut_down: bool,
@@ -187,7 +193,6 @@ impl State {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             running: None,
             attempt_failed: false,
-            starter_waits: false,
             watched: Vec::new(),
             shut_down: false,
             generation: 0,
@@ -255,19 +260,18 @@ impl State {
                 Decision::Postpone(token)
             }
             _ if !has_runtime => Decision::Fail(Error::NoRuntime),
-            _ => Decision::Start(self.start(need, reason, revision, now)),
+            _ => self.start(need, reason, revision, now),
         }
     }
 
-    fn start(&mut self, need: &Need, reason: RefreshReason, revision: u64, now: Instant) -> Arc<Refresh> {
-        let (sender, waiter) = channel();
+    fn start(&mut self, need: &Need, reason: RefreshReason, revision: u64, now: Instant) -> Decision {
+        let ((sender, waiter), starter) = (channel(), Starter::default());
         let (waits, challenge) = match need {
             Need::OtherThan { waits, challenge, .. } => (*waits, challenge.clone()),
             Need::Any | Need::Ahead => (false, None),
         };
         self.started += 1;
         self.attempt_failed = false;
-        self.starter_waits = waits;
         self.watched.clear();
         let refresh = Arc::new(Refresh {
             number: self.started,
@@ -278,12 +282,13 @@ impl State {
             revision,
             started_at: now,
             deadline: now + self.config.refresh_timeout,
+            starter: if waits { Arc::downgrade(&starter) } else { Weak::new() },
             span: OnceLock::new(),
             sender: Mutex::new(Some(sender)),
             waiter,
         });
         self.running = Some(Arc::clone(&refresh));
-        refresh
+        Decision::Start(refresh, starter)
     }
 
     fn is_running(&self, refresh: &Refresh) -> bool {
@@ -308,14 +313,6 @@ impl State {
     pub(super) fn may_ask(&self, refresh: &Refresh, now: Instant) -> Result<(), Error> {
         let may_ask = self.is_running(refresh) && now < refresh.deadline;
         may_ask.then_some(()).ok_or_else(|| self.timed_out(refresh))
-    }
-
-    /// Records that the request that started the refresh was dropped: no response to it will tell whether the new token
-    /// is accepted.
-    pub(super) fn starter_is_gone(&mut self, refresh: &Refresh) {
-        if self.is_running(refresh) {
-            self.starter_waits = false;
-        }
     }
 
     /// The error of a refresh whose time is up: the failure of its newest attempt says more than the timeout.
@@ -391,7 +388,8 @@ impl State {
             Ok(token) => {
                 let published = self.publish(token, asked_at, now, wall);
                 if refresh.reason == RefreshReason::Challenged {
-                    let starter_waits = self.starter_waits && !is_late;
+                    // If the starter is gone, no response to it will tell whether the API accepts the new token.
+                    let starter_waits = !is_late && refresh.starter.strong_count() > 0;
                     let had_accepted = refresh
                         .previous
                         .as_ref()
@@ -504,31 +502,25 @@ impl State {
         }
     }
 
-    /// Records when the background task has to run next.
-    pub(super) fn background_runs_at(&mut self, at: Instant) {
-        if let Some((_, due)) = &mut self.background {
-            *due = at;
-        }
-    }
-
     /// Takes the background task, for a caller that waits for its end. `None` if it will not run again.
     pub(super) fn take_background(&mut self, now: Instant) -> Option<JoinHandle<()>> {
         self.background.take().filter(|background| is_driven(background, now)).map(|(task, _)| task)
     }
 
-    /// When the background task has to decide again if nothing changes before. `None` if only a change can tell.
-    pub(super) fn look_again_at(&self, current: Option<&Token>, now: Instant) -> Option<Instant> {
-        if let Some(refresh) = &self.running {
+    /// When the background task has to decide again if nothing changes before.
+    pub(super) fn background_runs_at(&mut self, current: Option<&Token>, now: Instant) -> Instant {
+        let at = match (&self.running, current) {
             // It ends before that, unless its runtime is not driven.
-            return refresh.deadline.checked_add(AFTER_INTERRUPTION);
-        }
-        if self.permanent.is_active(now) {
-            return self.permanent.until().min(now.checked_add(REVISION_TICK));
-        }
-        match current {
-            Some(token) if token.0.is_fresh(now) => token.refresh_at(),
+            (Some(refresh), _) => refresh.deadline.checked_add(AFTER_INTERRUPTION),
+            _ if self.permanent.is_active(now) => self.permanent.until().min(now.checked_add(REVISION_TICK)),
+            (None, Some(token)) if token.0.is_fresh(now) => token.refresh_at(),
             _ => self.not_before.max(now.checked_add(AFTER_INTERRUPTION)),
+        };
+        let at = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
+        if let Some((_, due)) = &mut self.background {
+            *due = at;
         }
+        at
     }
 
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {
