@@ -12,7 +12,7 @@ use super::{refresh::obtain, shared::Shared, state::Need};
 
 /// Starts the background task, if the provider is to have one and none runs.
 pub(super) fn start(shared: &Arc<Shared>) {
-    if !shared.config.keep_fresh || shared.is_shut_down() {
+    if !shared.config.keep_fresh || *shared.changes().borrow() {
         return;
     }
     let Ok(runtime) = Handle::try_current() else { return };

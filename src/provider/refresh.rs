@@ -101,12 +101,8 @@ struct RefreshTask {
 
 impl RefreshTask {
     async fn run(mut self) {
-        let deadline = self.refresh.deadline;
-        let outcome = match timeout_at(deadline, self.attempt()).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(self.shared.state().timed_out(&self.refresh)),
-        };
-        self.finish(outcome);
+        let outcome = timeout_at(self.refresh.deadline, self.attempt()).await;
+        self.finish(outcome.unwrap_or_else(|_| Err(self.shared.state().timed_out(&self.refresh))));
     }
 
     /// Asks the source until it gives a token, fails permanently, or has failed too often.

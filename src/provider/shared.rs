@@ -167,10 +167,6 @@ impl Shared {
         }
     }
 
-    pub(super) fn is_shut_down(&self) -> bool {
-        *self.changes.borrow()
-    }
-
     /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the runtime of either
     /// may be one that nobody drives any more.
     pub(super) async fn at_rest(&self) {
