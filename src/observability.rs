@@ -75,7 +75,11 @@
 //! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `retried`, or the `reason` for not retrying |
 //!
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
-#![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(dead_code, unused_variables))]
+// Each feature leaves some of these functions without a caller, or their parameters without a use.
+#![cfg_attr(
+    not(all(feature = "tracing", feature = "metrics", feature = "api-video")),
+    allow(dead_code, unused_variables)
+)]
 
 use std::{error::Error as StdError, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -361,17 +365,14 @@ impl Reporter {
     }
 }
 
-#[cfg(feature = "api-video")]
 pub(crate) fn refresh_token_rejected(status: StatusCode) {
     event!(INFO, status = status.as_u16(), "refresh token rejected; authenticating with the API key");
 }
 
-#[cfg(feature = "api-video")]
 pub(crate) fn refresh_token_spent() {
     event!(WARN, "refresh token may be spent; authenticating with the API key");
 }
 
-#[cfg(feature = "api-video")]
 pub(crate) fn lifetime_ignored(default: Duration) {
     event!(WARN, lifetime_ms = millis(default), "expires_in is not a number; using the default lifetime");
 }
