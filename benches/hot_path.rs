@@ -1,13 +1,13 @@
-//! What a request pays over the bare service: time, allocations, and callgrind's instructions where valgrind is there.
+//! Measures the cost of a request over the bare service: time, allocations, and instructions if valgrind is installed.
 //!
 //! ```text
 //! cargo bench --bench hot_path              # all of it, a few minutes
 //! cargo bench --bench hot_path -- --brief   # a few seconds, without instructions
 //! ```
 //!
-//! Every stack is measured in the same run, over the same service, which answers at once. The requests' header values are
-//! either fresh (each owns its bytes, as a request that was just built or received) or shared (clones of one template's).
-//! The table is also written to `target/bench/hot_path.json`.
+//! All stacks are measured in the same run, over the same service, which responds at once. Header values are either
+//! fresh (each owns its bytes, as in a request that was just built or received) or shared (clones of a template's
+//! values). The table is also written to `target/bench/hot_path.json`.
 
 use std::{
     alloc::System,
@@ -34,7 +34,7 @@ use tower_http::auth::AddAuthorizationLayer;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// As long as api.video's.
+/// As long as a token of api.video.
 const TOKEN: &str =
     "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJsaXM0MTc1OTQ1OTU0MjQ1NTQ1NDU0NTQ1In0.Cq4hM2chE_muUA";
 
@@ -67,7 +67,7 @@ impl Stack {
     }
 }
 
-/// What is wrapped: it answers 200 at once.
+/// The inner service. It responds with 200 at once.
 #[derive(Clone)]
 struct Api;
 
@@ -94,7 +94,7 @@ impl TokenSource for Hourly {
     }
 }
 
-/// As tower's users write it: the whole request is cloned, and a 401 is tried again.
+/// A typical retry policy for tower: it clones the whole request and retries after a 401.
 #[derive(Clone)]
 struct On401(u32);
 
@@ -102,8 +102,8 @@ impl<E> retry::Policy<Request<Body>, Response<Body>, E> for On401 {
     type Future = Ready<()>;
 
     fn retry(&mut self, _: &mut Request<Body>, result: &mut Result<Response<Body>, E>) -> Option<Ready<()>> {
-        let refused = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
-        (refused && self.0 > 0).then(|| {
+        let challenged = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
+        (challenged && self.0 > 0).then(|| {
             self.0 -= 1;
             ready(())
         })
@@ -114,7 +114,7 @@ impl<E> retry::Policy<Request<Body>, Response<Body>, E> for On401 {
     }
 }
 
-/// As kube's client does it: a lock, a boxed future and a header string for each request.
+/// A filter like that of kube's client: a lock, a boxed future and a new header string per request.
 fn kube_style_filter() -> impl Layer<
     Api,
     Service: Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send> + Clone,
@@ -132,7 +132,7 @@ fn kube_style_filter() -> impl Layer<
     })
 }
 
-/// What requests are made of.
+/// The template for requests.
 struct Template {
     uri: Uri,
     names: Vec<HeaderName>,
@@ -160,7 +160,7 @@ impl Template {
     }
 }
 
-/// Sends this many requests through the stack.
+/// Sends `requests` requests through the stack.
 fn send(stack: Stack, template: &Template, provider: &TokenProvider, requests: usize) {
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let add = || AddAuthorizationLayer::bearer(TOKEN).as_sensitive(true);
@@ -188,7 +188,7 @@ where
     }
 }
 
-/// One cell of the table: a stack under one kind of request. Each figure is what it adds to the bare service's.
+/// One cell of the table: a stack with one kind of request. The figures are the difference to the bare service.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     nanoseconds: f64,
@@ -203,12 +203,12 @@ struct Run {
 }
 
 impl Run {
-    /// The costs of all stacks, in the order of [`Stack::ALL`].
+    /// Measures all stacks, in the order of [`Stack::ALL`].
     fn measure(&self, headers: usize, fresh: bool) -> Vec<Cost> {
         let template = Template::new(headers, fresh);
         let (rounds, requests) = if self.brief { (5, 200) } else { (31, 5_000) };
         let mut samples = vec![Vec::new(); Stack::ALL.len()];
-        // Round by round, so that what disturbs the machine disturbs every stack.
+        // Stacks alternate, so that disturbances of the machine affect all of them.
         for _ in 0..rounds {
             for ((stack, _), samples) in Stack::ALL.iter().zip(&mut samples) {
                 let begun = Instant::now();
@@ -244,21 +244,21 @@ impl Run {
             let change = region.change();
             (change.allocations + change.reallocations) as f64
         };
-        // What the making of a stack allocates is in both.
+        // The difference cancels the allocations of the setup.
         (count(1_100) - count(100)) / 1_000.0
     }
 }
 
-/// Callgrind's count for one request, from the difference of two runs: what starting costs is in both.
+/// Counts the instructions of one request with callgrind. The difference of two runs cancels those of the setup.
 fn instructions(stack: Stack, headers: usize, fresh: bool) -> f64 {
-    let program = std::env::current_exe().expect("this program has a path");
+    let program = std::env::current_exe().expect("the path of this program");
     let count = |requests: usize| {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
             .arg(&program)
             .args(["--send", stack.name(), &headers.to_string(), &fresh.to_string(), &requests.to_string()])
             .output()
-            .expect("valgrind was there a moment ago");
+            .expect("valgrind runs");
         let report = String::from_utf8_lossy(&output.stderr).into_owned();
         let count = report.lines().find_map(|line| line.split_once("Collected : ")).map(|(_, count)| count);
         count.and_then(|count| count.trim().parse::<f64>().ok()).unwrap_or_else(|| panic!("{report}"))
@@ -273,15 +273,15 @@ fn provider() -> TokenProvider {
     provider
 }
 
-/// `--send STACK HEADERS FRESH REQUESTS`: what runs under callgrind.
+/// The command that runs under callgrind: `--send STACK HEADERS FRESH REQUESTS`.
 fn send_only(arguments: &[String]) {
     let [name, headers, fresh, requests] = arguments else { panic!("{arguments:?}") };
-    let (stack, _) = Stack::ALL.iter().find(|(_, of)| of == name).expect("a stack's name");
+    let (stack, _) = Stack::ALL.iter().find(|(_, of)| of == name).expect("the name of a stack");
     let template = Template::new(headers.parse().unwrap(), fresh.parse().unwrap());
     send(*stack, &template, &provider(), requests.parse().unwrap());
 }
 
-/// The bars, each a figure of ours beside the stack that it is held against.
+/// Returns the limits: a name, the figure and its maximum.
 fn bars(headers: usize, fresh: bool, costs: &[Cost]) -> Vec<(String, f64, f64)> {
     let of = |stack| costs[Stack::ALL.iter().position(|(of, _)| *of == stack).unwrap()];
     let [add, no_replay, replay, retry] =
@@ -327,7 +327,7 @@ fn main() {
     let mut held = Vec::new();
     for fresh in [true, false] {
         let values = if fresh { "fresh" } else { "shared" };
-        println!("\n{values} header values: what a request pays over the bare service");
+        println!("\n{values} header values: cost of a request over the bare service");
         println!("{:<28}{:>10}{:>10}{:>14}{:>14}", "", "headers", "ns", "allocations", "instructions");
         for headers in HEADER_COUNTS {
             let costs = run.measure(headers, fresh);
@@ -368,8 +368,8 @@ fn write(table: &Value) {
     let target =
         std::env::var("CARGO_TARGET_DIR").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/target").into());
     let folder = std::path::Path::new(&target).join("bench");
-    std::fs::create_dir_all(&folder).expect("the target folder can be written to");
+    std::fs::create_dir_all(&folder).expect("the target directory is writable");
     std::fs::write(folder.join("hot_path.json"), format!("{table:#}\n"))
-        .expect("the target folder can be written to");
+        .expect("the target directory is writable");
     println!("\nwritten to {}", folder.join("hot_path.json").display());
 }

@@ -1,4 +1,4 @@
-//! One token for a fleet: a publisher and eight processes share it in Redis, and the publisher is killed in the middle.
+//! A publisher and eight other processes share one token in Redis. Halfway through, the publisher is killed.
 //!
 //! ```text
 //! cargo run --example fleet --features file-store,redis     # needs redis-server
@@ -25,7 +25,11 @@ use tokio::{
     task::JoinHandle,
     time::sleep,
 };
-use tower_bearer::{BoxError, RedisStore, Role, TokenStore, testing::AuthServer};
+use tower_bearer::{
+    BoxError,
+    store::{RedisStore, Role, TokenStore},
+    testing::AuthServer,
+};
 use worker::{Job, Tally};
 
 const LIFETIME: Duration = Duration::from_secs(2);
@@ -33,7 +37,7 @@ const HALF: Duration = Duration::from_secs(7);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    if worker::work_if_told().await? {
+    if worker::run_if_worker().await? {
         return Ok(ExitCode::SUCCESS);
     }
     let server = AuthServer::builder().token_lifetime(LIFETIME).start().await?;
@@ -49,19 +53,19 @@ async fn main() -> Result<ExitCode, BoxError> {
         };
         let mut child = job.start()?;
         let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
-        let heard = tokio::spawn(async move {
+        let tally = tokio::spawn(async move {
             let mut last = Tally::default();
             while let Ok(Some(line)) = lines.next_line().await {
                 last = Tally::parse(&line).unwrap_or(last);
             }
             last
         });
-        Ok((child.id().unwrap_or_default(), heard, child))
+        Ok((child.id().unwrap_or_default(), tally, child))
     };
     let roles = [&[Role::Publisher][..], &[Role::Reader; 4], &[Role::Member; 4]].concat();
     let mut processes = roles.iter().map(|role| start(*role)).collect::<Result<Vec<_>, _>>()?;
 
-    // How many tokens the fleet has had.
+    // Counts the tokens of the fleet.
     let tokens = Arc::new(AtomicU64::new(0));
     let count = tokio::spawn({
         let (store, tokens) = (RedisStore::new(&redis.url(), "fleet")?, Arc::clone(&tokens));
@@ -69,9 +73,9 @@ async fn main() -> Result<ExitCode, BoxError> {
             let mut newest = 0;
             loop {
                 let record = store.load().await.ok().flatten();
-                let generation = record.map_or(newest, |record| record.generation());
-                tokens.fetch_add(u64::from(generation != newest), Relaxed);
-                newest = generation;
+                let version = record.map_or(newest, |record| record.version());
+                tokens.fetch_add(u64::from(version != newest), Relaxed);
+                newest = version;
                 sleep(Duration::from_millis(10)).await;
             }
         }
@@ -90,9 +94,9 @@ async fn main() -> Result<ExitCode, BoxError> {
         "process", "role", "requests", "answered", "lost", "tokens", "POSTs"
     );
     let mut all = Tally::default();
-    for (role, (id, heard, mut child)) in roles.iter().zip(processes) {
+    for (role, (id, tally, mut child)) in roles.iter().zip(processes) {
         let _ = child.kill().await;
-        let Tally { sent, answered, lost, asked, tokens, .. } = heard.await?;
+        let Tally { sent, answered, lost, asked, tokens, .. } = tally.await?;
         println!(
             "{id:>8}  {:<9} {sent:>8} {answered:>8} {lost:>5} {tokens:>7} {asked:>7}",
             format!("{role:?}").to_lowercase()

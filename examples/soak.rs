@@ -1,5 +1,6 @@
-//! Two thousand callers over real sockets, tokens of a second, an auth endpoint and an API of which one exchange in twenty goes
-//! wrong in some way, revocations, and callers that give up: what is lost, and what it costs.
+//! Soak test: two thousand callers over real sockets, tokens with a lifetime of one second, faults in one of twenty
+//! exchanges with the auth endpoint and the API, revocations, and callers that give up. Reports lost requests and
+//! calls.
 //!
 //! ```text
 //! cargo run --release --example soak -- --seconds 60
@@ -30,31 +31,31 @@ use tower_bearer::{
 static MEMORY: PeakAlloc = PeakAlloc;
 
 const CALLERS: u64 = 2_000;
-/// Between two requests of one caller.
+/// The pause between two requests of one caller.
 const PAUSE: Duration = Duration::from_secs(1);
 const LIFETIME: Duration = Duration::from_secs(1);
-/// One exchange in so many goes wrong, of each kind.
+/// One of this many exchanges of each kind fails.
 const ONE_IN: u64 = 20;
-/// Revocations are further apart than the cool-down after one.
+/// The time between two revocations: longer than the cool-down after one.
 const REVOCATION: Duration = Duration::from_secs(12);
 
-/// What became of the requests.
+/// The results of the requests.
 #[derive(Default)]
 struct Tally {
     sent: AtomicU64,
     answered: AtomicU64,
     given_up: AtomicU64,
-    /// The API's own failures, which no layer can mend.
+    /// Failures of the API itself, which a layer cannot repair.
     failed_by_the_api: AtomicU64,
-    /// A 401, or an error of ours: what a layer like this is there to prevent.
+    /// A 401 or an error of this crate, which the layer should prevent.
     lost: AtomicU64,
 }
 
-/// A fault of some kind. The answer, the connection, or the time.
+/// Returns a fault: in the response, the connection, or the timing.
 fn fault(draw: u64) -> Fault {
     match draw % 8 {
         0 => Fault::Status(StatusCode::SERVICE_UNAVAILABLE),
-        // The server's own 429 asks for up to a minute, which no token of a second outlives.
+        // The server's default 429 asks for up to a minute, longer than a token's lifetime.
         1 => Fault::Answer(limited()),
         2 => Fault::Delay(Duration::from_millis(100)),
         3 => Fault::Hang,
@@ -72,7 +73,7 @@ fn limited() -> Response<Bytes> {
     response
 }
 
-/// Numbers that look random, without a crate for them (xorshift64*).
+/// A pseudorandom number generator (xorshift64*).
 struct Draws(u64);
 
 impl Draws {
@@ -84,7 +85,7 @@ impl Draws {
     }
 }
 
-/// Sends one request after another until the time is up.
+/// Sends one request after another until `until`.
 async fn caller<S, B>(number: u64, service: S, server: Arc<AuthServer>, tally: Arc<Tally>, until: Instant)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = BoxError> + Clone,
@@ -94,16 +95,16 @@ where
     (0..8).for_each(|_| _ = draws.next());
     sleep(PAUSE.mul_f64((number as f64) / (CALLERS as f64))).await;
     while Instant::now() < until {
-        // A fault that hangs would only tell of the caller's own patience.
+        // Without hanging faults, which would only test the caller's timeout.
         let draw = draws.next();
         if draw % ONE_IN == 0 && !matches!(fault(draw / ONE_IN), Fault::Hang) {
             server.inject(Route::Api, fault(draw / ONE_IN));
         }
-        let patience = match draws.next() % 10 {
+        let limit = match draws.next() % 10 {
             0 => Duration::from_millis(draws.next() % 30),
             _ => Duration::from_secs(30),
         };
-        // With a body to send again. The server forgets it, so that its memory tells nothing.
+        // With a body to replay. The server discards it, so that it does not affect the memory figures.
         let request = Request::get(format!("{}videos", server.uri())).body(Full::from("body"));
         tally.sent.fetch_add(1, Relaxed);
         let exchange = async {
@@ -112,7 +113,7 @@ where
             response.into_body().collect().await.map_err(Into::into)?;
             Ok::<_, BoxError>(status)
         };
-        let end = match tokio::time::timeout(patience, exchange).await {
+        let end = match tokio::time::timeout(limit, exchange).await {
             Err(_) => &tally.given_up,
             Ok(Ok(status)) if status.is_success() => &tally.answered,
             Ok(Ok(StatusCode::UNAUTHORIZED)) => &tally.lost,
@@ -139,7 +140,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         }
     };
     let server = Arc::new(AuthServer::builder().token_lifetime(LIFETIME).start().await?);
-    // For an endpoint that hangs as often as this one, and tokens that live as short.
+    // A short timeout, because the endpoint often hangs and tokens are short-lived.
     let source = ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(Duration::from_millis(300));
     let retry =
         RetryPolicy::new().max_retries(10).backoff(Duration::from_millis(10), Duration::from_millis(200));
@@ -148,10 +149,8 @@ async fn main() -> Result<ExitCode, BoxError> {
     let service = BearerAuthLayer::with_provider(provider.clone())
         .layer(Client::builder(TokioExecutor::new()).build_http());
 
-    println!(
-        "{CALLERS} callers for {seconds} s; tokens of {LIFETIME:?}; one exchange in {ONE_IN} goes wrong"
-    );
-    // Each has a connection from the start: what memory grows by later is not theirs.
+    println!("{CALLERS} callers for {seconds} s; tokens of {LIFETIME:?}; one of {ONE_IN} exchanges fails");
+    // Opens all connections first, so that later growth of memory is not due to them.
     server.inject_always(Route::Api, Fault::Delay(Duration::from_secs(2)));
     let mut warm = JoinSet::new();
     for _ in 0..CALLERS {
@@ -167,7 +166,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     for number in 0..CALLERS {
         callers.spawn(caller(number, service.clone(), Arc::clone(&server), Arc::clone(&tally), until));
     }
-    // Faults of the auth endpoint, by the refresh; and every token revoked now and then.
+    // Injects faults into the auth endpoint per refresh, and revokes all tokens from time to time.
     let trouble = tokio::spawn({
         let (server, mut changes, mut draws) = (Arc::clone(&server), provider.subscribe(), Draws(4711));
         async move {
@@ -208,12 +207,12 @@ async fn main() -> Result<ExitCode, BoxError> {
     println!("answered               {}", tally.answered.load(Relaxed));
     println!("given up by callers    {}", tally.given_up.load(Relaxed));
     println!("failed by the API      {}", tally.failed_by_the_api.load(Relaxed));
-    println!("401s healed            {}", counters.challenged - before.challenged);
+    println!("401s retried           {}", counters.challenged - before.challenged);
     println!("lost                   {lost}");
     println!("tokens                 {}", status.generation);
-    println!("refreshes, failed        {}, {}", status.refreshes, status.failed_refreshes);
+    println!("refreshes, failed      {}, {}", status.refreshes, status.failed_refreshes);
     println!(
-        "refreshes per token      {:.2}",
+        "refreshes per token    {:.2}",
         (status.refreshes - status.failed_refreshes) as f64 / status.generation as f64
     );
     println!(
@@ -223,11 +222,11 @@ async fn main() -> Result<ExitCode, BoxError> {
     println!("faults                 {}", counters.faults - before.faults);
     println!("TCP connections        {}", counters.connections);
     println!(
-        "memory, most           {:.1} MB in the first half, {:.1} MB in the second",
+        "memory, peak           {:.1} MB in the first half, {:.1} MB in the second",
         most(first),
         most(second)
     );
     let flat = most(second) <= most(first) * 1.25;
-    let one_flight_each = status.refreshes == status.generation + status.failed_refreshes;
-    Ok(if lost == 0 && one_flight_each && flat { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let one_refresh_each = status.refreshes == status.generation + status.failed_refreshes;
+    Ok(if lost == 0 && one_refresh_each && flat { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,5 +1,5 @@
-//! The errors of each boundary: [`Error`] for callers, [`SourceError`] for token sources, `StoreError` for stores,
-//! [`TokenError`] for tokens.
+//! The errors of each boundary: [`Error`] for callers, [`SourceError`] for token sources, [`TokenError`] for tokens.
+//! `store/error.rs` has the one for stores.
 //!
 //! No error contains a token, a key, or a byte of a response body. Every error is `Clone`, because all callers that
 //! wait for one refresh get the same one.
@@ -195,52 +195,6 @@ impl fmt::Display for SourceError {
 impl StdError for SourceError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
-    }
-}
-
-/// Why a [`TokenStore`](crate::TokenStore) did not do what it was asked to.
-///
-/// None of them is the end of a request: the process goes on without the store, and tries it again at the next renewal.
-#[cfg(feature = "store")]
-#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The store cannot be reached, is too slow, cannot be written, or is not what it should be.
-    #[error("{message}")]
-    Unavailable {
-        /// What cannot be done; it holds no secret.
-        message: Cow<'static, str>,
-        /// The error beneath it.
-        #[source]
-        cause: Option<Arc<dyn StdError + Send + Sync>>,
-    },
-
-    /// Others could read or change what is stored, so that it is not touched. The text says why.
-    #[error("{0}")]
-    Unsafe(Cow<'static, str>),
-
-    /// There is a record, and it cannot be read: it is too long, of an unknown schema, or sealed with another key. It
-    /// counts as absent, and the next one takes its place. The text says why, without a byte of it.
-    #[error("{0}")]
-    InvalidRecord(Cow<'static, str>),
-}
-
-#[cfg(feature = "store")]
-impl StoreError {
-    /// The store cannot be used now.
-    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::Unavailable { message: message.into(), cause: None }
-    }
-
-    /// Adds the error beneath this one, as its [`source`](StdError::source), to [`Unavailable`](Self::Unavailable).
-    pub fn with_cause(self, cause: impl Into<BoxError>) -> Self {
-        match self {
-            Self::Unavailable { message, .. } => {
-                Self::Unavailable { message, cause: Some(Arc::from(cause.into())) }
-            }
-            other => other,
-        }
     }
 }
 

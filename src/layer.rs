@@ -40,7 +40,7 @@ use crate::{
 ///
 /// # Which origins get the token
 ///
-/// Those of its [`AllowedOrigins`], checked for every attempt. A request to another origin is sent unchanged, and an event
+/// Those of its [`AllowedOrigins`], checked for each attempt. A request to another origin is sent unchanged, and an event
 /// reports it.
 ///
 /// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed. A follower

@@ -108,7 +108,8 @@ mod retry;
 mod service;
 mod source;
 #[cfg(feature = "store")]
-mod store;
+#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+pub mod store;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
@@ -123,15 +124,6 @@ pub use self::source::{
     api_video::{ApiVideo, UploadToken},
     http::tls,
 };
-#[cfg(all(feature = "file-store", unix))]
-#[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
-pub use self::store::FileStore;
-#[cfg(feature = "redis")]
-#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use self::store::RedisStore;
-#[cfg(feature = "encryption")]
-#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
-pub use self::store::{EncryptedStore, EncryptionKeys};
 pub use self::{
     bounds::{CloneService, HttpService},
     config::ExistingAuthorization,
@@ -146,12 +138,6 @@ pub use self::{
     service::BearerAuth,
     source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},
     token::{Token, TokenBuilder},
-};
-#[cfg(feature = "store")]
-#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
-pub use self::{
-    error::StoreError,
-    store::{Extension, Lease, Publication, Record, Role, TokenStore},
 };
 
 /// README.md's code, tested as this crate's documentation is.

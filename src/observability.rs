@@ -83,7 +83,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 #[cfg(feature = "store")]
-use crate::error::StoreError;
+use crate::store::StoreError;
 use crate::{
     error::{Error, SourceError},
     token::{Token, TokenId},
@@ -251,7 +251,7 @@ impl Reporter {
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn alone(&self, error: &StoreError) {
+    pub(crate) fn without_store(&self, error: &StoreError) {
         event!(WARN, error = %Chain(error), "store cannot be used; refreshing without it");
         self.store("without_store");
     }

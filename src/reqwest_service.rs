@@ -1,4 +1,4 @@
-//! [`ReqwestService`]: a reqwest client as a service of `http`'s requests.
+//! [`ReqwestService`]: a reqwest client as a service for `http` requests.
 
 use std::{
     future::Future,
@@ -13,11 +13,11 @@ use tower_service::Service;
 
 use crate::future::FinalUri;
 
-/// A [`reqwest::Client`] as the inner service of a layer, such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
-/// [`http::Request`]s, and answers [`http::Response`]s.
+/// A [`reqwest::Client`] as the inner service of a layer such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
+/// [`http::Request`]s and returns [`http::Response`]s.
 ///
-/// A body that is `Clone` needs nothing more; for any other, let the layer
-/// [replay](crate::BearerAuthLayer::replay_with) what it keeps of it as a [`reqwest::Body`]:
+/// A body that is `Clone` needs nothing more. For any other body, use
+/// [`replay_with`](crate::BearerAuthLayer::replay_with) and wrap it as a [`reqwest::Body`]:
 ///
 /// ```
 /// # use tower_bearer::{StaticToken, TokenProvider};
@@ -35,18 +35,18 @@ use crate::future::FinalUri;
 ///
 /// # Redirects
 ///
-/// The client follows them, beneath the layer, and removes `Authorization` where the origin changes. The answer of an
-/// origin that is not [allowed](crate::BearerAuthLayer::allowed_origins) is never a challenge.
+/// The client follows redirects, inside the layer, and removes `Authorization` when the origin changes. A 401 from an
+/// origin that is not [allowed](crate::BearerAuthLayer::allowed_origins) is not treated as a challenge.
 ///
 /// # Errors
 ///
-/// The client's own. A URI that it does not take, such as one without a host, is one of them
+/// The client's errors. A URI that reqwest does not support, for example one without a host, is also reported as one
 /// ([`is_builder`](reqwest::Error::is_builder)).
 #[derive(Clone, Debug)]
 pub struct ReqwestService(Client);
 
 impl ReqwestService {
-    /// A service that sends by `client`, whose clones share its connections.
+    /// Creates a service that sends with `client`. Clones of the service share the client's connections.
     pub fn new(client: Client) -> Self {
         Self(client)
     }
@@ -68,14 +68,14 @@ where
         ReqwestFuture {
             state: match request.try_into() {
                 Ok(request) => State::Sent { response: self.0.call(request) },
-                Err(error) => State::Refused { error: Some(error) },
+                Err(error) => State::Invalid { error: Some(error) },
             },
         }
     }
 }
 
 pin_project! {
-    /// The future of [`ReqwestService`].
+    /// The response future of [`ReqwestService`].
     #[derive(Debug)]
     pub struct ReqwestFuture {
         #[pin]
@@ -91,7 +91,8 @@ pin_project! {
             #[pin]
             response: <Client as Service<reqwest::Request>>::Future,
         },
-        Refused {
+        /// reqwest rejected the request.
+        Invalid {
             error: Option<Error>,
         },
     }
@@ -111,8 +112,8 @@ impl Future for ReqwestFuture {
                 }
                 Poll::Ready(Ok(response))
             }
-            // Polled once more than a future may be, it waits for ever.
-            StateProj::Refused { error } => {
+            // Polling a completed future is a bug of the caller. It stays pending, without a panic.
+            StateProj::Invalid { error } => {
                 error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
             }
         }

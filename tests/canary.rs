@@ -25,8 +25,9 @@ use http_body_util::{BodyExt, Empty};
 use support::chain;
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, EncryptedStore, EncryptionKeys, RetryPolicy, SourceError, Token,
-    TokenProvider, TokenRequest, TokenSource, TokenStore,
+    ApiVideo, BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest,
+    TokenSource,
+    store::{EncryptedStore, EncryptionKeys, TokenStore},
     testing::{AuthServer, Fault, Route},
 };
 use tracing::{

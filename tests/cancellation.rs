@@ -1,4 +1,5 @@
-//! Callers are dropped at each of their polls: what they started goes on, and the others get what they came for.
+//! Callers are dropped at each of their polls. The refresh that they started continues, and the other callers get their
+//! responses.
 
 mod support;
 
@@ -20,10 +21,10 @@ use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenPro
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// More polls than any request here takes.
+/// More polls than any request in this test needs.
 const MOST_POLLS: usize = 12;
 
-/// Drops its future at this poll; ends with `None` then.
+/// Drops its future after `polls` polls and then returns `None`.
 struct DroppedAt<F> {
     future: Option<Pin<Box<F>>>,
     polls: usize,
@@ -44,27 +45,34 @@ impl<F: Future> Future for DroppedAt<F> {
     }
 }
 
-/// What three callers meet.
+/// The situation of three callers.
 #[derive(Clone, Copy, Debug)]
 enum Scene {
-    /// No token yet.
+    /// There is no token yet.
     Missing,
-    /// One that is ageing.
+    /// The token is expiring.
     Expiring,
-    /// One that has expired.
+    /// The token has expired.
     Expired,
-    /// One that is refused, and the next is good.
-    Refused,
-    /// Two that are refused, so that there is a backoff.
+    /// The token is challenged; the next one is accepted.
+    Challenged,
+    /// Two tokens are challenged, so that there is a backoff.
     ChallengedTwice,
     /// The source fails once.
     Failing,
 }
 
-const SCENES: [Scene; 6] =
-    [Scene::Missing, Scene::Expiring, Scene::Expired, Scene::Refused, Scene::ChallengedTwice, Scene::Failing];
+const SCENES: [Scene; 6] = [
+    Scene::Missing,
+    Scene::Expiring,
+    Scene::Expired,
+    Scene::Challenged,
+    Scene::ChallengedTwice,
+    Scene::Failing,
+];
 
-/// Two callers are dropped, at their given polls; the third gets its answer. Returns whether either was still under way.
+/// Drops two callers after the given numbers of polls and lets the third finish. Returns whether a caller was dropped
+/// before it had finished.
 async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let source = Source::living(HOUR);
     let provider = TokenProvider::builder(Arc::clone(&source))
@@ -74,7 +82,7 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let api = Api::default();
     let (before, good) = match scene {
         Scene::Missing | Scene::Failing => (0, 1),
-        Scene::Expiring | Scene::Expired | Scene::Refused => (1, 2),
+        Scene::Expiring | Scene::Expired | Scene::Challenged => (1, 2),
         Scene::ChallengedTwice => (1, 3),
     };
     if before == 1 {
@@ -87,7 +95,7 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
         }
         Scene::Expired => sleep(HOUR).await,
         Scene::Failing => source.next(Act::Fail(SourceError::unavailable("down"))),
-        Scene::Missing | Scene::Refused | Scene::ChallengedTwice => {}
+        Scene::Missing | Scene::Challenged | Scene::ChallengedTwice => {}
     }
     let last = good + u64::from(matches!(scene, Scene::Failing));
     api.accept(&format!("access-{last}"));
@@ -109,13 +117,13 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     }
     assert!(answered >= 1, "{scene:?}, {first}, {second}");
 
-    // What runs behind a caller's back comes to its end; then nothing is left.
+    // Background tasks end, and none is left.
     sleep(Duration::from_secs(5)).await;
     assert_eq!(source.fetches(), last, "{scene:?}, {first}, {second}");
     assert_eq!(provider.status().generation, good, "{scene:?}, {first}, {second}");
     assert!(!provider.status().refreshing);
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "{scene:?}, {first}, {second}");
-    // Each refresh token was spent once: no two fetches had the same token before.
+    // Each refresh token was used once: no two fetches had the same previous token.
     let mut previous = source.previous.lock().unwrap().clone();
     if matches!(scene, Scene::Failing) {
         previous.remove(0);
@@ -136,8 +144,11 @@ async fn drop_at_any_poll_loses_nothing() {
                 dropped += u64::from(play(scene, first, second).await);
             }
         }
-        // None takes as many polls as that.
-        assert!(!play(scene, MOST_POLLS, MOST_POLLS).await, "{scene:?} takes more polls than are looked at");
+        // No scene needs that many polls.
+        assert!(
+            !play(scene, MOST_POLLS, MOST_POLLS).await,
+            "{scene:?} needs more polls than the test covers"
+        );
     }
     assert!(dropped > 100, "{dropped}");
 }

@@ -1,5 +1,5 @@
-//! `FileStore`, with real files, locks and processes.
-#![cfg(unix)]
+//! `FileStore` with real files, locks and processes.
+#![cfg(all(unix, feature = "api-video", feature = "file-store"))]
 #![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
 #[path = "support/folder.rs"]
@@ -19,8 +19,12 @@ use processes::Process;
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreError,
-    TokenProvider, TokenStore, testing::AuthServer,
+    ApiVideo, Error, StaticToken, TokenProvider,
+    store::{
+        EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreErrorKind,
+        TokenStore,
+    },
+    testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -48,14 +52,14 @@ async fn lease_extends_until_next_is_given() {
     assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Extended);
     tokio::time::sleep(short * 2).await;
     assert!(other.lease(MINUTE).await.unwrap().is_none());
-    // Counted from the extension.
+    // The time counts from the extension.
     assert_eq!(one.extend(&held, short).await.unwrap(), Extension::Extended);
     tokio::time::sleep(short * 2).await;
     assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Expired);
     let newer = other.lease(MINUTE).await.unwrap().unwrap();
     assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Expired);
     assert_eq!(other.extend(&newer, MINUTE).await.unwrap(), Extension::Extended);
-    // One that was given back holds up nobody, though it is extended.
+    // Extending a released lease does not block others.
     let fence = newer.fence();
     other.release(newer).await.unwrap();
     let _ = other.extend(&Lease::new(fence), MINUTE).await.unwrap();
@@ -64,7 +68,7 @@ async fn lease_extends_until_next_is_given() {
 
 /// Row 49.
 #[tokio::test]
-async fn what_is_stored_is_the_users_alone() {
+async fn files_are_private_to_the_user() {
     let folder = Folder::new();
     let path = folder.0.join("of/a/tool/token");
     let store = FileStore::new(&path);
@@ -73,7 +77,7 @@ async fn what_is_stored_is_the_users_alone() {
     let second = publish(&store, "second").await;
     assert!(second > first);
     let record = store.load().await.unwrap().unwrap();
-    assert_eq!((record.generation(), record.text()), (second, "second"));
+    assert_eq!((record.version(), record.text()), (second, "second"));
     assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
 
     let made = path.parent().unwrap();
@@ -88,22 +92,22 @@ async fn what_is_stored_is_the_users_alone() {
     }
 }
 
-/// Row 49: with the reason, and without a change; the process goes on alone.
+/// Row 49: the error names the reason, the file is not changed, and the process refreshes without the store.
 #[tokio::test]
-async fn unsafe_file_error_names_reason() {
+async fn insecure_file_error_names_reason() {
     type Spoil = fn(&Folder);
     let cases: [(&str, Spoil); 9] = [
         ("token is a symbolic link", |folder| {
             fs::rename(folder.token(), folder.0.join("elsewhere")).unwrap();
             symlink(folder.0.join("elsewhere"), folder.token()).unwrap();
         }),
-        ("token is open to other users (mode 640, not 600)", |folder| {
+        ("token is accessible to other users: its mode is 640, expected 600", |folder| {
             fs::set_permissions(folder.token(), Permissions::from_mode(0o640)).unwrap();
         }),
-        ("token is open to other users (mode 602, not 600)", |folder| {
+        ("token is accessible to other users: its mode is 602, expected 600", |folder| {
             fs::set_permissions(folder.token(), Permissions::from_mode(0o602)).unwrap();
         }),
-        ("token is no regular file", |folder| {
+        ("token is not a regular file", |folder| {
             fs::remove_file(folder.token()).unwrap();
             rustix::fs::mknodat(
                 rustix::fs::CWD,
@@ -118,18 +122,18 @@ async fn unsafe_file_error_names_reason() {
             fs::remove_file(folder.0.join("token.lock")).unwrap();
             symlink(folder.token(), folder.0.join("token.lock")).unwrap();
         }),
-        ("token.lock is open to other users (mode 666, not 600)", |folder| {
+        ("token.lock is accessible to other users: its mode is 666, expected 600", |folder| {
             fs::set_permissions(folder.0.join("token.lock"), Permissions::from_mode(0o666)).unwrap();
         }),
         ("token.lease is a symbolic link", |folder| {
             fs::remove_file(folder.0.join("token.lease")).unwrap();
             symlink("/dev/null", folder.0.join("token.lease")).unwrap();
         }),
-        ("can be written to by other users", |folder| {
+        ("is writable by other users", |folder| {
             fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
         }),
-        ("token is another user's", |folder| {
-            // Whoever is root can give it away; whoever is not has a file of root's instead.
+        ("token belongs to another user", |folder| {
+            // Root can change the owner. Any other user replaces the file with one that root owns.
             if std::os::unix::fs::chown(folder.token(), Some(12345), None).is_err() {
                 fs::remove_file(folder.token()).unwrap();
                 fs::hard_link("/etc/hostname", folder.token())
@@ -149,7 +153,7 @@ async fn unsafe_file_error_names_reason() {
             Ok(_) => store.lease(MINUTE).await.unwrap_err(),
             Err(error) => error,
         };
-        assert!(matches!(error, StoreError::Unsafe(_)), "{reason}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::Insecure, "{reason}: {error:?}");
         let is_another_users = reason.contains("another user") && error.to_string().contains("symbolic link");
         assert!(error.to_string().contains(reason) || is_another_users, "{reason}: {error}");
         assert!(!format!("{error:?}").contains("canary"));
@@ -173,34 +177,34 @@ async fn invalid_file_is_replaced() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
     for (text, reason) in [
-        (String::new(), "holds no record"),
-        ("canary".into(), "holds no record"),
-        (r#"{"schema":1,"generation":"canary"}"#.into(), "holds no record"),
-        (r#"{"schema":2,"canary":1}"#.into(), "is of schema 2, not 1"),
+        (String::new(), "does not contain a record"),
+        ("canary".into(), "does not contain a record"),
+        (r#"{"schema":1,"generation":"canary"}"#.into(), "does not contain a record"),
+        (r#"{"schema":2,"canary":1}"#.into(), "has schema 2, expected 1"),
         ("canary".repeat(100_000), "is longer than"),
     ] {
         publish(&store, "first").await;
         fs::write(folder.token(), &text).unwrap();
         let error = store.load().await.unwrap_err();
-        assert!(matches!(error, StoreError::InvalidRecord(_)), "{reason}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{reason}: {error:?}");
         assert!(error.to_string().contains(reason) && !format!("{error:?}").contains("canary"), "{error:?}");
         publish(&store, "second").await;
         assert_eq!(store.load().await.unwrap().unwrap().text(), "second");
 
-        // The same in the lock's file: the next fence goes by the clock.
+        // The same content in the lock's file: the next fence is based on the clock.
         let fence = publish(&store, "third").await;
         fs::write(folder.0.join("token.lock"), &text).unwrap();
         assert!(publish(&store, "fourth").await > fence);
     }
 
-    // A fence after which there is none.
+    // The greatest possible fence.
     let leased = r#"{"schema":1,"fence":18446744073709551615,"leased_at":0,"length_ms":0}"#;
     fs::write(folder.0.join("token.lock"), leased).unwrap();
     let fence = publish(&store, "fifth").await;
     assert!(publish(&store, "sixth").await > fence);
 }
 
-/// Row 55: one that is stopped for longer than its lease holds the kernel's lock, and its fence is refused.
+/// Row 55: a process that is stopped for longer than its lease still has the kernel's lock. Its fence is superseded.
 #[tokio::test]
 async fn lease_ends_while_holder_lives() {
     let folder = Folder::new();
@@ -210,7 +214,7 @@ async fn lease_ends_while_holder_lives() {
     assert!(lease.fence() > stopped.fence());
     let publication = store.publish(&stopped, Record::new(stopped.fence(), "stale")).await.unwrap();
     assert_eq!(publication, Publication::Superseded);
-    // What it gives back is not the newer one's.
+    // Releasing it does not release the newer lease.
     store.release(stopped).await.unwrap();
     assert!(store.lease(MINUTE).await.unwrap().is_none());
     assert_eq!(store.publish(&lease, Record::new(lease.fence(), "good")).await.unwrap(), Publication::Stored);
@@ -218,15 +222,15 @@ async fn lease_ends_while_holder_lives() {
     assert_eq!((record.text(), record.lifetime()), ("good", None));
 }
 
-/// Row 60: the lock is the kernel's, and ends with its process.
+/// Row 60: the kernel releases the lock when its process ends.
 #[tokio::test]
-async fn a_lease_ends_with_its_process() {
+async fn lease_ends_with_its_process() {
     let folder = Folder::new();
     let server = AuthServer::start().await.unwrap();
     let store = FileStore::new(folder.token());
     let mut process = Process::start("one_of_many", folder.token().to_str().unwrap(), &server);
-    process.tell("lease").await;
-    assert_eq!(process.answer().await, "leased");
+    process.send("lease").await;
+    assert_eq!(process.response().await, "leased");
     assert!(store.lease(MINUTE).await.unwrap().is_none());
     process.child.kill().await.unwrap();
     assert!(store.lease(MINUTE).await.unwrap().is_some());
@@ -236,23 +240,23 @@ async fn a_lease_ends_with_its_process() {
 #[tokio::test]
 async fn held_lock_times_out() {
     let folder = Folder::new();
-    let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20)).unwrap();
+    let store = FileStore::new(folder.token()).timeout(Duration::from_millis(20));
     publish(&store, "first").await;
     let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
     lock.lock().unwrap();
     let error = store.lease(MINUTE).await.unwrap_err();
     assert!(error.to_string().contains("another process has held"), "{error}");
-    // Whoever only reads needs no lock.
+    // Loading needs no lock.
     assert_eq!(store.load().await.unwrap().unwrap().text(), "first");
     lock.unlock().unwrap();
     publish(&store, "second").await;
 }
 
-/// Row 56: a token lives for no longer in its file than it does, however long the lock is waited for.
+/// Row 56: waiting for the lock does not lengthen the stored lifetime.
 #[tokio::test]
-async fn a_slow_publication_lengthens_no_life() {
+async fn slow_publication_keeps_lifetime() {
     let folder = Folder::new();
-    let store = FileStore::new(folder.token()).timeout(MINUTE).unwrap();
+    let store = FileStore::new(folder.token()).timeout(MINUTE);
     let lease = store.lease(MINUTE).await.unwrap().unwrap();
     let lock = File::options().write(true).open(folder.0.join("token.lock")).unwrap();
     lock.lock().unwrap();
@@ -267,7 +271,7 @@ async fn a_slow_publication_lengthens_no_life() {
     assert!(left <= MINUTE - held / 2, "{left:?}");
 }
 
-/// Row 57: full when a lease is to be had, or when the record is half written.
+/// Row 57: the disk is full when the lease is taken, or while the record is written.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn full_disk_loses_no_token() {
@@ -288,7 +292,7 @@ async fn full_disk_loses_no_token() {
         assert_eq!(store.load().await.unwrap().unwrap().text(), first.text());
 
         prlimit(id, Resource::Fsize, before).unwrap();
-        while store.load().await.unwrap().unwrap().generation() == first.generation() {
+        while store.load().await.unwrap().unwrap().version() == first.version() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let counters = server.counters();
@@ -296,7 +300,7 @@ async fn full_disk_loses_no_token() {
     }
 }
 
-/// Row 57: of a process that was killed while it wrote.
+/// Row 57: a process was killed while it wrote.
 #[tokio::test]
 async fn leftover_temp_file_is_harmless() {
     let folder = Folder::new();
@@ -309,7 +313,7 @@ async fn leftover_temp_file_is_harmless() {
     assert!(!folder.0.join("token.new").exists());
 }
 
-/// Row 17: a clock that is set back lengthens no life, and no lease.
+/// Row 17: setting the clock back lengthens neither a lifetime nor a lease.
 #[tokio::test]
 async fn clock_set_back_extends_nothing() {
     let folder = Folder::new();
@@ -334,14 +338,14 @@ async fn four_processes_share_one_token() {
     processes::four_processes_share_one_token("one_of_many", folder.token().to_str().unwrap()).await;
 }
 
-/// Is another process where it is told so, and nothing otherwise.
+/// Runs a worker process if the environment says so; otherwise does nothing.
 #[test]
 fn one_of_many() {
     processes::work(|path| FileStore::new(path));
 }
 
 #[tokio::test]
-async fn a_file_can_be_encrypted() {
+async fn file_can_be_encrypted() {
     let folder = Folder::new();
     let server = AuthServer::start().await.unwrap();
     let build = || {
@@ -361,8 +365,11 @@ async fn a_file_can_be_encrypted() {
 
 #[test]
 fn out_of_range_options_are_errors() {
-    assert!(FileStore::new("token").timeout(Duration::ZERO).is_err());
-    assert!(FileStore::new("token").timeout(MINUTE * 2).is_err());
+    for timeout in [Duration::ZERO, MINUTE * 2] {
+        let store = FileStore::new("token").timeout(timeout);
+        let built = TokenProvider::builder(StaticToken::new("abc")).store(store).build();
+        assert!(matches!(built, Err(Error::InvalidOption(_))), "{timeout:?}");
+    }
     let store = FileStore::new("folder/token");
     assert_eq!(store.namespace(), "token");
     assert_eq!(store.with_namespace("other").namespace(), "other");

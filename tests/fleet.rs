@@ -1,4 +1,4 @@
-//! Processes that share a store share one token: the protocol of `TokenStore`, with the clock paused.
+//! Processes that share a store share one token. Tests the protocol of `TokenStore` on a paused clock.
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -8,28 +8,31 @@ use std::time::Duration;
 use fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, Stop, record_text};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
-    EncryptedStore, EncryptionKeys, Error, Freshness, Lease, Publication, Record, Role, SourceErrorKind,
-    StoreError, Token, TokenProvider, TokenStore,
+    Error, Freshness, SourceErrorKind, Token, TokenProvider,
+    store::{
+        EncryptedStore, EncryptionKeys, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
+        TokenStore,
+    },
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Long enough for the jitter of any token's ageing.
+/// Waits until the token is expiring, whatever its jitter.
 async fn until_expiring(provider: &TokenProvider) {
     while provider.status().freshness == Freshness::Fresh {
         sleep(SECOND / 10).await;
     }
 }
 
-/// Has the ageing token renewed, and waits for the refresh's end.
-async fn renew(provider: &TokenProvider) -> Token {
+/// Refreshes the expiring token, and waits for the end of the refresh.
+async fn refresh_when_expiring(provider: &TokenProvider) -> Token {
     until_expiring(provider).await;
     provider.token().await.unwrap();
-    at_rest(provider).await;
+    until_idle(provider).await;
     provider.current().unwrap()
 }
 
-async fn at_rest(provider: &TokenProvider) {
+async fn until_idle(provider: &TokenProvider) {
     while provider.status().refreshing {
         sleep(Duration::from_millis(10)).await;
     }
@@ -53,7 +56,7 @@ async fn sixteen_processes_post_once_per_expiry() {
     assert_eq!(endpoint.grants().posts(), 1);
 
     for expiry in 1..=20 {
-        // All of them send requests all the time.
+        // All processes keep sending requests.
         let posts = endpoint.grants().posts();
         while endpoint.grants().posts() == posts {
             for process in &processes {
@@ -64,7 +67,7 @@ async fn sixteen_processes_post_once_per_expiry() {
         sleep(10 * SECOND).await;
         for process in &processes {
             process.token().await.unwrap();
-            at_rest(process).await;
+            until_idle(process).await;
             let current = process.current().unwrap();
             assert_eq!(current.access_token(), format!("access-{}", expiry + 1));
         }
@@ -73,7 +76,7 @@ async fn sixteen_processes_post_once_per_expiry() {
     }
 }
 
-/// Row 54: what was read before the lease was taken may have been renewed since.
+/// Row 54: another process may publish between the first read and the lease.
 #[tokio::test(start_paused = true)]
 async fn reads_record_again_under_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -82,24 +85,24 @@ async fn reads_record_again_under_lease() {
     });
     let token = endpoint.process(&store).build().unwrap().token().await.unwrap();
     assert_eq!((token.access_token(), endpoint.grants().posts()), ("elsewhere", 0));
-    // And the lease was given back.
+    // The lease was released.
     assert!(store.lease(SECOND).await.unwrap().is_some());
 }
 
-/// Row 54: 200 requests refused at once, in each of four processes.
+/// Row 54: 200 requests are challenged at once in each of four processes.
 #[tokio::test(start_paused = true)]
 async fn fleet_renews_challenged_token_once() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let processes: Vec<_> = (0..4).map(|_| endpoint.process(&store).build().unwrap()).collect();
-    let mut refused = Vec::new();
+    let mut refreshes = Vec::new();
     for process in &processes {
         let token = process.token().await.unwrap();
         for _ in 0..200 {
             let (process, token) = (process.clone(), token.clone());
-            refused.push(tokio::spawn(async move { process.refresh(&token).await.unwrap() }));
+            refreshes.push(tokio::spawn(async move { process.refresh(&token).await.unwrap() }));
         }
     }
-    for refresh in refused {
+    for refresh in refreshes {
         assert_eq!(refresh.await.unwrap().access_token(), "access-2");
     }
     assert_eq!(endpoint.grants().posts(), 2);
@@ -123,13 +126,13 @@ async fn death_after_post_costs_one_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let process = endpoint.process(&store).build().unwrap();
     let token = process.token().await.unwrap();
-    // Another spends the refresh token, and dies with the answer.
+    // Another process uses the refresh token and dies before it publishes.
     let _never_released = store.lease(10 * SECOND).await.unwrap().unwrap();
     endpoint.authenticate_elsewhere();
     let next = process.refresh(&token).await.unwrap();
     assert_eq!(next.access_token(), "access-3");
     let grants = endpoint.grants();
-    assert_eq!((grants.refreshes, grants.refused, grants.authentications), (0, 1, 2));
+    assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (0, 1, 2));
     assert_eq!(store.kept().published, 2);
 }
 
@@ -148,13 +151,13 @@ async fn paused_holder_adopts_newer_token() {
         async move { paused.refresh(&first).await.unwrap() }
     });
     sleep(SECOND).await;
-    // Its POST has been acted upon: the refresh token is spent.
+    // The endpoint has processed its POST, so the refresh token is used up.
     let token = other.refresh(&other.current().unwrap()).await.unwrap();
     assert_eq!(token.access_token(), "access-3");
     assert_eq!(refresh.await.unwrap().access_token(), "access-3");
     assert_eq!((store.kept().published, store.kept().superseded), (2, 1));
     let grants = endpoint.grants();
-    assert_eq!((grants.refreshes, grants.refused, grants.authentications), (1, 1, 2));
+    assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (1, 1, 2));
 }
 
 /// Row 69: an exchange of 5 s under leases of 2 s.
@@ -176,15 +179,15 @@ async fn slow_endpoint_posts_once_per_expiry() {
             assert_eq!(asked.await.unwrap().access_token(), format!("access-{}", expiry + 1));
         }
         let grants = endpoint.grants();
-        assert_eq!((grants.refreshes, grants.refused, grants.authentications), (expiry, 0, 1));
+        assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (expiry, 0, 1));
         sleep(2 * MINUTE).await;
     }
     assert_eq!(endpoint.grants().presented_twice, 0);
 }
 
-/// Row 69: a refresh token that is refused, and then the credential: 8 s under a lease of 2 s.
+/// Row 69: a rejected refresh token and then the credential take 8 s under a lease of 2 s.
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_extended_for_both_exchanges() {
+async fn lease_extends_for_both_exchanges() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(2 * SECOND).build().unwrap();
     let (process, other) = (build(), build());
@@ -194,7 +197,7 @@ async fn a_lease_is_extended_for_both_exchanges() {
     let (renewed, adopted) = tokio::join!(process.refresh(&first), other.refresh(&same));
     assert_eq!(renewed.unwrap().access_token(), adopted.unwrap().access_token());
     let grants = endpoint.grants();
-    assert_eq!((grants.refreshes, grants.refused, grants.authentications), (0, 1, 2));
+    assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (0, 1, 2));
 }
 
 /// Row 69.
@@ -205,7 +208,7 @@ async fn death_after_extension_costs_one_lease() {
     let holder = endpoint.process_with(&store, &stop).lease(3 * SECOND).build().unwrap();
     tokio::spawn(async move { holder.token().await });
     sleep(5 * SECOND + SECOND / 2).await;
-    // The lease was extended half a second ago, and is not extended any more.
+    // The last extension was half a second ago. There is no further one.
     assert_eq!(store.kept().extended, 5);
     stop.stop_for(60 * MINUTE);
     endpoint.change(|grants| grants.takes = None);
@@ -214,7 +217,7 @@ async fn death_after_extension_costs_one_lease() {
     assert!((2 * SECOND..=3 * SECOND + SECOND / 2).contains(&died.elapsed()), "{:?}", died.elapsed());
 }
 
-/// Row 69: as before there were extensions.
+/// Row 69: a store without extensions.
 #[tokio::test(start_paused = true)]
 async fn lease_without_extension_expires() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -230,20 +233,20 @@ async fn lease_without_extension_expires() {
     assert_eq!(token.access_token(), "access-3");
     slow.await.unwrap();
     let grants = endpoint.grants();
-    assert_eq!((grants.refreshes, grants.refused, grants.presented_twice), (1, 1, 1));
+    assert_eq!((grants.refreshes, grants.rejected, grants.presented_twice), (1, 1, 1));
     assert_eq!((store.kept().superseded, store.kept().extended, store.kept().not_extended), (1, 0, 0));
 }
 
-/// Row 69: one that was stopped for longer than its lease goes on, and the newer lease is not its to extend.
+/// Row 69: a process that was stopped for longer than its lease resumes, and does not extend the newer lease.
 #[tokio::test(start_paused = true)]
-async fn a_superseded_lease_is_not_extended() {
+async fn superseded_lease_is_not_extended() {
     let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
     endpoint.change(|grants| grants.takes = Some(20 * SECOND));
     let stopped = endpoint.process_with(&store, &stop).lease(3 * SECOND).build().unwrap();
     stop.stop_for(4 * SECOND + SECOND / 2);
     let stopped = tokio::spawn(async move { stopped.token().await.unwrap() });
     sleep(SECOND * 7 / 2).await;
-    // Nobody extends this one.
+    // No process extends this lease.
     let newer = store.lease(5 * SECOND).await.unwrap().unwrap();
     sleep(6 * SECOND).await;
     assert_eq!((store.kept().extended, store.kept().not_extended), (0, 1));
@@ -252,9 +255,9 @@ async fn a_superseded_lease_is_not_extended() {
     assert_eq!(store.kept().not_extended, 1);
 }
 
-/// Row 69: within a lease of 6 s there is time for another attempt.
+/// Row 69: a lease of 6 s leaves time for another attempt.
 #[tokio::test(start_paused = true)]
-async fn an_extension_that_fails_is_tried_again() {
+async fn failed_extension_is_retried() {
     for health in [Health::Down, Health::ReadOnly, Health::Slow] {
         let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
         endpoint.change(|grants| grants.takes = Some(9 * SECOND));
@@ -271,7 +274,7 @@ async fn an_extension_that_fails_is_tried_again() {
     }
 }
 
-/// Row 55: the time between the lease and the POST counts.
+/// Row 55: the time between the lease and the POST counts towards the lease.
 #[tokio::test(start_paused = true)]
 async fn nearly_expired_lease_is_not_used() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -281,7 +284,7 @@ async fn nearly_expired_lease_is_not_used() {
     assert_eq!((store.kept().leases, endpoint.grants().posts()), (2, 1));
 }
 
-/// Row 60, and a store whose leases never end: nobody waits for ever.
+/// Row 60, and a store whose leases never end: the wait for a lease is bounded.
 #[tokio::test(start_paused = true)]
 async fn lease_wait_times_out() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -291,7 +294,7 @@ async fn lease_wait_times_out() {
     assert_eq!(process.token().await.unwrap().access_token(), "access-1");
     assert!((10 * SECOND..12 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 
-    // One that is so slow that nothing is ever left of its leases.
+    // A store so slow that its leases have nearly ended when they are granted.
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     store.change(|kept| kept.lease_takes.extend([SECOND + SECOND / 2; 100]));
     let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
@@ -303,7 +306,7 @@ async fn lease_wait_times_out() {
 #[tokio::test(start_paused = true)]
 async fn adopts_only_newer_unexpired_record() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
-    // Expired: not adopted, but its refresh token is the one to spend.
+    // An expired record: its token is not adopted, but its refresh token is used.
     let elsewhere = endpoint.authenticate_elsewhere();
     store.put(&record_text("access-1", elsewhere.refresh_token().unwrap()), SECOND);
     advance(2 * SECOND).await;
@@ -311,19 +314,19 @@ async fn adopts_only_newer_unexpired_record() {
     assert_eq!(process.token().await.unwrap().access_token(), "access-2");
     assert_eq!((endpoint.grants().refreshes, endpoint.grants().posts()), (1, 1));
 
-    // As good as expired.
+    // A record that expires within a tenth of a second.
     store.put(&record_text("hardly", "def"), Duration::from_millis(50));
     let token = process.refresh(&process.current().unwrap()).await.unwrap();
     assert_ne!(token.access_token(), "hardly");
 
-    // Older than its own, such as of a replica that was promoted: not adopted either.
+    // A record older than the process's own, for example from a promoted replica, is not adopted either.
     sleep(SECOND * 2).await;
     let stale = Record::new(1, record_text("stale", "def")).expires_in(MINUTE);
     store.change(|kept| kept.record = Some((stale, Instant::now())));
     let token = process.refresh(&token).await.unwrap();
     assert!(token.access_token().starts_with("access-"), "{}", token.access_token());
 
-    // Newer, and good.
+    // A newer record that has not expired is adopted.
     sleep(SECOND * 5).await;
     store.put(&record_text("newer", "def"), MINUTE);
     store.put(&record_text("newest", "def"), MINUTE);
@@ -335,7 +338,7 @@ async fn adopts_only_newer_unexpired_record() {
     assert_eq!(endpoint.grants().posts(), posts);
 }
 
-/// Row 28: the refresh token was refused because another has renewed the token meanwhile.
+/// Row 28: the refresh token is rejected because another process has refreshed the token meanwhile.
 #[tokio::test(start_paused = true)]
 async fn rereads_store_before_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -346,15 +349,15 @@ async fn rereads_store_before_key_grant() {
         let (process, token) = (process.clone(), token.clone());
         async move { process.refresh(&token).await.unwrap() }
     });
-    // While the refresh is under way.
+    // During the refresh.
     sleep(POST / 2).await;
     store.put(&record_text("access-2", "refresh-2"), MINUTE);
     assert_eq!(refresh.await.unwrap().access_token(), "access-2");
     let grants = endpoint.grants();
-    assert_eq!((grants.refused, grants.authentications), (1, 1));
+    assert_eq!((grants.rejected, grants.authentications), (1, 1));
 }
 
-/// Row 57: at the start, when nobody can wait.
+/// Row 57: the store fails at the start, when there is no token yet.
 #[tokio::test(start_paused = true)]
 async fn refreshes_without_store_then_publishes() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly, Health::Forgetful] {
@@ -372,13 +375,14 @@ async fn refreshes_without_store_then_publishes() {
         assert_eq!(store.kept().published, 1, "{health:?}");
         let text = store.load().await.unwrap().unwrap().text().to_owned();
         assert_eq!(text, record_text("access-1", "refresh-1"), "{health:?}");
-        // Nothing is left to do.
+        // Nothing else is published or fetched.
         sleep(MINUTE).await;
         assert_eq!((store.kept().published, endpoint.grants().posts()), (1, 1), "{health:?}");
     }
 }
 
-/// Row 57: an outage that ends before half of the time ahead is over costs nothing; a longer one costs no request.
+/// Row 57: an outage shorter than half of the time that refresh-ahead leaves costs nothing. A longer one fails no
+/// request.
 #[tokio::test(start_paused = true)]
 async fn live_token_waits_for_failing_store() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly] {
@@ -415,12 +419,12 @@ async fn flushed_store_costs_nothing() {
     process.token().await.unwrap();
     other.token().await.unwrap();
     store.flush();
-    assert_eq!(renew(&process).await.access_token(), "access-2");
-    assert_eq!(renew(&other).await.access_token(), "access-2");
+    assert_eq!(refresh_when_expiring(&process).await.access_token(), "access-2");
+    assert_eq!(refresh_when_expiring(&other).await.access_token(), "access-2");
     assert_eq!((endpoint.grants().refreshes, endpoint.grants().posts()), (1, 2));
 }
 
-/// Row 57: garbage, and schemas of other times.
+/// Row 57: garbage, and records with other schemas.
 #[tokio::test(start_paused = true)]
 async fn unreadable_record_is_replaced() {
     for text in [
@@ -454,13 +458,13 @@ async fn unpublished_token_is_stored_later() {
     sleep(MINUTE / 2).await;
     assert_eq!(store.load().await.unwrap().unwrap().text(), record_text("access-2", "refresh-2"));
 
-    // And the next renewal goes on from there.
-    assert_eq!(renew(&process).await.access_token(), "access-3");
+    // The next refresh uses the published record.
+    assert_eq!(refresh_when_expiring(&process).await.access_token(), "access-3");
     let grants = endpoint.grants();
     assert_eq!((grants.refreshes, grants.posts()), (2, 3));
 }
 
-/// Row 58: what another has published meanwhile is newer.
+/// Row 58: another process has published a newer record meanwhile.
 #[tokio::test(start_paused = true)]
 async fn unpublished_token_yields_to_newer() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -475,10 +479,10 @@ async fn unpublished_token_yields_to_newer() {
         (store.kept().published, store.load().await.unwrap().unwrap().text().contains("elsewhere")),
         (1, true)
     );
-    assert_eq!(renew(&process).await.access_token(), "elsewhere");
+    assert_eq!(refresh_when_expiring(&process).await.access_token(), "elsewhere");
 }
 
-/// Row 58: the refresh's time is up while the store takes its time over the new token.
+/// Row 58: the refresh times out while the new token is being stored.
 #[tokio::test(start_paused = true)]
 async fn timeout_while_storing_loses_no_token() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -500,10 +504,10 @@ async fn key_use_elsewhere_costs_one_key_grant() {
     }
     endpoint.authenticate_elsewhere();
     for process in &processes {
-        assert_eq!(renew(process).await.access_token(), "access-3");
+        assert_eq!(refresh_when_expiring(process).await.access_token(), "access-3");
     }
     let grants = endpoint.grants();
-    assert_eq!((grants.refreshes, grants.refused, grants.authentications), (0, 1, 2));
+    assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (0, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -522,7 +526,7 @@ async fn publisher_keeps_readers_fresh() {
     for _ in 0..600 {
         let token = reader.token().await.unwrap();
         assert!(!token.remaining().unwrap().is_zero());
-        // What it has no use for it does not keep.
+        // A reader keeps no refresh token.
         assert_eq!(token.refresh_token(), None);
         seen.push(token.access_token().to_owned());
         sleep(SECOND).await;
@@ -530,34 +534,34 @@ async fn publisher_keeps_readers_fresh() {
     seen.dedup();
     assert!(seen.len() >= 10, "{seen:?}");
     let grants = endpoint.grants();
-    assert_eq!((grants.authentications, grants.refused), (1, 0));
+    assert_eq!((grants.authentications, grants.rejected), (1, 0));
     assert_eq!(reader.status().failed_refreshes, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn challenged_reader_awaits_publisher() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
-    store.put(&record_text("refused", "def"), 10 * MINUTE);
+    store.put(&record_text("challenged", "def"), 10 * MINUTE);
     let retry = tower_bearer::RetryPolicy::new().max_retries(0);
     let reader = TokenProvider::reader(store.clone()).lease(5 * SECOND).retry(retry).build().unwrap();
-    let refused = reader.token().await.unwrap();
+    let challenged = reader.token().await.unwrap();
     let begun = Instant::now();
-    let error = reader.refresh(&refused).await.unwrap_err();
+    let error = reader.refresh(&challenged).await.unwrap_err();
     assert!((4 * SECOND..=5 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     let Error::Source(error) = error else { panic!("{error:?}") };
     assert_eq!(error.kind(), SourceErrorKind::Unavailable);
-    // The token is still there: it may be of use elsewhere.
-    assert_eq!(reader.current().unwrap().access_token(), "refused");
+    // The token is kept: another endpoint may still accept it.
+    assert_eq!(reader.current().unwrap().access_token(), "challenged");
 
     sleep(MINUTE).await;
-    let waiting = tokio::spawn(async move { reader.refresh(&refused).await.unwrap() });
+    let waiting = tokio::spawn(async move { reader.refresh(&challenged).await.unwrap() });
     sleep(2 * SECOND).await;
     store.put(&record_text("renewed", "def"), MINUTE);
     assert_eq!(waiting.await.unwrap().access_token(), "renewed");
     assert_eq!((endpoint.grants().posts(), store.kept().leases), (0, 0));
 }
 
-/// Row 53: what is left to publish does not keep a provider alive.
+/// Row 53: an unpublished token does not keep a provider alive.
 #[tokio::test(start_paused = true)]
 async fn last_drop_stops_publication() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -571,7 +575,7 @@ async fn last_drop_stops_publication() {
 }
 
 #[test]
-fn senseless_options_are_errors() {
+fn invalid_options_are_errors() {
     let store = MemoryStore::default;
     let builder = || TokenProvider::builder(Endpoint::default());
     for (name, built) in [
@@ -585,14 +589,18 @@ fn senseless_options_are_errors() {
     for id in ["", "a b", "a:b", "ä", &"a".repeat(65)] {
         assert!(EncryptionKeys::new(id, &[0; 32]).is_err(), "{id}");
     }
-    assert!(EncryptionKeys::new("a", &[0; 32]).unwrap().and_open_with("a", &[1; 32]).is_err());
+    for id in ["a", "a b"] {
+        let keys = EncryptionKeys::new("a", &[0; 32]).unwrap().and_open_with(id, &[1; 32]);
+        let built = builder().store(EncryptedStore::new(store(), keys)).build();
+        assert!(matches!(built, Err(Error::InvalidOption(_))), "{id}");
+    }
 }
 
 fn keys(seals: u8) -> EncryptionKeys {
     EncryptionKeys::new(format!("key-{seals}"), &[seals; 32]).unwrap()
 }
 
-/// A namespace of its own over the same store.
+/// The same store under another namespace.
 struct Elsewhere(MemoryStore);
 
 impl TokenStore for Elsewhere {
@@ -621,8 +629,8 @@ impl TokenStore for Elsewhere {
     }
 }
 
-/// What `store` makes of what is there.
-async fn opened(store: impl TokenStore) -> Result<String, StoreError> {
+/// Loads the record and returns its decrypted text.
+async fn decrypted(store: impl TokenStore) -> Result<String, StoreError> {
     store.load().await.map(|record| record.unwrap().text().to_owned())
 }
 
@@ -638,38 +646,38 @@ async fn record_opens_only_with_key_in_place() {
 
     let sealed = store.load().await.unwrap().unwrap();
     assert!(!sealed.text().contains("access"), "{}", sealed.text());
-    assert!(opened(EncryptedStore::new(store.clone(), keys(1))).await.unwrap().contains("access-1"));
+    assert!(decrypted(EncryptedStore::new(store.clone(), keys(1))).await.unwrap().contains("access-1"));
     let same_id = EncryptionKeys::new("key-1", &[9; 32]).unwrap();
-    for (case, opened) in [
-        ("another key", opened(EncryptedStore::new(store.clone(), keys(2))).await),
-        ("another key of the same id", opened(EncryptedStore::new(store.clone(), same_id)).await),
-        ("another namespace", opened(EncryptedStore::new(Elsewhere(store.clone()), keys(1))).await),
+    for (case, result) in [
+        ("another key", decrypted(EncryptedStore::new(store.clone(), keys(2))).await),
+        ("another key of the same id", decrypted(EncryptedStore::new(store.clone(), same_id)).await),
+        ("another namespace", decrypted(EncryptedStore::new(Elsewhere(store.clone()), keys(1))).await),
     ] {
-        assert!(matches!(opened, Err(StoreError::InvalidRecord(_))), "{case}");
+        assert_eq!(result.unwrap_err().kind(), StoreErrorKind::InvalidRecord, "{case}");
     }
     let text = sealed.text().to_owned();
     let changed = |at: usize| {
         let other = if text.as_bytes()[at] == b'A' { "B" } else { "A" };
         format!("{}{other}{}", &text[..at], &text[at + 1..])
     };
-    let generation = sealed.generation();
-    for (case, generation, text) in [
-        ("another generation", generation + 1, text.clone()),
-        ("another nonce", generation, changed(20)),
-        ("another token", generation, changed(text.len() / 2)),
-        ("another format", generation, changed(0)),
-        ("another id", generation, changed(9)),
-        ("a part of it", generation, text[..40].to_owned()),
-        ("in the clear", generation, record_text("canary", "canary")),
+    let version = sealed.version();
+    for (case, version, text) in [
+        ("another version", version + 1, text.clone()),
+        ("another nonce", version, changed(20)),
+        ("another token", version, changed(text.len() / 2)),
+        ("another format", version, changed(0)),
+        ("another id", version, changed(9)),
+        ("a part of it", version, text[..40].to_owned()),
+        ("in the clear", version, record_text("canary", "canary")),
     ] {
-        store.change(|kept| kept.record = Some((Record::new(generation, text), Instant::now())));
-        let error = opened(EncryptedStore::new(store.clone(), keys(1))).await.expect_err(case);
-        assert!(matches!(error, StoreError::InvalidRecord(_)), "{case}: {error:?}");
+        store.change(|kept| kept.record = Some((Record::new(version, text), Instant::now())));
+        let error = decrypted(EncryptedStore::new(store.clone(), keys(1))).await.expect_err(case);
+        assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{case}: {error:?}");
         assert!(!format!("{error}{error:?}").contains("canary"), "{case}: {error:?}");
     }
-    // Whoever cannot open it goes on as if there were none, and puts a record there that it can.
+    // A process that cannot decrypt the record ignores it, and replaces it with its own.
     assert_eq!(build(keys(1)).token().await.unwrap().access_token(), "access-2");
-    assert!(opened(EncryptedStore::new(store.clone(), keys(1))).await.unwrap().contains("access-2"));
+    assert!(decrypted(EncryptedStore::new(store.clone(), keys(1))).await.unwrap().contains("access-2"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -679,8 +687,7 @@ async fn rotating_keys_costs_no_authentication() {
         let store = EncryptedStore::new(store.clone(), keys);
         TokenProvider::builder(endpoint.clone()).store(store).build().unwrap()
     };
-    let both =
-        |seals: u8, opens: u8| keys(seals).and_open_with(format!("key-{opens}"), &[opens; 32]).unwrap();
+    let both = |seals: u8, opens: u8| keys(seals).and_open_with(format!("key-{opens}"), &[opens; 32]);
     let token = build(both(1, 2)).token().await.unwrap();
     let process = build(both(2, 1));
     assert_eq!(process.token().await.unwrap().access_token(), token.access_token());
@@ -700,17 +707,17 @@ async fn challenge_makes_refresh_urgent() {
     let token = process.token().await.unwrap();
     until_expiring(&process).await;
     store.set(Health::Down);
-    // In the background, there is time to wait for the store …
+    // A background refresh has time to wait for the store …
     process.token().await.unwrap();
     sleep(POST / 10).await;
     assert!(process.status().refreshing && process.status().last_error.is_some());
     assert_eq!(endpoint.grants().posts(), 1);
-    // … until the API refuses the token that is there.
+    // … until the API challenges the current token.
     let next = process.refresh(&token).await.unwrap();
     assert_eq!((next.access_token(), process.status().refreshes), ("access-2", 2));
 }
 
-/// Row 65: an abandoned refresh whose token was superseded leaves it to nobody.
+/// Row 65: the token of an abandoned refresh is dropped if there is a newer one.
 #[test]
 fn late_token_replaces_no_newer_one() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -718,7 +725,7 @@ fn late_token_replaces_no_newer_one() {
     let provider = endpoint.process(&store).refresh_timeout(SECOND).lease(millis(300)).build().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (stalled, live) = (runtime(), runtime());
-    // Granted, and the answer is still on its way when the runtime stalls.
+    // The token is granted, but the runtime stalls before the response arrives.
     let first = stalled.block_on(async {
         let token = provider.token().await.unwrap();
         endpoint.change(|grants| grants.delays.push_back(millis(100)));
@@ -729,7 +736,7 @@ fn late_token_replaces_no_newer_one() {
         assert!(provider.refresh(&first).await.is_err());
         provider.refresh(&first).await.unwrap()
     });
-    // The late refresh is cut off while it publishes.
+    // The late refresh stalls again while it publishes.
     store.set(Health::Slow);
     stalled.block_on(async { sleep(millis(50)).await });
     store.set(Health::Good);

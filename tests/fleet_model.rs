@@ -1,7 +1,7 @@
-//! Random lives of a fleet: whatever becomes of its store, its processes and its endpoint, nobody is given a token that
-//! has expired, nobody is left without one, and, once all is well, there is one token and one POST per expiry again.
+//! Model test of a fleet with random faults in its store, its processes and its endpoint. No caller ever gets an
+//! expired token, every caller gets a token, and after the faults there is again one token and one POST per expiry.
 //!
-//! What proptest shrinks a failure to is kept in `tests/fleet_model.proptest-regressions` and run first from then on.
+//! proptest records shrunk failures in `tests/fleet_model.proptest-regressions` and runs them first.
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -16,45 +16,46 @@ use tower_bearer::TokenProvider;
 const PROCESSES: usize = 4;
 const LEASE: Duration = Duration::from_secs(2);
 
-/// Longer than any refresh, with all that it may wait for.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Longer than any refresh, including everything that it may wait for.
+const MAX_REFRESH: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// This process sends a request.
+    /// One process sends a request.
     Ask(usize),
-    /// All of them do.
+    /// All processes send a request.
     AskAll,
-    /// The API refuses the token of this process.
-    Refuse(usize),
+    /// The API challenges the token of one process.
+    Challenge(usize),
     /// Time passes.
     Pass(u64),
     Store(Health),
     Flush,
-    /// The next grant's answer takes this much longer: its process is stopped, or as good as dead.
+    /// The next grant's response takes this much longer: its process is stopped, possibly for longer than a refresh.
     Delay(u64),
-    /// From now on each grant takes so long; more than [`LEASE`], at times.
+    /// From now on each grant takes this long, possibly more than [`LEASE`].
     Takes(u64),
-    /// Somebody else authenticates with the key.
+    /// Another client authenticates with the key.
     Elsewhere,
-    /// This process is replaced by another, which knows nothing.
+    /// One process is replaced by a new one.
     Restart(usize),
 }
 
-/// What befalls neither the store nor a process.
+/// Steps without a fault of the store or of a process.
 fn calm_step() -> impl Strategy<Value = Step> {
     let process = 0..PROCESSES;
     prop_oneof![
         4 => process.clone().prop_map(Step::Ask),
         3 => Just(Step::AskAll),
-        2 => process.prop_map(Step::Refuse),
+        2 => process.prop_map(Step::Challenge),
         4 => (0..70_000u64).prop_map(Step::Pass),
         2 => takes(),
         1 => Just(Step::Elsewhere),
     ]
 }
 
-/// Two exchanges, of which the first is refused, are less than the others wait for a lease: five times [`LEASE`].
+/// Two exchanges, the first of which is rejected, take less time than the others wait for a lease: five times
+/// [`LEASE`].
 fn takes() -> impl Strategy<Value = Step> {
     prop_oneof![Just(200u64), Just(1_500), Just(2_500), Just(4_000)].prop_map(Step::Takes)
 }
@@ -64,7 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => process.clone().prop_map(Step::Ask),
         2 => Just(Step::AskAll),
-        2 => process.clone().prop_map(Step::Refuse),
+        2 => process.clone().prop_map(Step::Challenge),
         4 => (0..70_000u64).prop_map(Step::Pass),
         2 => prop_oneof![
             Just(Health::Good),
@@ -81,24 +82,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A process gets a token that has not expired.
+/// Gets a token of one process, and checks that it has not expired.
 async fn ask(process: &TokenProvider) -> Result<String, TestCaseError> {
     let begun = Instant::now();
     loop {
-        // A refresh whose answer does not come ends with an error; the next caller has another.
+        // A refresh without a response ends with an error. The next call starts another one.
         match process.token().await {
             Ok(token) => {
                 prop_assert!(!token.remaining().unwrap().is_zero());
                 return Ok(token.access_token().to_owned());
             }
             Err(error) => {
-                prop_assert!(error.is_transient() && begun.elapsed() < PATIENCE * 4, "{:?}", error);
+                prop_assert!(error.is_transient() && begun.elapsed() < MAX_REFRESH * 4, "{:?}", error);
             }
         }
     }
 }
 
-async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
+async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(LEASE).build().unwrap();
     let mut processes = [(); PROCESSES].map(|()| build());
@@ -114,10 +115,10 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     asked.await.unwrap()?;
                 }
             }
-            Step::Refuse(process) => {
+            Step::Challenge(process) => {
                 if let Some(token) = processes[process].current() {
-                    // It may be told to come back later, but not to wait for ever.
-                    prop_assert!(timeout(PATIENCE, processes[process].refresh(&token)).await.is_ok());
+                    // The refresh may fail, but must end.
+                    prop_assert!(timeout(MAX_REFRESH, processes[process].refresh(&token)).await.is_ok());
                 }
             }
             Step::Pass(millis) => sleep(Duration::from_millis(millis)).await,
@@ -134,7 +135,7 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
         }
     }
 
-    // Where nothing has gone wrong, the lease was enough, however slow the endpoint was.
+    // Without faults, leases prevent concurrent use of a refresh token, however slow the endpoint is.
     let presented_twice = endpoint.grants().presented_twice;
     prop_assert!(
         !is_calm || presented_twice == 0,
@@ -142,7 +143,7 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
         presented_twice
     );
 
-    // All is well from here on.
+    // No faults from here on.
     store.set(Health::Good);
     endpoint.change(|grants| {
         grants.delays.clear();
@@ -153,7 +154,7 @@ async fn live(steps: Vec<Step>) -> Result<(), TestCaseError> {
         ask(process).await?;
     }
     for _ in 0..2 {
-        // One expiry, at which all of them come at once.
+        // One expiry, at which all processes need a token at once.
         sleep(2 * MINUTE).await;
         let before = endpoint.grants().posts();
         let asked = processes.clone().map(|process| tokio::spawn(async move { ask(&process).await }));
@@ -176,7 +177,7 @@ proptest! {
         steps in prop::collection::vec(step(), 0..40)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(live(steps))?;
+        runtime.unwrap().block_on(run(steps))?;
     }
 
     #[test]
@@ -184,6 +185,6 @@ proptest! {
         steps in prop::collection::vec(calm_step(), 0..40)
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(live(steps))?;
+        runtime.unwrap().block_on(run(steps))?;
     }
 }

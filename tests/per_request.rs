@@ -1,4 +1,4 @@
-//! What a request's extensions say of its token: none, or that one.
+//! Request extensions select the token of one request: none, or a given one.
 
 mod support;
 
@@ -29,7 +29,7 @@ async fn no_bearer_request_goes_unchanged() {
     let (api, source) = (Api::default(), Source::new());
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider).layer(api.service());
-    // Before there is a token, and after.
+    // Before there is a token, and afterwards.
     for _ in 0..2 {
         let answer = service.clone().oneshot(with(NoBearer)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
@@ -60,7 +60,7 @@ async fn own_token_causes_no_refresh() {
     assert_eq!(api.tokens(), ["delegated", "delegated"]);
     assert!(api.headers().iter().all(|headers| headers[AUTHORIZATION].is_sensitive()));
     assert_eq!(source.fetches(), 0);
-    // Beside other extensions, which change nothing.
+    // Other extensions have no effect.
     api.accept("access-1");
     assert_eq!(service.oneshot(with(7_u8)).await.unwrap().status(), StatusCode::OK);
     assert_eq!(api.tokens().last().unwrap(), "access-1");
@@ -73,7 +73,7 @@ async fn own_token_follows_layer_rules() {
     let mut own = with(delegated());
     own.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
 
-    // The header that is there already.
+    // A request that already has the header.
     layer.clone().layer(api.service()).oneshot(own.clone()).await.unwrap();
     layer
         .clone()
@@ -82,12 +82,12 @@ async fn own_token_follows_layer_rules() {
         .oneshot(own)
         .await
         .unwrap();
-    // Another origin.
+    // A request to another origin.
     let mut other = with(delegated());
     *other.uri_mut() = "https://elsewhere.example/".parse().unwrap();
     let scoped = layer.clone().allowed_origins(AllowedOrigins::origins(["https://api.example"]).unwrap());
     scoped.layer(api.service()).oneshot(other).await.unwrap();
-    // Neither, where both are asked for.
+    // With both extensions, no token is added.
     let mut neither = with(delegated());
     neither.extensions_mut().insert(NoBearer);
     layer.layer(api.service()).oneshot(neither).await.unwrap();

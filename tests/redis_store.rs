@@ -1,5 +1,5 @@
-//! `RedisStore`, with a real Redis; see `support/redis_server.rs` for how to get one.
-#![cfg(unix)]
+//! `RedisStore` with a real Redis, which must be installed: see `support/redis_server.rs`.
+#![cfg(all(unix, feature = "api-video", feature = "redis"))]
 
 #[path = "support/folder.rs"]
 mod folder;
@@ -15,8 +15,12 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
 use tower_bearer::{
-    ApiVideo, EncryptedStore, EncryptionKeys, Error, Extension, Lease, Publication, Record, RedisStore,
-    RetryPolicy, StoreError, TokenProvider, TokenStore, testing::AuthServer,
+    ApiVideo, Error, RetryPolicy, StaticToken, TokenProvider,
+    store::{
+        EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, RedisStore, StoreErrorKind,
+        TokenStore,
+    },
+    testing::AuthServer,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,7 +30,7 @@ fn store(redis: &RedisServer) -> RedisStore {
     RedisStore::new(&redis.url(), "videos").unwrap()
 }
 
-/// A provider that shares the token in `store` with others.
+/// Builds a provider that shares the token in `store`.
 fn process(server: &AuthServer, store: impl TokenStore) -> TokenProvider {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(5));
@@ -46,7 +50,7 @@ async fn publish(store: &RedisStore, text: &str) -> u64 {
     fence
 }
 
-/// The record, as soon as there is one.
+/// Waits until there is a record.
 async fn stored(store: &RedisStore) -> Record {
     loop {
         if let Ok(Some(record)) = store.load().await {
@@ -65,7 +69,7 @@ async fn loads_record_with_remaining_life() {
     let second = publish(&store, "\"second\" – ünïcode").await;
     assert!(second > first);
     let record = store.load().await.unwrap().unwrap();
-    assert_eq!((record.generation(), record.text()), (second, "\"second\" – ünïcode"));
+    assert_eq!((record.version(), record.text()), (second, "\"second\" – ünïcode"));
     assert!(record.lifetime().unwrap() <= MINUTE && record.lifetime().unwrap() > MINUTE / 2);
 
     let lease = lease(&store).await;
@@ -75,30 +79,30 @@ async fn loads_record_with_remaining_life() {
     store.publish(&lease, spent).await.unwrap();
     assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(Duration::ZERO));
 
-    // It does not stay for ever, and no longer than it is kept for.
+    // Redis deletes the key after the retention time.
     let kept: i64 = redis.run(&["PTTL", KEY]).await.parse().unwrap();
     assert!((29..=30).contains(&(kept / (24 * 60 * 60 * 1000))), "{kept}");
 }
 
-/// Row 56: a token lives for no longer in Redis than it does, however long it takes to get there.
+/// Row 56: a slow publication does not lengthen the stored lifetime.
 #[tokio::test]
-async fn a_slow_publication_lengthens_no_life() {
+async fn slow_publication_keeps_lifetime() {
     let redis = RedisServer::start().await;
-    let store = store(&redis).timeouts(MINUTE, MINUTE).unwrap();
+    let store = store(&redis).timeouts(MINUTE, MINUTE);
     let lease = lease(&store).await;
     let pause = Duration::from_millis(300);
     redis.stop();
     let (published, ()) =
         tokio::join!(store.publish(&lease, Record::new(lease.fence(), "text").expires_in(MINUTE)), async {
             sleep(pause).await;
-            redis.go_on();
+            redis.resume();
         });
     assert_eq!(published.unwrap(), Publication::Stored);
     let left = store.load().await.unwrap().unwrap().lifetime().unwrap();
     assert!(left <= MINUTE - pause / 2, "{left:?}");
 }
 
-/// Row 60: a lease ends by itself, and is nobody's to give back who has it no more.
+/// Row 60: a lease ends by itself, and a process that no longer has it cannot release it.
 #[tokio::test]
 async fn lease_is_exclusive_until_its_end() {
     let redis = RedisServer::start().await;
@@ -113,7 +117,7 @@ async fn lease_is_exclusive_until_its_end() {
         }
         sleep(Duration::from_millis(5)).await;
     };
-    // Row 55: its fence is refused.
+    // Row 55: its fence is superseded.
     let stale = Record::new(mine.fence(), "stale");
     assert_eq!(one.publish(&mine, stale).await.unwrap(), Publication::Superseded);
     one.release(mine).await.unwrap();
@@ -127,7 +131,7 @@ async fn lease_is_exclusive_until_its_end() {
 async fn lease_extends_until_next_is_given() {
     let redis = RedisServer::start().await;
     let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
-    // By all that forward it.
+    // Through every wrapper that forwards it.
     let (one, other) = (std::sync::Arc::new(EncryptedStore::new(store(&redis), keys)), store(&redis));
     let short = Duration::from_millis(200);
     let held = one.lease(short).await.unwrap().unwrap();
@@ -147,14 +151,14 @@ async fn lease_extends_until_next_is_given() {
     assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// Row 57, and a failover that loses the last write: what Redis has forgotten is no less refused.
+/// Row 57, and a failover that loses the last write: a lease that Redis has forgotten is still superseded.
 #[tokio::test]
-async fn fences_grow_though_everything_is_flushed() {
+async fn fences_grow_after_flush() {
     let redis = RedisServer::start().await;
     let store = store(&redis);
     let forgotten = lease(&store).await;
     redis.run(&["FLUSHALL"]).await;
-    // Nobody has had a lease since.
+    // No lease was granted since.
     let record = Record::new(forgotten.fence(), "kept");
     assert_eq!(store.publish(&forgotten, record).await.unwrap(), Publication::Stored);
     redis.run(&["FLUSHALL"]).await;
@@ -171,13 +175,13 @@ async fn four_processes_share_one_token() {
     processes::four_processes_share_one_token("one_of_many", &redis.url()).await;
 }
 
-/// Is another process where it is told so, and nothing otherwise.
+/// Runs a worker process if the environment says so; otherwise does nothing.
 #[test]
 fn one_of_many() {
     processes::work(|url| RedisStore::new(url, "videos").unwrap());
 }
 
-/// Two credentials, or two prefixes, have nothing to do with each other; a cluster has the keys of one on one node.
+/// Two namespaces, or two prefixes, are independent. A cluster keeps the keys of one namespace on one node.
 #[tokio::test]
 async fn isolates_namespaces_in_one_slot_each() {
     let folder = Folder::new();
@@ -191,7 +195,7 @@ async fn isolates_namespaces_in_one_slot_each() {
     }
     let videos = store(&redis);
     let other = RedisStore::new(&redis.url(), "other").unwrap();
-    let prefixed = RedisStore::new(&redis.url(), "videos").unwrap().key_prefix("mine:").unwrap();
+    let prefixed = RedisStore::new(&redis.url(), "videos").unwrap().key_prefix("mine:");
     let _held = lease(&videos).await;
     publish(&other, "other").await;
     publish(&prefixed, "prefixed").await;
@@ -207,7 +211,7 @@ async fn isolates_namespaces_in_one_slot_each() {
     );
 }
 
-/// Row 57: down, and flushed with it.
+/// Row 57: Redis is down, and loses its data.
 #[tokio::test]
 async fn redis_outage_delays_only_publication() {
     let mut redis = RedisServer::start().await;
@@ -217,20 +221,20 @@ async fn redis_outage_delays_only_publication() {
     redis.kill();
     assert_eq!(provider.refresh(&token).await.unwrap().generation(), 2);
     let error = store(&redis).load().await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }) && error.source().is_some(), "{error:?}");
+    assert!(error.kind() == StoreErrorKind::Unavailable && error.source().is_some(), "{error:?}");
     redis.restart().await;
     let record = stored(&store(&redis)).await;
     assert!(record.text().contains(provider.current().unwrap().access_token()));
     assert_eq!((server.counters().refresh_grants, server.counters().api_key_grants), (1, 1));
 }
 
-/// Row 57: read-only, slow, of another type.
+/// Row 57: Redis is read-only, slow, or has a key of another type.
 #[tokio::test]
 async fn failing_redis_costs_no_token() {
     async fn run(redis: &RedisServer, command: &[&str]) {
         match command {
             ["stop"] => redis.stop(),
-            ["go on"] => redis.go_on(),
+            ["resume"] => redis.resume(),
             command => drop(redis.run(command).await),
         }
     }
@@ -240,17 +244,17 @@ async fn failing_redis_costs_no_token() {
         ("a replica", &["REPLICAOF", "127.0.0.1", "1"][..], &["REPLICAOF", "NO", "ONE"][..]),
         ("too few replicas", &["CONFIG", "SET", few, "1"], &["CONFIG", "SET", few, "0"]),
         ("no memory", &["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
-        ("too slow", &["stop"], &["go on"]),
+        ("too slow", &["stop"], &["resume"]),
         ("another type", &["SET", KEY, "canary"], &["DEL", KEY]),
     ] {
         let redis = RedisServer::start().await;
         let server = AuthServer::start().await.unwrap();
-        let store = || store(&redis).timeouts(Duration::from_secs(1), Duration::from_millis(50)).unwrap();
+        let store = || store(&redis).timeouts(Duration::from_secs(1), Duration::from_millis(50));
         run(&redis, spoil).await;
         let provider = process(&server, store());
         let token = provider.token().await.unwrap_or_else(|error| panic!("{case}: {error:?}"));
         let error = store().lease(MINUTE).await.unwrap_err();
-        assert!(matches!(error, StoreError::Unavailable { .. }), "{case}: {error:?}");
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{case}: {error:?}");
         assert!(!format!("{error:?}").contains("canary"), "{case}: {error:?}");
         run(&redis, mend).await;
         assert!(stored(&store()).await.text().contains(token.access_token()), "{case}");
@@ -258,9 +262,9 @@ async fn failing_redis_costs_no_token() {
     }
 }
 
-/// Row 57: what cannot be read counts as absent, and is overwritten.
+/// Row 57: a record that cannot be read counts as absent and is overwritten.
 #[tokio::test]
-async fn what_is_none_of_ours_is_overwritten() {
+async fn foreign_values_are_overwritten() {
     let record = [
         ("text", "canary"),
         ("text", "\u{1}"),
@@ -275,7 +279,7 @@ async fn what_is_none_of_ours_is_overwritten() {
         redis.run(&["HSET", KEY, field, garbage]).await;
         if field != "text" {
             let error = store(&redis).load().await.unwrap_err();
-            assert!(matches!(error, StoreError::InvalidRecord(_)), "{field}: {error:?}");
+            assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{field}: {error:?}");
         }
         let token = process(&server, store(&redis)).token().await.unwrap();
         assert_eq!(server.counters().api_key_grants, 2, "{field}");
@@ -295,7 +299,7 @@ async fn what_is_none_of_ours_is_overwritten() {
     let lease = KEY.replace("record", "lease");
     for leased in [&["SET", &lease, "canary"][..], &["HSET", &lease, "canary", "canary"]] {
         redis.run(leased).await;
-        publish(&store, "whoever had it").await;
+        publish(&store, "the lease was foreign").await;
     }
 }
 
@@ -319,15 +323,15 @@ async fn trusts_only_given_root_over_tls() {
     ])
     .await;
     let url = format!("rediss://127.0.0.1:{tls_port}");
-    let store = RedisStore::new(&url, "videos").unwrap().root_certificates(cert.pem()).unwrap();
+    let store = RedisStore::new(&url, "videos").unwrap().root_certificates(cert.pem());
     publish(&store, "over TLS").await;
     assert_eq!(store.load().await.unwrap().unwrap().text(), "over TLS");
-    // Of a certificate that nobody vouches for, nothing is asked.
+    // A server with an untrusted certificate is not queried.
     let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
 }
 
-/// The rights that the documentation names are enough, and a password is shown nowhere.
+/// The documented rights suffice, and no output contains the password.
 #[tokio::test]
 async fn documented_acl_rights_suffice() {
     let redis = RedisServer::start().await;
@@ -356,15 +360,15 @@ async fn documented_acl_rights_suffice() {
     let unparsable = RedisStore::new("canary://user:canary@host", "videos").unwrap_err();
     let shown = format!("{store:?}{wrong:?}{error}{error:?}{unparsable}{unparsable:?}");
     assert!(!shown.contains("canary"), "{shown}");
-    // What it may not do is told.
+    // A missing right is reported.
     redis.run(&["ACL", "SETUSER", "bearer", "-hset"]).await;
     let error = store.lease(MINUTE).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     assert!(format!("{}", error.source().unwrap()).contains("can't run this command"), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_record_can_be_encrypted() {
+async fn record_can_be_encrypted() {
     let redis = RedisServer::start().await;
     let server = AuthServer::start().await.unwrap();
     let build = || {
@@ -381,22 +385,33 @@ async fn a_record_can_be_encrypted() {
 #[test]
 fn out_of_range_options_are_errors() {
     let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
+    let build = |store: RedisStore| TokenProvider::builder(StaticToken::new("abc")).store(store).build();
+    let with_options =
+        |set: fn(RedisStore) -> RedisStore| build(set(new("redis://127.0.0.1", "videos").unwrap()));
     let url = "redis://127.0.0.1";
-    let second = Duration::from_secs(1);
-    for refused in [
+    const SECOND: Duration = Duration::from_secs(1);
+    for result in [
         new("http://127.0.0.1", "videos"),
         new("", "videos"),
         new(url, ""),
         new(url, "a b"),
         new(url, "{a}"),
         new(url, &"a".repeat(201)),
-        new(url, "videos").unwrap().key_prefix("{"),
-        new(url, "videos").unwrap().timeouts(Duration::ZERO, second),
-        new(url, "videos").unwrap().timeouts(second, second * 61),
-        new(url, "videos").unwrap().root_certificates("no certificate"),
-        new("rediss://127.0.0.1", "videos").unwrap().root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
     ] {
-        assert!(matches!(refused, Err(Error::InvalidOption(_))), "{refused:?}");
+        assert!(matches!(result, Err(Error::InvalidOption(_))), "{result:?}");
+    }
+    for result in [
+        with_options(|store| store.key_prefix("{")),
+        with_options(|store| store.timeouts(Duration::ZERO, SECOND)),
+        with_options(|store| store.timeouts(SECOND, SECOND * 61)),
+        with_options(|store| store.root_certificates("no certificate")),
+        build(
+            new("rediss://127.0.0.1", "videos")
+                .unwrap()
+                .root_certificates("-----BEGIN CERTIFICATE-----\n!\n"),
+        ),
+    ] {
+        assert!(matches!(result, Err(Error::InvalidOption(_))), "{result:?}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! A body is sent again byte for byte, over real sockets, even when the 401 comes while it is still being sent.
+//! A body is replayed byte for byte, over real sockets, even if the 401 arrives while the body is still being sent.
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -25,11 +26,11 @@ use tower_bearer::{
     testing::{AuthServer, Upload},
 };
 
-/// A body of many frames, each different, with trailers; it yields to the runtime between frames, as a file does.
+/// A body of many different frames, with trailers. It yields to the runtime between frames, as a file does.
 struct Video {
     sent: u64,
     frames: u64,
-    /// Counts the frames that were read of all such bodies with this counter.
+    /// Counts the frames that were read from this body.
     read: Arc<AtomicU64>,
     yielded: bool,
     trailers: Option<HeaderMap>,
@@ -91,7 +92,7 @@ impl Body for Video {
 
 fn layer(server: &AuthServer) -> BearerAuthLayer {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-    // These tests revoke more often than once per cool-down.
+    // These tests revoke tokens more often than a cool-down allows.
     let instant = Duration::from_nanos(1);
     BearerAuthLayer::with_provider(
         TokenProvider::builder(source).cool_down(instant, instant).build().unwrap(),
@@ -119,14 +120,14 @@ where
 fn upload<B>(server: &AuthServer, id: &str, body: B) -> Request<B> {
     Request::post(format!("{}videos/{id}/source", server.uri()))
         .header("content-type", "application/octet-stream")
-        // Without it hyper sends no trailers over HTTP/1.
+        // Without this header hyper sends no trailers over HTTP/1.
         .header("trailer", "x-checksum")
         .body(body)
         .unwrap()
 }
 
 fn arrived(server: &AuthServer) -> Upload {
-    server.uploads().pop().expect("nothing arrived")
+    server.uploads().pop().expect("an upload arrived")
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -137,7 +138,7 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Row 41, and the takeover: the server answers at the headers, and the upload goes on where it was.
+/// Row 41: the server responds after the headers, and the retry continues the upload.
 #[tokio::test]
 async fn early_401_retry_continues_upload() {
     const FRAMES: u64 = 200;
@@ -156,7 +157,7 @@ async fn early_401_retry_continues_upload() {
             let arrived = arrived(&server);
             assert_eq!((arrived.bytes, &arrived.sha256), (FRAMES * FRAME, &expected), "{version}");
             assert_eq!(arrived.trailers["x-checksum"], "abc", "{version}");
-            // The source was read once: the retry went on where the first attempt was.
+            // The source was read once: the retry replays the buffered prefix, then continues the stream.
             assert_eq!(read.load(Ordering::SeqCst), FRAMES, "{version}");
             assert_eq!(server.uploads().len(), round);
             assert_eq!(server.counters().challenged, round as u64);
@@ -182,7 +183,7 @@ async fn late_401_replays_upload_exactly() {
             let arrived = arrived(&server);
             assert_eq!(arrived.sha256, expected, "{version}");
             assert_eq!(arrived.trailers, trailers, "{version}");
-            // An exact length is still exact on the retry.
+            // The retry has an exact length, too.
             let length =
                 arrived.headers.get("content-length").map(|length| length.to_str().unwrap().to_owned());
             assert_eq!(length, exact.then(|| (FRAMES * FRAME).to_string()), "{version}");
@@ -202,10 +203,10 @@ async fn upload_over_limit_gets_its_401() {
         for video in [Video::new(FRAMES), Video::without_trailers(FRAMES)] {
             server.revoke_access_tokens();
             let service = layer.clone().buffered(FRAME as usize * 10).layer(client.clone());
-            let refused = service.clone().oneshot(upload(&server, &id, video)).await.unwrap();
-            assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{version}");
-            let body = refused.into_body().collect().await.unwrap().to_bytes();
-            assert!(body.starts_with(b"{"), "{version}: the challenge is not whole");
+            let challenged = service.clone().oneshot(upload(&server, &id, video)).await.unwrap();
+            assert_eq!(challenged.status(), StatusCode::UNAUTHORIZED, "{version}");
+            let body = challenged.into_body().collect().await.unwrap().to_bytes();
+            assert!(body.starts_with(b"{"), "{version}: the 401's body is incomplete");
             while layer.provider().status().refreshing {
                 tokio::task::yield_now().await;
             }
@@ -218,7 +219,7 @@ async fn upload_over_limit_gets_its_401() {
 /// Row 42.
 #[tokio::test]
 async fn failing_body_is_not_replayed() {
-    /// A frame, and then the end of the disk.
+    /// One frame, then an I/O error.
     struct Broken(u8);
 
     impl Body for Broken {
@@ -244,16 +245,16 @@ async fn failing_body_is_not_replayed() {
         let before = server.counters();
         let service = layer.buffered(1 << 20).layer(client);
         let error = service.oneshot(upload(&server, &id, Broken(0))).await.unwrap_err();
-        // Over HTTP/2 hyper says only that the user's body failed.
+        // Over HTTP/2 hyper reports only that the user's body failed.
         let shown = support::chain(&*error);
         assert!(version == "HTTP/2" || shown.contains("the disk is gone"), "{version}: {shown}");
-        // The request's head may not have left before its body failed.
+        // The request's head may not have been sent before its body failed.
         assert!(server.counters().accepted <= before.accepted + 1, "{version}");
-        assert!(server.uploads().is_empty(), "{version}: half of a body looked whole");
+        assert!(server.uploads().is_empty(), "{version}: a partial body was accepted");
     }
 }
 
-/// While the refresh is under way the upload is held: it neither passes the limit, nor ends.
+/// The upload is paused during the refresh: it neither exceeds the limit nor ends.
 #[tokio::test]
 async fn early_401_holds_upload_below_limit() {
     const FRAMES: u64 = 2000;
@@ -264,7 +265,7 @@ async fn early_401_holds_upload_below_limit() {
         server.revoke_access_tokens();
         let slow = tower_bearer::testing::Fault::Delay(Duration::from_millis(300));
         server.inject(tower_bearer::testing::Route::RefreshGrant, slow);
-        // The upload is 16 MB; what a socket swallows before the answer is read is far less than the limit.
+        // The upload is 16 MB. The socket buffers far less than the limit before the response is read.
         let service = layer.buffered(12 << 20).layer(client);
         let response = service.oneshot(upload(&server, &id, Video::new(FRAMES))).await.unwrap();
         assert_eq!(response.status(), StatusCode::CREATED, "{version}");
@@ -272,7 +273,7 @@ async fn early_401_holds_upload_below_limit() {
     }
 }
 
-/// A refresh that fails lets the upload go on, and its 401 is the answer.
+/// A failed refresh resumes the upload, and the caller gets its 401.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_resumes_upload() {
     let source = Source::new().then(Act::Live(Duration::from_secs(3600)));
@@ -284,7 +285,7 @@ async fn failed_refresh_resumes_upload() {
         move |request: Request<ReplayBody<Video>>| {
             let uploaded = Arc::clone(&uploaded);
             async move {
-                // Answers at the headers, and reads on in the background, as a connection does.
+                // Responds after the headers and keeps reading in the background, as a connection does.
                 tokio::spawn(async move {
                     let body = request.into_body().collect().await.unwrap();
                     uploaded.store(body.to_bytes().len() as u64, Ordering::SeqCst);
@@ -300,7 +301,7 @@ async fn failed_refresh_resumes_upload() {
     assert_eq!(uploaded.load(Ordering::SeqCst), 100 * FRAME);
 }
 
-/// A service with a body type of its own.
+/// A service with its own body type.
 #[tokio::test]
 async fn replay_with_builds_inner_body() {
     type Boxed = UnsyncBoxBody<Bytes, BoxError>;
@@ -319,7 +320,7 @@ async fn replay_with_builds_inner_body() {
     }
 }
 
-/// A body that knows how to clone itself, and one that does not.
+/// A body that can be cloned, and one that cannot.
 #[tokio::test(start_paused = true)]
 async fn clone_with_replays_cloneable_body() {
     struct Own(Option<&'static str>);
@@ -353,7 +354,7 @@ async fn clone_with_replays_cloneable_body() {
     }
 }
 
-/// A gateway: what arrives as `Incoming` is sent on, and sent again.
+/// A gateway forwards and replays an `Incoming` body.
 #[tokio::test]
 async fn replays_body_of_other_connection() {
     let server = AuthServer::start().await.unwrap();

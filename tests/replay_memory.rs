@@ -1,5 +1,6 @@
-//! What `buffered` keeps of a body stays within its limit, whatever the body's frames are. Alone in its file: the
-//! allocator counts for all, and so one test runs at a time.
+//! `buffered` keeps its memory within the limit, whatever the body's frames are. The tests have their own file and run
+//! one at a time, because the allocator counts for the whole process.
+#![cfg(feature = "api-video")]
 
 #[allow(dead_code)]
 #[path = "../examples/axum_gateway.rs"]
@@ -36,10 +37,10 @@ static ALLOCATED: PeakAlloc = PeakAlloc;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// What a request, its frame on the way and the runtime may take besides what is kept.
-const BESIDES: usize = 256 * KIB;
+/// The memory of a request, one frame in transit and the runtime, in addition to the recorded body.
+const OVERHEAD: usize = 256 * KIB;
 
-/// What the four ends of two connections may hold besides: all are in this process.
+/// The memory of the four ends of two connections, all of which are in this process.
 const CONNECTIONS: usize = 4 * MIB;
 
 async fn alone() -> MutexGuard<'static, ()> {
@@ -47,7 +48,7 @@ async fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().await
 }
 
-/// How much more memory is allocated at most while `work` is done.
+/// Runs `work`. Returns the peak of additionally allocated memory and the output.
 async fn growth<T>(work: impl Future<Output = T>) -> (usize, T) {
     let before = ALLOCATED.current_usage();
     ALLOCATED.reset_peak_usage();
@@ -55,7 +56,7 @@ async fn growth<T>(work: impl Future<Output = T>) -> (usize, T) {
     (ALLOCATED.peak_usage().saturating_sub(before), output)
 }
 
-/// A body of `count` frames, each made when it is read.
+/// A body of `count` frames, each created when it is read.
 struct Frames<F> {
     next: u64,
     count: u64,
@@ -80,7 +81,7 @@ where
     }
 }
 
-/// What arrived with one attempt.
+/// The data that arrived with one attempt.
 #[derive(Debug, PartialEq)]
 struct Arrived {
     bytes: u64,
@@ -106,8 +107,8 @@ where
     Arrived { bytes, sha256: digest.finish().as_ref().to_vec(), trailers }
 }
 
-/// Sends `count` frames to a service that answers 401 to the first token, when it has read all of them. Returns the
-/// status that the caller gets and what arrived.
+/// Sends `count` frames to a service that reads all of them and then responds with 401 to the first token. Returns the
+/// final status and the data that arrived.
 ///
 /// # Panics
 ///
@@ -133,12 +134,12 @@ where
     layer.provider().token().await.unwrap();
     let request = Request::post("https://api.example/").body(Frames { next: 0, count, frame }).unwrap();
     let (grown, response) = growth(layer.buffered(limit).layer(service).oneshot(request)).await;
-    let most = limit + limit / 100 + BESIDES;
+    let most = limit + limit / 100 + OVERHEAD;
     assert!(grown <= most, "memory has grown by {grown} bytes, with a limit of {limit}");
     (response.unwrap().status(), std::mem::take(&mut *arrived.lock().unwrap()))
 }
 
-/// As [`send`], for a body that has to be sent again: the retry gets the same `bytes`.
+/// As [`send`], and checks that the retry has sent the same `bytes`.
 async fn is_sent_again<F, D>(limit: usize, count: u64, bytes: usize, frame: F)
 where
     F: FnMut(u64) -> Frame<D> + Unpin + Send + 'static,
@@ -166,7 +167,7 @@ async fn one_byte_frames_cost_their_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_small_slice_does_not_keep_its_buffer() {
+async fn small_slice_frees_its_buffer() {
     for slice in [1, 4 * KIB, 60 * KIB] {
         is_sent_again(1000 * slice, 1000, 1000 * slice, move |at| {
             Frame::data(Bytes::from(vec![at as u8; 128 * KIB]).slice(KIB..KIB + slice))
@@ -198,7 +199,7 @@ async fn mixed_frame_sizes_cost_their_bytes() {
     }
 }
 
-/// Trailers end a body: of what comes after them nothing is kept.
+/// Trailers end a body, so frames after them are not recorded.
 #[tokio::test(start_paused = true)]
 async fn repeated_trailers_hit_limit() {
     for length in [0, 1, 100] {
@@ -228,8 +229,8 @@ async fn trailers_cost_their_bytes() {
     assert_eq!(arrived[0], arrived[1]);
 }
 
-/// Sends a chunked body that consists of `part`, repeated, through the gateway of the example to an API that answers 401
-/// to the first token. Returns by how much memory has grown, and how many bytes have arrived with each attempt.
+/// Sends a chunked body of `parts` times `part` through the example's gateway to an API that responds with 401 to the
+/// first token. Returns the growth of memory, and the bytes that arrived with each attempt.
 async fn through_the_gateway(parts: usize, part: Vec<u8>) -> (usize, Vec<u64>) {
     let listen = async |router: Router| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -291,7 +292,7 @@ async fn gateway_keeps_only_chunk_bytes() {
     assert_eq!(arrived, [chunks as u64; 2]);
 }
 
-/// Of what is in a connection's buffer, nearly all is the zeros before the length of a chunk.
+/// Nearly all of a connection's buffer is the zeros before the length of a chunk.
 #[tokio::test]
 async fn gateway_keeps_no_chunk_framing() {
     let _alone = alone().await;

@@ -1,4 +1,5 @@
-//! tower's contract: whose readiness counts, who is called, and that no stack of tower's own locks up.
+//! tower's contract: readiness is the inner service's, the ready service is called, and no stack of tower layers
+//! deadlocks.
 
 mod support;
 
@@ -24,7 +25,7 @@ use tower::{
 use tower_bearer::{BearerAuthLayer, BoxError, TokenProvider};
 use tower_test::mock;
 
-/// A layer whose provider has a token that the API refuses, and whose next it accepts.
+/// Returns an API and a layer. The API challenges the layer's current token and accepts the next.
 async fn revoked_once() -> (Api, BearerAuthLayer) {
     let api = Api::default();
     api.accept("access-2");
@@ -33,7 +34,7 @@ async fn revoked_once() -> (Api, BearerAuthLayer) {
     (api, layer)
 }
 
-/// Sends a burst that is refused as a whole, and expects every request healed.
+/// Sends a burst of requests that are all challenged, and expects all of them to succeed.
 async fn burst<S>(service: S, requests: usize)
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<Full<Bytes>>, Error: std::fmt::Debug>
@@ -73,7 +74,7 @@ async fn readiness_is_the_inner_services() {
     assert_eq!(error.to_string(), "the inner service is gone");
 }
 
-/// A service that panics when it is called without having been made ready, as some do.
+/// A service that panics if it is called before it is ready, as some services do.
 struct Strict {
     ready: bool,
     clones: Arc<AtomicUsize>,
@@ -117,8 +118,8 @@ async fn calls_ready_service_and_readies_clone() {
         let before = clones.load(Ordering::SeqCst);
         api.accept("access-1");
         assert_eq!(service.ready().await.unwrap().call(get()).await.unwrap().status(), StatusCode::OK);
-        // No clone where there is a token: cloning a client is what a request would pay most for. Without one, the ready
-        // service goes before the request waits: a clone takes its place, and another sends the request.
+        // With a token the service is not cloned, because cloning a client is expensive. Without one, the ready service
+        // is dropped before the request waits: one clone replaces it, another sends the request.
         assert_eq!(clones.load(Ordering::SeqCst) - before, if has_token { 0 } else { 2 });
 
         api.revoke_all();
@@ -139,7 +140,7 @@ async fn retry_works_with_one_permit() {
 
 /// Row 51.
 #[tokio::test(start_paused = true)]
-async fn no_stack_locks_up_under_a_burst_of_401s() {
+async fn no_stack_deadlocks_in_burst_of_401s() {
     for limit in [1, 2, 7] {
         let (api, layer) = revoked_once().await;
         burst(ServiceBuilder::new().layer(layer).concurrency_limit(limit).service(api.service()), 100).await;
@@ -164,10 +165,10 @@ async fn no_stack_locks_up_under_a_burst_of_401s() {
     }
 }
 
-/// Row 51: an answer that needs no draining is the answer if its retry is shed.
+/// Row 51: if a retry is shed and the 401 needs no draining, the caller gets the 401.
 #[tokio::test(start_paused = true)]
 async fn shed_retry_returns_challenge() {
-    /// Answers a 401, and is never ready again.
+    /// Responds with one 401, then is never ready again.
     #[derive(Clone)]
     struct Once {
         calls: Arc<AtomicUsize>,
@@ -202,7 +203,7 @@ async fn shed_retry_returns_challenge() {
     }
 }
 
-/// Row 51: over HTTP/1, an answer with a body has been drained by then, and the shedding is what is told.
+/// Row 51: over HTTP/1, a 401 with a body was already drained, so the caller gets the load-shed error.
 #[tokio::test(start_paused = true)]
 async fn load_shed_burst_loses_no_answer() {
     let (api, layer) = revoked_once().await;
@@ -224,7 +225,7 @@ async fn load_shed_burst_loses_no_answer() {
         .count();
     assert_eq!(answered + shed, 100);
     assert!(answered > 0);
-    // No permit was leaked: as many as the limit allows are served at once.
+    // No permit leaked: the service handles as many requests at once as its limit allows.
     let again: Vec<_> = (0..3).map(|_| tokio::spawn(service.clone().oneshot(get()))).collect();
     for response in again {
         assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
@@ -248,12 +249,12 @@ async fn drop_at_any_point_leaks_no_permit() {
         }
         drop(request);
         let ready = tokio::time::timeout(Duration::from_secs(1), service.ready()).await;
-        assert_eq!(ready.expect("a permit is lost").unwrap().call(get()).await.unwrap().status(), 200);
+        assert_eq!(ready.expect("a free permit").unwrap().call(get()).await.unwrap().status(), 200);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_layer_and_its_clones_share_one_token() {
+async fn layer_clones_share_one_token() {
     let (api, source) = (Api::default(), Source::new().then(Act::Live(Duration::from_secs(60))));
     api.accept("access-1");
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
@@ -266,7 +267,7 @@ async fn one_layer_and_its_clones_share_one_token() {
     assert_eq!(source.fetches(), 1);
 }
 
-/// What users' bounds ask for.
+/// The bounds that users need.
 #[test]
 fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
@@ -279,7 +280,7 @@ fn types_are_send_and_sync() {
     let mut service = layer.layer(Api::default().service());
     is_send_and_sync(&service);
     is_send(&service.call(get()));
-    // A client that is not `Sync` may be wrapped too, as tower's boxed ones are.
+    // A client that is not `Sync`, such as tower's boxed ones, can also be wrapped.
     let boxed = tower::util::BoxCloneService::new(Api::default().service());
     let mut service = layer.layer(boxed);
     is_send(&service);
@@ -287,7 +288,7 @@ fn types_are_send_and_sync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_composes_with_every_error_type() {
+async fn composes_with_every_error_type() {
     let (api, layer) = revoked_once().await;
     let infallible = layer.layer(api.service());
     assert!(infallible.oneshot(get()).await.is_ok());
@@ -297,7 +298,7 @@ async fn it_composes_with_every_error_type() {
     assert!(concrete.oneshot(get()).await.is_ok());
 }
 
-/// Row 66: what goes without our token does not wait for one, and is sent by the service that was ready.
+/// Row 66: a request without this crate's token does not wait for one, and is sent by the ready service.
 #[tokio::test(start_paused = true)]
 async fn tokenless_request_does_not_wait() {
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new().then(Act::Hang)));

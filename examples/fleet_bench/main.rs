@@ -1,5 +1,5 @@
-//! What a fleet costs its auth endpoint, and what it loses when processes and stores fail: real processes, a real
-//! Redis, and files.
+//! Measures how often a fleet calls its auth endpoint, and how many requests fail, while processes and stores fail.
+//! Uses real processes, a real Redis, and files.
 //!
 //! ```text
 //! cargo run --release --example fleet_bench --features file-store,redis                 # needs redis-server
@@ -32,43 +32,44 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower_bearer::{
-    BoxError, FileStore, RedisStore, Role, TokenStore,
+    BoxError,
+    store::{FileStore, RedisStore, Role, TokenStore},
     testing::{AuthServer, Fault, Route},
 };
 use worker::{Job, STOPPING, Tally};
 
 const LIFETIME: Duration = Duration::from_millis(1500);
 const LEASE: Duration = Duration::from_millis(400);
-/// How many expiries are watched with a slow endpoint.
+/// The number of expiries with a slow endpoint.
 const SLOW_EXPIRIES: u64 = 4;
 
-/// How long a process that is stopped stays so: for longer than its lease.
+/// How long a stopped process stays stopped: longer than its lease.
 const STOPPED: Duration = Duration::from_millis(700);
 
-/// What the table shows.
+/// One row of the table.
 #[derive(Default)]
 struct Row {
-    /// Tokens that were published.
+    /// The number of published tokens.
     expiries: u64,
     posts: u64,
-    /// The most POSTs that one of them took.
+    /// The maximum number of POSTs for one of them.
     worst: u64,
     heard: Heard,
 }
 
-/// What the processes tell.
+/// The reports of the processes.
 #[derive(Clone, Copy, Default)]
 struct Heard {
     mishaps: u64,
     requests: u64,
     lost: u64,
-    /// Requests that the server answered with 401 because their token had expired, although the crate could have known
-    /// when they were sent: by the process' own clock, the token had expired more than a second before it was sent, or
-    /// had more than a second left when the answer came. Not those that were under way when their process was stopped.
+    /// Requests whose token had expired at the server although the crate could have prevented it: by the process's own
+    /// clock, the token had expired more than a second before the request was sent, or it had more than a second left
+    /// when the 401 arrived. Requests in progress while their process was stopped do not count.
     expired: u64,
 }
 
-/// How long tokens live, a lease lasts, and the auth endpoint takes to answer.
+/// The lifetime of tokens, the length of a lease, and the response time of the auth endpoint.
 #[derive(Clone, Copy)]
 struct Timing {
     lifetime: Duration,
@@ -78,7 +79,7 @@ struct Timing {
 
 const TIMING: Timing = Timing { lifetime: LIFETIME, lease: LEASE, endpoint: Duration::ZERO };
 
-/// Processes that share a store, and what is heard of them.
+/// Processes that share a store, and their reports.
 struct Fleet {
     server: AuthServer,
     lifetime: Duration,
@@ -121,17 +122,15 @@ impl Fleet {
         Ok(Self { server, lifetime, heard, running, newest: 0, row: Row::default() })
     }
 
-    /// Watches the store until so many more tokens have been published.
+    /// Watches the store until `expiries` more tokens have been published.
     async fn watch(&mut self, store: &impl TokenStore, expiries: u64) -> Result<(), BoxError> {
         let until = self.row.expiries + expiries;
         let watched = async {
             while self.row.expiries < until {
                 let record = store.load().await.ok().flatten();
-                if let Some(generation) =
-                    record.map(|record| record.generation()).filter(|it| *it != self.newest)
-                {
+                if let Some(version) = record.map(|record| record.version()).filter(|it| *it != self.newest) {
                     let posts = worker::posts(&self.server);
-                    self.newest = generation;
+                    self.newest = version;
                     self.row.expiries += 1;
                     self.row.worst = self.row.worst.max(posts - self.row.posts);
                     self.row.posts = posts;
@@ -142,7 +141,7 @@ impl Fleet {
         Ok(timeout(Duration::from_secs(60) + self.lifetime * 4 * u32::try_from(expiries)?, watched).await?)
     }
 
-    /// Ends the processes, and tells what has come to pass.
+    /// Ends the processes, and returns the row for the table.
     async fn end(mut self) -> Row {
         self.running.shutdown().await;
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,7 +149,7 @@ impl Fleet {
     }
 }
 
-/// One process after another: what is killed is started again, and what stops itself goes on after a while.
+/// Keeps one process running: starts it again after it was killed, and resumes it after it was stopped.
 async fn keep_running(job: Job, heard: Arc<Mutex<Heard>>) {
     let hear =
         |change: &dyn Fn(&mut Heard)| change(&mut heard.lock().unwrap_or_else(PoisonError::into_inner));
@@ -180,23 +179,23 @@ async fn keep_running(job: Job, heard: Arc<Mutex<Heard>>) {
     }
 }
 
-/// How much of everything there is.
+/// The size of a run.
 #[derive(Clone, Copy)]
 struct Extent {
     expiries: u64,
     outage: Duration,
-    /// Of so few expiries that their average says nothing.
+    /// Whether there are too few expiries for a meaningful average.
     brief: bool,
 }
 
 impl Extent {
-    /// In brief, the first alone.
+    /// Returns only the first outage for a brief run.
     fn some_of<'a>(self, outages: &'a [&'a str]) -> &'a [&'a str] {
         if self.brief { &outages[..1] } else { outages }
     }
 }
 
-/// The rows that did not reach what they have to.
+/// Prints the rows, and collects the names of those that missed a limit.
 struct Table {
     brief: bool,
     missed: Vec<String>,
@@ -211,7 +210,8 @@ impl Table {
         Self { brief, missed: Vec::new() }
     }
 
-    /// Shows a row. In an outage each process is for itself: what it costs has no bar.
+    /// Prints a row. `bar` is the maximum of POSTs per expiry, on average and at worst. A row of an outage has none,
+    /// because the processes do not share a token then.
     fn add(&mut self, name: &str, row: &Row, bar: Option<(f64, u64)>) {
         let each = row.posts as f64 / row.expiries as f64;
         let [expiries, shown, at_worst] = match bar {
@@ -270,36 +270,36 @@ async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
                 }
             }
         }
-        // It is used again.
+        // The store is used again.
         fleet.watch(&store, 3).await?;
         table.add(&format!("Redis {outage} for {:?}", extent.outage), &fleet.end().await, None);
     }
     Ok(())
 }
 
-/// An endpoint that needs nearly a whole lease for an answer, and, where the refresh token is refused, two of them.
+/// An endpoint whose response takes longer than a lease or nearly so, once or, with rejected refresh tokens, twice.
 async fn with_a_slow_endpoint(table: &mut Table, brief: bool) -> Result<(), BoxError> {
-    let [lifetime, lifetime_of_refused, lease, endpoint] =
+    let [lifetime, lifetime_of_rejected, lease, endpoint] =
         if brief { [3000, 6000, 400, 600] } else { [40_000, 80_000, 10_000, 9000] }
             .map(Duration::from_millis);
-    let fleet = async |lifetime, is_refused| {
+    let fleet = async |lifetime, is_rejected| {
         let redis = RedisServer::start().await;
         let store = RedisStore::new(&redis.url(), "fleet")?;
         let mut fleet = Fleet::start_with(Timing { lifetime, lease, endpoint }, &redis.url(), 16, 0).await?;
-        // What the first token costs is one POST in any case.
+        // The first token always costs one POST.
         fleet.watch(&store, 1).await?;
         for _ in 0..SLOW_EXPIRIES {
-            if is_refused {
+            if is_rejected {
                 fleet.server.revoke_refresh_token();
             }
             fleet.watch(&store, 1).await?;
         }
         Ok::<_, BoxError>(fleet.end().await)
     };
-    // Most of the time they wait.
-    let (row, refused) = tokio::try_join!(fleet(lifetime, false), fleet(lifetime_of_refused, true))?;
+    // Run both at once: they mostly wait.
+    let (row, rejected) = tokio::try_join!(fleet(lifetime, false), fleet(lifetime_of_rejected, true))?;
     table.add(&format!("Redis, an endpoint of {endpoint:?}"), &row, Some((1.0, 1)));
-    table.add("the same, refresh tokens refused", &refused, Some((2.0, 2)));
+    table.add("the same, refresh tokens rejected", &rejected, Some((2.0, 2)));
     Ok(())
 }
 
@@ -345,7 +345,7 @@ async fn over_files(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    if worker::work_if_told().await? {
+    if worker::run_if_worker().await? {
         return Ok(ExitCode::SUCCESS);
     }
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -358,8 +358,8 @@ async fn main() -> Result<ExitCode, BoxError> {
         }
     };
     println!(
-        "tokens that live for {LIFETIME:?}, and are renewed when 0.3 of that are left; leases of {LEASE:?}; each process \
-         sends a request every 20 ms\n"
+        "token lifetime {LIFETIME:?}, refreshed when 30 % of it is left; lease {LEASE:?}; each process sends a request \
+         every 20 ms\n"
     );
     let mut table = Table::head(extent.brief);
     over_redis(&mut table, extent).await?;
@@ -368,6 +368,6 @@ async fn main() -> Result<ExitCode, BoxError> {
     if table.missed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("\nmissed: {}", table.missed.join("; "));
+    eprintln!("\nmissed the limit: {}", table.missed.join("; "));
     Ok(ExitCode::FAILURE)
 }

@@ -1,4 +1,4 @@
-//! A process of the fleet: sends one request after another with the token that it shares, and says what becomes of them.
+//! A process of the fleet. It sends one request after another with the shared token, and reports the results.
 
 use std::{
     collections::HashMap,
@@ -23,14 +23,16 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, FileStore, RedisStore, RefreshAhead, Role, SourceError, Token,
-    TokenProvider, TokenProviderBuilder, TokenRequest, TokenSource, TokenStore, testing::AuthServer,
+    ApiVideo, BearerAuthLayer, BoxError, RefreshAhead, SourceError, Token, TokenProvider,
+    TokenProviderBuilder, TokenRequest, TokenSource,
+    store::{FileStore, RedisStore, Role, TokenStore},
+    testing::AuthServer,
 };
 
-/// Tells this program to be a worker, and which store it shares.
+/// The environment variable that makes this program a worker, and names its store.
 const STORE: &str = "FLEET_STORE";
 
-/// What a worker is started with.
+/// The parameters of a worker.
 #[derive(Clone)]
 pub struct Job {
     /// A Redis URL, or the path of a file.
@@ -38,20 +40,20 @@ pub struct Job {
     pub server: Uri,
     pub api_key: String,
     pub role: Role,
-    /// In how many of 100 POSTs it is killed or stopped.
+    /// The percentage of POSTs at which the process is killed or stopped.
     pub mishaps: u64,
     pub lease: Duration,
 }
 
 impl Job {
-    /// Starts this program once more, as a worker.
+    /// Starts this program again, as a worker.
     pub fn start(&self) -> Result<Child, BoxError> {
         let role = match self.role {
             Role::Publisher => "publisher",
             Role::Reader => "reader",
             _ => "member",
         };
-        // A reader never sees the key.
+        // A reader does not get the key.
         let api_key = if self.role == Role::Reader { "" } else { &self.api_key };
         Ok(Command::new(env::current_exe()?)
             .env(STORE, &self.store)
@@ -67,17 +69,17 @@ impl Job {
     }
 }
 
-/// What a worker has done so far; each line that it prints is one of these.
+/// The counts of a worker so far. It prints them as one line after each request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     pub sent: u64,
     pub answered: u64,
     pub lost: u64,
-    /// Times that it asked the auth endpoint.
+    /// The number of calls to the auth endpoint.
     pub asked: u64,
-    /// Tokens that it used.
+    /// The number of tokens that it has had.
     pub tokens: u64,
-    /// Requests whose token had expired, where the crate could have prevented that: see [`Expiries::is_counted`].
+    /// Requests with an expired token that the crate could have prevented: see [`Expiries::is_counted`].
     pub expired: u64,
 }
 
@@ -96,22 +98,22 @@ impl Tally {
     }
 }
 
-/// What a fleet has cost its auth endpoint.
+/// Returns the number of calls to the auth endpoint.
 pub fn posts(server: &AuthServer) -> u64 {
     let counters = server.counters();
     counters.refresh_grants + counters.rejected_refresh_tokens + counters.api_key_grants
 }
 
-/// How often this process was stopped.
+/// The number of times that this process was stopped.
 static STOPS: AtomicU64 = AtomicU64::new(0);
 
 static EXPIRED: AtomicU64 = AtomicU64::new(0);
 
-/// What a worker says before it stops itself; whoever reads this has to let it go on.
+/// The line that a worker prints before it stops itself. Its parent must resume it.
 pub const STOPPING: &str = "stopping";
 
-/// `true` if this process was a worker, and is done.
-pub async fn work_if_told() -> Result<bool, BoxError> {
+/// Runs the worker if this process is one. Returns whether it was.
+pub async fn run_if_worker() -> Result<bool, BoxError> {
     let Ok(store) = env::var(STORE) else { return Ok(false) };
     if store.starts_with("redis://") {
         work(RedisStore::new(&store, "fleet")?).await?;
@@ -129,7 +131,7 @@ async fn work(store: impl TokenStore) -> Result<(), BoxError> {
     if role == "reader" {
         return send(&server, TokenProvider::reader(store).lease(lease), &asked).await;
     }
-    let source = Clumsy {
+    let source = FaultySource {
         source: ApiVideo::new(env::var("FLEET_KEY")?).base_url(server.clone()),
         asked: Arc::clone(&asked),
         mishaps: env::var("FLEET_MISHAPS")?.parse()?,
@@ -138,15 +140,15 @@ async fn work(store: impl TokenStore) -> Result<(), BoxError> {
     send(&server, TokenProvider::builder(source).store(store).role(role).lease(lease), &asked).await
 }
 
-/// How far the process' own schedule, and the server's, may move the moment at which a token is looked at.
+/// How much the scheduling of the process and of the server may delay the check of a token.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// When each token that this process sends expires, by its own clock.
+/// The expiry of each token that this process sends, by its own clock.
 #[derive(Default)]
 struct Expiries(Mutex<HashMap<String, Instant>>);
 
 impl Expiries {
-    /// When the token of a request that is being sent expires; `None` if the provider has never had it.
+    /// Returns the expiry of a request's token; `None` if the provider has never had that token.
     fn of(&self, provider: &TokenProvider, headers: &HeaderMap) -> Option<Instant> {
         let sent = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
         let mut expiries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,21 +159,21 @@ impl Expiries {
         expiries.get(sent).copied()
     }
 
-    /// Whether a request that was answered 401 counts as sent with a token that had expired. Nothing is revoked here, so
-    /// that the server takes the token for expired. The crate could have prevented it in two cases:
+    /// Returns whether a request with a 401 counts as preventable. No token is revoked here, so the server found the
+    /// token expired. The crate could have prevented that in two cases:
     ///
-    /// * when the request was sent, the token had expired more than a second before;
-    /// * when the answer came, more than a second of the token's life was left: its expiry was not known.
+    /// * The token had expired more than a second before the request was sent.
+    /// * The token had more than a second left when the response arrived, so its expiry was wrong.
     ///
-    /// In between, the token has expired on the way, or while this process waited for a processor: that says how loaded
-    /// the machine is. A request is not counted either if the process was stopped while it was under way.
+    /// Otherwise the token expired in transit, or while this process waited for a processor, which depends on the load
+    /// of the machine. A request does not count either if the process was stopped while it was in progress.
     fn is_counted(expires_at: Option<Instant>, sent_at: Instant, answered_at: Instant) -> bool {
         expires_at
             .is_none_or(|expires_at| expires_at + TOLERANCE < sent_at || answered_at + TOLERANCE < expires_at)
     }
 }
 
-/// Sends requests until it is killed.
+/// Sends requests until the process is killed.
 async fn send<T: TokenSource>(
     server: &Uri,
     provider: TokenProviderBuilder<T>,
@@ -226,26 +228,26 @@ async fn send<T: TokenSource>(
     }
 }
 
-/// A source whose process is killed, or stopped, before or after some of its POSTs.
-struct Clumsy {
+/// A source whose process is killed or stopped before or after some of its POSTs.
+struct FaultySource {
     source: ApiVideo,
     asked: Arc<AtomicU64>,
     mishaps: u64,
 }
 
-impl Clumsy {
+impl FaultySource {
     async fn around<T>(&self, post: impl Future<Output = T>) -> T {
         self.asked.fetch_add(1, Relaxed);
         let draw = random() % 100;
         let mishap = |kind| draw < self.mishaps && draw % 4 == kind;
-        befall(mishap(0), mishap(1)).await;
+        interrupt(mishap(0), mishap(1)).await;
         let outcome = post.await;
-        befall(mishap(2), mishap(3)).await;
+        interrupt(mishap(2), mishap(3)).await;
         outcome
     }
 }
 
-async fn befall(killed: bool, stopped: bool) {
+async fn interrupt(killed: bool, stopped: bool) {
     if killed {
         let _ = kill_process(getpid(), Signal::KILL);
         sleep(Duration::from_secs(60)).await;
@@ -257,13 +259,13 @@ async fn befall(killed: bool, stopped: bool) {
     }
 }
 
-/// Numbers that no two processes draw alike, without a crate for them.
+/// Returns a number that differs between processes, without a dependency on a random number generator.
 fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::time::Instant::now()) >> 8
 }
 
-impl TokenSource for Clumsy {
+impl TokenSource for FaultySource {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         self.around(self.source.fetch(request)).await
     }

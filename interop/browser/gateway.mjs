@@ -1,4 +1,4 @@
-// Uses the page of `examples/axum_gateway.rs` as a person would, in headless Chromium, and takes README.md's picture of it.
+// Tests the page of `examples/axum_gateway.rs` in headless Chromium, and takes the screenshot for README.md.
 //
 //   npm install --prefix /tmp/browser playwright-core
 //   cargo run --example axum_gateway -- 8080 &

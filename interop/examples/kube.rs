@@ -1,12 +1,12 @@
-//! A kube client whose token is renewed, by kube's own default stack.
+//! A kube client with kube's default stack and a token that is refreshed automatically.
 //!
 //! ```text
 //! cargo run -p tower-bearer-interop --example kube
 //! ```
 //!
-//! It shows the layer on kube's `ClientBuilder`: the stack beneath is not `Clone`, which a buffer makes it; and kube's
-//! bodies are sent again by `Body::try_clone`. In a cluster the source would be a
-//! `TokenFile::new("/var/run/secrets/kubernetes.io/serviceaccount/token")`. The API server is one in this process.
+//! Shows the layer on kube's `ClientBuilder`. A buffer makes the inner stack `Clone`, and `Body::try_clone` replays
+//! kube's bodies. In a cluster the source would be a
+//! `TokenFile::new("/var/run/secrets/kubernetes.io/serviceaccount/token")`. The API server runs in this process.
 
 use axum::{Json, Router, routing::get};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -38,11 +38,15 @@ async fn main() -> Result<(), BoxError> {
     let patch = Patch::Merge(json!({ "data": { "colour": "red" } }));
     let patched = config_maps.patch("first", &PatchParams::default(), &patch).await?;
     println!("patch: {:?}", patched.data.unwrap_or_default());
-    println!("{} tokens were issued, {} calls were refused and sent again", issuer.count(), issuer.refused());
+    println!(
+        "{} tokens were issued, {} calls were challenged and retried",
+        issuer.count(),
+        issuer.challenged()
+    );
     Ok(())
 }
 
-/// As much of an API server as that needs.
+/// A minimal API server for this example.
 async fn server(issuer: &Issuer) -> String {
     let config_map = |data: Value| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "first" }, "data": data });
     let list = json!({

@@ -1,12 +1,11 @@
-//! An octocrab client whose token is renewed between two pages.
+//! An octocrab client whose token is refreshed between two pages.
 //!
 //! ```text
 //! cargo run -p tower-bearer-interop --example octocrab
 //! ```
 //!
-//! It shows the layer on octocrab's builder, beneath its `BaseUriLayer`. A clone of an octocrab body shares what has
-//! been read of it, so that it is not what could be sent again: `replay_with` keeps that. The server is one in this
-//! process.
+//! Shows the layer on octocrab's builder, inside its `BaseUriLayer`. Clones of an octocrab body share their read
+//! position, so a clone cannot replay the body: `replay_with` records it instead. The server runs in this process.
 
 use std::collections::HashMap;
 
@@ -38,11 +37,15 @@ async fn main() -> Result<(), BoxError> {
     println!("the token is revoked");
     let all = octocrab.all_pages(first).await?;
     println!("all pages:      {} issues", all.len());
-    println!("{} tokens were issued, {} calls were refused and sent again", issuer.count(), issuer.refused());
+    println!(
+        "{} tokens were issued, {} calls were challenged and retried",
+        issuer.count(),
+        issuer.challenged()
+    );
     Ok(())
 }
 
-/// Three pages of ten, each of which says where the next is.
+/// Three pages of ten issues, each with a link to the next.
 async fn issues(
     headers: HeaderMap,
     Query(query): Query<HashMap<String, u32>>,

@@ -1,11 +1,12 @@
-//! A reqwest client whose token is renewed.
+//! A reqwest client with a token that is refreshed automatically.
 //!
 //! ```text
 //! cargo run -p tower-bearer-interop --example reqwest
 //! ```
 //!
-//! It shows the layer around a `reqwest::Client`, whose proxies, redirects and TLS stay as they are. Requests and answers
-//! are `http`'s; reqwest's own builder makes them as well. The API is a server of api.video's kind in this process.
+//! Shows the layer around a `reqwest::Client`, which keeps its proxies, redirects and TLS. Requests and responses are
+//! those of `http`; requests can also be built with reqwest's builder. The API is a simulated api.video in this
+//! process.
 
 use tower::{BoxError, Layer, ServiceExt};
 use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider, testing::AuthServer};
@@ -24,12 +25,12 @@ async fn main() -> Result<(), BoxError> {
     api.revoke_access_tokens();
     println!("the token is revoked");
     let request = http::Request::get(format!("{}videos", api.uri())).body(reqwest::Body::default())?;
-    // An answer as reqwest's own, with its methods.
+    // Convert the response to reqwest's own type.
     let answer = reqwest::Response::from(client.oneshot(request).await?);
     println!("{}: {}", answer.status(), answer.text().await?);
     let counters = api.counters();
     println!(
-        "{} calls were refused and sent again, after {} refreshes",
+        "{} calls were challenged and retried, after {} refreshes",
         counters.challenged, counters.refresh_grants
     );
     Ok(())

@@ -1,11 +1,11 @@
-//! Two SDKs, one provider: what one of them learns of the token, the other knows.
+//! Two SDKs share one provider, and so one token.
 //!
 //! ```text
 //! cargo run -p tower-bearer-interop --example shared_provider
 //! ```
 //!
-//! It shows that layers of different kinds, around octocrab and around reqwest, share one token, one refresh and one status.
-//! With a provider each they would spend each other's refresh tokens. The server is one in this process.
+//! Shows that different layers, around octocrab and around reqwest, share one token, one refresh and one status. With
+//! one provider each, they would invalidate each other's refresh tokens. The server runs in this process.
 
 use axum::{Json, Router, routing::get};
 use http::Uri;
@@ -47,6 +47,6 @@ async fn main() -> Result<(), BoxError> {
         }
     }
     provider.shutdown().await;
-    // The first token, and one for the revocation that both have met.
+    // The first token, and one after the revocation that both SDKs have noticed.
     if issuer.count() == 2 { Ok(()) } else { Err("the two did not share".into()) }
 }

@@ -1,11 +1,11 @@
-//! A tonic client whose token is renewed, for unary and streaming calls.
+//! A tonic client with a token that is refreshed automatically, for unary and streaming calls.
 //!
 //! ```text
 //! cargo run -p tower-bearer-interop --example tonic
 //! ```
 //!
-//! It shows the layer around a tonic `Channel`: gRPC answers HTTP 200 with `grpc-status: 16`, so the predicate is
-//! `challenge::grpc`; and what is sent again is wrapped as tonic's own body. The server is one in this process.
+//! Shows the layer around a tonic `Channel`. gRPC responds with HTTP 200 and `grpc-status: 16`, so the challenge
+//! predicate is `challenge::grpc`. The replayed body is wrapped as tonic's own. The server runs in this process.
 
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Status, body::Body, service::interceptor::InterceptedService, transport};
@@ -37,7 +37,11 @@ async fn main() -> Result<(), BoxError> {
     println!("unary:     {:?}", unary?.into_inner().status());
     let first = changes?.into_inner().message().await?.ok_or("the stream is at its end")?;
     println!("streaming: {:?}", first.status());
-    println!("{} tokens were issued, {} calls were refused and sent again", issuer.count(), issuer.refused());
+    println!(
+        "{} tokens were issued, {} calls were challenged and retried",
+        issuer.count(),
+        issuer.challenged()
+    );
     Ok(())
 }
 

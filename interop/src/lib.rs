@@ -1,4 +1,5 @@
-//! What the tests and the examples share: who issues tokens, who checks them, and what a revocation must come to.
+//! Helpers for the tests and the examples: an issuer of tokens, a server that checks them, and the check of a
+//! revocation.
 
 use std::{
     net::SocketAddr,
@@ -22,18 +23,18 @@ use tower_bearer::{
     testing::{AuthServer, Counters},
 };
 
-/// How many calls meet a revoked token at once.
+/// The number of calls that use a revoked token at once.
 pub const CALLS: usize = 200;
 
-/// Issues tokens, revokes them, and knows which is good: a token source, and what a server checks by.
+/// Issues and revokes tokens. It is a token source, and a server checks tokens with it.
 #[derive(Clone, Debug, Default)]
 pub struct Issuer(Arc<Mutex<Issued>>);
 
 #[derive(Debug, Default)]
 struct Issued {
-    good: Option<String>,
+    valid: Option<String>,
     count: u64,
-    refused: u64,
+    challenged: u64,
 }
 
 impl Issuer {
@@ -41,43 +42,43 @@ impl Issuer {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many tokens were issued.
+    /// Returns the number of issued tokens.
     pub fn count(&self) -> u64 {
         self.issued().count
     }
 
-    /// How many requests came with no token, or another than the good one.
-    pub fn rejected(&self) -> u64 {
-        self.issued().refused
+    /// Returns the number of requests without the valid token.
+    pub fn challenged(&self) -> u64 {
+        self.issued().challenged
     }
 
-    /// The token that was issued last is good no more.
+    /// Revokes the token that was issued last.
     pub fn revoke(&self) {
-        self.issued().good = None;
+        self.issued().valid = None;
     }
 
-    /// Whether a request with these headers may pass.
+    /// Returns whether a request with these headers has the valid token.
     pub fn accepts(&self, headers: &HeaderMap) -> bool {
         let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
         let mut issued = self.issued();
-        let good = token.is_some() && token == issued.good.as_deref();
-        issued.refused += u64::from(!good);
-        good
+        let is_valid = token.is_some() && token == issued.valid.as_deref();
+        issued.challenged += u64::from(!is_valid);
+        is_valid
     }
 }
 
 impl TokenSource for Issuer {
-    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut issued = self.issued();
         issued.count += 1;
         let token = format!("token-{}", issued.count);
-        issued.good = Some(token.clone());
+        issued.valid = Some(token.clone());
         Ok(Token::builder(token).expires_in(Duration::from_secs(3600)).build()?)
     }
 }
 
-/// Serves `router` on loopback; requests without the issuer's good token are answered 401 (RFC 6750 §3).
+/// Serves `router` on loopback. Requests without the issuer's valid token get a 401 (RFC 6750 §3).
 pub async fn serve(router: Router, issuer: &Issuer) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -90,35 +91,38 @@ async fn check(State(issuer): State<Issuer>, request: Request, next: Next) -> Re
     if issuer.accepts(request.headers()) {
         return next.run(request).await;
     }
-    // Read on behind the answer: a connection that is closed on unread bytes is reset, and the answer with it.
+    // Keep reading in the background: closing a connection with unread bytes resets it, and the response may be lost.
     tokio::spawn(request.into_body().into_data_stream().for_each(async |_| {}));
     let challenge = [(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")];
     (StatusCode::UNAUTHORIZED, challenge, "who are you?").into_response()
 }
 
-/// Calls once, revokes the token, and calls 200 times at once: all succeed, and one refresh heals them.
+/// Calls once, revokes the token, and calls 200 times at once. All calls succeed after one refresh.
 ///
 /// # Panics
 ///
-/// If more than one was needed, or none.
-pub async fn one_refresh_heals<F>(issuer: &Issuer, call: impl Fn(usize) -> F)
+/// If there was not exactly one refresh.
+pub async fn recovers_with_one_refresh<F>(issuer: &Issuer, call: impl Fn(usize) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     call(0).await;
-    let (issued, refused) = (issuer.count(), issuer.refused());
+    let (issued, challenged) = (issuer.count(), issuer.challenged());
     issuer.revoke();
     all_at_once(call).await;
     assert_eq!(issuer.count(), issued + 1, "tokens issued after the revocation");
-    assert!(issuer.refused() > refused, "no call met the revoked token");
+    assert!(issuer.challenged() > challenged, "no call used the revoked token");
 }
 
-/// The same, with the auth server as issuer: each call lists the videos once.
+/// As [`recovers_with_one_refresh`], with the auth server as issuer. Each call lists the videos once.
 ///
 /// # Panics
 ///
-/// As [`one_refresh_heals`].
-pub async fn one_refresh_heals_api_video<F>(server: &AuthServer, call: impl Fn(usize) -> F) -> Counters
+/// As [`recovers_with_one_refresh`].
+pub async fn recovers_with_one_refresh_api_video<F>(
+    server: &AuthServer,
+    call: impl Fn(usize) -> F,
+) -> Counters
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -128,15 +132,15 @@ where
     let counters = server.counters();
     assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
     assert_eq!(counters.videos_listed, CALLS as u64 + 1);
-    assert!(counters.challenged > 0, "no call met the revoked token");
+    assert!(counters.challenged > 0, "no call used the revoked token");
     counters
 }
 
-/// Makes 200 calls at once.
+/// Runs 200 calls at once.
 ///
 /// # Panics
 ///
-/// If one of them does.
+/// If one of them panics.
 pub async fn all_at_once<F>(call: impl Fn(usize) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -147,7 +151,7 @@ where
     }
 }
 
-/// The page `guide::recipes` of the crate's documentation, tested where its peers are dependencies.
+/// The page `guide::recipes` of the crate's documentation. It is tested here because the peers are dependencies of this crate.
 #[cfg(doctest)]
 #[doc = include_str!("../../src/guide/recipes.md")]
 struct Recipes;

@@ -1,4 +1,4 @@
-//! The gateway of `examples/axum_gateway.rs` over real sockets: what it heals, what it lets through, and what it does not.
+//! The gateway of `examples/axum_gateway.rs` over real sockets: what it retries, forwards and removes.
 
 #[allow(dead_code)]
 #[path = "../../examples/axum_gateway.rs"]
@@ -21,7 +21,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::sync::mpsc;
 use tower::BoxError;
 use tower_bearer::{ApiVideo, TokenProvider, testing::AuthServer};
-use tower_bearer_interop::{Issuer, one_refresh_heals, one_refresh_heals_api_video, serve};
+use tower_bearer_interop::{Issuer, recovers_with_one_refresh, recovers_with_one_refresh_api_video, serve};
 
 async fn listen(gateway: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -30,7 +30,7 @@ async fn listen(gateway: Router) -> SocketAddr {
     address
 }
 
-/// A gateway to `api`, whose tokens the issuer checks.
+/// Starts a gateway to `api`, which checks tokens with the issuer.
 async fn before(api: Router) -> (SocketAddr, Issuer) {
     let issuer = Issuer::default();
     let api: Uri = format!("http://{}", serve(api, &issuer).await).parse().unwrap();
@@ -49,7 +49,7 @@ async fn text(body: impl Body<Data: Send, Error: std::fmt::Debug> + Send) -> Str
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gateway_heals_revoked_token() {
+async fn gateway_recovers_from_revocation() {
     let server = AuthServer::start().await.unwrap();
     let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
     let uri = format!("http://{}/videos", listen(gateway(provider, server.uri())).await);
@@ -61,14 +61,14 @@ async fn gateway_heals_revoked_token() {
             assert!(text(answer.into_body()).await.contains("pagination"));
         }
     };
-    one_refresh_heals_api_video(&server, call).await;
+    recovers_with_one_refresh_api_video(&server, call).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_are_healed_too() {
+async fn gateway_replays_bodies() {
     let echo = any(|body: AxumBody| async { body });
     let (address, issuer) = before(Router::new().fallback(echo)).await;
-    one_refresh_heals(&issuer, |number| {
+    recovers_with_one_refresh(&issuer, |number| {
         let body = format!("{number}").repeat(10_000);
         let request =
             Request::put(format!("http://{address}/echo")).body(Full::<Bytes>::from(body.clone())).unwrap();
@@ -121,7 +121,7 @@ async fn strips_credentials_and_hop_headers() {
     assert!(!answer.headers().contains_key(UPGRADE));
 }
 
-/// Neither side has all of a body before the other has seen its beginning.
+/// Bodies are streamed in both directions.
 #[tokio::test]
 async fn uploads_and_downloads_stream() {
     let (arrived, mut at_the_api) = mpsc::unbounded_channel::<Bytes>();
@@ -133,7 +133,7 @@ async fn uploads_and_downloads_stream() {
                 arrived.send(frame.clone()).unwrap();
                 Ok::<_, BoxError>(frame)
             });
-            // The answer has begun before the request is at its end.
+            // The response starts before the request ends.
             AxumBody::from_stream(frames)
         }
     });

@@ -1,4 +1,4 @@
-//! hyper-util's client, and tower's own layers around and under ours.
+//! hyper-util's client, with tower's layers outside and inside of `BearerAuthLayer`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tower_bearer::{
     ApiVideo, BearerAuthLayer, TokenProvider,
     testing::{AuthServer, Counters},
 };
-use tower_bearer_interop::{CALLS, all_at_once, one_refresh_heals_api_video};
+use tower_bearer_interop::{CALLS, all_at_once, recovers_with_one_refresh_api_video};
 
 type Body = Full<Bytes>;
 type HttpClient = Client<hyper_util::client::legacy::connect::HttpConnector, Body>;
@@ -33,8 +33,8 @@ impl Stack {
         Self { server, layer }
     }
 
-    /// A revoked token under 200 calls, which one refresh heals.
-    async fn heals<S, ResBody>(&self, service: S) -> Counters
+    /// Revokes the token under 200 calls, and checks that all succeed after one refresh.
+    async fn recovers<S, ResBody>(&self, service: S) -> Counters
     where
         S: Service<Request<Body>, Response = Response<ResBody>, Error = BoxError>
             + Clone
@@ -56,7 +56,7 @@ impl Stack {
                 answer.into_body().collect().await.unwrap();
             }
         };
-        one_refresh_heals_api_video(&self.server, call).await
+        recovers_with_one_refresh_api_video(&self.server, call).await
     }
 }
 
@@ -68,7 +68,7 @@ fn http1() -> HttpClient {
 async fn over_http1() {
     let stack = Stack::new().await;
     let service = ServiceBuilder::new().layer(stack.layer.clone()).service(http1());
-    assert_eq!(stack.heals(service).await.http2_requests, 0);
+    assert_eq!(stack.recovers(service).await.http2_requests, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +76,7 @@ async fn over_http2() {
     let stack = Stack::new().await;
     let client: HttpClient = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let service = ServiceBuilder::new().layer(stack.layer.clone()).service(client);
-    assert!(stack.heals(service).await.http2_requests > CALLS as u64);
+    assert!(stack.recovers(service).await.http2_requests > CALLS as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,10 +101,10 @@ async fn over_tls() {
     let service = ServiceBuilder::new()
         .layer(layer.clone())
         .service(Client::builder(TokioExecutor::new()).build::<_, Body>(connector()));
-    assert!(Stack { server, layer }.heals(service).await.http2_requests > CALLS as u64, "by ALPN");
+    assert!(Stack { server, layer }.recovers(service).await.http2_requests > CALLS as u64, "by ALPN");
 }
 
-/// One request with its retry takes one place in each of them.
+/// A request and its retry take one slot in each layer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_towers_layers_around_it() {
     let stack = Stack::new().await;
@@ -116,10 +116,10 @@ async fn with_towers_layers_around_it() {
         .timeout(LONG)
         .layer(stack.layer.clone())
         .service(http1());
-    stack.heals(service).await;
+    stack.recovers(service).await;
 }
 
-/// A buffer makes what is not `Clone`, such as a rate limit, into an inner service.
+/// A buffer makes a service that is not `Clone`, such as a rate limit, usable as the inner service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_towers_layers_under_it() {
     let stack = Stack::new().await;
@@ -131,23 +131,23 @@ async fn with_towers_layers_under_it() {
         .concurrency_limit(2 * CALLS)
         .timeout(LONG)
         .service(http1());
-    stack.heals(service).await;
+    stack.recovers(service).await;
 }
 
-/// Both branches of an optional layer have one error type.
+/// Both branches of an optional layer have the same error type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_an_optional_layer() {
     let stack = Stack::new().await;
     let with = |layer: Option<BearerAuthLayer>| {
         ServiceBuilder::new().option_layer(layer).map_err(BoxError::from).service(http1())
     };
-    stack.heals(with(Some(stack.layer.clone()))).await;
+    stack.recovers(with(Some(stack.layer.clone()))).await;
     let request = Request::get(format!("{}videos", stack.server.uri())).body(Body::default()).unwrap();
     assert_eq!(with(None).oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 }
 
-/// Rows 37 and 51: beneath a load shedder that lets few through, each call is answered, or told that it was shed; a retry that
-/// is shed costs its own call alone.
+/// Rows 37 and 51: with a load shedder inside the layer, each call gets a response or a load-shed error. A shed retry
+/// fails only its own call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shed_requests_get_overloaded() {
     let stack = Stack::new().await;
@@ -171,7 +171,7 @@ async fn shed_requests_get_overloaded() {
     .await;
     let counters = stack.server.counters();
     assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1), "{counters:?}");
-    // The shedder lets as many through as ever.
+    // The shedder's capacity is unchanged.
     let request = Request::get(&uri).body(Body::default()).unwrap();
     assert_eq!(shed.oneshot(request).await.unwrap().status(), StatusCode::OK);
 }

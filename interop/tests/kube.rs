@@ -1,4 +1,4 @@
-//! kube: list, watch and patch against a small API server of ours.
+//! kube: list, watch and patch with a small API server.
 
 use std::{pin::pin, sync::Arc};
 
@@ -22,9 +22,9 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tower::{BoxError, ServiceBuilder, buffer::BufferLayer};
 use tower_bearer::{BearerAuthLayer, TokenProvider};
-use tower_bearer_interop::{Issuer, one_refresh_heals, serve};
+use tower_bearer_interop::{Issuer, recovers_with_one_refresh, serve};
 
-/// What a watch is told of.
+/// The events of a watch.
 type Events = Arc<broadcast::Sender<Value>>;
 
 fn config_map(name: &str, data: Value) -> Value {
@@ -37,7 +37,7 @@ struct Params {
     watch: Option<bool>,
 }
 
-/// A list; or, without an end, a line for each event.
+/// Returns a list or, for a watch, an endless body with one line per event.
 async fn list(State(events): State<Events>, Query(params): Query<Params>) -> Response {
     if params.watch != Some(true) {
         let items = [config_map("first", json!({ "a": "1" })), config_map("second", json!({}))];
@@ -52,7 +52,7 @@ async fn list(State(events): State<Events>, Query(params): Query<Params>) -> Res
     AxumBody::from_stream(lines).into_response()
 }
 
-/// The patch alone, as the whole object.
+/// Returns the patch as the whole object.
 async fn patch(Path(name): Path<String>, body: Bytes) -> Response {
     let patch: Value = serde_json::from_slice(&body).unwrap();
     Json(config_map(&name, patch["data"].clone())).into_response()
@@ -81,7 +81,7 @@ impl Cluster {
         BearerAuthLayer::with_provider(TokenProvider::new(self.issuer.clone()))
     }
 
-    /// A client of one's own stack.
+    /// Creates a client with a custom stack.
     fn own(&self) -> Client {
         let stack = ServiceBuilder::new()
             .layer(self.config.base_uri_layer())
@@ -90,7 +90,7 @@ impl Cluster {
         Client::new(stack, "default")
     }
 
-    /// kube's default stack, which is `Clone` behind a buffer.
+    /// Creates a client with kube's default stack, which a buffer makes `Clone`.
     fn default_stack(&self) -> Client {
         ClientBuilder::try_from(self.config.clone())
             .unwrap()
@@ -100,8 +100,8 @@ impl Cluster {
     }
 }
 
-async fn lists_and_patches_are_healed(cluster: &Cluster, client: Client) {
-    one_refresh_heals(&cluster.issuer, |number| {
+async fn lists_and_patches_recover(cluster: &Cluster, client: Client) {
+    recovers_with_one_refresh(&cluster.issuer, |number| {
         let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
         async move {
             if number % 2 == 0 {
@@ -121,17 +121,17 @@ async fn lists_and_patches_are_healed(cluster: &Cluster, client: Client) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_ones_own_stack() {
     let cluster = Cluster::start().await;
-    lists_and_patches_are_healed(&cluster, cluster.own()).await;
+    lists_and_patches_recover(&cluster, cluster.own()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubes_default_stack() {
     let cluster = Cluster::start().await;
-    lists_and_patches_are_healed(&cluster, cluster.default_stack()).await;
+    lists_and_patches_recover(&cluster, cluster.default_stack()).await;
 }
 
 #[tokio::test]
-async fn watch_heals_then_survives_revocation() {
+async fn watch_recovers_then_survives_revocation() {
     let cluster = Cluster::start().await;
     for client in [cluster.own(), cluster.default_stack()] {
         let api: Api<ConfigMap> = Api::default_namespaced(client);
@@ -143,7 +143,7 @@ async fn watch_heals_then_survives_revocation() {
             cluster.events.send(event).unwrap();
             let Some(WatchEvent::Added(added)) = watch.try_next().await.unwrap() else { panic!("no event") };
             assert_eq!(added.metadata.name.as_deref(), Some(name));
-            // Who watches already is not asked again.
+            // A running watch is not authenticated again.
             cluster.issuer.revoke();
         }
         assert!(futures_util::FutureExt::now_or_never(watch.next()).is_none());

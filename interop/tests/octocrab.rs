@@ -1,4 +1,4 @@
-//! octocrab: pages of a small server of GitHub's kind.
+//! octocrab: pages of a small server that imitates GitHub.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use octocrab::{
 };
 use serde::{Deserialize, Serialize};
 use tower_bearer::{BearerAuthLayer, TokenProvider};
-use tower_bearer_interop::{Issuer, one_refresh_heals, serve};
+use tower_bearer_interop::{Issuer, recovers_with_one_refresh, serve};
 
 #[derive(Debug, Deserialize, Serialize)]
 struct Issue {
@@ -20,7 +20,7 @@ struct Issue {
 const PAGES: u32 = 3;
 const PER_PAGE: u32 = 10;
 
-/// One page, and where the next is (RFC 8288).
+/// One page, with a link to the next (RFC 8288).
 async fn issues(headers: http::HeaderMap, Query(query): Query<HashMap<String, u32>>) -> impl IntoResponse {
     let page = query.get("page").copied().unwrap_or(1);
     let host = headers["host"].to_str().unwrap();
@@ -38,7 +38,7 @@ async fn octocrab(issuer: &Issuer) -> Octocrab {
     OctocrabBuilder::new_empty()
         .with_service(Client::builder(TokioExecutor::new()).build_http::<OctoBody>())
         .with_layer(&layer)
-        // Outside of ours, which then sees whole URIs.
+        // Outside of `BearerAuthLayer`, which then gets complete URIs.
         .with_layer(&BaseUriLayer::new(format!("http://{address}").parse::<Uri>().unwrap()))
         .with_auth(AuthState::None)
         .build()
@@ -46,10 +46,10 @@ async fn octocrab(issuer: &Issuer) -> Octocrab {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_healed() {
+async fn calls_recover() {
     let issuer = Issuer::default();
     let octocrab = Arc::new(octocrab(&issuer).await);
-    one_refresh_heals(&issuer, |_| {
+    recovers_with_one_refresh(&issuer, |_| {
         let octocrab = Arc::clone(&octocrab);
         async move {
             let page: Page<Issue> = octocrab.get("/issues", None::<&()>).await.unwrap();

@@ -1,4 +1,4 @@
-//! reqwest as the inner service, through the crate's own adapter.
+//! reqwest as the inner service, with the crate's adapter.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -9,7 +9,7 @@ use tower_bearer::{
     AllowedOrigins, ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider,
     testing::AuthServer,
 };
-use tower_bearer_interop::{Issuer, one_refresh_heals, one_refresh_heals_api_video, serve};
+use tower_bearer_interop::{Issuer, recovers_with_one_refresh, recovers_with_one_refresh_api_video, serve};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cloneable_body_needs_no_replay() {
@@ -27,7 +27,7 @@ async fn cloneable_body_needs_no_replay() {
             answer.into_body().collect().await.unwrap();
         }
     };
-    one_refresh_heals_api_video(&server, call).await;
+    recovers_with_one_refresh_api_video(&server, call).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,7 +38,7 @@ async fn a_stream_is_replayed() {
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
         .replay_with(1 << 20, reqwest::Body::wrap);
     let service = layer.layer(ReqwestService::new(reqwest::Client::new()));
-    one_refresh_heals(&issuer, |number| {
+    recovers_with_one_refresh(&issuer, |number| {
         let frames = (0..10).map(move |frame| {
             Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(format!("{number}:{frame};"))))
         });
@@ -74,7 +74,7 @@ async fn invalid_uri_keeps_reqwest_error() {
 #[tokio::test]
 async fn foreign_401_is_no_challenge() {
     let (api, elsewhere) = (Issuer::default(), Issuer::default());
-    // No token is good there.
+    // This server accepts no token.
     let hostile = serve(axum::Router::new(), &elsewhere).await;
     let away = axum::response::Redirect::temporary(&format!("http://{hostile}/"));
     let router = axum::Router::new().route("/away", axum::routing::get(move || async { away }));

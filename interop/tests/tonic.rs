@@ -1,4 +1,4 @@
-//! tonic: unary and streaming calls against a tonic server that checks the token.
+//! tonic: unary and streaming calls to a tonic server that checks the token.
 
 use std::net::SocketAddr;
 
@@ -16,11 +16,11 @@ use tonic_health::{
 };
 use tower::Layer;
 use tower_bearer::{BearerAuth, BearerAuthLayer, ReplayBody, TokenProvider, challenge};
-use tower_bearer_interop::{Issuer, one_refresh_heals};
+use tower_bearer_interop::{Issuer, recovers_with_one_refresh};
 
 type Wrap = fn(ReplayBody<Body>) -> Body;
 
-/// A health service behind a check of the token, which answers `grpc-status: 16` over HTTP 200.
+/// A health service that checks the token and responds with HTTP 200 and `grpc-status: 16` if it is invalid.
 async fn server(issuer: &Issuer) -> (SocketAddr, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("videos", ServingStatus::Serving).await;
@@ -55,11 +55,11 @@ fn videos() -> HealthCheckRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unary_calls_are_healed() {
+async fn unary_calls_recover() {
     let issuer = Issuer::default();
     let (address, _reporter) = server(&issuer).await;
     let client = client(address, &issuer);
-    one_refresh_heals(&issuer, |_| {
+    recovers_with_one_refresh(&issuer, |_| {
         let mut client = client.clone();
         async move {
             let answer = client.check(videos()).await.unwrap().into_inner();
@@ -70,13 +70,13 @@ async fn unary_calls_are_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_heal_and_survive_revocation() {
+async fn streams_recover_and_survive_revocation() {
     let issuer = Issuer::default();
     let (address, reporter) = server(&issuer).await;
     let mut client = client(address, &issuer);
     let mut before = client.watch(videos()).await.unwrap().into_inner();
     assert_eq!(before.message().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
-    one_refresh_heals(&issuer, |_| {
+    recovers_with_one_refresh(&issuer, |_| {
         let mut client = client.clone();
         async move {
             let mut changes = client.watch(videos()).await.unwrap().into_inner();
@@ -89,7 +89,7 @@ async fn streams_heal_and_survive_revocation() {
     assert_eq!(before.message().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
 }
 
-/// What is no matter of the token comes through as it is.
+/// An error unrelated to the token reaches the caller unchanged.
 #[tokio::test]
 async fn another_status_is_no_challenge() {
     let issuer = Issuer::default();
@@ -97,5 +97,5 @@ async fn another_status_is_no_challenge() {
     let mut client = client(address, &issuer);
     let unknown = HealthCheckRequest { service: "nobody".into() };
     assert_eq!(client.check(unknown).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!((issuer.count(), issuer.refused()), (1, 0));
+    assert_eq!((issuer.count(), issuer.challenged()), (1, 0));
 }

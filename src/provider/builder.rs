@@ -138,7 +138,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// # Errors
     ///
     /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
-    /// option, its value and the accepted range. [`Error::Source`] if the source is set up wrongly
+    /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set up wrongly
     /// ([`TokenSource::validate`]).
     pub fn build(self) -> Result<TokenProvider, Error> {
         let Self { source, config } = self;
@@ -146,6 +146,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         source.validate()?;
         #[cfg(feature = "store")]
         if let Some(store) = config.store.clone() {
+            store.validate()?;
             let source =
                 SharedSource::new(source, store, config.role, config.lease, Reporter::new(&config.name));
             return Ok(TokenProvider::with_config(Box::new(source), config.shared()));

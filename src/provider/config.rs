@@ -1,7 +1,5 @@
 //! [`Config`]: what the builder sets, its defaults and their validation.
 
-#[cfg(feature = "store")]
-use std::fmt;
 use std::{sync::Arc, time::Duration};
 
 use super::refresh_ahead::RefreshAhead;
@@ -14,8 +12,7 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-#[derive(Clone)]
-#[cfg_attr(not(feature = "store"), derive(Debug))]
+#[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) name: Arc<str>,
     pub(super) refresh_ahead: RefreshAhead,
@@ -81,23 +78,6 @@ impl Config {
             return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
         }
         Ok(())
-    }
-}
-
-/// Without the store, whose type is foreign.
-#[cfg(feature = "store")]
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("name", &self.name)
-            .field("refresh_ahead", &self.refresh_ahead)
-            .field("keep_fresh", &self.keep_fresh)
-            .field("refresh_timeout", &self.refresh_timeout)
-            .field("retry", &self.retry)
-            .field("cool_down", &self.cool_down)
-            .field("role", &self.role)
-            .field("lease", &self.lease)
-            .finish_non_exhaustive()
     }
 }
 

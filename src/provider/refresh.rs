@@ -24,6 +24,9 @@ use crate::{
     source::{RefreshReason, TokenRequest},
 };
 
+/// The error if the newest token has expired, and no failure says why the source is not asked.
+const BACKOFF_TOO_LONG: &str = "the source's backoff ends after refresh_timeout";
+
 /// Decides what `need` leads to, and starts a refresh if it leads to one.
 ///
 /// The refresh has started when this returns: dropping the future does not stop it.
@@ -40,11 +43,8 @@ pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
             }
             Decision::Overdue(refresh) => abandon(shared, &refresh),
             Decision::Use(token) => break Ok(token),
-            Decision::Replaced(token) => {
-                if let Need::OtherThan { token: challenged, .. } = need {
-                    reporter.replaced_already(challenged, &token);
-                }
-                break Ok(token);
+            Decision::Replaced(token, challenged) => {
+                break Ok(token).inspect(|token| reporter.replaced_already(challenged, token));
             }
             Decision::LeaveAlone(token) => break Ok(token).inspect(|token| reporter.left_alone(token)),
             Decision::Postpone(token) => break Ok(token).inspect(|token| reporter.postponed(token)),
@@ -113,28 +113,17 @@ impl RefreshTask {
         loop {
             attempt += 1;
             let (not_before, error) = shared.state().not_before();
-            match not_before {
-                Some(at) if at > refresh.deadline => {
-                    return Err(error.unwrap_or_else(|| {
-                        SourceError::unavailable(
-                            "the newest token has expired, and the source is in its backoff for longer than refresh_timeout",
-                        )
-                        .into()
-                    }));
+            if let Some(at) = not_before {
+                if at > refresh.deadline {
+                    let error = error.unwrap_or_else(|| SourceError::unavailable(BACKOFF_TOO_LONG).into());
+                    return Err(error);
                 }
-                Some(at) if shared.is_shut_down_before(at).await => {
+                if shared.is_shut_down_before(at).await {
                     return Err(error.unwrap_or(Error::ShutDown));
                 }
-                _ => {}
             }
             self.asked_at = Instant::now();
-            {
-                let state = shared.state();
-                if !state.may_ask(refresh, self.asked_at) {
-                    // The runtime was not driven in time, and the waiters have their error already.
-                    return Err(state.timed_out(refresh));
-                }
-            }
+            shared.state().may_ask(refresh, self.asked_at)?;
             shared.reporter.asking(attempt);
             let reason = request.reason();
             let error = match shared.source.fetch(&request).await {

@@ -1,6 +1,6 @@
 //! [`Shared`]: what all handles of a provider share: the published token, the lock around the [`State`], and the source.
 //!
-//! Whoever publishes a token holds the lock, and whoever decides reads the token under it. Otherwise a caller could read the old
+//! The lock is held while a token is published, and while the token is read for a decision. Otherwise a caller could read the old
 //! token, find that no refresh is running because it has just ended, and start a second one. The happy path reads without the
 //! lock: it only uses a token, and any token that was published may be used.
 
@@ -260,7 +260,7 @@ mod tests {
                 Decision::Join(refresh) => refresh.waiter.wait(),
                 Decision::Fail(error) => Err(error),
                 Decision::Use(token)
-                | Decision::Replaced(token)
+                | Decision::Replaced(token, _)
                 | Decision::LeaveAlone(token)
                 | Decision::Postpone(token) => Ok(token),
                 Decision::Overdue(_) => unreachable!(),

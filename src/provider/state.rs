@@ -72,7 +72,7 @@ pub(super) enum Decision {
     /// This token is used.
     Use(Token),
     /// This token has replaced the challenged one already.
-    Replaced(Token),
+    Replaced(Token, TokenId),
     /// This token is used and the source is not asked: the API challenges even the newest token.
     LeaveAlone(Token),
     /// This token is used and replaced later: nobody waits, and the source is in its backoff.
@@ -225,7 +225,7 @@ impl State {
             (Need::Ahead, Some(token)) if token.0.is_fresh(now) => return Decision::Use(token.clone()),
             (Need::Ahead, Some(_)) => RefreshReason::Expiring,
             (Need::OtherThan { token: challenged, .. }, Some(token)) if token.id() != *challenged => {
-                return Decision::Replaced(token.clone());
+                return Decision::Replaced(token.clone(), *challenged);
             }
             (Need::OtherThan { .. }, Some(_)) => RefreshReason::Challenged,
         };
@@ -303,9 +303,11 @@ impl State {
         is_first
     }
 
-    /// Whether the refresh may still ask the source: it was not abandoned, and its time is not up.
-    pub(super) fn may_ask(&self, refresh: &Refresh, now: Instant) -> bool {
-        self.is_running(refresh) && now < refresh.deadline
+    /// Checks that the refresh may still ask the source: it was not abandoned, and its time is not up. Otherwise its runtime was
+    /// not driven in time.
+    pub(super) fn may_ask(&self, refresh: &Refresh, now: Instant) -> Result<(), Error> {
+        let may_ask = self.is_running(refresh) && now < refresh.deadline;
+        may_ask.then_some(()).ok_or_else(|| self.timed_out(refresh))
     }
 
     /// Records that the request that started the refresh was dropped: no response to it will tell whether the new token

@@ -1,9 +1,9 @@
-//! [`ReplayBody`]: a body that records what is read of it, so that it can be sent again from the start.
+//! [`ReplayBody`]: a body that records what is read from it, so that it can be sent again from the start.
 //!
-//! An attempt is one time that the body is sent. All attempts share one [`Recording`]; only the newest may read on. When
-//! a new one begins, the one before it gets an error at its next poll, which makes its connection stop sending (over
-//! HTTP/1 the connection closes, over HTTP/2 the stream is reset). The new attempt first gets what was recorded, then
-//! reads on where the old one was: the upload goes on, it does not begin anew at its source.
+//! An attempt is one transmission of the body. All attempts share one [`Recording`], which holds the original body:
+//! the source. Each attempt has a number, and only the newest attempt reads on. When a new attempt starts, the next
+//! poll of the previous one returns an error, so its connection stops sending (over HTTP/1 the connection closes,
+//! over HTTP/2 the stream is reset). The new attempt replays the recorded frames, then continues to read the source.
 
 use std::{
     collections::VecDeque,
@@ -22,28 +22,29 @@ use super::request_head::FlatHeaders;
 use crate::error::BoxError;
 
 pin_project! {
-    /// A request body that can be sent again: what the inner service gets under
+    /// A request body that can be sent again: the inner service's body with
     /// [`.buffered(limit)`](crate::BearerAuthLayer::buffered) and
     /// [`.replay_with(limit, wrap)`](crate::BearerAuthLayer::replay_with).
     ///
-    /// Frames stream through as they come, trailers included; size hint and end of stream are the original's. What was
-    /// read is kept only until it is known that the body is not sent again.
+    /// Frames are passed on as they arrive, trailers included. Size hint and end of stream are those of the original
+    /// body. Frames are recorded until it is known that the body will not be sent again.
     ///
     /// # Memory
     ///
-    /// The bytes of the data and the trailers count against the limit. Bookkeeping adds at most 1 % of the limit and 1 KiB:
+    /// The bytes of the data and the trailers count against the limit. Bookkeeping adds at most 1 % of the limit and
+    /// 1 KiB.
     ///
-    /// * A data frame of less than 512 KiB is copied, small ones into one buffer with their neighbours. A slice of a
-    ///   large buffer does not keep that buffer alive. A retry gets the same bytes, but not the same frames.
-    /// * A larger frame is kept by reference count where the original's data is [`Bytes`]. If it is a slice, the whole
+    /// * A data frame of less than 512 KiB is copied; adjacent small frames share one buffer. A frame that is a slice
+    ///   of a large buffer does not keep that buffer alive. A retry gets the same bytes, but not the same frames.
+    /// * A larger frame is kept by reference count if the original's data is [`Bytes`]. If it is a slice, the whole
     ///   buffer stays alive.
-    /// * An empty frame is not kept.
-    /// * Trailers count with their names, their values, 6 bytes for each and some bytes for all. A frame after the
-    ///   trailers is handed on, and the body cannot be sent again: a body ends with its trailers (RFC 9110 §6.5).
+    /// * An empty frame is not recorded.
+    /// * Trailers count with their names and values, 6 bytes for each and some bytes in total. If a frame follows the
+    ///   trailers, it is passed on, but the body cannot be sent again: a body ends with its trailers (RFC 9110 §6.5).
     ///
     /// # Errors
     ///
-    /// The original's error, boxed as it is; [`Superseded`] when another attempt has begun.
+    /// The original body's error, boxed; [`Superseded`] if another attempt has started.
     pub struct ReplayBody<B> {
         #[pin]
         inner: Inner<B>,
@@ -53,13 +54,14 @@ pin_project! {
 pin_project! {
     #[project = InnerProj]
     enum Inner<B> {
-        /// Nothing to send, and so nothing to record.
+        /// There is nothing to send, and nothing to record.
         Empty,
-        /// Not recorded: its size hint says that it would not fit.
+        /// Not recorded, because its size hint exceeds the limit.
         Plain {
             #[pin]
             body: B,
         },
+        /// `attempt` is compared with the recording's: a smaller one was superseded.
         Recorded {
             attempt: u64,
             recording: Arc<Mutex<Recording<B>>>,
@@ -67,35 +69,41 @@ pin_project! {
     }
 }
 
-/// This attempt to send a body has been given up for another, after a 401.
+/// The error of an attempt to send a body after another attempt has started, because of a 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request is being sent again with a new token, so that this attempt to send its body has ended")]
+#[error("the request is being sent again with a new token; this attempt to send its body has ended")]
 #[non_exhaustive]
 pub struct Superseded;
 
-/// What all attempts to send one body share.
+/// What all attempts to send one body share. Each attempt locks it once per frame.
 struct Recording<B> {
-    /// The original; `None` once it has ended or failed.
+    /// The original body; `None` after it has ended or failed.
     source: Option<Pin<Box<B>>>,
-    /// What was read of the source, from the start of the body while it can be rewound.
+    /// The frames that were read from the source. While the body can be rewound, they begin at its start; afterwards,
+    /// they are those that the newest attempt has not been given yet.
     frames: VecDeque<Recorded>,
-    /// The small data frames that follow `frames`, one after the other. While there are any, the newest attempt has been
-    /// given all of `frames` and all of these: a frame is recorded as it is given, and a rewind moves them to `frames`.
+    /// The bytes of the small data frames that follow `frames`.
+    ///
+    /// Invariant: while it is not empty, the newest attempt has been given all of `frames` and all of these bytes,
+    /// because a frame is recorded when it is given and a rewind moves these bytes to `frames`. `push`, `stop` and
+    /// `is_at_end` rely on it.
     tail: Vec<u8>,
-    /// How many of the frames the newest attempt has been given.
+    /// How many of `frames` the newest attempt has been given.
     given: usize,
-    /// How many bytes of data are in the frames that it has not been given.
+    /// The bytes of data in the frames that the newest attempt has not been given. `size_hint` adds them to the
+    /// source's.
     ahead: u64,
-    /// How much of the limit is used.
+    /// How many bytes of the limit are used.
     size: usize,
     limit: usize,
-    /// Whether the body can still be rewound: the rewind is alive, everything fitted, and the source has not failed.
+    /// Whether the body can still be rewound: the [`Rewind`] exists, everything fitted, and the source has not failed.
     can_rewind: bool,
-    /// Whether the newest attempt is held where it is.
+    /// Whether the newest attempt is paused.
     held: bool,
-    /// The newest attempt.
+    /// The number of the newest attempt. An attempt with a smaller number must not read the source: frames that it
+    /// takes would be missing from the newest attempt.
     attempt: u64,
-    /// Of the newest attempt, if it waits.
+    /// The waker of the newest attempt, if it is pending.
     waker: Option<Waker>,
 }
 
@@ -104,17 +112,17 @@ enum Recorded {
     Trailers(FlatHeaders),
 }
 
-/// A data frame of at least this length is kept by reference count. A shorter one is copied, because it may be a slice of
-/// a buffer that is many times its length: a client of a gateway decides how much of hyper's HTTP/1 read buffer (408 KiB
-/// at most, unless configured otherwise) is data, and how much is framing. No frame out of such a buffer is as long.
+/// The length from which a data frame is kept by reference count. A shorter one is copied, because it may be a slice
+/// of a much larger buffer. For a gateway, the client decides how much of hyper's HTTP/1 read buffer (at most 408 KiB
+/// by default) is data and how much is framing. No frame from such a buffer reaches this length.
 const LEAST_SHARED: usize = 512 * 1024;
 
-/// Copied frames are collected up to this length.
+/// The maximum length of one buffer of copied frames.
 const CHUNK: usize = 64 * 1024;
 
-/// The handle by which a [`ReplayBody`] is sent again; recording stops when it is dropped.
+/// A handle that sends a [`ReplayBody`] again. Dropping it stops the recording.
 pub struct Rewind<B> {
-    /// `None` for a body with nothing in it.
+    /// `None` for an empty body.
     recording: Option<Arc<Mutex<Recording<B>>>>,
 }
 
@@ -122,7 +130,7 @@ impl<B> ReplayBody<B>
 where
     B: Body,
 {
-    /// Starts the first attempt; without a rewind when the body says beforehand that it is over the limit.
+    /// Starts the first attempt. Without a [`Rewind`] if the body's size hint exceeds the limit.
     pub(super) fn record(body: B, limit: usize) -> (Self, Option<Rewind<B>>) {
         if body.is_end_stream() {
             return (Self { inner: Inner::Empty }, Some(Rewind { recording: None }));
@@ -149,9 +157,10 @@ where
 }
 
 impl<B> Rewind<B> {
-    /// Holds the newest attempt where it is, and says whether the body can be sent again.
+    /// Pauses the newest attempt, and returns whether the body can be sent again.
     ///
-    /// Nothing more is read of the source meanwhile, so that a server's early answer does not find the limit passed.
+    /// While it is paused nothing is read from the source. Otherwise an upload that continues after an early 401 could
+    /// exceed the limit before the retry starts.
     pub(super) fn hold(&self) -> bool {
         let Some(recording) = &self.recording else { return true };
         let mut recording = lock(recording);
@@ -159,7 +168,7 @@ impl<B> Rewind<B> {
         recording.can_rewind
     }
 
-    /// Starts another attempt, and ends the one before; `None` if the body cannot be sent again.
+    /// Starts another attempt, and ends the previous one; `None` if the body cannot be sent again.
     pub(super) fn rewind(&self) -> Option<ReplayBody<B>> {
         let Some(recording) = &self.recording else { return Some(ReplayBody { inner: Inner::Empty }) };
         let (attempt, waker) = {
@@ -174,7 +183,8 @@ impl<B> Rewind<B> {
             recording.held = false;
             (recording.attempt, recording.waker.take())
         };
-        // The attempt before learns of its end; not under the lock, which its poll would take.
+        // Wakes the previous attempt, whose poll then returns an error. Outside the lock: the waker may poll the
+        // attempt at once, which takes the lock.
         wake(waker);
         Some(ReplayBody { inner: Inner::Recorded { attempt, recording: Arc::clone(recording) } })
     }
@@ -193,12 +203,12 @@ impl<B> Drop for Rewind<B> {
 }
 
 impl<B> Recording<B> {
-    /// Keeps nothing from now on but what the newest attempt has still to be given.
+    /// Stops recording, and frees all frames but those that the newest attempt has not been given yet.
     fn stop(&mut self) {
         self.can_rewind = false;
         let given = std::mem::take(&mut self.given);
         self.frames.drain(..given);
-        // It has been given.
+        // By the invariant of `tail`, the newest attempt has been given its bytes.
         self.tail = Vec::new();
     }
 
@@ -214,7 +224,7 @@ impl<B> Recording<B> {
         Some(frame)
     }
 
-    /// Keeps a frame that was just read, or stops recording. All before it have been given.
+    /// Records a frame that was just read, or stops recording. The newest attempt has been given all earlier frames.
     fn record(&mut self, frame: &Frame<Bytes>) {
         if !self.can_rewind {
             return;
@@ -224,7 +234,7 @@ impl<B> Recording<B> {
             _ if has_ended => false,
             (Some(data), _) => self.record_data(data),
             (_, Some(trailers)) => self.record_trailers(trailers),
-            // A kind of frame that is not known today.
+            // A kind of frame that `http-body` may add.
             _ => false,
         };
         if !recorded {
@@ -233,7 +243,7 @@ impl<B> Recording<B> {
         }
     }
 
-    /// `false` if `data` does not fit.
+    /// Records `data`; `false` if it exceeds the limit.
     fn record_data(&mut self, data: &Bytes) -> bool {
         if data.is_empty() {
             return true;
@@ -251,7 +261,7 @@ impl<B> Recording<B> {
         }
         let needed = self.tail.len() + data.len();
         if needed > self.tail.capacity() {
-            // No more than the limit: `count` has compared it with what is needed.
+            // At most the limit: `count` has checked that the needed bytes fit.
             let capacity = needed.max((2 * self.tail.capacity()).min(CHUNK).min(self.limit));
             self.tail.reserve_exact(capacity - self.tail.len());
         }
@@ -259,7 +269,7 @@ impl<B> Recording<B> {
         true
     }
 
-    /// `false` if they do not fit.
+    /// Records `trailers`; `false` if they exceed the limit.
     fn record_trailers(&mut self, trailers: &HeaderMap) -> bool {
         let trailers = FlatHeaders::of(trailers).shrunk();
         if !self.count(size_of::<Recorded>() + trailers.len()) {
@@ -270,13 +280,13 @@ impl<B> Recording<B> {
         true
     }
 
-    /// Adds to what is used of the limit; `false` if that is too much.
+    /// Adds to the used bytes; `false` if they exceed the limit.
     fn count(&mut self, size: usize) -> bool {
         self.size = self.size.saturating_add(size);
         self.size <= self.limit
     }
 
-    /// Moves the copied frames to where they can be given again.
+    /// Moves the copied bytes to `frames`, from where they can be replayed.
     fn freeze_tail(&mut self) {
         if !self.tail.is_empty() {
             let mut tail = std::mem::take(&mut self.tail);
@@ -285,7 +295,7 @@ impl<B> Recording<B> {
         }
     }
 
-    /// Adds what the newest attempt is being given, or has been given.
+    /// Appends a frame that the newest attempt is given now, or has been given.
     fn push(&mut self, frame: Recorded) {
         self.frames.push_back(frame);
         self.given += 1;
@@ -314,19 +324,19 @@ where
         }
         let Some(source) = &mut self.source else { return Poll::Ready(None) };
         let Poll::Ready(next) = source.as_mut().poll_frame(cx) else {
-            // The source wakes us when it has more, and a rewind when this attempt is over.
+            // Woken by the source when it has more, or by a rewind when this attempt is superseded.
             self.wait(cx);
             return Poll::Pending;
         };
         match next {
             Some(Ok(frame)) => {
                 let frame = frame.map_data(to_bytes);
-                // Before it is handed on: the attempt may end the moment it is.
+                // Recorded before it is returned: the attempt may end directly afterwards, and the frame would be lost.
                 self.record(&frame);
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                // Sent again, what came before the error could look like a whole body.
+                // Never replayed: the part before the error could look like a complete body to the server.
                 self.stop();
                 self.source = None;
                 Poll::Ready(Some(Err(error.into())))
@@ -425,12 +435,12 @@ impl Recorded {
     }
 }
 
-/// Without a copy where `data` is [`Bytes`].
+/// Converts `data` to [`Bytes`], without a copy if it is `Bytes` already.
 fn to_bytes<D: Buf>(mut data: D) -> Bytes {
     data.copy_to_bytes(data.remaining())
 }
 
-/// A source that panicked while it was polled has left the recording as it was.
+/// Ignores poisoning: a source that panics in its poll leaves the recording unchanged.
 fn lock<B>(recording: &Mutex<Recording<B>>) -> MutexGuard<'_, Recording<B>> {
     recording.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! How a request is sent again: [`Replay`] and its strategies for the body, `head` for the rest.
+//! Sends a request again after a 401: [`Replay`], with one strategy per kind of body.
 //!
 //! # Which strategy
 //!
@@ -10,7 +10,7 @@
 //! | a body that knows how to clone itself, such as kube's | [`.clone_with(Body::try_clone)`](crate::BearerAuthLayer::clone_with) | as the body allows |
 //! | anything | [`.no_replay()`](crate::BearerAuthLayer::no_replay) | never |
 //!
-//! A body whose clones share what has been read of it, such as octocrab's, is `Clone`, and of no use to [`Cloned`].
+//! A body whose clones share their read position, such as octocrab's, is `Clone`, but [`Cloned`] cannot replay it.
 //!
 //! # What is sent again
 //!
@@ -26,18 +26,30 @@ use http::Request;
 use tower_service::Service;
 
 pub use self::{
-    body::{ReplayBody, Rewind, Superseded},
+    body::{ReplayBody, Superseded},
     strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
 };
 
-/// How a request body of type `B` is sent again: the bound that
-/// [`BearerAuthLayer`](crate::BearerAuthLayer)'s parameter has to meet.
+mod sealed {
+    use super::strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith};
+
+    /// Prevents implementations of [`Replay`](super::Replay) in other crates.
+    pub trait Sealed {}
+
+    impl Sealed for Cloned {}
+    impl Sealed for Buffered {}
+    impl<F> Sealed for ReplayWith<F> {}
+    impl<F> Sealed for CloneWith<F> {}
+    impl Sealed for NoReplay {}
+}
+
+/// Sends a request body of type `B` again: the bound on [`BearerAuthLayer`](crate::BearerAuthLayer)'s parameter.
 ///
-/// Its strategies are [`Cloned`] (the default), [`Buffered`], [`ReplayWith`], [`CloneWith`] and [`NoReplay`]; the
-/// layer's methods choose one.
+/// The strategies are [`Cloned`] (the default), [`Buffered`], [`ReplayWith`], [`CloneWith`] and [`NoReplay`]. The
+/// layer's methods choose one. This trait is sealed: no other type can implement it.
 ///
-/// When a body does not fit, the compiler says so best where the call is written `Service::call(&mut service, request)`:
-/// method syntax only says that there is no such method.
+/// If a strategy does not support a body, write the call as `Service::call(&mut service, request)`: the compiler then
+/// names the remedy. With method syntax it only reports that there is no such method.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot send a request body of type `{B}` twice",
     label = "this body cannot be sent again after a 401 by `{Self}`",
@@ -46,25 +58,28 @@ pub use self::{
             `.replay_with(limit, InnerBody::new)` if it has a body type of its own, `.clone_with(InnerBody::try_clone)` \
             if its body can be cloned by a function, or `.no_replay()`"
 )]
-pub trait Replay<B>: Clone {
-    /// The body that the inner service is sent.
+pub trait Replay<B>: sealed::Sealed + Clone {
+    /// The request body of the inner service.
     type Body;
 
-    /// What is kept while an answer is awaited, to send the body again.
-    ///
-    /// It is dropped as soon as the body will not be sent again; what was recorded for it can then go.
+    /// What is kept to send the body again. It is dropped as soon as the body will not be sent again, which frees what
+    /// was recorded.
+    #[doc(hidden)]
     type Spare;
 
-    /// Whether a body is ever sent again; if not, nothing else of the request is kept either. Default: yes.
+    /// Whether a body is ever sent again. If not, nothing else of the request is kept either.
+    #[doc(hidden)]
     const REPLAYS: bool = true;
 
-    /// Starts the first attempt. Without a spare the body is not sent again.
+    /// Starts the first attempt. Without a spare, the body is not sent again.
+    #[doc(hidden)]
     fn begin(&self, body: B) -> (Self::Body, Option<Self::Spare>);
 
     /// Starts the first attempt of a whole request on `service`, which is ready.
     ///
-    /// A strategy that leaves the body as it is hands the request on as it came: taking it apart and putting it together
-    /// again is a good part of what a request pays.
+    /// A strategy that does not change the body overrides it to pass the request on as it is: taking a request apart
+    /// and putting it together again is a considerable part of a request's cost.
+    #[doc(hidden)]
     #[inline]
     fn call<S>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<Self::Spare>)
     where
@@ -75,14 +90,17 @@ pub trait Replay<B>: Clone {
         (service.call(Request::from_parts(head, body)), spare)
     }
 
-    /// Stops the attempt under way where it is, if it still runs, and says whether the body can be sent again.
+    /// Pauses the running attempt, and returns whether the body can be sent again. Dropping the spare resumes the
+    /// attempt.
     ///
-    /// Dropping the spare lets the attempt go on. Default: nothing is stopped, and it can be.
+    /// Default: the attempt is not paused and the body can be sent again.
+    #[doc(hidden)]
     fn hold(&self, spare: &Self::Spare) -> bool {
         let _ = spare;
         true
     }
 
-    /// Starts another attempt, which ends the one before it; `None` if it cannot be done after all.
+    /// Starts another attempt and ends the previous one; `None` if the body cannot be sent again.
+    #[doc(hidden)]
     fn again(&self, spare: Self::Spare) -> Option<(Self::Body, Option<Self::Spare>)>;
 }

@@ -1,18 +1,18 @@
-//! [`RequestHead`]: what is kept of a request besides its body; [`FlatHeaders`]: headers and trailers, flat.
+//! [`RequestHead`]: a copy of everything in a request but its body. [`FlatHeaders`]: a header map as one buffer.
 //!
-//! A clone of a `HeaderMap` costs an allocation for nearly every value that has never been cloned, and hashing for every
-//! name. Here names and values are written one after the other into one buffer, and parsed again only if the request is
-//! sent again, which is rare.
+//! Cloning a `HeaderMap` costs an allocation for nearly every value that was never cloned, and a hash for every name.
+//! Here names and values are written to one buffer, and parsed again only if the request is sent again, which is
+//! rare.
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
-/// Added to a value's length where the value is marked sensitive. No value comes near it.
+/// The bit in a value's length that marks the value as sensitive. No value is that long.
 const SENSITIVE: u32 = 1 << 31;
 
-/// What one header is expected to take: names and values are some 50 bytes on average.
+/// The expected size of one header: a name and its value are about 50 bytes on average.
 const TYPICAL_LENGTH: usize = 48;
 
-/// Everything of a request that is not its body. It is taken before a token is added, and so never holds one.
+/// Everything in a request but its body. It is copied before the token is added, so it never contains the token.
 pub(crate) struct RequestHead {
     method: Method,
     uri: Uri,
@@ -21,9 +21,10 @@ pub(crate) struct RequestHead {
     headers: FlatHeaders,
 }
 
-/// What a [`HeaderMap`] has in it, without the map.
+/// The content of a [`HeaderMap`].
 pub(super) struct FlatHeaders {
-    /// For each header: the name's length (2 bytes) and the value's (4 bytes, with its mark), the name, the value.
+    /// For each header: the name's length (2 bytes), the value's length and sensitive mark (4 bytes), the name, the
+    /// value.
     flat: Vec<u8>,
     count: usize,
 }
@@ -39,14 +40,14 @@ impl RequestHead {
         }
     }
 
-    /// The request that this was the head of, with `body`.
+    /// Creates a request with this head and `body`.
     pub(crate) fn request<B>(&self, body: B) -> Request<B> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
         *request.extensions_mut() = self.extensions.clone();
-        // One more for the token.
+        // Room for the Authorization header.
         *request.headers_mut() = self.headers.headers(1);
         request
     }
@@ -58,20 +59,20 @@ impl FlatHeaders {
         Self { flat: flatten(headers), count: headers.len() }
     }
 
-    /// Without capacity to spare.
+    /// Frees unused capacity.
     pub(super) fn shrunk(mut self) -> Self {
         self.flat.shrink_to_fit();
         self
     }
 
-    /// How many bytes they take.
+    /// Returns the size in bytes.
     pub(super) fn len(&self) -> usize {
         self.flat.len()
     }
 
-    /// The headers, in a map with room for this many more.
+    /// Parses the headers, into a map with room for `more` of them.
     pub(super) fn headers(&self, more: usize) -> HeaderMap {
-        // A map that is nearly full has no such capacity, and grows as it did before.
+        // If that exceeds a map's maximum capacity, start with an empty map, which grows as the original did.
         let mut headers = HeaderMap::try_with_capacity(self.count + more).unwrap_or_default();
         let mut rest = self.flat.as_slice();
         while let Some((name, value, after)) = next_header(rest) {
@@ -87,11 +88,11 @@ fn flatten(headers: &HeaderMap) -> Vec<u8> {
     if headers.is_empty() {
         return Vec::new();
     }
-    // Enough for most requests; a second walk to know for sure would cost more than growing once where it is not.
+    // Enough for most requests. Computing the exact size would cost more than growing the buffer once when it is not.
     let mut flat = Vec::with_capacity(headers.len() * TYPICAL_LENGTH);
     for (name, value) in headers {
         let name = name.as_str().as_bytes();
-        // http's own limits: a name is at most 2¹⁶-1 bytes; a value of 2 GiB would not have been sent.
+        // `http` limits a name to 2¹⁶-1 bytes. A value of 2 GiB could not be sent.
         let (name_length, value_length) = (name.len() as u16, value.len() as u32 & !SENSITIVE);
         let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
         let [n0, n1] = name_length.to_le_bytes();
@@ -109,7 +110,7 @@ fn next_header(flat: &[u8]) -> Option<(HeaderName, HeaderValue, &[u8])> {
     let value_length = u32::from_le_bytes(*value_length);
     let (name, flat) = flat.split_at_checked(u16::from_le_bytes(*name_length).into())?;
     let (value, flat) = flat.split_at_checked((value_length & !SENSITIVE) as usize)?;
-    // Both were valid when they were written.
+    // Both were valid when they were written, so this never ends the iteration early.
     let name = HeaderName::from_bytes(name).ok()?;
     let mut value = HeaderValue::from_bytes(value).ok()?;
     value.set_sensitive(value_length & SENSITIVE != 0);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_comes_back_as_it_was() {
+    fn head_is_restored() {
         let mut request = Request::builder()
             .method("PURGE")
             .uri("https://example.com:8443/a?b=c")
@@ -157,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_headers_come_back_as_they_were(
+        fn any_headers_are_restored(
             headers in prop::collection::vec(
                 ("[a-z0-9!#$%&'*+.^_`|~-]{1,40}", prop::collection::vec(32..=255_u8, 0..80), any::<bool>()),
                 0..60,

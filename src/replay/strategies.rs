@@ -1,4 +1,5 @@
-//! The ways to send a body again, one type each; [`BearerAuthLayer`](crate::BearerAuthLayer)'s methods name them.
+//! The strategies for sending a body again, one type each. [`BearerAuthLayer`](crate::BearerAuthLayer)'s methods
+//! select one.
 
 use std::{convert::Infallible, fmt};
 
@@ -12,13 +13,13 @@ use super::{
 };
 use crate::error::BoxError;
 
-/// Clones the body before it is sent: the default. The body type stays what it is.
+/// Clones the body before it is sent. This is the default. The body type does not change.
 ///
-/// For a body in memory (`Full<Bytes>`, `String`, `Empty`) a clone shares or copies the bytes, whatever their number.
+/// For a body in memory (`Full<Bytes>`, `String`, `Empty`) a clone shares or copies the bytes, without a limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cloned;
 
-/// Without this, the compiler says that the body is not `Clone`, and not what to do about it.
+// Without it, the compiler reports that the body is not `Clone`, but no remedy.
 #[diagnostic::do_not_recommend]
 impl<B: Clone> Replay<B> for Cloned {
     type Body = B;
@@ -42,7 +43,8 @@ impl<B: Clone> Replay<B> for Cloned {
     }
 }
 
-/// Records what is read of a body, up to a limit; see [`BearerAuthLayer::buffered`](crate::BearerAuthLayer::buffered).
+/// Records the body while it is sent, up to a limit. See
+/// [`BearerAuthLayer::buffered`](crate::BearerAuthLayer::buffered).
 #[derive(Clone, Copy, Debug)]
 pub struct Buffered {
     limit: usize,
@@ -76,7 +78,7 @@ where
     }
 }
 
-/// [`Buffered`], for an inner service with a body type of its own; see
+/// As [`Buffered`], for an inner service with its own body type. See
 /// [`BearerAuthLayer::replay_with`](crate::BearerAuthLayer::replay_with).
 #[derive(Clone, Copy)]
 pub struct ReplayWith<F> {
@@ -120,7 +122,7 @@ impl<F> fmt::Debug for ReplayWith<F> {
     }
 }
 
-/// Clones the body by a function; see [`BearerAuthLayer::clone_with`](crate::BearerAuthLayer::clone_with).
+/// Clones the body with a function. See [`BearerAuthLayer::clone_with`](crate::BearerAuthLayer::clone_with).
 #[derive(Clone, Copy)]
 pub struct CloneWith<F> {
     clone: F,
@@ -155,7 +157,7 @@ impl<F> fmt::Debug for CloneWith<F> {
     }
 }
 
-/// Sends nothing again; see [`BearerAuthLayer::no_replay`](crate::BearerAuthLayer::no_replay).
+/// Never sends a request again. See [`BearerAuthLayer::no_replay`](crate::BearerAuthLayer::no_replay).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoReplay;
 

@@ -1,4 +1,4 @@
-//! [`EncryptedStore`]: a store whose records only those can read who have the key.
+//! [`EncryptedStore`]: encrypts the records of another store.
 
 use std::{fmt, time::Duration};
 
@@ -9,27 +9,28 @@ use chacha20poly1305::{
 };
 use secrecy::zeroize::Zeroizing;
 
-use super::{Extension, Lease, Publication, Record, TokenStore};
-use crate::error::{Error, StoreError};
+use super::{Extension, Lease, Publication, Record, StoreError, TokenStore};
+use crate::error::Error;
 
-/// Where a sealed text begins; the number is that of this format.
+/// The prefix of an encrypted text, with the version of the format.
 const FORMAT: &str = "sealed-1";
 
-/// Any [`TokenStore`], with its records encrypted: whoever can read the store has no token.
+/// Encrypts the records of any [`TokenStore`], so that read access to the store does not reveal the token.
 ///
 /// The cipher is XChaCha20-Poly1305, with a random nonce for each record. A record is bound to the store's
-/// [namespace](TokenStore::namespace) and to its generation: what is copied to another namespace, or passed off as newer
-/// than it is, cannot be opened. A record that cannot be opened counts as absent, and [says so](crate::observability);
-/// the next one takes its place.
+/// [namespace](TokenStore::namespace) and to its version: a copy in another namespace, or with another version,
+/// cannot be decrypted. A record that cannot be decrypted counts as absent, which is
+/// [reported](crate::observability); the next record replaces it.
 ///
-/// Its lifetime and its generation are not secret. Whoever can write to the store can take the record away, put back a
-/// whole one of before, change its lifetime, or claim the lease: that costs calls, and no token. Who has seen a newer
-/// one adopts none of before; for all others it is a token like any that the API refuses.
+/// A record's lifetime and version are not secret. With write access to the store it is possible to delete the
+/// record, restore an earlier one, change its lifetime, or take the lease. That costs calls, but reveals no token. A
+/// process that has seen a newer record does not adopt an earlier one; any other process treats its token like any
+/// token that the API rejects.
 ///
 /// ```
-/// use tower_bearer::{EncryptedStore, EncryptionKeys};
+/// use tower_bearer::store::{EncryptedStore, EncryptionKeys};
 /// # use std::time::Duration;
-/// # use tower_bearer::{Lease, Publication, Record, StoreError, TokenStore};
+/// # use tower_bearer::store::{Lease, Publication, Record, StoreError, TokenStore};
 /// # fn your_key() -> [u8; 32] { [7; 32] }
 /// # struct YourStore;
 /// # impl TokenStore for YourStore {
@@ -39,7 +40,7 @@ const FORMAT: &str = "sealed-1";
 /// #     async fn publish(&self, _: &Lease, _: Record) -> Result<Publication, StoreError> { Ok(Publication::Stored) }
 /// #     async fn release(&self, _: Lease) -> Result<(), StoreError> { Ok(()) }
 /// # }
-/// // 32 random bytes, from wherever your program keeps its secrets.
+/// // 32 random bytes, from the place where your program keeps its secrets.
 /// let keys = EncryptionKeys::new("2026-11", &your_key())?;
 /// let store = EncryptedStore::new(YourStore, keys);
 /// # Ok::<(), tower_bearer::Error>(())
@@ -50,43 +51,59 @@ pub struct EncryptedStore<S> {
     keys: EncryptionKeys,
 }
 
-/// The keys of an [`EncryptedStore`], each with an id by which records name the key that they are sealed with.
+/// The keys of an [`EncryptedStore`]. Each has an id, and a record names the id of its key.
 ///
 /// # Rotation
 ///
-/// First give every process the new key to [open](Self::and_open_with) records with; when all have it, make it the one
-/// that seals, and have the old one opened; when the record has been renewed, drop the old one. A process that lacks a
-/// key takes the record for absent, and so costs an authentication: it harms nothing else.
+/// 1. Give every process the new key for [decryption](Self::and_open_with).
+/// 2. When all processes have it, use it for encryption and the old key for decryption.
+/// 3. When the record has been replaced, remove the old key.
 ///
-/// Keys are overwritten in memory when they are dropped; `Debug` shows their ids alone.
+/// For a process that lacks a key the record is absent, so it authenticates once more. There is no other consequence.
+///
+/// Keys are overwritten in memory when they are dropped. `Debug` shows only their ids.
 pub struct EncryptionKeys(Vec<(String, XChaCha20Poly1305)>);
 
 impl EncryptionKeys {
-    /// The key that seals records, and opens them: 32 bytes that nobody can guess, of a generator or a key derivation.
+    /// Creates a set with the key that encrypts and decrypts records: 32 bytes from a random generator or a key
+    /// derivation.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] unless `id`, which is no secret, is 1 to 64 characters of `A-Z a-z 0-9 - _ .`.
+    /// [`Error::InvalidOption`] unless `id`, which is not secret, is 1 to 64 characters of `A-Z a-z 0-9 - _ .`.
     pub fn new(id: impl Into<String>, key: &[u8; 32]) -> Result<Self, Error> {
-        Self(Vec::new()).and_open_with(id, key)
+        let keys = Self(Vec::new()).and_open_with(id, key);
+        keys.validate()?;
+        Ok(keys)
     }
 
-    /// Adds a key that opens records, and seals none.
+    /// Adds a key that only decrypts records. Its id must differ from the others and follow the rule of
+    /// [`new`](Self::new).
     ///
-    /// # Errors
-    ///
-    /// As for [`new`](Self::new), and if there is a key with this id.
-    pub fn and_open_with(mut self, id: impl Into<String>, key: &[u8; 32]) -> Result<Self, Error> {
-        let id = id.into();
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) checks the id.
+    pub fn and_open_with(mut self, id: impl Into<String>, key: &[u8; 32]) -> Self {
+        self.0.push((id.into(), XChaCha20Poly1305::new(key.into())));
+        self
+    }
+
+    fn validate(&self) -> Result<(), Error> {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if !(1..=64).contains(&id.len()) || !id.bytes().all(fits) {
-            return Err(Error::InvalidOption("a key's id is 1 to 64 of A-Z a-z 0-9 - _ .".into()));
+        for (position, (id, _)) in self.0.iter().enumerate() {
+            if !(1..=64).contains(&id.len()) || !id.bytes().all(fits) {
+                return Err(Error::InvalidOption(
+                    format!(
+                        "an encryption key's id must be 1 to 64 characters of A-Z a-z 0-9 - _ ., got {id:?}"
+                    )
+                    .into(),
+                ));
+            }
+            if self.0[..position].iter().any(|(other, _)| other == id) {
+                return Err(Error::InvalidOption(
+                    format!("the ids of encryption keys must differ, got {id:?} twice").into(),
+                ));
+            }
         }
-        if self.find(&id).is_some() {
-            return Err(Error::InvalidOption("no two keys have one id".into()));
-        }
-        self.0.push((id, XChaCha20Poly1305::new(key.into())));
-        Ok(self)
+        Ok(())
     }
 
     fn find(&self, id: &str) -> Option<&XChaCha20Poly1305> {
@@ -101,17 +118,18 @@ impl fmt::Debug for EncryptionKeys {
 }
 
 impl<S: TokenStore> EncryptedStore<S> {
-    /// Encrypts what `store` keeps.
+    /// Creates a store that encrypts the records of `store`.
     pub fn new(store: S, keys: EncryptionKeys) -> Self {
         Self { store, keys }
     }
 
     fn seal(&self, record: Record, fence: u64) -> Result<Record, StoreError> {
-        let failed = || StoreError::unavailable("the record cannot be sealed");
-        // There is one at least.
+        let failed = || StoreError::unavailable("the record cannot be encrypted");
+        // `EncryptionKeys::new` adds the first key, so there is at least one.
         let (id, key) = self.keys.0.first().ok_or_else(failed)?;
         let nonce = XNonce::try_generate().map_err(|error| {
-            StoreError::unavailable("there is no randomness to seal the record with").with_cause(error)
+            StoreError::unavailable("the system provides no random nonce for the encryption")
+                .with_cause(error)
         })?;
         let bound_to = self.bound_to(fence);
         let sealed = key
@@ -122,19 +140,22 @@ impl<S: TokenStore> EncryptedStore<S> {
     }
 
     fn open(&self, record: Record) -> Result<Record, StoreError> {
-        let invalid = |what: &'static str| StoreError::InvalidRecord(what.into());
+        let invalid = |what: &'static str| StoreError::invalid_record(what);
         let mut parts = record.text().split(':');
         let (format, id, sealed) = (parts.next(), parts.next(), parts.next());
         let (Some(FORMAT), Some(id), Some(sealed), None) = (format, id, sealed, parts.next()) else {
-            return Err(invalid("the stored record is not sealed"));
+            return Err(invalid("the stored record is not encrypted"));
         };
-        let key =
-            self.keys.find(id).ok_or_else(|| invalid("the stored record is sealed with an unknown key"))?;
-        let cannot =
-            || invalid("the stored record cannot be opened: it was changed, or sealed for another place");
+        let key = self
+            .keys
+            .find(id)
+            .ok_or_else(|| invalid("the stored record is encrypted with an unknown key"))?;
+        let cannot = || {
+            invalid("the stored record cannot be decrypted: it was changed, or is a copy of another record")
+        };
         let sealed = BASE64_STANDARD.decode(sealed).map_err(|_| cannot())?;
         let (nonce, sealed) = sealed.split_at_checked(size_of::<XNonce>()).ok_or_else(cannot)?;
-        let bound_to = self.bound_to(record.generation());
+        let bound_to = self.bound_to(record.version());
         let opened = XNonce::try_from(nonce)
             .ok()
             .and_then(|nonce| key.decrypt(&nonce, Payload { msg: sealed, aad: &bound_to }).ok())
@@ -144,15 +165,22 @@ impl<S: TokenStore> EncryptedStore<S> {
         Ok(record.with_text(text))
     }
 
-    /// What a record of this generation is bound to. Only the namespace is of no fixed length.
-    fn bound_to(&self, generation: u64) -> Vec<u8> {
-        [FORMAT.as_bytes(), self.store.namespace().as_bytes(), &generation.to_be_bytes()].concat()
+    /// Returns the associated data for a record with this version.
+    ///
+    /// It is unambiguous without separators, because only the namespace has no fixed length.
+    fn bound_to(&self, version: u64) -> Vec<u8> {
+        [FORMAT.as_bytes(), self.store.namespace().as_bytes(), &version.to_be_bytes()].concat()
     }
 }
 
 impl<S: TokenStore> TokenStore for EncryptedStore<S> {
     fn namespace(&self) -> &str {
         self.store.namespace()
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.keys.validate()?;
+        self.store.validate()
     }
 
     async fn load(&self) -> Result<Option<Record>, StoreError> {

@@ -1,4 +1,4 @@
-//! [`FileStore`]: one token for the processes of one host, in a file that is theirs alone.
+//! [`FileStore`]: one token for the processes of one user on one host, in a file.
 
 use std::{
     fmt,
@@ -15,25 +15,23 @@ use rustix::{fs::OFlags, process::geteuid};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Extension, Lease, Publication, Record, TokenStore};
-use crate::{
-    error::{Error, StoreError},
-    observability::millis,
-};
+use super::{Extension, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore};
+use crate::{error::Error, observability::millis};
 
-/// The schema of the files. A file of another counts as absent.
+/// The schema of the files. A file with another schema counts as absent.
 const SCHEMA: u32 = 1;
 
-/// The most that is read of a file.
+/// The maximum length of a file that is read.
 const MAX_LEN: u64 = 512 * 1024;
 
-/// How long the lock is waited for, which nobody holds for longer than it takes to write a file.
+/// The default time to wait for the lock. A process holds it only while it writes a file.
 const TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The clock gives no such fence for two centuries: what holds it was not written here.
-const NO_FENCE: u64 = 1 << 53;
+/// A fence from here on was not written by this crate: the clock does not reach it for two centuries.
+const INVALID_FENCE: u64 = 1 << 53;
 
-/// As long as four numbers can make it; what is shorter is followed by spaces.
+/// The length of the lock's file: enough for its four numbers, padded with spaces.
 const LEASED_LEN: usize = 128;
 
 /// Bits of a file's mode.
@@ -41,14 +39,14 @@ const GROUP_AND_OTHERS: u32 = 0o077;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// The token in a file, for the processes that one user runs on one host: command-line tools, workers.
+/// Keeps the token in a file, for the processes that one user runs on one host: command-line tools, workers.
 ///
-/// Beside the file are two others, whose names end in `.lock` and `.lease`; leave them there. A new file is written whole
-/// beside the old one, and put in its place in one step, so that whoever reads has the one or the other. Use a local file
-/// system: network file systems keep neither locks nor that promise well.
+/// Two more files are kept next to it, whose names end in `.lock` and `.lease`. Do not remove them. A new record is
+/// written to a temporary file, which then replaces the old one in one step, so a reader sees either the old or the
+/// new record. Use a local file system: network file systems guarantee neither locks nor this replacement.
 ///
 /// ```no_run
-/// use tower_bearer::{ApiVideo, FileStore, TokenProvider};
+/// use tower_bearer::{ApiVideo, TokenProvider, store::FileStore};
 ///
 /// let home = std::env::var("HOME").unwrap_or_default();
 /// let store = FileStore::new(format!("{home}/.cache/your-tool/token"));
@@ -56,19 +54,19 @@ const STICKY: u32 = 0o1000;
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///
-/// # Who may read it
+/// # Permissions
 ///
-/// The user that runs the process, and nobody else: the files are made with mode 0600, and their folder, if there is
-/// none, with mode 0700. A file that is a symbolic link, another user's, or open to others is
-/// [refused](StoreError::Unsafe), with the reason, and so is a folder in which others could replace it; the process then
-/// goes on alone. What the file holds is a secret as good as a password, until it expires:
-/// [`EncryptedStore`](crate::EncryptedStore) has it encrypted (feature `encryption`).
+/// Only the user that runs the process can read the files. They are created with mode 0600, and a missing directory
+/// with mode 0700. A file is [rejected](StoreErrorKind::Insecure), with the reason, if it is a symbolic link, belongs
+/// to another user, or is accessible to other users. So is a directory in which other users could replace the file.
+/// The process then refreshes without the store. The file's content is as sensitive as a password until the token
+/// expires: [`EncryptedStore`](super::EncryptedStore) encrypts it (feature `encryption`).
 ///
 /// # Locks
 ///
-/// A lease ends with its time, or with its process, however that ends: the kernel lets go of its lock. Each operation
-/// runs on a thread of tokio's for blocking work, and gives up when another process, which would have to be stopped in
-/// the middle of writing, holds the lock for longer than the [timeout](Self::timeout).
+/// A lease ends after its length, or when its process ends in any way, because the kernel then releases the file
+/// lock. Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for
+/// longer than the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
 pub struct FileStore {
     files: Arc<Files>,
     namespace: String,
@@ -77,19 +75,21 @@ pub struct FileStore {
 #[derive(Clone)]
 struct Files {
     record: PathBuf,
-    /// Locked while a lease is given out, and while a record is written; holds the newest fence.
+    /// Locked while a lease is granted or extended, and while a record is written. Contains the newest lease.
     lock: PathBuf,
-    /// Locked by whoever has the lease, for as long as their process lives.
+    /// Locked by the process that has the lease, until it releases the lease or ends.
     lease: PathBuf,
-    /// What is about to be the record.
+    /// The next record while it is written. Only the holder of `lock` writes it.
     temporary: PathBuf,
     timeout: Duration,
 }
 
-/// What the record's file holds.
+/// The content of the record's file.
 #[derive(Deserialize)]
 struct Stored {
-    generation: u64,
+    /// Stored as `generation`: renaming the field in the file would make existing records unreadable.
+    #[serde(rename = "generation")]
+    version: u64,
     stored_at: Millis,
     lifetime_ms: Option<u64>,
     record: SecretString,
@@ -98,13 +98,14 @@ struct Stored {
 #[derive(Serialize)]
 struct ToStore<'a> {
     schema: u32,
-    generation: u64,
+    #[serde(rename = "generation")]
+    version: u64,
     stored_at: Millis,
     lifetime_ms: Option<u64>,
     record: &'a str,
 }
 
-/// What the lock's file holds: the lease that was given out last.
+/// The content of the lock's file: the lease that was granted last.
 #[derive(Default, Deserialize, Serialize)]
 struct Leased {
     schema: u32,
@@ -113,11 +114,11 @@ struct Leased {
     length_ms: u64,
 }
 
-/// Milliseconds of the wall clock, which is the same in every process, and after a restart.
+/// Milliseconds of the wall clock, which all processes share and which survives a restart.
 type Millis = u64;
 
 impl FileStore {
-    /// The token in the file at `path`. Neither it nor its folder need be there yet.
+    /// Creates a store with its record in the file at `path`. The file and its directory need not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let record = path.into();
         let namespace = record.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -131,33 +132,26 @@ impl FileStore {
         Self { files: Arc::new(files), namespace }
     }
 
-    /// Sets what an encrypted record is bound to ([`TokenStore::namespace`]). Default: the file's name.
+    /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the file's name.
     pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
         self
     }
 
-    /// Sets how long the lock is waited for. Default: 1 s.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if it is zero or more than a minute.
-    pub fn timeout(mut self, timeout: Duration) -> Result<Self, Error> {
-        if timeout.is_zero() || timeout > Duration::from_secs(60) {
-            return Err(Error::InvalidOption("a file's lock is waited for up to a minute".into()));
-        }
+    /// Sets how long an operation waits for the lock: > 0 and <= 1 min. Default: 1 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.files).timeout = timeout;
-        Ok(self)
+        self
     }
 
-    /// Runs `operation` where it may block.
+    /// Runs `operation` on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&Files) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let files = Arc::clone(&self.files);
         tokio::task::spawn_blocking(move || operation(&files)).await.unwrap_or_else(|error| {
-            Err(StoreError::unavailable("the token's file was not looked at").with_cause(error))
+            Err(StoreError::unavailable("the operation on the token file was interrupted").with_cause(error))
         })
     }
 }
@@ -165,6 +159,16 @@ impl FileStore {
 impl TokenStore for FileStore {
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let timeout = self.files.timeout;
+        if timeout.is_zero() || timeout > MAX_TIMEOUT {
+            return Err(Error::InvalidOption(
+                format!("FileStore::timeout must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}").into(),
+            ));
+        }
+        Ok(())
     }
 
     async fn load(&self) -> Result<Option<Record>, StoreError> {
@@ -181,12 +185,12 @@ impl TokenStore for FileStore {
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
-        // Before the lock is waited for.
+        // Before waiting for the lock, otherwise the wait would lengthen the token's life in the store.
         let (fence, stored_at) = (lease.fence(), now_millis());
         self.run(move |files| files.publish(fence, &record, stored_at)).await
     }
 
-    /// Dropping the lease is all: its file is unlocked.
+    /// Drops the lease, which unlocks its file.
     async fn release(&self, lease: Lease) -> Result<(), StoreError> {
         self.run(move |_| {
             drop(lease);
@@ -201,10 +205,10 @@ impl Files {
         let mut options = OpenOptions::new();
         let Some(mut file) = self.open(&self.record, options.read(true))? else { return Ok(None) };
         let stored: Stored = read(&mut file, &self.record)?;
-        let record = Record::new(stored.generation, stored.record.expose_secret());
+        let record = Record::new(stored.version, stored.record.expose_secret());
         Ok(Some(match stored.lifetime_ms {
             Some(lifetime) => {
-                // A clock that was set back makes nothing younger than new.
+                // Saturating: after the clock was set back, the record still lives no longer than its lifetime.
                 let age = now_millis().saturating_sub(stored.stored_at);
                 record.expires_in(Duration::from_millis(lifetime.saturating_sub(age)))
             }
@@ -213,7 +217,7 @@ impl Files {
     }
 
     fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
-        self.make_folder()?;
+        self.create_directory()?;
         let mut lock = self.lock()?;
         let last = newest_lease(&mut lock, &self.lock)?;
         let now = now_millis();
@@ -224,7 +228,7 @@ impl Files {
             Err(TryLockError::WouldBlock) => self.replace_lease()?,
             Err(TryLockError::Error(error)) => return Err(cannot("lock", &self.lease, error)),
         };
-        // By the clock, so that it is greater than any that was forgotten with its file.
+        // Based on the clock, so that it is greater than any earlier fence even if the lock's file was deleted.
         let fence = (now * 1000).max(last.fence + 1);
         let length_ms = millis(length);
         write_leased(&mut lock, &Leased { schema: SCHEMA, fence, leased_at: now, length_ms })
@@ -232,8 +236,8 @@ impl Files {
         Ok(Some(Lease::new(fence).with_guard(guard)))
     }
 
-    /// A lease that was given back may be extended here. That has no effect: the lock of its file is free, and so the next
-    /// lease is given out whatever the time of this one.
+    /// May extend a lease that was already released. That has no effect: the lease's file is unlocked, so the next
+    /// lease is granted whatever time this one has left.
     fn extend(&self, fence: u64, length: Duration) -> Result<Extension, StoreError> {
         let mut lock = self.lock()?;
         let newest = newest_lease(&mut lock, &self.lock)?;
@@ -246,8 +250,9 @@ impl Files {
         Ok(Extension::Extended)
     }
 
-    /// Puts another file in the place of that which a process holds that has been stopped for longer than its lease.
-    /// Whoever does so has the lock, so that there is one at a time.
+    /// Replaces the lease's file, which is still locked by a process that was stopped for longer than its lease.
+    ///
+    /// The caller must hold the lock. Otherwise two processes could each lock a new file and both have the lease.
     fn replace_lease(&self) -> Result<File, StoreError> {
         fs::remove_file(&self.lease).map_err(|error| cannot("replace", &self.lease, error))?;
         let file = self.open_or_create(&self.lease)?;
@@ -260,23 +265,23 @@ impl Files {
         if newest_lease(&mut lock, &self.lock)?.fence > fence {
             return Ok(Publication::Superseded);
         }
-        // A loader refuses what is there; so nothing is put in its place.
+        // Fails if the existing file is insecure: `load` would reject it, so it is not replaced either.
         self.open(&self.record, OpenOptions::new().read(true))?;
         let stored = ToStore {
             schema: SCHEMA,
-            generation: fence,
+            version: fence,
             stored_at,
             lifetime_ms: record.lifetime().map(millis),
             record: record.text(),
         };
-        // A text and numbers always serialize.
+        // Serializing a struct of strings and numbers cannot fail.
         let text = Zeroizing::new(serde_json::to_vec(&stored).unwrap_or_default());
         self.replace_record(&text).map_err(|error| cannot("write", &self.record, error))?;
         Ok(Publication::Stored)
     }
 
     fn replace_record(&self, text: &[u8]) -> io::Result<()> {
-        // Of a process that was killed here.
+        // Left over by a process that was killed while it wrote.
         match fs::remove_file(&self.temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -285,24 +290,24 @@ impl Files {
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&self.temporary, &self.record)?;
-        // The new name, too, is there after a power cut.
-        File::open(folder(&self.record))?.sync_all()
+        // Syncing the directory makes the rename survive a power failure.
+        File::open(directory(&self.record))?.sync_all()
     }
 
-    /// The lock, as soon as nobody holds it.
+    /// Waits until the lock is free, and takes it.
     fn lock(&self) -> Result<File, StoreError> {
         let file = self.open_or_create(&self.lock)?;
-        let deadline = Instant::now() + self.timeout;
+        let begun = Instant::now();
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(cannot("lock", &self.lock, error)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                Err(TryLockError::WouldBlock) if begun.elapsed() < self.timeout => {
                     thread::sleep(Duration::from_millis(2));
                 }
                 Err(TryLockError::WouldBlock) => {
                     return Err(StoreError::unavailable(format!(
-                        "another process has held {} for longer than {:?}",
+                        "another process has held the lock {} for longer than {:?}",
                         self.lock.display(),
                         self.timeout
                     )));
@@ -311,13 +316,13 @@ impl Files {
         }
     }
 
-    fn make_folder(&self) -> Result<(), StoreError> {
-        let folder = folder(&self.record);
+    fn create_directory(&self) -> Result<(), StoreError> {
+        let directory = directory(&self.record);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(folder)
-            .map_err(|error| cannot("make", folder, error))
+            .create(directory)
+            .map_err(|error| cannot("create", directory, error))
     }
 
     fn open_or_create(&self, path: &Path) -> Result<File, StoreError> {
@@ -327,100 +332,108 @@ impl Files {
         opened.ok_or_else(|| cannot("open", path, io::ErrorKind::NotFound.into()))
     }
 
-    /// Opens a file that is safe to use; `None` if there is none.
+    /// Opens a file, after checking that other users cannot access it; `None` if it does not exist.
     fn open(&self, path: &Path, options: &mut OpenOptions) -> Result<Option<File>, StoreError> {
-        self.check_folder()?;
-        // To open a pipe is to wait for its other end.
+        self.check_directory()?;
+        // Without NONBLOCK, opening a named pipe would wait for its other end.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                return Err(not_safe(path, "is a symbolic link"));
+                return Err(insecure(path, "is a symbolic link"));
             }
             Err(error) => return Err(cannot("open", path, error)),
         };
-        let metadata = file.metadata().map_err(|error| cannot("look at", path, error))?;
+        let metadata = file.metadata().map_err(|error| cannot("inspect", path, error))?;
         if !metadata.is_file() {
-            return Err(not_safe(path, "is no regular file"));
+            return Err(insecure(path, "is not a regular file"));
         }
         if metadata.uid() != geteuid().as_raw() {
-            return Err(not_safe(path, "is another user's"));
+            return Err(insecure(path, "belongs to another user"));
         }
         if metadata.mode() & GROUP_AND_OTHERS != 0 {
             let mode = metadata.mode() & 0o777;
-            return Err(not_safe(path, &format!("is open to other users (mode {mode:03o}, not 600)")));
+            return Err(insecure(
+                path,
+                &format!("is accessible to other users: its mode is {mode:03o}, expected 600"),
+            ));
         }
         Ok(Some(file))
     }
 
-    /// In a folder where others may write, they could put a file of their own in the place of ours.
-    fn check_folder(&self) -> Result<(), StoreError> {
-        let folder = folder(&self.record);
-        let metadata = match fs::metadata(folder) {
+    /// Fails if other users can write to the directory, because they could replace the file.
+    fn check_directory(&self) -> Result<(), StoreError> {
+        let directory = directory(&self.record);
+        let metadata = match fs::metadata(directory) {
             Ok(metadata) => metadata,
-            // Then there is no file either.
+            // There is no file either.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(cannot("look at", folder, error)),
+            Err(error) => return Err(cannot("inspect", directory, error)),
         };
         if metadata.uid() != geteuid().as_raw() && metadata.uid() != 0 {
-            return Err(not_safe(folder, "is another user's"));
+            return Err(insecure(directory, "belongs to another user"));
         }
         if metadata.mode() & WRITABLE_BY_OTHERS != 0 && metadata.mode() & STICKY == 0 {
-            return Err(not_safe(folder, "can be written to by other users"));
+            return Err(insecure(directory, "is writable by other users"));
         }
         Ok(())
     }
 }
 
 impl Leased {
-    /// Whether its time is not over. A clock that was set back ends it: better two leases than none.
+    /// Returns whether the lease has time left. If the clock was set back, it has ended: two leases at once are
+    /// harmless, but no lease until the clock catches up is not.
     fn lasts(&self, now: Millis) -> bool {
         now.checked_sub(self.leased_at).is_some_and(|age| age < self.length_ms)
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The lease that was given out last; none if that cannot be read, so that the next fence is by the clock alone.
+/// Reads the lease that was granted last. If it cannot be read, it counts as none and the next fence is the clock's
+/// time.
 fn newest_lease(lock: &mut File, path: &Path) -> Result<Leased, StoreError> {
     match read(lock, path) {
-        Ok(Leased { fence: NO_FENCE.., .. }) | Err(StoreError::InvalidRecord(_)) => Ok(Leased::default()),
+        Ok(Leased { fence: INVALID_FENCE.., .. }) => Ok(Leased::default()),
+        Err(error) if error.kind() == StoreErrorKind::InvalidRecord => Ok(Leased::default()),
         read => read,
     }
 }
 
-/// In one write of one length: a process that is killed here leaves the one or the other, and no fence is forgotten.
+/// Writes the lease in one write of a fixed length. A process that is killed here leaves the old or the new content;
+/// after a partial write, the newest fence would be lost.
 fn write_leased(lock: &mut File, leased: &Leased) -> io::Result<()> {
     let mut text = serde_json::to_vec(leased)?;
     text.resize(text.len().max(LEASED_LEN), b' ');
     lock.rewind()?;
     lock.write_all(&text)?;
-    // What was longer was not written here.
+    // Truncates a file that this crate did not write.
     lock.set_len(text.len() as u64)
 }
 
-/// Reads the JSON of our schema.
+/// Reads a file's JSON, after checking its schema.
 fn read<T: DeserializeOwned>(file: &mut File, path: &Path) -> Result<T, StoreError> {
     #[derive(Deserialize)]
     struct Schema {
         schema: u32,
     }
 
-    let invalid = |what: String| StoreError::InvalidRecord(format!("{} {what}", path.display()).into());
+    let invalid = |what: String| StoreError::invalid_record(format!("{} {what}", path.display()));
     let mut text = Zeroizing::new(Vec::new());
     file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(|error| cannot("read", path, error))?;
     if text.len() as u64 > MAX_LEN {
         return Err(invalid(format!("is longer than {MAX_LEN} bytes")));
     }
-    // serde's own messages could quote the text.
-    let Schema { schema } = serde_json::from_slice(&text).map_err(|_| invalid("holds no record".into()))?;
+    // serde's own error messages are dropped because they could quote the text.
+    let Schema { schema } =
+        serde_json::from_slice(&text).map_err(|_| invalid("does not contain a record".into()))?;
     if schema != SCHEMA {
-        return Err(invalid(format!("is of schema {schema}, not {SCHEMA}")));
+        return Err(invalid(format!("has schema {schema}, expected {SCHEMA}")));
     }
-    serde_json::from_slice(&text).map_err(|_| invalid("holds no record".into()))
+    serde_json::from_slice(&text).map_err(|_| invalid("does not contain a record".into()))
 }
 
 fn now_millis() -> Millis {
@@ -431,8 +444,8 @@ fn cannot(what: &str, path: &Path, error: io::Error) -> StoreError {
     StoreError::unavailable(format!("cannot {what} {}", path.display())).with_cause(error)
 }
 
-fn not_safe(path: &Path, why: &str) -> StoreError {
-    StoreError::Unsafe(format!("{} {why}: it is not used", path.display()).into())
+fn insecure(path: &Path, why: &str) -> StoreError {
+    StoreError::insecure(format!("{} {why}", path.display()))
 }
 
 impl fmt::Debug for FileStore {

@@ -1,10 +1,19 @@
-//! [`TokenStore`]: where the processes that use one credential keep the token that they share.
+//! Token stores: several processes that use one credential share one token.
 //!
-//! A store keeps one record and gives out one lease at a time; `shared_source` is the protocol by which a provider uses
-//! the two, and asks its source only if it has to.
+//! | store | shares a token between | feature |
+//! |---|---|---|
+//! | `FileStore` | the processes of one user on one host | `file-store` (Unix, Rust 1.89) |
+//! | `RedisStore` | processes on any number of hosts | `redis` |
+//! | `EncryptedStore` | as the store that it wraps, with encrypted records | `encryption` |
+//! | your own [`TokenStore`] | what it connects | `store` |
+//!
+//! A store keeps one [`Record`] and grants one [`Lease`] at a time. Give it to
+//! [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), and choose the [`Role`] of each process.
+//! [`TokenStore`] documents the protocol and what happens when the store fails.
 
 #[cfg(feature = "encryption")]
 mod encrypted;
+mod error;
 // For std's file locks.
 #[clippy::msrv = "1.89"]
 #[cfg(all(feature = "file-store", unix))]
@@ -15,7 +24,7 @@ mod record;
 mod redis;
 mod shared_token;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
@@ -24,63 +33,71 @@ pub use self::encrypted::{EncryptedStore, EncryptionKeys};
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::file::FileStore;
 pub(crate) use self::protocol::{NoSource, SharedSource};
-pub use self::record::{Extension, Lease, Publication, Record};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
+pub use self::{
+    error::{StoreError, StoreErrorKind},
+    record::{Extension, Lease, Publication, Record},
+};
 
-use crate::error::StoreError;
+use crate::error::Error;
 
-/// Where several processes that use one credential share its token: what you implement for a store of your own.
+/// A place where several processes that use one credential share its token. Implement it for a store of your own.
 ///
-/// A store keeps one [`Record`], and gives out one [`Lease`] at a time. Given to
-/// [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), it makes any number of processes, on any number
-/// of hosts, cost their auth endpoint one call per expiry.
+/// A store keeps one [`Record`] and grants one [`Lease`] at a time. With a store, any number of processes on any number
+/// of hosts call the auth endpoint once per expiry.
 ///
 /// # The protocol
 ///
-/// Whenever a provider needs another token, it
+/// When a provider needs another token, it
 ///
-/// 1. **reads** the record: if that is newer than its own token, and has not expired, it is adopted, and that is all;
-/// 2. takes the **lease**; if another has it, it waits a little, and begins again;
-/// 3. **reads again**: whoever had the lease before has published, most of the time;
-/// 4. looks whether **enough of the lease is left**: half of it, for it may have been stopped since; if not, it begins
-///    again;
-/// 5. **asks its source**, with the refresh token of the newest record; where that is refused, it reads once more
-///    before it uses its credential; while its source works, it **extends** the lease every third of its length, so that
-///    an exchange may take longer than the lease;
+/// 1. **reads** the record. If the record is newer than its own token and has not expired, the provider adopts it and
+///    is done;
+/// 2. takes the **lease**. If another process has it, the provider waits briefly and starts again;
+/// 3. **reads again**, because the previous holder has usually published a token;
+/// 4. checks that at least **half of the lease is left**, because the process may have been stopped since. If less is
+///    left, it starts again;
+/// 5. **asks its source**, with the refresh token of the newest record. If that is rejected, it reads once more
+///    before it uses its credential. Meanwhile it **extends** the lease every third of its length, so that an
+///    exchange may take longer than the lease;
 /// 6. **publishes** the new token, with the fence of its lease;
 /// 7. **releases** the lease.
 ///
 /// # What makes it right
 ///
-/// Not the lease: it saves calls, and no more. Its holder may be killed before or after it has asked, or be stopped for
-/// longer than the lease lasts, or the store may forget it (a flush, a failover to a replica that had not heard of it).
-/// The process that asks is the one that extends its lease: if it is killed or stopped, the lease ends by itself.
-/// What makes it right is that a record is only ever put in the place of another by the newest lease's
-/// [fence](Lease::fence), compared and set in one step; that a record is only ever adopted if it is newer and has not
-/// expired; and that a token that is refused all the same heals: its 401 has the record read again, then the refresh
-/// token tried, then the credential. Two holders at once, or a token lost with its holder, cost one refused refresh and
-/// one authentication more.
+/// The lease only saves calls; correctness does not depend on it. Its holder may be killed before or after it has
+/// asked, it may be stopped for longer than the lease lasts, or the store may forget the lease (a flush, a failover
+/// to a replica that had not received it). The process that asks the source is the one that extends its lease: if it
+/// is killed or stopped, the lease ends by itself.
+///
+/// Correctness depends on three rules:
+///
+/// * Only the newest lease can replace a record: its [fence](Lease::fence) is compared and the record set in one step.
+/// * A record is adopted only if it is newer and has not expired.
+/// * A token that the API rejects nevertheless is replaced: after its 401 the provider reads the record again, then
+///   tries the refresh token, then the credential.
+///
+/// Two holders at once, or a token lost with its holder, cost one rejected refresh token and one more authentication.
 ///
 /// # When the store fails
 ///
-/// An operation that takes more than two seconds counts as failed, and so does a store that has no lease to give for as
-/// long as five of them last. The process then goes on alone, with what it has, and says so
-/// ([`observability`](crate::observability)); what it obtains alone is published as soon as that can be done. While its
-/// token still works, it waits with that until half of the time is over that [`RefreshAhead`](crate::RefreshAhead) left
-/// it: an outage that is shorter costs nothing.
+/// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
+/// lengths. The process then refreshes without the store and reports it ([`observability`](crate::observability)); it
+/// publishes the token as soon as the store works again. While its own token still works, it delays this until half of
+/// the time is over that [`RefreshAhead`](crate::RefreshAhead) left: a shorter outage costs nothing.
 ///
 /// # A store of your own
 ///
-/// Every lock must end by itself: by time, or with the process that holds it. An instance belongs to one credential.
+/// Every lock must end by itself: after a time, or with the process that holds it. One instance belongs to one
+/// credential.
 ///
 /// ```
 /// use std::{sync::{Mutex, MutexGuard}, time::Duration};
 /// use tokio::time::Instant;
-/// use tower_bearer::{Extension, Lease, Publication, Record, StoreError, TokenStore};
+/// use tower_bearer::store::{Extension, Lease, Publication, Record, StoreError, TokenStore};
 ///
-/// /// For the providers of one process.
+/// /// Shares a token between the providers of one process.
 /// #[derive(Default)]
 /// struct InMemory(Mutex<State>);
 ///
@@ -118,8 +135,8 @@ use crate::error::StoreError;
 ///
 ///     async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
 ///         let mut state = self.state();
-///         let lasts = state.leased_until.is_some_and(|until| Instant::now() < until);
-///         if lease.fence() != state.fence || !lasts {
+///         let is_held = state.leased_until.is_some_and(|until| Instant::now() < until);
+///         if lease.fence() != state.fence || !is_held {
 ///             return Ok(Extension::Expired);
 ///         }
 ///         state.leased_until = Some(Instant::now() + length);
@@ -164,47 +181,58 @@ use crate::error::StoreError;
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
 /// ```
 pub trait TokenStore: Send + Sync + 'static {
-    /// What tells this credential's record from others' that are kept in the same place.
+    /// Returns the name that distinguishes this credential's record from others in the same place.
     ///
-    /// An encrypted record is bound to it: it must be the same in every process, and hold no secret.
+    /// An encrypted record is bound to it. It must be the same in every process, and must not contain a secret.
     fn namespace(&self) -> &str;
 
-    /// The record, aged by how long it has been there; `None` if there is none.
+    /// Checks the store's options. Default: `Ok`.
+    ///
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) calls it and returns its error.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InvalidRecord`] if there is one that cannot be read, which counts as none.
+    /// [`Error::InvalidOption`] if an option is out of range.
+    fn validate(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns the record, with the time since it was published subtracted from its lifetime; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::InvalidRecord`] if there is a record that cannot be read, which counts as none.
     ///
     /// # Cancel safety
     ///
-    /// The future of this and the other operations may be dropped at any time, and its operation be done nevertheless.
+    /// The future of this and of the other operations may be dropped at any time. The operation may still be performed.
     fn load(&self) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
 
-    /// The lease, which ends by itself after `length`; `None` if another has it.
+    /// Grants the lease, which ends by itself after `length`; `None` if another process has it.
     ///
-    /// Its fence must be greater than that of any lease before, also of those that the store has forgotten: let it be
-    /// the time in microseconds where that is more than the last one plus one.
+    /// Its fence must be greater than that of any earlier lease, including leases that the store has forgotten. Use the
+    /// maximum of the time in microseconds and the last fence plus one.
     ///
     /// # Errors
     ///
-    /// If none can be given out, such as by a store that cannot be written.
+    /// If no lease can be granted, for example because the store cannot be written.
     fn lease(&self, length: Duration) -> impl Future<Output = Result<Option<Lease>, StoreError>> + Send;
 
-    /// Has the lease end `length` after this call, unless it has ended, was given back, or a newer one has been given
-    /// out: compared and set in one step.
+    /// Extends the lease to end `length` after this call, unless it has ended, was released, or a newer one was
+    /// granted. The check and the extension must be one step.
     ///
-    /// It is called every third of the lease's length while its holder asks the source. Default:
-    /// [`Extension::Unsupported`], after which this lease is not extended again and ends at its time. Then let
-    /// [`TokenProviderBuilder::lease`](crate::TokenProviderBuilder::lease) be longer than the longest exchange.
+    /// The provider calls it every third of the lease's length while it asks the source. Default:
+    /// [`Extension::Unsupported`], after which the provider does not extend this lease again. Then set
+    /// [`TokenProviderBuilder::lease`](crate::TokenProviderBuilder::lease) to more than the longest exchange.
     ///
     /// # Errors
     ///
-    /// If it is not known to be extended; it is tried again after another third of the lease's length.
+    /// If it is unknown whether the lease was extended. The provider tries again after another third of its length.
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped when the source has answered. The operation may be done after the lease was given back, and
-    /// must then have no effect.
+    /// The provider drops the future when the source has answered. The operation may be performed after the lease was
+    /// released, and must then have no effect.
     fn extend(
         &self,
         lease: &Lease,
@@ -214,32 +242,36 @@ pub trait TokenStore: Send + Sync + 'static {
         std::future::ready(Ok(Extension::Unsupported))
     }
 
-    /// Puts `record`, whose generation is the lease's fence, in the place of the one that is there, unless a newer lease
-    /// has been given out: compared and set in one step.
+    /// Replaces the stored record with `record`, whose version is the lease's fence, unless a newer lease was granted.
+    /// The check and the replacement must be one step.
     ///
-    /// The record's [lifetime](Record::lifetime) counts from this call, however long it takes until it is written: a
-    /// token must not live for longer in the store than it does.
+    /// The record's [lifetime](Record::lifetime) counts from this call, not from the time of the write: otherwise the
+    /// record would outlive its token.
     ///
     /// # Errors
     ///
-    /// If it is not known to be written; it is published again under another lease.
+    /// If it is unknown whether the record was written. The provider publishes it again under another lease.
     fn publish(
         &self,
         lease: &Lease,
         record: Record,
     ) -> impl Future<Output = Result<Publication, StoreError>> + Send;
 
-    /// Gives the lease back, if no newer one has been given out.
+    /// Releases the lease, unless a newer one was granted.
     ///
     /// # Errors
     ///
-    /// If that cannot be done; the lease then ends by itself.
+    /// If the lease cannot be released. It then ends by itself.
     fn release(&self, lease: Lease) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 impl<T: TokenStore> TokenStore for Arc<T> {
     fn namespace(&self) -> &str {
         T::namespace(self)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        T::validate(self)
     }
 
     fn load(&self) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send {
@@ -271,30 +303,31 @@ impl<T: TokenStore> TokenStore for Arc<T> {
     }
 }
 
-/// What a process does for the token that it shares with others, by a [`TokenStore`].
+/// What a process does with the token that it shares by a [`TokenStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// Uses the token, and renews it where no other has: whoever comes first.
+    /// Uses the token, and refreshes it if no other process has.
     #[default]
     Member,
-    /// Renews the token even while nobody asks for it ([`keep_fresh`](crate::TokenProviderBuilder::keep_fresh)): the
-    /// cron job that hands the token to the services that make the requests. Members may be there as well, and other
-    /// publishers, of whom one renews it at a time.
+    /// Refreshes the token even if it has no callers ([`keep_fresh`](crate::TokenProviderBuilder::keep_fresh)): for
+    /// example a cron job that provides the token for the services that send the requests. There may also be members,
+    /// and other publishers; one of them refreshes at a time.
     ///
-    /// One that sends nothing itself does not notice that the API refuses the token before its time, of which readers
-    /// cannot tell it: where tokens are revoked, have it send a request now and then, or let there be a member.
+    /// A publisher that sends no requests does not notice a revoked token, and readers cannot report it. If tokens
+    /// may be revoked, let the publisher send a request from time to time, or add a member.
     Publisher,
-    /// Has no credential: uses the token that the others publish, and waits for theirs when it is refused, for as long
-    /// as a [lease](crate::TokenProviderBuilder::lease) lasts at a time. See
+    /// Has no credential: it uses the token that the others publish. When the API rejects it, a refresh waits for a
+    /// newer one for up to one [lease](crate::TokenProviderBuilder::lease) length. See
     /// [`TokenProvider::reader`](crate::TokenProvider::reader).
     Reader,
 }
 
 type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// [`TokenStore`] behind a pointer, so that the provider has no type parameter for it.
+/// [`TokenStore`] with boxed futures, so that the provider needs no type parameter for its store.
 pub(crate) trait DynTokenStore: Send + Sync {
+    fn validate(&self) -> Result<(), Error>;
     fn load(&self) -> Operation<'_, Option<Record>>;
     fn lease(&self, length: Duration) -> Operation<'_, Option<Lease>>;
     fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> Operation<'a, Extension>;
@@ -302,7 +335,18 @@ pub(crate) trait DynTokenStore: Send + Sync {
     fn release(&self, lease: Lease) -> Operation<'_, ()>;
 }
 
+/// Shows nothing of the store, whose type is foreign.
+impl fmt::Debug for dyn DynTokenStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenStore").finish_non_exhaustive()
+    }
+}
+
 impl<T: TokenStore> DynTokenStore for T {
+    fn validate(&self) -> Result<(), Error> {
+        TokenStore::validate(self)
+    }
+
     fn load(&self) -> Operation<'_, Option<Record>> {
         Box::pin(TokenStore::load(self))
     }

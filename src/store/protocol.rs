@@ -1,48 +1,31 @@
-//! [`SharedSource`]: a source that asks the store first, and what it obtains is everybody's; the protocol of
-//! [`TokenStore`](super::TokenStore).
+//! [`SharedSource`]: a source that uses the store first and asks the real source only if it has to. It implements the
+//! protocol of [`TokenStore`](super::TokenStore).
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    DynTokenStore, Lease, Publication, Role,
+    DynTokenStore, Lease, Publication, Role, StoreError,
     shared_token::{SharedToken, backoff, is_newer, usable},
 };
 use crate::{
-    error::{SourceError, StoreError},
+    error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
     source::{DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
     token::Token,
 };
 
-/// Between two looks at a store in which another is about to publish, at least and at most.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+/// The delay between two reads while another process is about to publish, min and max.
+const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
 
 /// The source of a provider whose processes share a store.
 pub(crate) struct SharedSource<T> {
     source: T,
     role: Role,
     shared: Arc<SharedToken>,
-}
-
-/// Why there is no token.
-enum Failure {
-    Source(SourceError),
-    Store(StoreError),
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<SourceError> for Failure {
-    fn from(error: SourceError) -> Self {
-        Self::Source(error)
-    }
 }
 
 impl<T: TokenSource> SharedSource<T> {
@@ -64,70 +47,74 @@ impl<T: TokenSource> SharedSource<T> {
         if self.role == Role::Reader {
             return self.wait_for_publisher(previous).await;
         }
-        match self.share(request).await {
-            Ok(token) => Ok(token),
-            Err(Failure::Source(error)) => Err(error),
-            Err(Failure::Store(error)) => self.refresh_without_store(request, error).await,
+        match self.refresh_with_store(request).await {
+            Ok(result) => result,
+            Err(error) => self.refresh_without_store(request, error).await,
         }
     }
 
-    /// Steps 1 to 7.
-    async fn share(&self, request: &TokenRequest<'_>) -> Result<Token, Failure> {
+    /// Steps 1 to 7. The outer error means that the source was not asked, because the store has failed.
+    async fn refresh_with_store(
+        &self,
+        request: &TokenRequest<'_>,
+    ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
-        let SharedToken { lease: length, reporter, .. } = &*self.shared;
-        let mut look_again = backoff(LOOK_AGAIN);
+        let mut polls = backoff(POLL_BACKOFF);
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
-                return Ok(self.shared.adopt(token));
+                return Ok(Ok(self.shared.adopt(token)));
             }
-            let asked = Instant::now();
+            let leased_at = Instant::now();
             let Some(lease) = self.shared.lease().await? else {
-                reporter.waiting_for_lease();
-                let delay = look_again.next_delay();
+                self.shared.reporter.waiting_for_lease();
+                let delay = polls.next_delay();
                 sleep(delay).await;
                 self.shared.record_lease_wait(delay)?;
                 continue;
             };
+            // Under the lease: the previous holder may have published since the first read.
             let found = match self.shared.load().await {
                 Ok(found) => found,
                 Err(error) => {
-                    self.shared.release_behind(lease);
-                    return Err(error.into());
+                    self.shared.release_in_background(lease);
+                    return Err(error);
                 }
             };
             if let Some(token) = usable(&found, previous) {
                 self.shared.release(lease).await;
-                return Ok(self.shared.adopt(token));
+                return Ok(Ok(self.shared.adopt(token)));
             }
-            if asked.elapsed() > *length / 2 {
+            if leased_at.elapsed() > self.shared.lease / 2 {
                 self.shared.release(lease).await;
-                self.shared.record_lease_wait(asked.elapsed())?;
+                self.shared.record_lease_wait(leased_at.elapsed())?;
                 continue;
             }
-            self.shared.forget_waiting();
-            // Whatever has become of its access token, the newest record has the refresh token that counts.
+            self.shared.reset_lease_wait();
+            // Even if its access token has expired, the newest record has the only refresh token that still works.
             let base = found.filter(|found| is_newer(found, previous));
-            return self.renew(&request.replacing(base.as_ref().or(previous)), lease).await;
+            let request = request.replacing(base.as_ref().or(previous));
+            return Ok(self.ask_and_publish(&request, lease).await);
         }
     }
 
     /// Steps 5 to 7.
-    async fn renew(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, Failure> {
-        let asked_at = Instant::now();
-        let token = match self.ask_under(&lease, request).await {
-            Ok(Asked::Given(token)) => token,
-            Ok(Asked::Found(token)) => {
+    async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, SourceError> {
+        let requested_at = Instant::now();
+        let token = match self.ask_while_extending(&lease, request).await {
+            Ok(Answer::Source(token)) => token,
+            Ok(Answer::Store(token)) => {
                 self.shared.release(lease).await;
                 return Ok(self.shared.adopt(token));
             }
             Err(error) => {
                 self.shared.release(lease).await;
-                return Err(error.into());
+                return Err(error);
             }
         };
-        // Kept before the first await: this refresh's time may be up at any of them.
+        // Before the first await, because the refresh may time out at any of them. Otherwise the token would be lost,
+        // and with it the only refresh token that works.
         let token = token.recorded_as(request.previous().map_or(0, Token::recorded));
-        self.shared.keep(&token, asked_at);
+        self.shared.set_unpublished(&token, requested_at);
         match self.shared.publish(&token, &lease).await {
             Ok(Publication::Stored) => {
                 let token = self.shared.published(token, lease.fence());
@@ -136,7 +123,7 @@ impl<T: TokenSource> SharedSource<T> {
             }
             Ok(Publication::Superseded) => {
                 self.shared.reporter.superseded();
-                // The newer lease's token is the one whose refresh token lives, if it is there already.
+                // If the newer lease's token is stored already, only its refresh token still works.
                 if let Ok(Some(newer)) = self.shared.newer(Some(&token)).await {
                     return Ok(self.shared.adopt(newer));
                 }
@@ -145,38 +132,39 @@ impl<T: TokenSource> SharedSource<T> {
             }
             Err(error) => {
                 self.shared.reporter.not_stored(&error);
-                self.shared.release_behind(lease);
+                self.shared.release_in_background(lease);
                 self.shared.publish_later();
                 Ok(token)
             }
         }
     }
 
-    /// As [`ask`](Self::ask); extends the lease meanwhile.
+    /// Does [`ask`](Self::ask), and extends the lease meanwhile.
     ///
-    /// Both are one task: a process that is killed or stopped extends no lease.
-    async fn ask_under(&self, lease: &Lease, request: &TokenRequest<'_>) -> Result<Asked, SourceError> {
-        let (mut asked, mut kept) = (pin!(self.ask(request)), pin!(self.shared.keep_lease(lease)));
-        poll_fn(|cx| {
-            if let Poll::Ready(asked) = asked.as_mut().poll(cx) {
-                return Poll::Ready(asked);
-            }
-            kept.as_mut().poll(cx).map(|never| match never {})
-        })
-        .await
+    /// Both run in one task, so that the lease is extended only while its refresh runs. A refresh that was dropped,
+    /// or whose process was killed or stopped, extends nothing.
+    async fn ask_while_extending(
+        &self,
+        lease: &Lease,
+        request: &TokenRequest<'_>,
+    ) -> Result<Answer, SourceError> {
+        match select(pin!(self.ask(request)), pin!(self.shared.keep_extending(lease))).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right((never, _)) => match never {},
+        }
     }
 
-    /// Asks the source, and the store again before the credential is used.
-    async fn ask(&self, request: &TokenRequest<'_>) -> Result<Asked, SourceError> {
+    /// Asks the source with the refresh token, then reads the store again, then asks with the credential.
+    async fn ask(&self, request: &TokenRequest<'_>) -> Result<Answer, SourceError> {
         if let Some(base) = request.previous() {
             if let Some(token) = self.source.renew(request).await? {
-                return Ok(Asked::Given(token));
+                return Ok(Answer::Source(token));
             }
             if let Ok(Some(token)) = self.shared.newer(Some(base)).await {
-                return Ok(Asked::Found(token));
+                return Ok(Answer::Store(token));
             }
         }
-        self.source.fetch(&request.replacing(None)).await.map(Asked::Given)
+        self.source.fetch(&request.replacing(None)).await.map(Answer::Source)
     }
 
     /// Asks the source without the store, unless there is time left to wait for the store.
@@ -186,36 +174,36 @@ impl<T: TokenSource> SharedSource<T> {
         error: StoreError,
     ) -> Result<Token, SourceError> {
         let previous = request.previous();
-        // Looked at as late as this: a caller that cannot use the token may have joined since.
+        // The reason is read only now, because a caller that cannot use the token may have joined since.
         if request.reason() == RefreshReason::Expiring
             && previous.is_some_and(|token| is_in_first_half_of_expiring(token, Instant::now()))
         {
             return Err(SourceError::unavailable(
-                "the token store cannot be used, and the token that is there still works",
+                "the token store is unavailable; the current token still works",
             )
             .with_cause(error));
         }
-        self.shared.reporter.alone(&error);
-        let asked_at = Instant::now();
+        self.shared.reporter.without_store(&error);
+        let requested_at = Instant::now();
         let token = self.source.fetch(request).await?.recorded_as(previous.map_or(0, Token::recorded));
-        self.shared.keep(&token, asked_at);
+        self.shared.set_unpublished(&token, requested_at);
         self.shared.publish_later();
         Ok(token)
     }
 
-    /// A reader's part: looks until there is a newer token, or a lease's time is over.
+    /// Polls the store, as a reader, until there is a newer token or one lease length has passed.
     async fn wait_for_publisher(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
         let deadline = Instant::now() + self.shared.lease;
-        let mut look_again = backoff(LOOK_AGAIN);
+        let mut polls = backoff(POLL_BACKOFF);
         loop {
-            let looked = self.shared.newer(previous).await;
-            if let Ok(Some(token)) = looked {
+            let found = self.shared.newer(previous).await;
+            if let Ok(Some(token)) = found {
                 return Ok(self.shared.adopt(token).without_refresh_token());
             }
-            let next = Instant::now() + look_again.next_delay();
+            let next = Instant::now() + polls.next_delay();
             if next > deadline {
                 let error = SourceError::unavailable("no publisher has stored a newer token yet");
-                return Err(match looked {
+                return Err(match found {
                     Err(cause) => error.with_cause(cause),
                     Ok(_) => error,
                 });
@@ -239,22 +227,20 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
     }
 }
 
-/// What came of asking.
-enum Asked {
-    /// The source gave it.
-    Given(Token),
-    /// Another process has published it.
-    Found(Token),
+/// Where the token came from when the source was asked.
+enum Answer {
+    /// The source issued it.
+    Source(Token),
+    /// Another process has published it meanwhile.
+    Store(Token),
 }
 
-/// The source of those who have no credential.
+/// The source of a provider that has no credential.
 pub(crate) struct NoSource;
 
 impl TokenSource for NoSource {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Err(SourceError::configuration(
-            "a reader has no credential: give it a store, and the role of a reader",
-        ))
+        Err(SourceError::configuration("a reader has no credential: it needs a store and `Role::Reader`"))
     }
 }
 

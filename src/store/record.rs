@@ -1,4 +1,4 @@
-//! [`Record`] and [`Lease`]: what a store keeps, and what it gives out; and the text that a token is stored as.
+//! [`Record`] and [`Lease`]: what a store keeps and what it grants, and the JSON text that a token is stored as.
 
 use std::{any::Any, fmt, time::Duration};
 
@@ -6,82 +6,84 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{error::StoreError, token::Token};
+use super::error::StoreError;
+use crate::token::Token;
 
-/// The schema of the text. A record of another counts as absent.
+/// The schema of the text. A record with another schema counts as absent.
 const SCHEMA: u32 = 1;
 
-/// What a [`TokenStore`](crate::TokenStore) keeps: a token, as a text that only the crate reads.
+/// What a [`TokenStore`](super::TokenStore) keeps: a token, as a text in this crate's own format.
 ///
-/// The text is overwritten in memory when the record is dropped, and `Debug` does not show it.
+/// The text is overwritten in memory when the record is dropped. `Debug` does not show it.
 #[derive(Clone)]
 pub struct Record {
-    generation: u64,
+    version: u64,
     expires_in: Option<Duration>,
     text: SecretString,
 }
 
 impl Record {
-    /// What a store has kept, on its way out; `generation` and `text` as they were given to it.
-    pub fn new(generation: u64, text: impl Into<String>) -> Self {
-        Self { generation, expires_in: None, text: text.into().into() }
+    /// Creates a record from the version and the text that the store has kept.
+    pub fn new(version: u64, text: impl Into<String>) -> Self {
+        Self { version, expires_in: None, text: text.into().into() }
     }
 
-    /// Says how long the token still lives. Default: until the API refuses it.
+    /// Sets how long the token is still valid. Default: until the API rejects it.
     ///
-    /// A store counts by its own clock, so that those of the processes need not agree.
+    /// The store measures this with its own clock, so the clocks of the processes need not agree.
     pub fn expires_in(mut self, left: Duration) -> Self {
         self.expires_in = Some(left);
         self
     }
 
-    /// The same record when it has been kept for `age`.
+    /// Returns this record with `age` subtracted from its lifetime.
     pub fn aged_by(&self, age: Duration) -> Self {
         Self { expires_in: self.expires_in.map(|left| left.saturating_sub(age)), ..self.clone() }
     }
 
-    /// Which record this is: the fence of the lease under which it was published. A greater one is newer.
-    pub fn generation(&self) -> u64 {
-        self.generation
+    /// Returns the record's version: the fence of the lease under which it was published. A greater version is newer.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
-    /// How long the token lives, from now on; `None` if until the API refuses it.
+    /// Returns how long the token is valid from now on; `None` if it is valid until the API rejects it.
     pub fn lifetime(&self) -> Option<Duration> {
         self.expires_in
     }
 
-    /// The text to keep, a secret: at most 256 KiB of UTF-8 without a NUL.
+    /// Returns the text to keep. It is a secret: at most 256 KiB of UTF-8 without a NUL.
     pub fn text(&self) -> &str {
         self.text.expose_secret()
     }
 
-    /// The same record with another text.
+    /// Replaces the text.
     #[cfg(feature = "encryption")]
     pub(super) fn with_text(self, text: String) -> Self {
         Self { text: text.into(), ..self }
     }
 
-    /// The record that `token` is published in, under the lease of this `fence`.
+    /// Creates the record in which `token` is published under the lease with this `fence`.
     pub(super) fn of(token: &Token, fence: u64) -> Self {
         let stored = Written {
             schema: SCHEMA,
             access_token: token.access_token(),
             refresh_token: token.refresh_token(),
         };
-        // Texts always serialize.
+        // Serializing a struct of strings cannot fail.
         let text = serde_json::to_string(&stored).unwrap_or_default();
-        Self { generation: fence, expires_in: token.remaining(), text: text.into() }
+        Self { version: fence, expires_in: token.remaining(), text: text.into() }
     }
 
-    /// The token, whose life counts from `loaded_at`.
+    /// Parses the token. Its lifetime counts from `loaded_at`.
     pub(super) fn token(&self, loaded_at: Instant) -> Result<Token, StoreError> {
-        // serde's own message could quote the text.
+        // serde's own error message is dropped because it could quote the text.
         let stored: Read = serde_json::from_str(self.text())
-            .map_err(|_| StoreError::InvalidRecord("the stored record is no token's".into()))?;
+            .map_err(|_| StoreError::invalid_record("the stored record does not contain a token"))?;
         if stored.schema != SCHEMA {
-            return Err(StoreError::InvalidRecord(
-                format!("the stored record is of schema {}, not {SCHEMA}", stored.schema).into(),
-            ));
+            return Err(StoreError::invalid_record(format!(
+                "the stored record has schema {}, expected {SCHEMA}",
+                stored.schema
+            )));
         }
         let mut token =
             Token::builder(stored.access_token.expose_secret()).requested_at(loaded_at.into_std());
@@ -92,16 +94,16 @@ impl Record {
             token = token.refresh_token(refresh_token.expose_secret());
         }
         let token = token.build().map_err(|error| {
-            StoreError::InvalidRecord(format!("the stored record's token cannot be used: {error}").into())
+            StoreError::invalid_record("the stored record contains an invalid token").with_cause(error)
         })?;
-        Ok(token.recorded_as(self.generation))
+        Ok(token.recorded_as(self.version))
     }
 }
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
-            .field("generation", &self.generation)
+            .field("version", &self.version)
             .field("expires_in", &self.expires_in)
             .finish_non_exhaustive()
     }
@@ -122,7 +124,7 @@ struct Written<'a> {
     refresh_token: Option<&'a str>,
 }
 
-/// The right to renew the token, for a while; see [`TokenStore::lease`](crate::TokenStore::lease).
+/// The right to refresh the token, for a limited time. See [`TokenStore::lease`](super::TokenStore::lease).
 #[derive(Debug)]
 pub struct Lease {
     fence: u64,
@@ -130,45 +132,46 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The lease of this fence.
+    /// Creates a lease with this fence.
     pub fn new(fence: u64) -> Self {
         Self { fence, guard: None }
     }
 
-    /// Adds what the store wants to have by it until it ends, and dropped with it, such as a lock.
+    /// Attaches a value that the store needs while the lease lasts, such as a lock. It is dropped with the lease.
     pub fn with_guard(mut self, guard: impl Any + Send + Sync) -> Self {
         self.guard = Some(Box::new(guard));
         self
     }
 
-    /// What [`with_guard`](Self::with_guard) added, if it is a `T`.
+    /// Returns the value attached by [`with_guard`](Self::with_guard), if it is a `T`.
     pub fn guard<T: Any>(&self) -> Option<&T> {
         self.guard.as_deref().and_then(|guard| guard.downcast_ref())
     }
 
-    /// Tells leases apart, and which is the newer: the greater one.
+    /// Returns the number that identifies this lease. A newer lease has a greater fence.
     pub fn fence(&self) -> u64 {
         self.fence
     }
 }
 
-/// The result of extending a lease; see [`TokenStore::extend`](crate::TokenStore::extend).
+/// The result of [`TokenStore::extend`](super::TokenStore::extend).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Extension {
-    /// The lease ends later.
+    /// The lease now ends later.
     Extended,
-    /// The lease has ended, or a newer one has been given out.
+    /// The lease has ended, or a newer one was granted.
     Expired,
     /// The store cannot extend a lease.
     Unsupported,
 }
 
-/// What has become of a record that was to be published.
+/// The result of [`TokenStore::publish`](super::TokenStore::publish).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Publication {
-    /// It is stored.
+    /// The record is stored.
     Stored,
-    /// A newer lease has been given out: it is not stored.
+    /// A newer lease was granted, so the record is not stored.
     Superseded,
 }

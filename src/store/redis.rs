@@ -1,4 +1,4 @@
-//! [`RedisStore`]: one token for the processes of many hosts, in Redis.
+//! [`RedisStore`]: one token for processes on any number of hosts, in Redis.
 
 use std::{
     fmt,
@@ -7,29 +7,29 @@ use std::{
 };
 
 use redis::{
-    Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script,
-    ScriptInvocation, TlsCertificates,
+    Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, TlsCertificates,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use rustls::crypto::CryptoProvider;
 use tokio::time::Instant;
 
-use super::{Extension, Lease, Publication, Record, TokenStore};
-use crate::{
-    error::{Error, StoreError},
-    observability::millis,
-};
+use super::{Extension, Lease, Publication, Record, StoreError, TokenStore};
+use crate::{error::Error, observability::millis};
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 const KEY_PREFIX: &str = "tower-bearer:";
 
-/// How long Redis keeps a record that nobody renews any more.
+/// How long Redis keeps a record after its token has expired.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-const FAILED: &str = "Redis did not do what it was asked to";
+const FAILED: &str = "the Redis command failed";
 
-/// KEYS: the record, the lease. Returns the generation, the life that is left in ms or nothing, and the text.
+/// KEYS: the record, the lease. Returns the version, the remaining lifetime in ms or an empty string, and the text;
+/// or nil.
+///
+/// The hash's field for the version is `generation`: renaming it would make existing records unreadable.
 const LOAD: &str = r"
     local found = redis.call('HMGET', KEYS[1], 'generation', 'expires_at', 'text')
     if not found[1] or not found[3] then return false end
@@ -41,11 +41,12 @@ const LOAD: &str = r"
     return {found[1], left, found[3]}
 ";
 
-/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence, and
-/// Redis' time in ms; or nothing.
+/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence and
+/// Redis' time in ms; or nil.
 ///
-/// The fence goes by the clock, so that it is greater than any that was forgotten in a flush or a failover. One that is
-/// no number, or greater than Lua's numbers are exact, is none that was given out here; nor is a lease without an end.
+/// The fence is based on the clock, so that it is greater than any fence that was lost in a flush or a failover. A
+/// stored fence that is not a number, or is beyond the integers that Lua represents exactly, was not written by this
+/// crate and is ignored. So is a lease without an expiry.
 const LEASE: &str = r"
     if redis.call('PTTL', KEYS[2]) >= 0 then return false end
     local time = redis.call('TIME')
@@ -58,10 +59,10 @@ const LEASE: &str = r"
     return {fence, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))}
 ";
 
-/// KEYS: the record, the lease. ARGV: the fence, when the token expires by Redis' time in ms or nothing, the text, the
-/// retention in ms. Returns whether the record is stored.
+/// KEYS: the record, the lease. ARGV: the fence, the token's expiry in Redis' time in ms or an empty string, the
+/// text, the retention in ms. Returns whether the record is stored.
 ///
-/// Where the fence was forgotten, nobody has had a lease since.
+/// If the stored fence was lost, the record is stored, because no lease was granted since.
 const PUBLISH: &str = r"
     local newest = tonumber(redis.call('HGET', KEYS[1], 'fence'))
     if newest and newest > tonumber(ARGV[1]) then return 0 end
@@ -70,7 +71,7 @@ const PUBLISH: &str = r"
     return 1
 ";
 
-/// KEYS: the record, the lease. ARGV: the fence, the lease's length in ms. Returns whether the lease is extended.
+/// KEYS: the record, the lease. ARGV: the fence, the lease's length in ms. Returns whether the lease was extended.
 const EXTEND: &str = r"
     if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
     redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -83,10 +84,10 @@ const RELEASE: &str = r"
     return 1
 ";
 
-/// The token in Redis 5 or newer, or what speaks its protocol, for the processes of any number of hosts.
+/// Keeps the token in Redis 5 or newer, or a compatible server, for processes on any number of hosts.
 ///
 /// ```
-/// use tower_bearer::{ApiVideo, RedisStore, Role, TokenProvider};
+/// use tower_bearer::{ApiVideo, TokenProvider, store::RedisStore};
 ///
 /// # async fn run() -> Result<(), tower_bearer::Error> {
 /// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "api.video")?;
@@ -95,55 +96,58 @@ const RELEASE: &str = r"
 /// # }
 /// ```
 ///
-/// # What it keeps
+/// # Data in Redis
 ///
-/// A hash with the record and the newest fence, and a string that is the lease and ends with it; both keys begin with
-/// `tower-bearer:{namespace}:`, so that a cluster has them on one node. Five short scripts use them, each in one step.
-/// All times are Redis' own: the hosts' clocks need not agree. A record is forgotten thirty days after its token has
-/// expired.
+/// A hash contains the record and the newest fence. A string is the lease and expires with it. Both keys begin with
+/// `tower-bearer:{namespace}:`, so that a cluster keeps them on one node. Five short scripts access them, each in one
+/// step. All times are measured by Redis, so the clocks of the hosts need not agree. Redis deletes a record thirty
+/// days after its token has expired.
 ///
-/// The token is readable for whoever can read these keys: [`EncryptedStore`](crate::EncryptedStore) has it encrypted
-/// (feature `encryption`). Its users, members and publishers first, then readers, need no more rights than
+/// Read access to these keys reveals the token. [`EncryptedStore`](super::EncryptedStore) encrypts it (feature
+/// `encryption`). Members and publishers need the rights of the first line, readers those of the second:
 ///
 /// ```text
 /// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +time +ping
 /// ~tower-bearer:* +eval +evalsha +script|load +hmget +time +ping
 /// ```
 ///
-/// # When Redis forgets
+/// # Data loss
 ///
-/// A flush, a restart without persistence, an eviction: the next renewal finds nothing, and goes on from the process's
-/// own refresh token. A failover to a replica that had not yet heard of the last write: if that was a lease, two
-/// processes may have one each, of which the newer fence is the greater, since it goes by the clock; if it was a
-/// record, the next holder finds the one before, whose refresh token is spent, and authenticates once. Nothing but
-/// calls is lost: see [`TokenStore`](crate::TokenStore#what-makes-it-right).
+/// After a flush, a restart without persistence or an eviction, the next refresh finds no record and uses the
+/// process's own refresh token. A failover to a replica may lose the last write. If that was a lease, two processes
+/// may have a lease at once; the newer one has the greater fence, because fences are based on the clock. If it was a
+/// record, the next holder finds the previous one, whose refresh token no longer works, and authenticates once. Data
+/// loss costs only calls: see [`TokenStore`](TokenStore#what-makes-it-right).
 ///
 /// # Connections
 ///
-/// One, made when it is first needed, and again whenever it is lost, by redis-rs' `ConnectionManager`. In a cluster,
-/// name the node that has the keys, or a proxy: redirections are not followed. `rediss://` is TLS by rustls, whose
-/// process-wide default cryptography is used; where the program has installed none, this crate's is installed when it
-/// connects.
+/// The store uses one connection of redis-rs' `ConnectionManager`, opened on first use and reopened whenever it is
+/// lost. In a cluster, use the address of the node that has the keys, or of a proxy: redirections are not followed.
+/// `rediss://` is TLS by rustls with its process-wide default cryptography provider. If the program has installed
+/// none, the store installs this crate's when it connects.
 pub struct RedisStore {
     namespace: String,
     prefix: String,
     client: Client,
+    /// The PEM of the trusted roots; `None` for the operating system's.
+    root_certificates: Option<Vec<u8>>,
     connection_timeout: Duration,
     response_timeout: Duration,
-    /// Made within the runtime that needs it.
+    /// Created on first use, because the connection's tasks run on the runtime that creates it.
     connection: Mutex<Option<ConnectionManager>>,
     scripts: Scripts,
 }
 
-/// Two clocks at one moment, so that it does not matter how long an answer, or a request, was on its way.
+/// Redis' time, and the local time when its answer arrived: an expiry computed from them does not depend on how long
+/// the answer, or a later command, takes.
 struct Clocks {
     redis_ms: u64,
-    /// Not before that: a token's life is shorter in Redis than it is, if anything.
+    /// Taken after the answer arrived, never before, so that a token may expire early in Redis but not late.
     answered_at: Instant,
 }
 
 impl Clocks {
-    /// Redis' time when `left` has passed from now on.
+    /// Returns Redis' time when `left` has passed from now on.
     fn redis_ms_in(&self, left: Duration) -> u64 {
         self.redis_ms.saturating_add(millis(self.answered_at.elapsed().saturating_add(left)))
     }
@@ -158,29 +162,33 @@ struct Scripts {
 }
 
 impl RedisStore {
-    /// The store at `url` (`redis://`, `rediss://` for TLS, or `redis+unix://`), with the record of the credential that
-    /// `namespace` tells from others.
+    /// Creates a store at `url` (`redis://`, `rediss://` for TLS, or `redis+unix://`) with the record of the credential
+    /// named `namespace`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if `url` is none that redis-rs knows, or the namespace is not 1 to 200 visible ASCII
+    /// [`Error::InvalidOption`] if redis-rs cannot parse `url`, or the namespace is not 1 to 200 visible ASCII
     /// characters without braces.
     pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
         let namespace = namespace.into();
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
         if !(1..=200).contains(&namespace.len()) || !namespace.bytes().all(fits) {
             return Err(Error::InvalidOption(
-                "a namespace is 1 to 200 visible ASCII characters other than { and }".into(),
+                format!(
+                    "namespace must be 1 to 200 visible ASCII characters without {{ and }}, got {namespace:?}"
+                )
+                .into(),
             ));
         }
-        // Without redis-rs' own message: the URL has a password in it.
+        // redis-rs' own message is dropped, because the URL contains a password.
         let client = Client::open(url).map_err(|_| {
-            Error::InvalidOption("the URL is no redis://, rediss:// or redis+unix:// URL".into())
+            Error::InvalidOption("url must be a redis://, rediss:// or redis+unix:// URL".into())
         })?;
         Ok(Self {
             namespace,
             prefix: KEY_PREFIX.into(),
             client,
+            root_certificates: None,
             connection_timeout: CONNECTION_TIMEOUT,
             response_timeout: RESPONSE_TIMEOUT,
             connection: Mutex::default(),
@@ -194,52 +202,36 @@ impl RedisStore {
         })
     }
 
-    /// Sets what the names of the keys begin with. Default: `tower-bearer:`.
+    /// Sets the prefix of the keys' names. Default: `tower-bearer:`.
     ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if it has a brace, which would tell a cluster another node.
-    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Result<Self, Error> {
+    /// It must not contain a brace: a cluster would then choose the node by the prefix instead of the namespace.
+    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
-        if self.prefix.contains(['{', '}']) {
-            return Err(Error::InvalidOption("a key prefix has no braces".into()));
-        }
-        Ok(self)
+        self
     }
 
-    /// Sets how long a connection may take to be made, and Redis to answer. Default: 1 s and 500 ms.
+    /// Sets the time limits for opening a connection and for a response: > 0 and <= 1 min. Default: 1 s and 500 ms.
     ///
-    /// An operation that takes longer than two seconds in all counts as failed, whatever these are.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if one of them is zero or more than a minute.
-    pub fn timeouts(mut self, connection: Duration, response: Duration) -> Result<Self, Error> {
-        for timeout in [connection, response] {
-            if timeout.is_zero() || timeout > Duration::from_secs(60) {
-                return Err(Error::InvalidOption("Redis is waited for up to a minute".into()));
-            }
-        }
+    /// Independently of them, a whole operation that takes more than two seconds counts as failed.
+    pub fn timeouts(mut self, connection: Duration, response: Duration) -> Self {
         (self.connection_timeout, self.response_timeout) = (connection, response);
-        Ok(self)
+        self
     }
 
-    /// Trusts just these root certificates, in PEM. Default: the operating system's.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if the URL is not `rediss://`, or the certificates cannot be read.
-    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Result<Self, Error> {
-        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.into()) };
-        let connection = self.client.get_connection_info().clone();
-        self.client = connection
-            .into_connection_info()
-            .and_then(|connection| Client::build_with_tls(connection, certificates))
-            .map_err(|_| Error::InvalidOption("root certificates are PEM, and for a rediss:// URL".into()))?;
-        Ok(self)
+    /// Trusts only these root certificates, in PEM, for a `rediss://` URL. Default: those of the operating system.
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.root_certificates = Some(pem.into());
+        self
     }
 
-    /// The connection; it is made when a script is first run.
+    /// Creates the client that trusts the root certificates.
+    fn client(&self) -> Result<Client, RedisError> {
+        let Some(pem) = &self.root_certificates else { return Ok(self.client.clone()) };
+        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
+        Client::build_with_tls(self.client.get_connection_info().clone(), certificates)
+    }
+
+    /// Returns the connection, and creates it on first use.
     fn connection(&self) -> Result<ConnectionManager, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) = &*connection {
@@ -252,19 +244,22 @@ impl RedisStore {
             let provider = rustls::crypto::aws_lc_rs::default_provider();
             #[cfg(not(feature = "aws-lc-rs"))]
             let provider = rustls::crypto::ring::default_provider();
-            // If another was faster, that is as good.
+            // An error means that another thread has installed one meanwhile, which is fine.
             let _ = provider.install_default();
         }
-        // Whoever uses the store waits, and tries again, by the provider's own backoff.
+        // No retries here: the provider has its own backoff.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(self.connection_timeout))
             .set_response_timeout(Some(self.response_timeout));
-        let made = ConnectionManager::new_lazy_with_config(self.client.clone(), config).map_err(failed)?;
+        let made = self
+            .client()
+            .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
+            .map_err(failed)?;
         Ok(connection.insert(made).clone())
     }
 
-    /// A script with the two keys.
+    /// Prepares a script with the two keys.
     fn invoke<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let key = |name: &str| format!("{}{{{}}}:{name}", self.prefix, self.namespace);
         let mut invocation = script.prepare_invoke();
@@ -282,12 +277,34 @@ impl TokenStore for RedisStore {
         &self.namespace
     }
 
+    fn validate(&self) -> Result<(), Error> {
+        if self.prefix.contains(['{', '}']) {
+            return Err(Error::InvalidOption(
+                format!("RedisStore::key_prefix must not contain {{ or }}, got {:?}", self.prefix).into(),
+            ));
+        }
+        for timeout in [self.connection_timeout, self.response_timeout] {
+            if timeout.is_zero() || timeout > MAX_TIMEOUT {
+                return Err(Error::InvalidOption(
+                    format!("RedisStore::timeouts must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}")
+                        .into(),
+                ));
+            }
+        }
+        self.client().map_err(|_| {
+            Error::InvalidOption(
+                "RedisStore::root_certificates must be PEM, and needs a rediss:// URL".into(),
+            )
+        })?;
+        Ok(())
+    }
+
     async fn load(&self) -> Result<Option<Record>, StoreError> {
         let loaded: Option<[Vec<u8>; 3]> = self.run(&self.invoke(&self.scripts.load)).await?;
         let Some(parts) = loaded else { return Ok(None) };
         read(parts)
             .map(Some)
-            .ok_or_else(|| StoreError::InvalidRecord("the stored record is none of this crate's".into()))
+            .ok_or_else(|| StoreError::invalid_record("the stored record was not written by this crate"))
     }
 
     async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
@@ -306,8 +323,9 @@ impl TokenStore for RedisStore {
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
-        let clocks =
-            lease.guard::<Clocks>().ok_or_else(|| StoreError::unavailable("the lease is not of Redis"))?;
+        let clocks = lease
+            .guard::<Clocks>()
+            .ok_or_else(|| StoreError::unavailable("the lease was granted by another store"))?;
         let expires_at = record.lifetime().map(|left| clocks.redis_ms_in(left));
         let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
         let mut publish = self.invoke(&self.scripts.publish);
@@ -316,9 +334,9 @@ impl TokenStore for RedisStore {
             .arg(expires_at.map_or_else(String::new, |at| at.to_string()))
             .arg(record.text())
             .arg(millis(retention));
-        // Of what Redis says to it, the code alone: the rest may quote what it was sent.
+        // Only the error's code: the rest of the message may quote the record.
         let failed = |error: RedisError| match error.code() {
-            Some(code) => StoreError::unavailable(format!("{FAILED}: it answered {code}")),
+            Some(code) => StoreError::unavailable(format!("{FAILED} with {code}")),
             None => failed(error),
         };
         let stored: bool = publish.invoke_async(&mut self.connection()?).await.map_err(failed)?;
@@ -332,10 +350,10 @@ impl TokenStore for RedisStore {
     }
 }
 
-/// The record of what `LOAD` returns.
+/// Parses the result of `LOAD`.
 fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
-    let [generation, left, text] = parts.map(|part| String::from_utf8(part).ok());
-    let record = Record::new(generation?.parse().ok()?, text?);
+    let [version, left, text] = parts.map(|part| String::from_utf8(part).ok());
+    let record = Record::new(version?.parse().ok()?, text?);
     match left?.as_str() {
         "" => Some(record),
         left => Some(record.expires_in(Duration::from_millis(left.parse().ok()?))),
@@ -344,9 +362,9 @@ fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
 
 fn failed(error: RedisError) -> StoreError {
     match error.kind() {
-        // The error would quote it.
+        // Without the error as the cause: it would quote the response.
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
-            StoreError::unavailable("what answers is no Redis")
+            StoreError::unavailable("the server is not Redis")
         }
         _ => StoreError::unavailable(FAILED).with_cause(error),
     }
@@ -354,7 +372,7 @@ fn failed(error: RedisError) -> StoreError {
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The address alone: the rest of the connection's data has the password.
+        // Only the address: the rest of the connection info contains the password.
         f.debug_struct("RedisStore")
             .field("address", &self.client.get_connection_info().addr().to_string())
             .field("prefix", &self.prefix)

@@ -1,4 +1,5 @@
-//! [`SharedToken`]: the token as the store has it, and the one that the store is still to have.
+//! [`SharedToken`]: a provider's access to its store. It limits the time of each operation, and later publishes a token
+//! that could not be stored.
 
 use std::{
     convert::Infallible,
@@ -12,53 +13,59 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 
-use super::{DynTokenStore, Extension, Lease, Publication, Record};
+use super::{DynTokenStore, Extension, Lease, Publication, Record, StoreError, StoreErrorKind};
 use crate::{
-    error::StoreError,
     observability::{self, Reporter},
     retry::{Backoff, RetryPolicy},
     token::{LEAST_LIFE, Token},
 };
 
-/// The most that one operation of a store may take.
-const OPERATION: Duration = Duration::from_secs(2);
+/// The time limit of one operation of a store.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Between two attempts to publish what could not be published at once.
-const PUBLISH_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// The delay between two attempts to publish a token later, min and max.
+const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// A store that has had no lease to give for as long as so many of them last does not do what it has to: it is not
-/// likely that so many holders in a row have died.
-const PATIENCE: u32 = 5;
+/// A store that grants no lease for this many lease lengths counts as failed: it is unlikely that so many holders in a
+/// row have died.
+const MAX_LEASE_WAIT: u32 = 5;
 
+/// Neither lock is held while the other is taken, or across an await: no order between them is needed, and the provider
+/// never waits for the store while it waits for a lock.
 pub(super) struct SharedToken {
     store: Arc<dyn DynTokenStore>,
     pub(super) lease: Duration,
     pub(super) reporter: Reporter,
     unpublished: Mutex<Unpublished>,
-    /// How long a lease has been waited for in vain, from one refresh to the next.
-    waited: Mutex<Duration>,
+    /// The total time spent waiting for a lease since the last lease or adopted token. It carries over from one
+    /// refresh to the next.
+    lease_wait: Mutex<Duration>,
 }
 
 #[derive(Default)]
 struct Unpublished {
-    /// The token that the store should have, and does not have yet. Never an older one than was given to the provider.
+    /// The token that still has to be stored. Never older than the token that the provider got last.
     token: Option<Token>,
-    /// When the newest token was asked for, or adopted.
+    /// When the newest token was requested or adopted.
     newest: Option<Instant>,
-    /// Tries to publish it.
+    /// The task that publishes it. `None`, or finished, if there is none.
     task: Option<JoinHandle<()>>,
 }
 
 impl SharedToken {
     pub(super) fn new(store: Arc<dyn DynTokenStore>, lease: Duration, reporter: Reporter) -> Self {
-        Self { store, lease, reporter, unpublished: Mutex::default(), waited: Mutex::default() }
+        Self { store, lease, reporter, unpublished: Mutex::default(), lease_wait: Mutex::default() }
     }
 
     fn unpublished(&self) -> MutexGuard<'_, Unpublished> {
         self.unpublished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token of a refresh whose time was up before it could be handed over.
+    fn lease_wait(&self) -> MutexGuard<'_, Duration> {
+        self.lease_wait.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the token of a refresh that timed out before the provider got its token.
     pub(super) fn unpublished_token(self: &Arc<Self>, previous: Option<&Token>) -> Option<Token> {
         let unpublished = self.unpublished().token.clone()?;
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&unpublished));
@@ -69,17 +76,17 @@ impl SharedToken {
         })
     }
 
-    /// The token that is stored; one that cannot be read counts as none.
+    /// Returns the stored token. A record that cannot be read counts as none.
     pub(super) async fn load(&self) -> Result<Option<Token>, StoreError> {
         let loaded_at = Instant::now();
-        let found = match within(self.store.load()).await {
+        let found = match with_timeout(self.store.load()).await {
             Ok(None) => return Ok(None),
             Ok(Some(record)) => record.token(loaded_at),
             Err(error) => Err(error),
         };
         match found {
             Ok(token) => Ok(Some(token)),
-            Err(error @ StoreError::InvalidRecord(_)) => {
+            Err(error) if error.kind() == StoreErrorKind::InvalidRecord => {
                 self.reporter.invalid_record(&error);
                 Ok(None)
             }
@@ -87,7 +94,7 @@ impl SharedToken {
         }
     }
 
-    /// The token that is stored, if it may be adopted in the place of `previous`.
+    /// Returns the stored token, if it can be adopted in place of `previous`.
     pub(super) async fn newer(&self, previous: Option<&Token>) -> Result<Option<Token>, StoreError> {
         Ok(usable(&self.load().await?, previous))
     }
@@ -97,111 +104,114 @@ impl SharedToken {
             let mut unpublished = self.unpublished();
             (unpublished.token, unpublished.newest) = (None, Some(Instant::now()));
         }
-        self.forget_waiting();
+        self.reset_lease_wait();
         self.reporter.adopted(token.recorded());
         token
     }
 
-    /// A refresh that was abandoned may come to this after its successor: it asked for its token before that did.
-    pub(super) fn keep(&self, token: &Token, asked_at: Instant) {
+    /// Remembers `token`, requested at `requested_at`, as unpublished.
+    ///
+    /// An abandoned refresh may call this after its successor did. Its token is older and must not replace the newer
+    /// one.
+    pub(super) fn set_unpublished(&self, token: &Token, requested_at: Instant) {
         let mut unpublished = self.unpublished();
-        if unpublished.newest <= Some(asked_at) {
-            (unpublished.token, unpublished.newest) = (Some(token.clone()), Some(asked_at));
+        if unpublished.newest <= Some(requested_at) {
+            (unpublished.token, unpublished.newest) = (Some(token.clone()), Some(requested_at));
         }
     }
 
-    /// A lease has been waited for in vain; fails if that has been so for too long.
+    /// Adds to the time spent waiting for a lease.
+    ///
+    /// Fails if the sum exceeds its limit. The sum then starts again, so that the next refresh tries the store again.
     pub(super) fn record_lease_wait(&self, wait: Duration) -> Result<(), StoreError> {
-        let mut waited = self.waited();
+        let mut waited = self.lease_wait();
         *waited += wait;
-        let most = self.lease * PATIENCE;
-        if *waited <= most {
+        let max = self.lease * MAX_LEASE_WAIT;
+        if *waited <= max {
             return Ok(());
         }
         *waited = Duration::ZERO;
-        Err(StoreError::unavailable(format!("no lease was to be had within {most:?}")))
+        Err(StoreError::unavailable(format!("timed out waiting for the lease after {max:?}")))
     }
 
-    /// There was a lease, or a newer token.
-    pub(super) fn forget_waiting(&self) {
-        *self.waited() = Duration::ZERO;
-    }
-
-    fn waited(&self) -> MutexGuard<'_, Duration> {
-        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Resets the time spent waiting, after a lease or a newer token was obtained.
+    pub(super) fn reset_lease_wait(&self) {
+        *self.lease_wait() = Duration::ZERO;
     }
 
     pub(super) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
-        within(self.store.lease(self.lease)).await
+        with_timeout(self.store.lease(self.lease)).await
     }
 
-    /// Extends the lease every third of its length, until this is dropped. After one attempt that fails, the next comes
-    /// before the lease ends.
-    pub(super) async fn keep_lease(&self, lease: &Lease) -> Infallible {
+    /// Extends the lease every third of its length until dropped. If one attempt fails, the next one still comes before
+    /// the lease ends.
+    pub(super) async fn keep_extending(&self, lease: &Lease) -> Infallible {
         let third = self.lease / 3;
-        let most = third.min(OPERATION);
+        // An attempt that hangs must not delay the next one.
+        let max = third.min(OPERATION_TIMEOUT);
         let mut thirds = interval_at(Instant::now() + third, third);
         thirds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             thirds.tick().await;
-            // An attempt that hangs takes no more than the time until the next.
-            match timeout(most, self.store.extend(lease, self.lease)).await {
+            match timeout(max, self.store.extend(lease, self.lease)).await {
                 Ok(Ok(Extension::Extended) | Err(_)) | Err(_) => {}
-                // The fence still protects what is published.
+                // The source is still asked: the fence protects what is published.
                 Ok(Ok(Extension::Expired | Extension::Unsupported)) => pending().await,
             }
         }
     }
 
     pub(super) async fn publish(&self, token: &Token, lease: &Lease) -> Result<Publication, StoreError> {
-        within(self.store.publish(lease, Record::of(token, lease.fence()))).await
+        with_timeout(self.store.publish(lease, Record::of(token, lease.fence()))).await
     }
 
-    /// The token is stored under this fence.
+    /// Notes that the token is stored with this fence as its version.
     pub(super) fn published(&self, token: Token, fence: u64) -> Token {
         self.reporter.stored(fence);
-        self.forget(&token);
+        self.remove_unpublished(&token);
         token.recorded_as(fence)
     }
 
-    /// There is no need to publish `token` any more; another may have been obtained meanwhile.
-    fn forget(&self, token: &Token) {
+    /// Removes `token` from the unpublished ones. A refresh may have put another there meanwhile, which stays.
+    fn remove_unpublished(&self, token: &Token) {
         self.unpublished().token.take_if(|unpublished| unpublished.has_same_access_token(token));
     }
 
-    /// Nobody waits for it: a lease that is not given back ends by itself.
+    /// Releases the lease. A failure is ignored, because the lease then ends by itself.
     pub(super) async fn release(&self, lease: Lease) {
-        let _ = within(self.store.release(lease)).await;
+        let _ = with_timeout(self.store.release(lease)).await;
     }
 
-    /// As [`release`](Self::release), where somebody waits for something else, and the store has just failed.
-    pub(super) fn release_behind(self: &Arc<Self>, lease: Lease) {
+    /// Releases the lease in the background, so that callers do not wait for a store that has just failed.
+    pub(super) fn release_in_background(self: &Arc<Self>, lease: Lease) {
         let shared = Arc::clone(self);
         tokio::spawn(async move { shared.release(lease).await });
     }
 
-    /// Sees to it that what is unpublished will be, by a task that ends with the provider.
+    /// Starts a task that publishes the unpublished token, if none is running. The task ends with the provider.
     pub(super) fn publish_later(self: &Arc<Self>) {
+        // Held until the new task is stored, otherwise two callers could each start one.
         let mut unpublished = self.unpublished();
         if unpublished.task.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         let shared = Arc::downgrade(self);
         let publish = async move {
-            let mut publish_again = backoff(PUBLISH_AGAIN);
+            let mut delays = backoff(PUBLISH_BACKOFF);
             loop {
-                sleep(publish_again.next_delay()).await;
+                sleep(delays.next_delay()).await;
                 let Some(shared) = shared.upgrade() else { return };
                 let token = {
                     let mut unpublished = shared.unpublished();
                     let Some(token) = unpublished.token.clone() else {
-                        // Under the lock: what comes to be unpublished later gets a task of its own.
+                        // In the same critical section as the check. Otherwise `publish_later` could find this task
+                        // running after it has decided to end, and a token set in between would never be published.
                         unpublished.task = None;
                         return;
                     };
                     token
                 };
-                if let Err(error) = shared.publish_again(token).await {
+                if let Err(error) = shared.publish_unless_newer(token).await {
                     shared.reporter.not_stored(&error);
                 }
             }
@@ -209,8 +219,8 @@ impl SharedToken {
         unpublished.task = Some(tokio::spawn(observability::within(observability::current_span(), publish)));
     }
 
-    /// Publishes `token`, unless a newer record is there, or another has the lease.
-    async fn publish_again(&self, token: Token) -> Result<(), StoreError> {
+    /// Publishes `token`, unless there is a newer record or another process has the lease.
+    async fn publish_unless_newer(&self, token: Token) -> Result<(), StoreError> {
         let Some(lease) = self.lease().await? else { return Ok(()) };
         let published = self.publish_under(&lease, token).await;
         self.release(lease).await;
@@ -219,8 +229,8 @@ impl SharedToken {
 
     async fn publish_under(&self, lease: &Lease, token: Token) -> Result<(), StoreError> {
         match self.load().await? {
-            // Another's, or this one, written when it seemed not to be.
-            Some(found) if found.recorded() > token.recorded() => self.forget(&token),
+            // Another process's token, or this one if an earlier attempt succeeded but reported an error.
+            Some(found) if found.recorded() > token.recorded() => self.remove_unpublished(&token),
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
                     self.published(token, lease.fence());
@@ -231,14 +241,14 @@ impl SharedToken {
     }
 }
 
-/// Whether `found` was published after `previous`.
+/// Returns whether `found` was published after `previous`.
 pub(super) fn is_newer(found: &Token, previous: Option<&Token>) -> bool {
     previous.is_none_or(|previous| {
         found.recorded() > previous.recorded() && !found.has_same_access_token(previous)
     })
 }
 
-/// `found`, if it is newer than `previous` and has not expired.
+/// Returns `found`, if it is newer than `previous` and has not expired.
 pub(super) fn usable(found: &Option<Token>, previous: Option<&Token>) -> Option<Token> {
     let usable =
         |found: &&Token| is_newer(found, previous) && !found.0.is_expired(Instant::now() + LEAST_LIFE);
@@ -246,13 +256,12 @@ pub(super) fn usable(found: &Option<Token>, previous: Option<&Token>) -> Option<
 }
 
 pub(super) fn backoff((min, max): (Duration, Duration)) -> Backoff {
-    // Both are in range.
     RetryPolicy::new().backoff(min, max).make_backoff()
 }
 
-/// One operation of a store, within its time.
-async fn within<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout(OPERATION, operation).await.unwrap_or_else(|_| {
-        Err(StoreError::unavailable(format!("the token store took longer than {OPERATION:?}")))
+/// Applies [`OPERATION_TIMEOUT`] to one operation of a store.
+async fn with_timeout<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(OPERATION_TIMEOUT, operation).await.unwrap_or_else(|_| {
+        Err(StoreError::unavailable(format!("the token store did not respond within {OPERATION_TIMEOUT:?}")))
     })
 }

@@ -1,5 +1,5 @@
-//! What stands for a fleet without processes: a store in memory that fails as it is told, and an auth endpoint whose
-//! refresh tokens die as api.video's do.
+//! Simulates a fleet without processes: an in-memory store with injected failures, and an auth endpoint that
+//! invalidates refresh tokens as api.video does.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -10,16 +10,16 @@ use std::{
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tower_bearer::{
-    Extension, Lease, Publication, Record, SourceError, StoreError, Token, TokenProvider,
-    TokenProviderBuilder, TokenRequest, TokenSource, TokenStore,
+    SourceError, Token, TokenProvider, TokenProviderBuilder, TokenRequest, TokenSource,
+    store::{Extension, Lease, Publication, Record, StoreError, TokenStore},
 };
 
 pub const MINUTE: Duration = Duration::from_secs(60);
 
-/// How long each grant takes.
+/// How long each grant takes by default.
 pub const POST: Duration = Duration::from_millis(200);
 
-/// How long a store that is slow takes, which is more than anybody waits for.
+/// How long each operation of a slow store takes: more than its time limit.
 const SLOW: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,11 +29,11 @@ pub enum Health {
     Down,
     Slow,
     ReadOnly,
-    /// Gives out leases, and keeps nothing.
+    /// Grants leases, but stores nothing.
     Forgetful,
 }
 
-/// Stops one process, so that it extends no lease.
+/// Stops one simulated process, so that it extends no lease.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<Mutex<Option<Instant>>>);
 
@@ -42,7 +42,7 @@ impl Stop {
         *self.0.lock().unwrap() = Some(Instant::now() + length);
     }
 
-    async fn wait_until_it_goes_on(&self) {
+    async fn wait_until_resumed(&self) {
         let until = *self.0.lock().unwrap();
         if let Some(until) = until {
             sleep_until(until).await;
@@ -66,13 +66,13 @@ pub struct Kept {
     pub extended: u64,
     /// Leases that were not extended because they had ended.
     pub not_extended: u64,
-    /// Whether leases can not be extended.
+    /// Whether the store cannot extend leases.
     pub cannot_extend: bool,
-    /// Is published by somebody else as the next lease is given out.
+    /// A record that another process publishes directly before the next lease is granted.
     pub before_lease: Option<Record>,
-    /// How long the next leases take to be given out.
+    /// How long the next leases take to be granted.
     pub lease_takes: VecDeque<Duration>,
-    /// How long the next publication takes, once it is done.
+    /// How long the next publication takes to return after the record is stored.
     pub publication_takes: Duration,
 }
 
@@ -98,7 +98,7 @@ impl MemoryStore {
         (kept.record, kept.leased_until) = (None, None);
     }
 
-    /// What somebody else has published.
+    /// Publishes a record as another process.
     pub fn put(&self, text: &str, lifetime: Duration) {
         let mut kept = self.lock();
         kept.fence += 1;
@@ -108,7 +108,7 @@ impl MemoryStore {
     async fn health(&self) -> Result<Health, StoreError> {
         let health = self.lock().health;
         match health {
-            Health::Down => return Err(StoreError::unavailable("it is down")),
+            Health::Down => return Err(StoreError::unavailable("the store is down")),
             Health::Slow => sleep(SLOW).await,
             _ => {}
         }
@@ -117,13 +117,13 @@ impl MemoryStore {
 
     async fn writable(&self) -> Result<Health, StoreError> {
         match self.health().await? {
-            Health::ReadOnly => Err(StoreError::unavailable("it is read-only")),
+            Health::ReadOnly => Err(StoreError::unavailable("the store is read-only")),
             health => Ok(health),
         }
     }
 }
 
-/// As the crate writes it.
+/// Returns a record's text as the crate writes it.
 pub fn record_text(access_token: &str, refresh_token: &str) -> String {
     format!(r#"{{"schema":1,"access_token":"{access_token}","refresh_token":"{refresh_token}"}}"#)
 }
@@ -148,7 +148,7 @@ impl TokenStore for MemoryStore {
                 return Ok(None);
             }
             if let Some(record) = kept.before_lease.take() {
-                kept.fence = record.generation();
+                kept.fence = record.version();
                 kept.record = Some((record, Instant::now()));
             }
             kept.leases += 1;
@@ -161,7 +161,7 @@ impl TokenStore for MemoryStore {
     }
 
     async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
-        self.1.wait_until_it_goes_on().await;
+        self.1.wait_until_resumed().await;
         self.writable().await?;
         let mut kept = self.lock();
         if kept.cannot_extend {
@@ -185,7 +185,7 @@ impl TokenStore for MemoryStore {
                 return Ok(Publication::Superseded);
             }
             if health == Health::Forgetful {
-                return Err(StoreError::unavailable("it forgets what it is told"));
+                return Err(StoreError::unavailable("the store forgets its records"));
             }
             kept.published += 1;
             kept.record = Some((record, Instant::now()));
@@ -205,32 +205,32 @@ impl TokenStore for MemoryStore {
     }
 }
 
-/// The auth endpoint that all processes use with one key.
+/// The auth endpoint of all processes, which use the same key.
 #[derive(Clone, Default)]
 pub struct Endpoint(Arc<Mutex<Grants>>, Stop);
 
 #[derive(Clone, Debug, Default)]
 pub struct Grants {
     pub refreshes: u64,
-    pub refused: u64,
+    pub rejected: u64,
     pub authentications: u64,
-    /// The refresh token that is good: the newest one.
+    /// The newest refresh token, which is the only valid one.
     refresh_token: String,
     granted: u64,
-    /// For how long the next processes are stopped between the act and its answer.
+    /// How long the next processes are stopped between a grant and its response.
     pub delays: VecDeque<Duration>,
-    /// How long each grant takes, unless it is [`POST`].
+    /// How long each grant takes. Default: [`POST`].
     pub takes: Option<Duration>,
-    /// The refresh tokens that are being presented.
+    /// The refresh tokens that are in use by a running exchange.
     presented: HashSet<String>,
-    /// How often one was presented while it was being presented already.
+    /// How often a refresh token was presented while another exchange used it.
     pub presented_twice: u64,
     pub lifetime: Option<Duration>,
 }
 
 impl Grants {
     pub fn posts(&self) -> u64 {
-        self.refreshes + self.refused + self.authentications
+        self.refreshes + self.rejected + self.authentications
     }
 
     fn grant(&mut self) -> Token {
@@ -253,17 +253,17 @@ impl Endpoint {
         change(&mut self.0.lock().unwrap())
     }
 
-    /// Somebody, somewhere, authenticates with the same key.
+    /// Authenticates with the same key outside of the fleet.
     pub fn authenticate_elsewhere(&self) -> Token {
         self.change(Grants::grant)
     }
 
-    /// A process that shares `store`, and renews its token 10 s before its end.
+    /// Builds a process that shares `store`, and refreshes its token 10 s before it expires.
     pub fn process(&self, store: &MemoryStore) -> TokenProviderBuilder<Self> {
         self.process_with(store, &Stop::default())
     }
 
-    /// As [`process`](Self::process); `stop` stops it.
+    /// As [`process`](Self::process), with a `stop` for the process.
     pub fn process_with(&self, store: &MemoryStore, stop: &Stop) -> TokenProviderBuilder<Self> {
         let store = MemoryStore(Arc::clone(&store.0), stop.clone());
         TokenProvider::builder(Self(Arc::clone(&self.0), stop.clone())).store(store)
@@ -279,7 +279,7 @@ impl Endpoint {
         answer
     }
 
-    /// Counts the refresh token as presented until what is returned is dropped.
+    /// Counts the refresh token as presented until the returned value is dropped.
     fn present(&self, refresh_token: &str) -> Presented {
         let is_first = self.change(|grants| {
             let is_first = grants.presented.insert(refresh_token.to_owned());
@@ -292,7 +292,7 @@ impl Endpoint {
 
 struct Presented {
     endpoint: Endpoint,
-    /// `None` if it was presented already.
+    /// `None` if another exchange already presents it.
     refresh_token: Option<String>,
 }
 
@@ -323,7 +323,7 @@ impl TokenSource for Endpoint {
         Ok(self
             .answer(|grants| {
                 if grants.refresh_token != refresh_token {
-                    grants.refused += 1;
+                    grants.rejected += 1;
                     return None;
                 }
                 grants.refreshes += 1;
@@ -333,18 +333,19 @@ impl TokenSource for Endpoint {
     }
 }
 
-/// Makes everything happen that there is an event and a count for: twice adopted, and each other once.
+/// Causes every event of the store: `adopted` twice, each other event once.
 pub async fn trigger_every_store_event(name: &str) {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).name(name).lease(Duration::from_secs(2)).build().unwrap();
     let (process, other) = (build(), build());
 
-    // A record that cannot be read, the first token, which the other adopts.
+    // A record that cannot be read; then the first token, which the other process adopts.
     store.put("canary", MINUTE);
     let token = process.token().await.unwrap();
     other.token().await.unwrap();
 
-    // One is stopped for longer than its lease; the other waits for that, and renews the token; then it goes on.
+    // One process is stopped for longer than its lease. The other waits for the lease and refreshes the token. Then the
+    // first resumes.
     endpoint.change(|grants| grants.delays.push_back(Duration::from_secs(5)));
     let stopped = tokio::spawn({
         let process = process.clone();
@@ -354,7 +355,7 @@ pub async fn trigger_every_store_event(name: &str) {
     let token = other.refresh(&other.current().unwrap()).await.unwrap();
     stopped.await.unwrap();
 
-    // The store forgets what it is told, and then is down when there is no time to wait for it.
+    // The store forgets a record. Later it is down while no time is left to wait for it.
     sleep(Duration::from_secs(4)).await;
     store.set(Health::Forgetful);
     let token = other.refresh(&token).await.unwrap();

@@ -1,4 +1,4 @@
-//! A folder of a test's own, which goes with it.
+//! A temporary directory for one test, removed when it is dropped.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -15,7 +15,7 @@ impl Folder {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tower-bearer-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
-        // Nobody else's, whatever the umask.
+        // Only for this user, independently of the umask.
         #[cfg(unix)]
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         Self(path)

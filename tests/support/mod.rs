@@ -1,4 +1,4 @@
-//! What the tests share: a token source that does as it is told, an API that knows which tokens are good, and clients.
+//! Helpers for the tests: a scripted token source, an API that knows the valid tokens, and clients.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -22,25 +22,25 @@ use hyper_util::{
 };
 use tower_bearer::{BoxError, SourceError, Token, TokenRequest, TokenSource};
 
-/// What a [`Source`] does at one call.
+/// What a [`Source`] does on one call.
 pub enum Act {
     Fail(SourceError),
     Panic,
     Hang,
-    /// A token that lives this long.
+    /// Returns a new token with this lifetime.
     Live(Duration),
-    /// The access token before, which lives this long.
+    /// Returns the previous access token again, with this lifetime.
     Again(Duration),
 }
 
-/// A source whose tokens are `access-1`, `access-2` and so on, after a second each.
+/// A source that returns `access-1`, `access-2` and so on. Each call takes one second.
 #[derive(Default)]
 pub struct Source {
     pub fetches: AtomicU64,
     acts: Mutex<VecDeque<Act>>,
-    /// How long tokens live when there is no act left; no lifetime is stated if it is `None`.
+    /// The lifetime of tokens after the last act. `None` for tokens without a lifetime.
     lifetime: Option<Duration>,
-    /// The generations of the tokens that calls were to renew.
+    /// For each call, the generation of the previous token.
     pub previous: Mutex<Vec<Option<u64>>>,
     pub revision: AtomicU64,
 }
@@ -50,12 +50,12 @@ impl Source {
         Arc::default()
     }
 
-    /// All tokens live this long.
+    /// Creates a source whose tokens have this lifetime.
     pub fn living(lifetime: Duration) -> Arc<Self> {
         Arc::new(Self { lifetime: Some(lifetime), ..Self::default() })
     }
 
-    /// Adds an act while the source is in use.
+    /// Adds an act, also while the source is in use.
     pub fn next(&self, act: Act) {
         self.acts.lock().unwrap().push_back(act);
     }
@@ -84,7 +84,7 @@ impl TokenSource for Source {
             None => Ok(token.build()?),
             Some(Act::Live(lifetime) | Act::Again(lifetime)) => Ok(token.expires_in(lifetime).build()?),
             Some(Act::Fail(error)) => Err(error),
-            Some(Act::Panic) => panic!("the source's own panic"),
+            Some(Act::Panic) => panic!("panic in the source"),
             Some(Act::Hang) => std::future::pending().await,
         }
     }
@@ -94,7 +94,7 @@ impl TokenSource for Source {
     }
 }
 
-/// An API in memory: answers 401 unless the token is among the good ones.
+/// An in-memory API. It responds with 401 unless the token is among the accepted ones.
 #[derive(Clone, Default)]
 pub struct Api(Arc<Mutex<ApiState>>);
 
@@ -120,7 +120,7 @@ impl Api {
         self.0.lock().unwrap().seen.len()
     }
 
-    /// The tokens that requests came with, in order.
+    /// Returns the tokens of all requests, in order.
     pub fn tokens(&self) -> Vec<String> {
         let state = self.0.lock().unwrap();
         state.seen.iter().map(|headers| token_of(headers).unwrap_or_default().to_owned()).collect()
@@ -138,7 +138,7 @@ impl Api {
         Response::builder().status(status).body(Full::from(body)).unwrap()
     }
 
-    /// As a service that reads a request's body before it answers.
+    /// Returns a service that reads a request's body before it responds.
     pub fn service<B>(
         &self,
     ) -> impl tower::Service<
@@ -168,7 +168,7 @@ fn token_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-/// The outcome of a future that needs only one poll; `None` if it waits.
+/// Polls a future once. Returns its output, or `None` if it is pending.
 pub fn at_once<F: Future>(future: F) -> Option<F::Output> {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),
@@ -194,18 +194,22 @@ where
     Client::builder(TokioExecutor::new()).http2_only(true).build_http()
 }
 
-/// Our own error, if that is what a request ended with.
+/// Returns the crate's own error.
+///
+/// # Panics
+///
+/// If the error is of another type.
 pub fn ours(error: &BoxError) -> &tower_bearer::Error {
-    error.downcast_ref().unwrap_or_else(|| panic!("not ours: {error:?}"))
+    error.downcast_ref().unwrap_or_else(|| panic!("not a tower_bearer::Error: {error:?}"))
 }
 
-/// An error and all beneath it, as a log would show it.
+/// Formats an error with its chain of sources.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let beneath = error.source().map(|source| format!(": {}", chain(source)));
     format!("{error}{}", beneath.unwrap_or_default())
 }
 
-/// A stream of what an iterator yields.
+/// Converts an iterator to a stream.
 pub fn iterated<I: Iterator + Unpin>(iterator: I) -> impl futures_core::Stream<Item = I::Item> + Unpin {
     struct Iterated<I>(I);
 
@@ -220,7 +224,7 @@ pub fn iterated<I: Iterator + Unpin>(iterator: I) -> impl futures_core::Stream<I
     Iterated(iterator)
 }
 
-/// A client over TLS that trusts just this certificate, and speaks HTTP/2 where the server does.
+/// Creates a TLS client that trusts only this certificate, and uses HTTP/2 if the server supports it.
 pub fn https<B>(certificate: &[u8]) -> Client<hyper_rustls::HttpsConnector<HttpConnector>, B>
 where
     B: Body<Data: Send> + Send,

@@ -1,4 +1,4 @@
-//! Processes of their own that share a store: this test's own program, told by its environment to be one of them.
+//! Worker processes that share a store. Each is this test's own program, started again with environment variables.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{env, process::Stdio, time::Duration};
@@ -12,13 +12,17 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, Lease, TokenProvider, TokenStore, testing::AuthServer};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, TokenProvider,
+    store::{Lease, TokenStore},
+    testing::AuthServer,
+};
 
 const STORE: &str = "TEST_STORE";
 const SERVER: &str = "TEST_SERVER";
 const KEY: &str = "TEST_KEY";
 
-/// Another process, which does what it is told a line at a time.
+/// A worker process. It runs one command per line of its standard input.
 pub struct Process {
     pub child: Child,
     stdin: ChildStdin,
@@ -26,9 +30,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts one that shares `store`; `test` is the test that calls [`work`].
+    /// Starts a process that shares `store`. `test` is the test that calls [`work`].
     pub fn start(test: &str, store: &str, server: &AuthServer) -> Self {
-        // A write past the limit of a file's size is an error then, as on a full disk, and not the end.
+        // Ignoring XFSZ makes a write past the file size limit an error, as on a full disk, instead of a fatal signal.
         let mut child = Command::new("sh")
             .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
             .arg(env::current_exe().unwrap())
@@ -43,29 +47,29 @@ impl Process {
         Self { child, stdin, stdout: BufReader::new(stdout).lines() }
     }
 
-    pub async fn tell(&mut self, line: &str) {
+    pub async fn send(&mut self, line: &str) {
         self.stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
     }
 
-    /// What it says next.
-    pub async fn answer(&mut self) -> String {
+    /// Returns its next response.
+    pub async fn response(&mut self) -> String {
         loop {
             let line = self.stdout.next_line().await.unwrap().expect("the process has ended");
-            // The test harness talks on the same line.
-            if let Some((_, answer)) = line.split_once("> ") {
-                return answer.to_owned();
+            // The test harness may print on the same line.
+            if let Some((_, response)) = line.split_once("> ") {
+                return response.to_owned();
             }
         }
     }
 
-    /// Has it send a request; the status of the answer.
+    /// Makes it send a request. Returns the status of the response.
     pub async fn request(&mut self) -> String {
-        self.tell("request").await;
-        self.answer().await
+        self.send("request").await;
+        self.response().await
     }
 }
 
-/// The life of such a process; over at once where there is no word of a store.
+/// Runs a worker process. Returns at once if the environment does not name a store.
 pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
     let (Ok(store), Ok(server), Ok(key)) = (env::var(STORE), env::var(SERVER), env::var(KEY)) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -83,7 +87,7 @@ pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
                     let request =
                         Request::get(format!("{server}videos")).body(Empty::<Bytes>::new()).unwrap();
                     match service.clone().oneshot(request).await {
-                        Ok(answer) => println!("> {}", answer.status().as_u16()),
+                        Ok(response) => println!("> {}", response.status().as_u16()),
                         Err(error) => println!("> {error}"),
                     }
                 }
@@ -92,17 +96,17 @@ pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
                     println!("> {}", if lease.is_some() { "leased" } else { "taken" });
                     leases.extend(lease);
                 }
-                other => panic!("what is {other}?"),
+                other => panic!("unknown command: {other}"),
             }
         }
     });
 }
 
-/// Four processes start at once, meet a revoked token, and then the death of their refresh token.
+/// Four processes start at once, then find their token revoked, then their token and their refresh token.
 pub async fn four_processes_share_one_token(test: &str, store: &str) {
     let server = AuthServer::start().await.unwrap();
     let mut processes: Vec<_> = (0..4).map(|_| Process::start(test, store, &server)).collect();
-    for (round, (refreshes, refused, authentications)) in
+    for (round, (refreshes, rejected, authentications)) in
         [(0, 0, 1), (1, 0, 1), (1, 1, 2)].into_iter().enumerate()
     {
         match round {
@@ -114,18 +118,18 @@ pub async fn four_processes_share_one_token(test: &str, store: &str) {
             }
         }
         for process in &mut processes {
-            process.tell("request").await;
+            process.send("request").await;
         }
         for process in &mut processes {
-            assert_eq!(process.answer().await, "200");
+            assert_eq!(process.response().await, "200");
         }
         let counters = server.counters();
         assert_eq!(
             (counters.refresh_grants, counters.rejected_refresh_tokens, counters.api_key_grants),
-            (refreshes, refused, authentications),
+            (refreshes, rejected, authentications),
             "round {round}"
         );
-        // Two revocations within the cool-down of the first would be an API that refuses everything.
+        // A second revocation within the cool-down of the first would look like an API that rejects every token.
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A Redis server of the test's own, on a free port of loopback; it ends with this.
+//! A Redis server for one test, on a free loopback port. Dropping it ends the server.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -25,7 +25,7 @@ impl RedisServer {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
         let server = Self { server: spawn(port, &options), port, options };
-        server.answers().await;
+        server.wait_until_ready().await;
         server
     }
 
@@ -33,18 +33,18 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Ends it, with all that it keeps.
+    /// Kills the server, which loses all its data.
     pub fn kill(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
     }
 
-    /// Has it do nothing at all, until it [goes on](Self::go_on).
+    /// Suspends the server until [`resume`](Self::resume).
     pub fn stop(&self) {
         self.signal(Signal::STOP);
     }
 
-    pub fn go_on(&self) {
+    pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
@@ -54,10 +54,10 @@ impl RedisServer {
 
     pub async fn restart(&mut self) {
         self.server = spawn(self.port, &self.options);
-        self.answers().await;
+        self.wait_until_ready().await;
     }
 
-    async fn answers(&self) {
+    async fn wait_until_ready(&self) {
         for _ in 0..1000 {
             if self.cli(&["PING"]).await == "PONG" {
                 return;
@@ -67,10 +67,10 @@ impl RedisServer {
         panic!("redis-server does not answer on port {}", self.port);
     }
 
-    /// Runs one command, such as `CONFIG GET port`; its answer as `redis-cli` writes it.
+    /// Runs one command, such as `CONFIG GET port`. Returns the response as `redis-cli` prints it.
     pub async fn run(&self, command: &[&str]) -> String {
         let answer = self.cli(command).await;
-        // As all of Redis' errors begin.
+        // Redis' errors begin with a code in capital letters.
         let code = answer.split(' ').next().unwrap_or_default();
         let is_error =
             code.len() > 2 && code.bytes().all(|byte| byte.is_ascii_uppercase()) && answer.len() > code.len();

@@ -1,4 +1,4 @@
-//! What a recorded body promises to the connection that sends it.
+//! Tests of a recorded body, from the view of the connection that sends it.
 
 use std::{
     future::{Future, poll_fn},
@@ -116,7 +116,7 @@ async fn copied_and_shared_frames_keep_order() {
         sent.extend_from_slice(&frame);
         sender.send_data(frame.clone()).await.unwrap();
         assert_eq!(data(&mut body).await, frame);
-        // Every attempt but the first starts in the middle of the body.
+        // Every attempt but the first starts while the body is partly read.
         if at % 3 == 2 {
             body = rewind.rewind().unwrap();
             let mut got = Vec::new();
@@ -195,7 +195,7 @@ async fn frame_after_trailers_stops_replay() {
 }
 
 #[tokio::test]
-async fn large_frames_are_kept_by_reference_count() {
+async fn large_frames_are_shared() {
     let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
     sender.send_data(shared()).await.unwrap();
     let first = data(&mut body).await;
@@ -236,7 +236,7 @@ async fn held_attempt_waits_for_release() {
 }
 
 #[tokio::test]
-async fn a_held_attempt_is_superseded_by_the_next() {
+async fn held_attempt_is_superseded() {
     let (mut sender, mut old, rewind) = recorded();
     assert!(rewind.hold());
     assert!(is_pending(&mut old));
@@ -271,7 +271,7 @@ async fn exceeding_limit_frees_record() {
 }
 
 #[tokio::test]
-async fn trailers_count_against_the_limit() {
+async fn trailers_count_against_limit() {
     let (mut sender, mut body, rewind) = recorded();
     let mut sent = HeaderMap::new();
     sent.insert("x-long", "x".repeat(LIMIT).parse().unwrap());
@@ -289,7 +289,7 @@ async fn declared_oversize_is_not_recorded() {
 }
 
 #[tokio::test]
-async fn an_empty_body_is_sent_again_for_nothing() {
+async fn empty_body_is_replayed() {
     let (body, rewind) = ReplayBody::record(Empty::<Bytes>::new(), 1);
     let rewind = rewind.unwrap();
     assert!(rewind.hold());
@@ -308,7 +308,7 @@ async fn keeps_end_of_stream_and_exact_length() {
         assert!(!body.is_end_stream());
         assert_eq!(body.size_hint().exact(), Some(5));
         assert_eq!(data(&mut body).await, "hello");
-        // Right after the last frame: HTTP/2 would send an empty one otherwise.
+        // Directly after the last frame, otherwise HTTP/2 would send an empty one.
         assert!(body.is_end_stream());
         assert_eq!(body.size_hint().exact(), Some(0));
         body = rewind.rewind().unwrap();
@@ -317,7 +317,7 @@ async fn keeps_end_of_stream_and_exact_length() {
 
 #[tokio::test]
 async fn length_counts_recorded_and_unread() {
-    /// Two frames, and an exact length.
+    /// Two frames with an exact length.
     struct Two(Vec<&'static str>);
 
     impl Body for Two {
@@ -352,7 +352,7 @@ async fn length_counts_recorded_and_unread() {
 }
 
 #[tokio::test]
-async fn a_body_that_fails_is_never_sent_again() {
+async fn failed_body_is_not_replayed() {
     let (mut sender, mut body, rewind) = recorded();
     send(&mut sender, "half").await;
     assert_eq!(data(&mut body).await, "half");
@@ -379,7 +379,7 @@ async fn dropped_handle_stops_recording() {
 }
 
 #[tokio::test]
-async fn a_source_that_panics_poisons_nothing() {
+async fn source_panic_poisons_nothing() {
     struct Panics;
 
     impl Body for Panics {
@@ -390,7 +390,7 @@ async fn a_source_that_panics_poisons_nothing() {
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-            panic!("the source's own panic")
+            panic!("panic in the source")
         }
     }
 

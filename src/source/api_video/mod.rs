@@ -80,7 +80,7 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 ///
 /// - An exchange reads at most 64 KiB of a response, within one deadline ([`timeout`](Self::timeout)).
 /// - Redirects are not followed, because a redirect would send the key to another URL.
-/// - Plaintext `http` is rejected for every host but loopback ([`insecure_base_url`](Self::insecure_base_url)).
+/// - Plaintext `http` is rejected for each host but loopback ([`insecure_base_url`](Self::insecure_base_url)).
 ///
 /// # Which origins see the token
 ///

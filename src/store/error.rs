@@ -1,0 +1,73 @@
+//! [`StoreError`]: why an operation of a token store failed.
+
+use std::{borrow::Cow, error::Error as StdError, sync::Arc};
+
+use crate::error::BoxError;
+
+/// Why a [`TokenStore`](super::TokenStore) could not do an operation.
+///
+/// No request fails because of it: the process refreshes without the store and uses the store again at the next
+/// refresh.
+///
+/// ```
+/// use tower_bearer::store::{StoreError, StoreErrorKind};
+///
+/// let error = StoreError::unavailable("the database is read-only");
+/// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+/// assert_eq!(error.to_string(), "the database is read-only");
+/// ```
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    message: Cow<'static, str>,
+    #[source]
+    cause: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// The kind of a [`StoreError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// The store cannot be reached, is too slow, cannot be written, or is not the expected kind of store.
+    Unavailable,
+    /// Other users could read or change the stored data, so the store does not use it.
+    Insecure,
+    /// There is a record, but it cannot be read: it is too long, has an unknown schema, or is encrypted with another
+    /// key. The record counts as absent and the next one replaces it.
+    InvalidRecord,
+}
+
+impl StoreError {
+    /// Creates an error of kind [`Unavailable`](StoreErrorKind::Unavailable).
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Unavailable, message)
+    }
+
+    /// Creates an error of kind [`Insecure`](StoreErrorKind::Insecure). The message should say who else has access.
+    pub fn insecure(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Insecure, message)
+    }
+
+    /// Creates an error of kind [`InvalidRecord`](StoreErrorKind::InvalidRecord).
+    ///
+    /// The message must not quote the record, because the record may hold a token.
+    pub fn invalid_record(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::InvalidRecord, message)
+    }
+
+    fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into(), cause: None }
+    }
+
+    /// Adds the underlying error, as this error's [`source`](StdError::source).
+    pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(Arc::from(cause.into()));
+        self
+    }
+
+    /// Returns the kind of this error.
+    pub fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+}
