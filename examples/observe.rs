@@ -1,11 +1,12 @@
-//! An hour in the life of a provider, on a fast clock: expiry, an outage, a revocation, a refused key, a lost answer. What
-//! is told of it (`status` and the `tracing` events) stands beside what is done to it.
+//! Shows the status and the `tracing` events of a provider during an hour of expiries, an outage, a revocation, a rejected
+//! key and a lost response.
 //!
 //! ```text
 //! cargo run --example observe
 //! ```
 //!
-//! The sockets are real, and so is the server; only the clock is not: it is stepped by seconds.
+//! The server and its sockets are real. The clock is virtual and advances by one second per request, so that the hour takes
+//! about half a minute.
 
 use std::{
     collections::BTreeMap,
@@ -31,10 +32,10 @@ use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
 const MINUTE: u64 = 60;
 
-/// An event of one kind is shown this often within one chapter of the script.
-const SHOWN: usize = 3;
+/// How many events of one kind are printed per step of the script.
+const MAX_SHOWN: usize = 3;
 
-/// What was told since it was last asked for.
+/// The events that are not printed yet.
 #[derive(Clone, Default)]
 struct Logged(Arc<Mutex<Vec<String>>>);
 
@@ -58,57 +59,69 @@ impl<S: Subscriber> Layer<S> for Logged {
     }
 }
 
-/// What happens at a minute of the hour.
-struct Chapter {
+/// A change at the start of a minute.
+struct Step {
     minute: u64,
-    what: &'static str,
-    happens: fn(&AuthServer, &ApiVideo),
+    description: &'static str,
+    apply: fn(&AuthServer, &ApiVideo),
 }
 
-const NEW_KEY: &str = "the-key-that-came-after";
+const NEW_KEY: &str = "the-new-key";
 
-const SCRIPT: [Chapter; 8] = [
-    Chapter { minute: 0, what: "a token lives 15 minutes; a request each second", happens: |_, _| () },
-    Chapter {
+const SCRIPT: [Step; 8] = [
+    Step {
+        minute: 0,
+        description: "tokens expire after 15 minutes; one request per second",
+        apply: |_, _| (),
+    },
+    Step {
         minute: 25,
-        what: "the auth endpoint is down",
-        happens: |server, _| {
+        description: "the auth endpoint is down",
+        apply: |server, _| {
             for route in [Route::RefreshGrant, Route::ApiKeyGrant] {
                 server.inject_always(route, Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
             }
         },
     },
-    Chapter { minute: 28, what: "it is up again", happens: |server, _| server.clear_faults() },
-    Chapter {
-        minute: 35,
-        what: "every access token is revoked",
-        happens: |server, _| server.revoke_access_tokens(),
+    Step {
+        minute: 28,
+        description: "the auth endpoint is up again",
+        apply: |server, _| server.clear_faults(),
     },
-    Chapter {
+    Step {
+        minute: 35,
+        description: "every access token is revoked",
+        apply: |server, _| server.revoke_access_tokens(),
+    },
+    Step {
         minute: 40,
-        what: "the account has another key: nothing that the provider holds is of use any more",
-        happens: |server, _| {
+        description: "the account gets a new key; the old key and all tokens are revoked",
+        apply: |server, _| {
             server.set_api_key(NEW_KEY);
             server.revoke_refresh_token();
             server.revoke_access_tokens();
         },
     },
-    Chapter { minute: 42, what: "the provider is told of it", happens: |_, source| source.set_key(NEW_KEY) },
-    Chapter {
-        minute: 50,
-        what: "the answer to the next refresh will be lost, and the refresh token with it",
-        happens: |server, _| server.inject(Route::RefreshGrant, Fault::LoseAnswer),
+    Step {
+        minute: 42,
+        description: "the provider gets the new key",
+        apply: |_, source| source.set_key(NEW_KEY),
     },
-    Chapter { minute: 59, what: "nothing more is done", happens: |_, _| () },
+    Step {
+        minute: 50,
+        description: "the response to the next refresh is lost, and with it the new refresh token",
+        apply: |server, _| server.inject(Route::RefreshGrant, Fault::LoseAnswer),
+    },
+    Step { minute: 59, description: "no further changes", apply: |_, _| () },
 ];
 
-/// Answers since the last line, by what they were.
+/// The number of outcomes of each kind.
 #[derive(Default)]
-struct Answers(BTreeMap<String, u64>);
+struct Outcomes(BTreeMap<String, u64>);
 
-impl fmt::Display for Answers {
+impl fmt::Display for Outcomes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts: Vec<_> = self.0.iter().map(|(answer, count)| format!("{count} × {answer}")).collect();
+        let counts: Vec<_> = self.0.iter().map(|(outcome, count)| format!("{count} × {outcome}")).collect();
         f.write_str(&counts.join(", "))
     }
 }
@@ -118,68 +131,68 @@ fn clock(elapsed: Duration) -> String {
 }
 
 fn main() -> Result<ExitCode, BoxError> {
-    let told = Logged::default();
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(told.clone()))?;
+    let logged = Logged::default();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(logged.clone()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
     runtime.block_on(async {
-        // While a blocking task runs, a paused clock is only moved by hand, and sockets are waited for in real time.
+        // While a blocking task runs, tokio does not advance the paused clock by itself. Sockets then have real time.
         let (done, wait) = std::sync::mpsc::channel::<()>();
-        let holding = tokio::task::spawn_blocking(move || wait.recv());
-        let outcome = hour(&told).await;
+        let blocking = tokio::task::spawn_blocking(move || wait.recv());
+        let outcome = run(&logged).await;
         drop(done);
-        let _ = holding.await;
+        let _ = blocking.await;
         outcome
     })
 }
 
-async fn hour(told: &Logged) -> Result<ExitCode, BoxError> {
+async fn run(logged: &Logged) -> Result<ExitCode, BoxError> {
     let server = AuthServer::builder().token_lifetime(Duration::from_secs(15 * MINUTE)).start().await?;
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let provider = TokenProvider::new(source.clone());
     let client = Client::builder(TokioExecutor::new()).build_http();
     let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(client);
 
-    println!("{:<6} {:<24} what happens, and what is told of it", "clock", "token");
-    let begun = Instant::now();
+    println!("{:<6} {:<24} changes and events", "clock", "token");
+    let start = Instant::now();
     let (mut script, mut shown) = (SCRIPT.iter().peekable(), BTreeMap::<String, usize>::new());
-    let (mut answers, mut all) = (Answers::default(), Answers::default());
-    let mut unhealed_elsewhere = 0;
-    while begun.elapsed().as_secs() < 60 * MINUTE {
-        let minute = begun.elapsed().as_secs() / 60;
-        if let Some(chapter) = script.next_if(|chapter| chapter.minute == minute) {
-            let more: usize = shown.values().map(|count| count.saturating_sub(SHOWN)).sum();
-            if more > 0 {
-                println!("{:31} … and {more} events more of these kinds", "");
+    let (mut outcomes, mut all) = (Outcomes::default(), Outcomes::default());
+    let mut unexpected_failures = 0;
+    while start.elapsed().as_secs() < 60 * MINUTE {
+        let minute = start.elapsed().as_secs() / 60;
+        if let Some(step) = script.next_if(|step| step.minute == minute) {
+            let hidden: usize = shown.values().map(|count| count.saturating_sub(MAX_SHOWN)).sum();
+            if hidden > 0 {
+                println!("{:31} … and {hidden} more events of these kinds", "");
             }
-            if !answers.0.is_empty() {
-                println!("{:31} answers: {answers}", "");
+            if !outcomes.0.is_empty() {
+                println!("{:31} outcomes: {outcomes}", "");
             }
-            println!("{:-<32}- {}", format!("{} ", clock(begun.elapsed())), chapter.what);
-            (chapter.happens)(&server, &source);
+            println!("{:-<32}- {}", format!("{} ", clock(start.elapsed())), step.description);
+            (step.apply)(&server, &source);
             shown.clear();
-            answers.0.clear();
+            outcomes.0.clear();
         }
 
         let request = Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new())?;
-        let answer = match send(&mut service, request).await {
+        let outcome = match send(&mut service, request).await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        unhealed_elsewhere += u64::from(!answer.starts_with("200") && !(40..42).contains(&minute));
-        for count in [&mut answers, &mut all] {
-            *count.0.entry(answer.clone()).or_default() += 1;
+        unexpected_failures += u64::from(!outcome.starts_with("200") && !(40..42).contains(&minute));
+        for count in [&mut outcomes, &mut all] {
+            *count.0.entry(outcome.clone()).or_default() += 1;
         }
 
-        for line in told.lines().drain(..) {
-            // Without its figures, an event is of the kind of others.
+        for line in logged.lines().drain(..) {
+            // Events whose text differs only in numbers are of one kind.
             let kind: String = line.chars().filter(|character| !character.is_ascii_digit()).collect();
             let times = shown.entry(kind.split('=').next().unwrap_or_default().to_owned()).or_default();
             *times += 1;
-            if *times <= SHOWN {
+            if *times <= MAX_SHOWN {
                 let status = provider.status();
                 let left = status.remaining.map_or("-".to_owned(), clock);
                 let token = format!("{} {:?}, {left} left", status.generation, status.freshness);
-                println!("{:<6} {token:<24} {line}", clock(begun.elapsed()));
+                println!("{:<6} {token:<24} {line}", clock(start.elapsed()));
             }
         }
         advance(Duration::from_secs(1)).await;
@@ -187,17 +200,20 @@ async fn hour(told: &Logged) -> Result<ExitCode, BoxError> {
     provider.shutdown().await;
 
     let counters = server.counters();
-    println!("{:-<32}- the hour is over\n", format!("{} ", clock(begun.elapsed())));
-    println!("answers of the hour  {all}");
-    println!("POST /auth/api-key   {}", counters.api_key_grants + counters.rejected_api_keys);
-    println!("POST /auth/refresh   {}", counters.refresh_grants + counters.rejected_refresh_tokens);
-    println!("answered by a fault  {}", counters.faults);
-    println!("not 200, but while the key was another  {unhealed_elsewhere}");
+    println!("{:-<32}- end\n", format!("{} ", clock(start.elapsed())));
+    println!("outcomes                         {all}");
+    println!("POST /auth/api-key               {}", counters.api_key_grants + counters.rejected_api_keys);
+    println!(
+        "POST /auth/refresh               {}",
+        counters.refresh_grants + counters.rejected_refresh_tokens
+    );
+    println!("responses changed by a fault     {}", counters.faults);
+    println!("failures while the key was valid {unexpected_failures}");
     let recovered = provider.status().last_error.is_none() && provider.current().is_some();
-    Ok(if unhealed_elsewhere == 0 && recovered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if unexpected_failures == 0 && recovered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Sends a request; the clock moves on while it waits, so that timers do not hold it up for ever.
+/// Sends a request, and advances the clock while it waits, so that timers fire.
 async fn send<S, B>(service: &mut S, request: Request<Empty<Bytes>>) -> Result<StatusCode, BoxError>
 where
     S: Service<Request<Empty<Bytes>>, Response = http::Response<B>, Error = BoxError>,
@@ -219,10 +235,10 @@ where
     }
 }
 
-/// Gives sockets and tasks real time to come as far as they do without the clock.
+/// Gives tasks and sockets 20 ms of real time.
 async fn settled() {
-    let begun = std::time::Instant::now();
-    while begun.elapsed() < Duration::from_millis(20) {
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_millis(20) {
         tokio::task::yield_now().await;
     }
 }

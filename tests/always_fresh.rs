@@ -1,4 +1,4 @@
-//! A request waits only if there is no working token at all, and an outage is not noticed while one lives.
+//! A request waits only if there is no valid token. Callers do not notice an outage of the source while a token is valid.
 
 mod support;
 
@@ -28,19 +28,19 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn kept_fresh(source: impl TokenSource) -> TokenProvider {
+fn keep_fresh_provider(source: impl TokenSource) -> TokenProvider {
     TokenProvider::builder(source).keep_fresh(true).build().unwrap()
 }
 
-fn refused() -> Act {
-    Act::Fail(SourceError::rejected("the key was refused"))
+fn rejected() -> Act {
+    Act::Fail(SourceError::rejected("the key was rejected"))
 }
 
 fn down() -> Act {
     Act::Fail(SourceError::unavailable("the auth endpoint is down"))
 }
 
-/// Lets every task come as far as it does without time passing.
+/// Runs all tasks until they wait, without advancing the clock.
 async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -77,14 +77,14 @@ async fn token_is_fresh_expiring_expired() {
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_tokens_back_off() {
     let source = Source::living(Duration::ZERO);
-    let provider = kept_fresh(Arc::clone(&source));
+    let provider = keep_fresh_provider(Arc::clone(&source));
     provider.ready().await.unwrap();
-    let begun = Instant::now();
-    while begun.elapsed() < 10 * MINUTE {
+    let start = Instant::now();
+    while start.elapsed() < 10 * MINUTE {
         sleep(SECOND).await;
         assert!(provider.token().await.is_ok());
     }
-    // One per backoff, which is 2.5 s on average, and the second that a fetch takes.
+    // One fetch per backoff, which is 2.5 s on average, and the second that a fetch takes.
     let fetches = source.fetches();
     assert!((100..450).contains(&fetches), "{fetches}");
 }
@@ -93,41 +93,41 @@ async fn zero_lifetime_tokens_back_off() {
 #[tokio::test(start_paused = true)]
 async fn repeated_token_causes_no_fetch_loop() {
     let source = Source::new().then(Act::Live(HOUR));
-    let provider = kept_fresh(Arc::clone(&source));
+    let provider = keep_fresh_provider(Arc::clone(&source));
     let first = provider.ready().await.unwrap();
-    // As a metadata server does: the same token, with what is left of its life, until four minutes before its end.
+    // A metadata server returns the same token with its remaining lifetime, until four minutes before its expiry.
     let expiry = Instant::now() + HOUR;
     let mut changes = provider.subscribe();
     while provider.status().generation == 1 {
         let left = expiry.saturating_duration_since(Instant::now() + SECOND);
         source.next(if left > 4 * MINUTE { Act::Again(left) } else { Act::Live(HOUR) });
-        let asked = source.fetches();
-        while source.fetches() == asked {
+        let fetches = source.fetches();
+        while source.fetches() == fetches {
             changes.next().await.unwrap();
         }
         changes.next().await.unwrap();
     }
     let current = provider.current().unwrap();
-    assert_eq!(current.generation(), 2, "an access token that is given again is not another");
+    assert_eq!(current.generation(), 2, "a repeated access token counted as a new one");
     assert_ne!(current.access_token(), first.access_token());
     assert!(source.fetches() <= 5, "{}", source.fetches());
 
-    // The newest refresh token is the one to spend, though the access token was the same.
+    // A repeated access token keeps its generation. Every fetch after the first gets it as the previous token.
     assert!(source.previous.lock().unwrap().iter().skip(1).all(|generation| *generation == Some(1)));
 }
 
-/// Row 61: the API has refused a token, and the source has no other.
+/// Row 61: the API challenges a token, and the source returns the same one.
 #[tokio::test(start_paused = true)]
 async fn refetched_same_token_is_not_new() {
     let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR));
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
-    let begun = Instant::now();
-    let answer = service.clone().oneshot(get()).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
-    // The retries came after a backoff, and the cool-down kept the source from being asked for each.
+    let start = Instant::now();
+    let response = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    // The retries waited for the backoff. The cool-down prevented one fetch per retry.
     assert_eq!(source.fetches(), 2);
-    assert!(begun.elapsed() >= 2 * SECOND + Duration::from_millis(200));
+    assert!(start.elapsed() >= 2 * SECOND + Duration::from_millis(200));
 }
 
 /// Row 16.
@@ -139,9 +139,9 @@ async fn four_second_token_blocks_no_caller() {
     provider.token().await.unwrap();
     for _ in 0..60_000 {
         sleep(Duration::from_millis(1)).await;
-        assert!(at_once(provider.token()).expect("a caller waits").is_ok());
+        assert!(at_once(provider.token()).expect("a caller must not wait").is_ok());
     }
-    // After half of its life, by a fetch that takes a second.
+    // A refresh starts after half of the lifetime and takes a second.
     let fetches = source.fetches();
     assert!((19..=22).contains(&fetches), "{fetches}");
 }
@@ -156,7 +156,7 @@ async fn expiry_seen_only_by_api_heals() {
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
 
-    // The machine was suspended: the monotonic clock has not seen the hour pass, the API has.
+    // The machine was suspended: an hour passed for the API, but not for the monotonic clock.
     api.revoke_all();
     api.accept("access-2");
     let requests = (0..10).map(|_| tokio::spawn(service.clone().oneshot(get())));
@@ -166,10 +166,10 @@ async fn expiry_seen_only_by_api_heals() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 33, and the figure of FAULTS: 0 requests lost in 30 minutes, back within one backoff step.
+/// Row 33: no request fails during an outage of 30 minutes. The provider recovers within one backoff step.
 #[tokio::test(start_paused = true)]
 async fn outage_is_unnoticed_while_token_lives() {
-    /// Answers at once, or is down.
+    /// A source that fails while the flag is set.
     struct Outage(AtomicBool);
 
     impl TokenSource for Outage {
@@ -185,7 +185,7 @@ async fn outage_is_unnoticed_while_token_lives() {
 
     for keep_fresh in [false, true] {
         let source = Arc::new(Outage(AtomicBool::new(false)));
-        // Ages after 24 minutes, four minutes into the outage.
+        // The token is expiring after 24 minutes, four minutes into the outage.
         let ahead = RefreshAhead::new().share(0.6).jitter(0.0);
         let provider = TokenProvider::builder(Arc::clone(&source))
             .refresh_ahead(ahead)
@@ -196,16 +196,20 @@ async fn outage_is_unnoticed_while_token_lives() {
         (1..=2).for_each(|number| api.accept(&format!("access-{number}")));
         let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
         provider.ready().await.unwrap();
-        let begun = Instant::now();
-        while begun.elapsed() < 55 * MINUTE {
-            let down = (20 * MINUTE..50 * MINUTE).contains(&begun.elapsed());
+        let start = Instant::now();
+        while start.elapsed() < 55 * MINUTE {
+            let down = (20 * MINUTE..50 * MINUTE).contains(&start.elapsed());
             source.0.store(down, Ordering::Relaxed);
             let sent = Instant::now();
-            let answer = service.ready().await.unwrap().call(get()).await.unwrap();
-            assert_eq!((answer.status(), sent.elapsed()), (StatusCode::OK, Duration::ZERO));
-            // One backoff step at most, and the exchange itself.
-            let back = begun.elapsed() > 50 * MINUTE + Duration::from_millis(5200 + 200);
-            assert!(!back || provider.status().generation == 2, "not back: {:?}", provider.status());
+            let response = service.ready().await.unwrap().call(get()).await.unwrap();
+            assert_eq!((response.status(), sent.elapsed()), (StatusCode::OK, Duration::ZERO));
+            // At most one backoff step and the exchange itself.
+            let must_be_new = start.elapsed() > 50 * MINUTE + Duration::from_millis(5200 + 200);
+            assert!(
+                !must_be_new || provider.status().generation == 2,
+                "no new token: {:?}",
+                provider.status()
+            );
             sleep(Duration::from_millis(100)).await;
         }
         assert!(provider.status().failed_refreshes > 0);
@@ -216,7 +220,7 @@ async fn outage_is_unnoticed_while_token_lives() {
 #[tokio::test(start_paused = true)]
 async fn outage_past_expiry_is_typed_error() {
     let source = (0..100).fold(Source::new().then(Act::Live(MINUTE)), |source, _| source.then(down()));
-    let provider = kept_fresh(Arc::clone(&source));
+    let provider = keep_fresh_provider(Arc::clone(&source));
     let api = Api::default();
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
     provider.ready().await.unwrap();
@@ -228,17 +232,17 @@ async fn outage_past_expiry_is_typed_error() {
 
 #[tokio::test(start_paused = true)]
 async fn only_keep_fresh_refreshes_when_idle() {
-    let (kept, left) = (Source::living(HOUR), Source::living(HOUR));
-    let provider = kept_fresh(Arc::clone(&kept));
-    let idle = TokenProvider::new(Arc::clone(&left));
+    let (source, idle_source) = (Source::living(HOUR), Source::living(HOUR));
+    let provider = keep_fresh_provider(Arc::clone(&source));
+    let idle_provider = TokenProvider::new(Arc::clone(&idle_source));
     for _ in 0..24 * 60 {
         sleep(MINUTE).await;
         assert!(provider.current().is_some());
     }
-    // Renewed after nine tenths of each hour, give or take one.
-    let fetches = kept.fetches();
+    // A refresh starts after nine tenths of each hour. Jitter changes the count by about one.
+    let fetches = source.fetches();
     assert!((26..=28).contains(&fetches), "{fetches}");
-    assert_eq!((left.fetches(), idle.status().refreshes), (0, 0));
+    assert_eq!((idle_source.fetches(), idle_provider.status().refreshes), (0, 0));
 }
 
 /// A week of virtual time with every kind of fault.
@@ -247,31 +251,31 @@ async fn background_survives_week_of_faults() {
     #[derive(Default)]
     struct Week {
         fetches: AtomicU64,
-        /// When each fetch began.
-        begun: Mutex<Vec<Instant>>,
+        /// The start of each fetch.
+        starts: Mutex<Vec<Instant>>,
         healthy: AtomicBool,
-        /// Until when the token that was given last lives.
-        alive_until: Mutex<Option<Instant>>,
+        /// The expiry of the newest token.
+        valid_until: Mutex<Option<Instant>>,
         revision: AtomicU64,
     }
 
     impl TokenSource for Week {
         async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let fetch = self.fetches.fetch_add(1, Ordering::Relaxed);
-            self.begun.lock().unwrap().push(Instant::now());
-            // The same draws in every run.
+            self.starts.lock().unwrap().push(Instant::now());
+            // Pseudorandom, and the same in every run.
             let draw = fetch.wrapping_mul(6_364_136_223_846_793_005).rotate_left(23) % 20;
             sleep(Duration::from_millis(50)).await;
             let healthy = self.healthy.load(Ordering::Relaxed);
-            let life = match draw {
+            let lifetime = match draw {
                 _ if healthy => HOUR,
-                0 => return Err(SourceError::rejected("refused")),
+                0 => return Err(SourceError::rejected("rejected")),
                 1 => return Err(SourceError::configuration("no such URL")),
                 2..=4 => return Err(SourceError::unavailable("down")),
                 5 => return Err(SourceError::unavailable("limited").with_retry_after(20 * SECOND)),
                 6 => return Err(SourceError::unavailable("limited").with_retry_after(Duration::MAX)),
-                7 => return Err(SourceError::invalid_response("nonsense")),
-                8 => panic!("a panic of the source's own"),
+                7 => return Err(SourceError::invalid_response("not a token response")),
+                8 => panic!("expected panic of the source"),
                 9 => std::future::pending().await,
                 10 => {
                     self.revision.fetch_add(1, Ordering::Relaxed);
@@ -286,10 +290,10 @@ async fn background_survives_week_of_faults() {
                 14 => 5 * MINUTE,
                 _ => HOUR,
             };
-            *self.alive_until.lock().unwrap() = Some(Instant::now() + life);
+            *self.valid_until.lock().unwrap() = Some(Instant::now() + lifetime);
             let text = format!("access-{}", if draw == 15 { 0 } else { fetch });
             let requested_at = Instant::now().into_std();
-            Ok(Token::builder(text).expires_in(life).requested_at(requested_at).build()?)
+            Ok(Token::builder(text).expires_in(lifetime).requested_at(requested_at).build()?)
         }
 
         fn revision(&self) -> u64 {
@@ -298,27 +302,29 @@ async fn background_survives_week_of_faults() {
     }
 
     std::panic::set_hook(Box::new(|info| {
-        // The source's own panics are many, and expected.
-        if !info.to_string().contains("of the source's own") {
+        // The panics of the source are expected and would fill the output.
+        if !info.to_string().contains("expected panic") {
             eprintln!("{info}");
         }
     }));
     let source = Arc::new(Week::default());
-    let provider = kept_fresh(Arc::clone(&source));
-    let begun = Instant::now();
-    while begun.elapsed() < 7 * 24 * HOUR {
+    let provider = keep_fresh_provider(Arc::clone(&source));
+    let start = Instant::now();
+    while start.elapsed() < 7 * 24 * HOUR {
         sleep(Duration::from_millis(30_500)).await;
-        if source.alive_until.lock().unwrap().is_some_and(|at| Instant::now() < at) {
-            assert!(at_once(provider.token()).expect("a caller waits beside a working token").is_ok());
+        if source.valid_until.lock().unwrap().is_some_and(|at| Instant::now() < at) {
+            assert!(
+                at_once(provider.token()).expect("a caller must not wait while a token is valid").is_ok()
+            );
         }
     }
     source.healthy.store(true, Ordering::Relaxed);
-    // The longest cool-down, or the longest wish to be left alone, and a refresh that hangs.
+    // Longer than the maximum cool-down or `Retry-After`, plus a refresh that hangs.
     sleep(2 * MINUTE).await;
     assert_eq!(provider.status().freshness, Freshness::Fresh);
     assert!(provider.status().last_error.is_none());
 
-    let fetches = source.begun.lock().unwrap();
+    let fetches = source.starts.lock().unwrap();
     assert!(fetches.len() > 400, "{} fetches in a week", fetches.len());
     for minute in fetches.windows(100) {
         assert!(minute[99] - minute[0] > MINUTE, "a hundred fetches within {:?}", minute[99] - minute[0]);
@@ -328,7 +334,7 @@ async fn background_survives_week_of_faults() {
 
 #[tokio::test(start_paused = true)]
 async fn background_ends_with_last_handle() {
-    let provider = kept_fresh(Source::living(HOUR));
+    let provider = keep_fresh_provider(Source::living(HOUR));
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let service = layer.layer(Api::default().service::<Empty<Bytes>>());
     provider.ready().await.unwrap();
@@ -337,7 +343,7 @@ async fn background_ends_with_last_handle() {
     drop(provider);
     drop(layer);
     settle().await;
-    assert_eq!(tasks(), 1, "a service is a handle");
+    assert_eq!(tasks(), 1, "a service holds a handle");
     drop(service);
     settle().await;
     assert_eq!(tasks(), 0);
@@ -364,7 +370,7 @@ async fn running_fetch_outlives_last_handle() {
     }
 }
 
-/// Row 53: what waits for a timer does not outlive the last handle.
+/// Row 53: a refresh in its backoff ends when the last handle is dropped.
 #[tokio::test(start_paused = true)]
 async fn backoff_ends_with_last_handle() {
     let source =
@@ -373,17 +379,17 @@ async fn backoff_ends_with_last_handle() {
     let _ = tokio::time::timeout(2 * SECOND, provider.token()).await;
     assert!(provider.status().refreshing);
     drop(provider);
-    let begun = Instant::now();
+    let start = Instant::now();
     settle().await;
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
-    assert_eq!((begun.elapsed(), source.fetches()), (Duration::ZERO, 1));
+    assert_eq!((start.elapsed(), source.fetches()), (Duration::ZERO, 1));
 }
 
 #[test]
 fn background_restarts_on_new_runtime() {
     let source = Source::living(HOUR);
     let builder = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true);
-    // Outside of a runtime: with the first request.
+    // Built outside a runtime, so the background task starts with the first request.
     let provider = builder.build().unwrap();
     let first = runtime();
     first.block_on(async {
@@ -397,7 +403,7 @@ fn background_restarts_on_new_runtime() {
 
     let second = runtime();
     second.block_on(async {
-        // Its clock starts where the first one's did.
+        // The clock of this runtime starts at the same time as the clock of the first one.
         sleep(30 * HOUR).await;
         let before = source.fetches();
         provider.token().await.unwrap();
@@ -409,9 +415,9 @@ fn background_restarts_on_new_runtime() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_provider_notices_new_key() {
-    let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(refused()));
-    let provider = kept_fresh(Arc::clone(&source));
-    // The cool-down is at its longest.
+    let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(rejected()));
+    let provider = keep_fresh_provider(Arc::clone(&source));
+    // The cool-down reaches its maximum.
     sleep(5 * MINUTE).await;
     let before = source.fetches();
     assert!((7..=10).contains(&before), "{before}");
@@ -420,32 +426,32 @@ async fn idle_provider_notices_new_key() {
     }
     sleep(2 * SECOND).await;
     source.revision.fetch_add(1, Ordering::SeqCst);
-    // A second until it is seen, and one for the fetch.
+    // One second until the provider checks the revision, and one for the fetch.
     sleep(2 * SECOND + Duration::from_millis(10)).await;
     assert_eq!(provider.current().unwrap().generation(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn ready_retries_until_permanent_error() {
-    // More than a refresh's three attempts.
+    // One refresh makes three attempts, so five failures need a second refresh.
     let source = (0..5).fold(Source::new(), |source, _| source.then(down()));
     let provider = TokenProvider::new(Arc::clone(&source));
     assert_eq!(provider.ready().await.unwrap().access_token(), "access-6");
     assert_eq!(provider.status().failed_refreshes, 1);
 
-    let source = Source::new().then(refused());
+    let source = Source::new().then(rejected());
     let provider = TokenProvider::new(Arc::clone(&source));
     let error = provider.ready().await.unwrap_err();
-    assert!(chain(&error).contains("the key was refused"));
+    assert!(chain(&error).contains("the key was rejected"));
     assert_eq!(source.fetches(), 1);
 
-    // Down for good: the reason, when the time is up.
+    // The endpoint stays down. `ready` returns the error after the timeout.
     let source = (0..100).fold(Source::new(), |source, _| source.then(down()));
     let provider = TokenProvider::builder(source).refresh_timeout(10 * SECOND).build().unwrap();
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = provider.ready().await.unwrap_err();
     assert!(chain(&error).contains("is down"), "{error:?}");
-    assert!((5 * SECOND..21 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert!((5 * SECOND..21 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -463,8 +469,8 @@ async fn invalidated_token_is_never_given() {
     assert_eq!(service.call(get()).await.unwrap().status(), StatusCode::OK);
     assert_eq!(api.tokens(), ["access-2"]);
     assert_eq!(*source.previous.lock().unwrap(), [None, Some(1)]);
-    // And one that is kept fresh has another before anybody asks.
-    let provider = kept_fresh(Source::living(HOUR));
+    // With `keep_fresh`, the background task gets a new token without a caller.
+    let provider = keep_fresh_provider(Source::living(HOUR));
     provider.ready().await.unwrap();
     provider.invalidate();
     sleep(2 * SECOND).await;
@@ -474,14 +480,14 @@ async fn invalidated_token_is_never_given() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_running_exchange() {
     let source = Source::living(HOUR);
-    let provider = kept_fresh(Arc::clone(&source));
+    let provider = keep_fresh_provider(Arc::clone(&source));
     settle().await;
     assert!(provider.status().refreshing);
     provider.shutdown().await;
     assert_eq!((provider.status().generation, provider.status().shut_down), (1, true));
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
 
-    // What works is still given, and its late challenges are answers.
+    // Callers still get the valid token. A challenge of it is an error.
     let token = at_once(provider.token()).unwrap().unwrap();
     assert!(matches!(provider.refresh(&token).await, Err(Error::ShutDown)));
     advance(2 * HOUR).await;
@@ -492,20 +498,20 @@ async fn shutdown_waits_for_running_exchange() {
     assert!(provider.subscribe().next().await.is_none());
 }
 
-/// Row 35: whatever the requests do, a refresh per cool-down.
+/// Row 35: at most one refresh starts per cool-down, however many requests are challenged.
 #[tokio::test(start_paused = true)]
 async fn endless_401s_obey_cool_down() {
     let source = Source::living(HOUR);
     let api = Api::default();
     let service =
         BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
-    let begun = Instant::now();
-    while begun.elapsed() < HOUR {
-        let answer = service.clone().oneshot(get()).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    let start = Instant::now();
+    while start.elapsed() < HOUR {
+        let response = service.clone().oneshot(get()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         sleep(Duration::from_millis(200)).await;
     }
-    // 1 + 2 + 4 + … + 32 s, then one a minute.
+    // The cool-downs are 1, 2, 4, … and 32 s, then a minute each.
     let fetches = source.fetches();
     assert!((50..=68).contains(&fetches), "{fetches}");
 }
@@ -515,7 +521,7 @@ async fn subscriber_sees_changes_until_drop() {
     let source = Source::living(HOUR).then(down());
     let provider = TokenProvider::new(Arc::clone(&source));
     let mut changes = provider.subscribe();
-    let waiting = tokio::spawn({
+    let waiter = tokio::spawn({
         let provider = provider.clone();
         async move { provider.token().await.map(|token| token.generation()) }
     });
@@ -528,7 +534,7 @@ async fn subscriber_sees_changes_until_drop() {
         (published.generation, published.refreshing, published.freshness),
         (1, false, Freshness::Fresh)
     );
-    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+    assert_eq!(waiter.await.unwrap().unwrap(), 1);
     drop(provider);
     assert!(changes.next().await.unwrap().shut_down);
     assert!(changes.next().await.is_none());
@@ -537,7 +543,7 @@ async fn subscriber_sees_changes_until_drop() {
 #[test]
 fn build_checks_every_option() {
     let builder = || TokenProvider::builder(Source::new());
-    for (wrong, word) in [
+    for (builder, option) in [
         (builder().refresh_timeout(Duration::ZERO), "refresh_timeout"),
         (builder().refresh_timeout(HOUR + SECOND), "refresh_timeout"),
         (builder().cool_down(Duration::ZERO, SECOND), "cool_down"),
@@ -545,8 +551,8 @@ fn build_checks_every_option() {
         (builder().cool_down(SECOND, 2 * HOUR), "cool_down"),
         (builder().name(""), "name"),
     ] {
-        match wrong.build() {
-            Err(Error::InvalidOption(text)) => assert!(text.contains(word), "{text}"),
+        match builder.build() {
+            Err(Error::InvalidOption(text)) => assert!(text.contains(option), "{text}"),
             other => panic!("{other:?}"),
         }
     }
@@ -569,10 +575,9 @@ async fn zero_lifetime_token_lasts_one_second() {
     advance(SECOND / 10).await;
     let requests = api.requests();
     for _ in 0..9 {
-        // The source is left alone for longer than a refresh may take: the reason is given at once.
-        let error = at_once(service.clone().oneshot(get()));
-        let error = match error {
-            Some(answer) => answer.unwrap_err(),
+        // The backoff is longer than the refresh timeout, so the error is immediate.
+        let error = match at_once(service.clone().oneshot(get())) {
+            Some(response) => response.unwrap_err(),
             None => service.clone().oneshot(get()).await.unwrap_err(),
         };
         assert!(chain(&*error).contains("backoff"), "{error:?}");
@@ -584,13 +589,13 @@ async fn zero_lifetime_token_lasts_one_second() {
     assert_eq!(provider.token().await.unwrap().generation(), 2);
 }
 
-/// Row 73: a token whose life was over before it arrived is used by nobody, and its refresh token is not lost.
+/// Row 73: a token that expired before it arrived is not used. Its refresh token is.
 #[tokio::test(start_paused = true)]
 async fn token_expired_in_transit_replaces_none() {
     struct Slow {
         previous: Mutex<Vec<Option<String>>>,
-        /// How long each exchange takes.
-        takes: Mutex<Vec<Duration>>,
+        /// The duration of each exchange, the last one first.
+        durations: Mutex<Vec<Duration>>,
     }
 
     impl TokenSource for Slow {
@@ -602,24 +607,24 @@ async fn token_expired_in_transit_replaces_none() {
                 seen.len()
             };
             let requested_at = Instant::now().into_std();
-            let takes = self.takes.lock().unwrap().pop().unwrap();
-            sleep(takes).await;
+            let duration = self.durations.lock().unwrap().pop().unwrap();
+            sleep(duration).await;
             let token = Token::builder(format!("access-{call}")).refresh_token(format!("refresh-{call}"));
             Ok(token.expires_in(10 * SECOND).requested_at(requested_at).build()?)
         }
     }
 
-    let takes = Mutex::new(vec![SECOND, 12 * SECOND, SECOND]);
-    let source = Arc::new(Slow { previous: Mutex::default(), takes });
+    let durations = Mutex::new(vec![SECOND, 12 * SECOND, SECOND]);
+    let source = Arc::new(Slow { previous: Mutex::default(), durations });
     let provider = TokenProvider::new(Arc::clone(&source));
     let first = provider.token().await.unwrap();
-    let late = tokio::spawn({
+    let refresh = tokio::spawn({
         let (provider, first) = (provider.clone(), first.clone());
         async move { provider.refresh(&first).await }
     });
     sleep(5 * SECOND).await;
     assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
-    let error = late.await.unwrap().unwrap_err();
+    let error = refresh.await.unwrap().unwrap_err();
     assert!(error.is_transient() && chain(&error).contains("expired before it arrived"), "{error:?}");
     assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
     let previous = source.previous.lock().unwrap().clone();

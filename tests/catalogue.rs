@@ -1,4 +1,4 @@
-//! The catalogue of faults in `tests/README.md` is complete, and names existing tests; so does SECURITY.md.
+//! Every row of the catalogue in `tests/README.md` and every promise in `SECURITY.md` names tests that exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -33,7 +33,7 @@ fn security_promises_name_existing_tests() {
         .filter(|line| line.starts_with("| "))
         .flat_map(|line| line.split('`').skip(1).step_by(2))
     {
-        // `file::name` or `file`, then more names of the same file.
+        // Either `file::name`, or `file`, or the name of another test in the last file.
         let (file, name) = quoted.split_once("::").unwrap_or(("", quoted));
         let file = if quoted.ends_with(".rs") { quoted } else { file };
         if file.ends_with(".rs") {

@@ -1,4 +1,5 @@
-//! What happens on a 401, and what does not.
+//! What the layer does on a 401, and which responses it passes through.
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -54,20 +55,20 @@ async fn first_request_obtains_token() {
 #[tokio::test(start_paused = true)]
 async fn first_retry_has_no_backoff() {
     let (api, _, layer) = revoked_once().await;
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     layer.layer(api.service()).oneshot(get()).await.unwrap();
-    assert_eq!(begun.elapsed(), Duration::from_secs(1), "more than the source's own second");
+    assert_eq!(start.elapsed(), Duration::from_secs(1), "the first retry waited for a backoff");
 }
 
 /// Row 33.
 #[tokio::test(start_paused = true)]
-async fn a_request_is_never_sent_without_a_token() {
-    let source = Source::new().then(Act::Fail(SourceError::rejected("the key was refused")));
+async fn never_sends_without_token() {
+    let source = Source::new().then(Act::Fail(SourceError::rejected("the key was rejected")));
     let api = Api::default();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let error = layer.layer(api.service()).oneshot(get()).await.unwrap_err();
     assert!(matches!(ours(&error), Error::Source(_)));
-    assert!(support::chain(&*error).contains("the key was refused"));
+    assert!(support::chain(&*error).contains("the key was rejected"));
     assert_eq!(api.requests(), 0);
 }
 
@@ -85,12 +86,12 @@ async fn burst_of_401s_costs_one_refresh() {
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
     }
-    // The first token, one more for the first challenge. Each request is sent again with that; beyond it the budget
-    // allows 10 a second for 10 s, and a fifth of 400 challenges.
+    // One fetch for the first token and one for the first challenge. The first retry with a newer token
+    // does not use the budget. For other retries the budget allows 10 per second for 10 s, and a fifth of 400 challenges.
     assert_eq!(source.fetches(), 2);
     assert!((400..=400 + 100 + 80).contains(&api.requests()), "{}", api.requests());
 
-    // For a minute more, a request a second: the cool-down doubles from one refresh to the next.
+    // One request per second for another minute. The cool-down doubles with each refresh.
     for _ in 0..60 {
         layer.layer(api.service()).oneshot(get()).await.unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -117,14 +118,14 @@ async fn lagging_api_is_retried_after_backoff() {
     let (api, source) = (Api::default(), Source::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
     layer.provider().token().await.unwrap();
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     let request = tokio::spawn(layer.layer(api.service()).oneshot(get()));
-    // The refresh's second, then a moment before the backoff of 100 ms is over.
+    // The refresh takes a second. The backoff of 100 ms is not over yet.
     tokio::time::sleep(Duration::from_millis(1050)).await;
     assert_eq!(api.tokens(), ["access-1", "access-2"]);
     api.accept("access-2");
     assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
-    assert!(begun.elapsed() >= Duration::from_millis(1100));
+    assert!(start.elapsed() >= Duration::from_millis(1100));
     assert_eq!((api.requests(), source.fetches()), (3, 2));
 }
 
@@ -133,11 +134,11 @@ async fn lagging_api_is_retried_after_backoff() {
 async fn no_replay_401_refreshes_in_background() {
     let (api, source, layer) = revoked_once().await;
     let service = layer.no_replay().layer(api.service());
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
-    assert_eq!(begun.elapsed(), Duration::ZERO, "it waited for the refresh");
+    assert_eq!(start.elapsed(), Duration::ZERO, "the request waited for the refresh");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
     assert_eq!((api.requests(), source.fetches()), (2, 2));
@@ -154,7 +155,7 @@ async fn failed_refresh_returns_401() {
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
-    // The token may still work, for the next request.
+    // The next request still gets the old token, which may work again.
     api.accept("access-1");
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
 }
@@ -177,14 +178,14 @@ async fn retry_reuses_connection_of_small_401() {
     }
     let counters = server.counters();
     assert_eq!((counters.challenged, counters.refresh_grants), (1, 1));
-    // One to the auth endpoints, one to the API.
+    // One connection to the auth endpoints, one to the API.
     assert_eq!(counters.connections, 2);
 }
 
 /// Row 37.
 #[tokio::test(start_paused = true)]
 async fn endless_401_body_is_dropped() {
-    // How the endless body comes: at once, in empty frames, or never.
+    // The endless body has full frames, empty frames, or no frame at all.
     for (frame, wait) in
         [(&[b'x'; 1024][..], Duration::ZERO), (&[], Duration::ZERO), (&[], Duration::from_millis(100))]
     {
@@ -203,14 +204,14 @@ async fn endless_401_body_is_dropped() {
                 StreamBody::new(Endless { frame: frame.map(Bytes::from_static), hangs })
             })
         });
-        let begun = tokio::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let response = layer.layer(service).oneshot(get()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(begun.elapsed(), Duration::from_secs(1) + wait);
+        assert_eq!(start.elapsed(), Duration::from_secs(1) + wait);
     }
 }
 
-/// The same frame for ever; or nothing, for ever.
+/// A body that repeats one frame without an end. If it `hangs`, no frame arrives. Without a frame, the body ends at once.
 struct Endless {
     frame: Option<Bytes>,
     hangs: bool,
@@ -243,11 +244,11 @@ async fn passes_through_non_challenges() {
             if let Some(value) = www_authenticate {
                 response = response.header("www-authenticate", value);
             }
-            response.body(Full::<Bytes>::from("as it was")).map_err(BoxError::from)
+            response.body(Full::<Bytes>::from("unchanged")).map_err(BoxError::from)
         });
         let response = layer.layer(service).oneshot(get()).await.unwrap();
         assert_eq!(response.status(), status);
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "as it was");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "unchanged");
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(source.fetches(), 1, "{status}");
     }
@@ -257,8 +258,8 @@ async fn passes_through_non_challenges() {
 async fn custom_predicate_finds_challenge() {
     let (_, source, layer) = revoked_once().await;
     let service = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
-        let good = request.headers()[AUTHORIZATION] == "Bearer access-2";
-        let response = Response::builder().header("grpc-status", if good { "0" } else { "16" });
+        let is_accepted = request.headers()[AUTHORIZATION] == "Bearer access-2";
+        let response = Response::builder().header("grpc-status", if is_accepted { "0" } else { "16" });
         response.body(Full::<Bytes>::default()).map_err(BoxError::from)
     });
     let response = layer.challenge(challenge::grpc).layer(service).oneshot(get()).await.unwrap();
@@ -285,7 +286,7 @@ async fn own_authorization_causes_no_refresh() {
     }
 }
 
-/// Row 39: whatever it is, and however often.
+/// Row 39: a request with another scheme, and with two values.
 #[tokio::test(start_paused = true)]
 async fn keeps_or_replaces_all_authorizations() {
     let (api, _, layer) = revoked_once().await;
@@ -330,9 +331,9 @@ async fn expiring_token_refreshes_in_background() {
         BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
     service.clone().oneshot(get()).await.unwrap();
     tokio::time::advance(Duration::from_secs(55)).await;
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     service.clone().oneshot(get()).await.unwrap();
-    assert_eq!(begun.elapsed(), Duration::ZERO, "it waited for the refresh");
+    assert_eq!(start.elapsed(), Duration::ZERO, "the request waited for the refresh");
     tokio::time::sleep(Duration::from_secs(2)).await;
     service.oneshot(get()).await.unwrap();
     assert_eq!(api.tokens(), ["access-1", "access-1", "access-2"]);
@@ -359,7 +360,7 @@ async fn replaces_authorization_if_asked() {
 
 /// Rows 40 and 47.
 #[tokio::test(start_paused = true)]
-async fn a_retry_is_the_request_as_it_was() {
+async fn retry_repeats_request_exactly() {
     let (_, _, layer) = revoked_once().await;
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let service = tower::service_fn({
@@ -367,11 +368,11 @@ async fn a_retry_is_the_request_as_it_was() {
         move |request: Request<Full<Bytes>>| {
             let seen = Arc::clone(&seen);
             async move {
-                let good = request.headers()[AUTHORIZATION] == "Bearer access-2";
+                let is_accepted = request.headers()[AUTHORIZATION] == "Bearer access-2";
                 let (head, body) = request.into_parts();
                 let body = body.collect().await?.to_bytes();
                 seen.lock().unwrap().push((head, body));
-                let status = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+                let status = if is_accepted { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
                 Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
             }
         }
@@ -410,7 +411,7 @@ async fn retry_budget_bounds_load() {
     let (api, source) = (Api::default(), Source::new());
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let service = layer.layer(api.service());
-    // The new token that the first refusal fetches is refused as well.
+    // The API challenges the first token, and then the second one.
     service.clone().oneshot(get()).await.unwrap();
     let before = api.requests();
     let mut requests = JoinSet::new();
@@ -419,7 +420,7 @@ async fn retry_budget_bounds_load() {
     }
     requests.join_all().await;
     let sent = api.requests() - before;
-    // Retries: the reserve of 10 a second for 10 s, and a fifth of all that was challenged, the retries among them.
+    // The budget allows 10 retries per second for 10 s, and a fifth of all challenges, those of retries included.
     assert!(sent <= 1000 + 375, "{sent}");
 }
 
@@ -427,10 +428,10 @@ async fn retry_budget_bounds_load() {
 async fn inner_error_is_not_retried() {
     let (_, source, layer) = revoked_once().await;
     let service = tower::service_fn(|_: Request<Empty<Bytes>>| async {
-        Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("the cable is cut"))
+        Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("the connection was reset"))
     });
     let error = layer.layer(service).oneshot(get()).await.unwrap_err();
-    assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().to_string(), "the cable is cut");
+    assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().to_string(), "the connection was reset");
     assert_eq!(source.fetches(), 1);
 }
 
@@ -449,17 +450,17 @@ async fn too_many_headers_is_typed_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_limit_of_zero_is_a_typed_error() {
+async fn zero_replay_limit_is_typed_error() {
     let (api, _, layer) = revoked_once().await;
     let mut service = layer.clone().buffered(0).layer(api.service());
     let error = service.ready().await.unwrap().call(get()).await.unwrap_err();
     assert!(matches!(ours(&error), Error::InvalidOption(_)));
     assert!(error.to_string().contains("no_replay()"));
-    // A choice made afterwards is another choice.
+    // A later call replaces the limit.
     assert!(layer.buffered(0).buffered(1).layer(api.service()).oneshot(get()).await.is_ok());
 }
 
-/// Over real sockets: HTTP/1.1, HTTP/2, and TLS with what ALPN chooses.
+/// Over real sockets: HTTP/1.1, HTTP/2, and TLS with the protocol that ALPN selects.
 #[tokio::test]
 async fn two_hundred_401s_cost_one_refresh() {
     for (tls, http2) in [(false, false), (false, true), (true, false)] {
@@ -495,7 +496,7 @@ async fn two_hundred_401s_cost_one_refresh() {
     }
 }
 
-/// Every token that the server gave before is revoked by a grant, or none is: both heal.
+/// A grant may revoke all earlier tokens, or none. The request succeeds in both cases.
 #[tokio::test]
 async fn heals_if_grant_revokes_or_not() {
     for revoke in [false, true] {
@@ -511,13 +512,13 @@ async fn heals_if_grant_revokes_or_not() {
     }
 }
 
-/// An API with two endpoints: `/y` knows which tokens are good, and `/x` refuses them all.
+/// An API with two endpoints: `/y` accepts valid tokens, and `/x` challenges every token.
 #[derive(Clone)]
 struct TwoEndpoints {
     source: Arc<Source>,
-    /// Every token up to this one is revoked.
+    /// The newest revoked token. All tokens before it are revoked too.
     revoked: Arc<AtomicU64>,
-    /// A grant revokes the tokens before it, as soon as the endpoint has the request.
+    /// Whether a grant revokes all earlier tokens as soon as the endpoint gets its request.
     grant_revokes: bool,
 }
 
@@ -545,7 +546,7 @@ impl TwoEndpoints {
         }
     }
 
-    /// The answer takes 20 ms.
+    /// Responds after 20 ms.
     fn service(
         &self,
     ) -> impl Service<
@@ -617,8 +618,10 @@ async fn revocations_in_a_row_heal_over_sockets() {
     }
 }
 
-/// Row 62: the request that started the refresh is slow, and those that joined it are evidence as well; or it is gone, and
-/// nothing tells a revocation from an endpoint that refuses every token.
+/// Row 62: the request that started the refresh is slow, or it was dropped.
+///
+/// If it is slow, the success of a joined request also shows that the token was revoked. If it was dropped, a revocation
+/// cannot be distinguished from an endpoint that challenges every token, so the pause is longer.
 #[tokio::test(start_paused = true)]
 async fn heals_after_refresh_starter_is_gone() {
     for (is_dropped, pause) in [(false, 1), (true, 5)] {
@@ -627,7 +630,7 @@ async fn heals_after_refresh_starter_is_gone() {
         let service = layer.layer(api.service());
         service.clone().oneshot(get_path("/y")).await.unwrap();
         api.revoke();
-        // Its retry takes a minute.
+        // The retry of this service takes a minute.
         let slow = api.service();
         let slow = layer.layer(tower::service_fn(move |request: Request<Empty<Bytes>>| {
             let is_retry = request.headers()[AUTHORIZATION] == "Bearer access-2";
@@ -659,16 +662,17 @@ async fn heals_after_refresh_starter_is_gone() {
 async fn failing_endpoint_spares_others() {
     let second = Duration::from_secs(1);
     for grant_revokes in [false, true] {
-        for (is_sent_again, burst) in [(true, 1), (true, 100), (false, 1), (false, 100)] {
-            let case =
-                format!("a grant revokes: {grant_revokes}, sent again: {is_sent_again}, {burst} at once");
+        for (is_retried, burst) in [(true, 1), (true, 100), (false, 1), (false, 100)] {
+            let case = format!(
+                "a grant revokes: {grant_revokes}, retried: {is_retried}, {burst} concurrent requests"
+            );
             let api = TwoEndpoints::new(grant_revokes);
             let layer = BearerAuthLayer::with_provider(api.provider());
-            let x = layer.clone().retry(RetryPolicy::new().max_retries(if is_sent_again { 2 } else { 0 }));
+            let x = layer.clone().retry(RetryPolicy::new().max_retries(if is_retried { 2 } else { 0 }));
             let (x, y) = (x.layer(api.service()), layer.layer(api.service()));
             y.clone().oneshot(get_path("/y")).await.unwrap();
 
-            let begun = tokio::time::Instant::now();
+            let start = tokio::time::Instant::now();
             let polling = tokio::spawn(async move {
                 loop {
                     for _ in 0..burst {
@@ -680,7 +684,7 @@ async fn failing_endpoint_spares_others() {
             let mut challenged_since = None;
             let mut fetches = Vec::new();
             let mut revocations = 0;
-            while begun.elapsed() < 300 * second {
+            while start.elapsed() < 300 * second {
                 let sent = tokio::time::Instant::now();
                 let status = y.clone().oneshot(get_path("/y")).await.unwrap().status();
                 match (status, challenged_since) {
@@ -693,8 +697,8 @@ async fn failing_endpoint_spares_others() {
                 if fetches.last().is_none_or(|(count, _)| *count < api.source.fetches()) {
                     fetches.push((api.source.fetches(), sent));
                 }
-                // Now and then a real revocation, of a token that has been accepted.
-                let is_due = revocations < 4 && begun.elapsed() > 60 * second * (revocations + 1);
+                // Once a minute, an accepted token is revoked.
+                let is_due = revocations < 4 && start.elapsed() > 60 * second * (revocations + 1);
                 if is_due && status == StatusCode::OK && !layer.provider().status().refreshing {
                     revocations += 1;
                     api.revoke();
@@ -703,9 +707,9 @@ async fn failing_endpoint_spares_others() {
             }
             polling.abort();
             assert_eq!(revocations, 4);
-            // The first token, one refresh per pause and its own second, and one for each revocation.
+            // The first token, one refresh per six seconds (a pause of 5 s and the fetch), and one per revocation.
             assert!(api.source.fetches() <= 1 + 300 / 6 + 1 + 4, "{case}: {}", api.source.fetches());
-            // In any five seconds one that `/x` caused, and perhaps one after a revocation.
+            // Within five seconds, `/x` causes at most one refresh, and a revocation at most another one.
             for three in fetches.windows(3) {
                 let [(_, first), _, (_, last)] = three else { unreachable!() };
                 assert!(*last - *first >= 5 * second, "{case}: {fetches:?}");
@@ -714,14 +718,14 @@ async fn failing_endpoint_spares_others() {
     }
 }
 
-/// Row 63: where nothing is accepted, the cool-down doubles as before.
+/// Row 63: if the API accepts no new token, the cool-down doubles with each refresh.
 #[tokio::test(start_paused = true)]
 async fn cool_down_doubles_despite_old_success() {
     let api = TwoEndpoints::new(false);
     let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
     assert_eq!(service.clone().oneshot(get_path("/y")).await.unwrap().status(), StatusCode::OK);
-    let begun = tokio::time::Instant::now();
-    while begun.elapsed() < Duration::from_secs(3600) {
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(3600) {
         let response = service.clone().oneshot(get_path("/x")).await.unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -742,7 +746,7 @@ async fn retry_sends_current_token() {
     while api.requests() == 0 {
         tokio::task::yield_now().await;
     }
-    // The one permit is taken before the retry can have it, and held until another token has been published.
+    // The only permit is taken before the retry gets it, and held until another token is published.
     let mut held = limited;
     held.ready().await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -764,7 +768,7 @@ async fn token_expired_before_ready_is_not_sent() {
     let mut service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(limited.clone());
     let request = service.ready().await.unwrap().call(get());
     let mut held = limited;
-    // The request waits for its token, and has let go of the one permit.
+    // The request waits for its token and has released the only permit.
     tokio::time::timeout(second, held.ready()).await.expect("the permit is held").unwrap();
     let request = tokio::spawn(request);
     tokio::time::sleep(20 * second).await;
@@ -773,7 +777,7 @@ async fn token_expired_before_ready_is_not_sent() {
     assert_eq!(api.tokens(), ["access-2"]);
 }
 
-/// Row 66: one client, four requests at a time, behind both the source and the layer.
+/// Row 66: the source and the layer share one client, which allows four concurrent requests.
 #[tokio::test(start_paused = true)]
 async fn waiting_for_token_holds_no_permit() {
     let client = tower::service_fn(|request: Request<String>| async move {
@@ -795,7 +799,7 @@ async fn waiting_for_token_holds_no_permit() {
     }
 }
 
-/// Row 63: the callers of `/x` give up before the refresh that they started is over.
+/// Row 63: the callers of `/x` drop their requests before the refresh that they started finishes.
 #[tokio::test(start_paused = true)]
 async fn dropped_starter_is_no_evidence() {
     let millis = Duration::from_millis;
@@ -811,10 +815,10 @@ async fn dropped_starter_is_no_evidence() {
                 tokio::time::sleep(millis(period)).await;
             }
         });
-        let begun = tokio::time::Instant::now();
-        while begun.elapsed() < Duration::from_secs(300) {
-            let answer = service.clone().oneshot(get_path("/y")).await.unwrap();
-            assert_eq!(answer.status(), StatusCode::OK);
+        let start = tokio::time::Instant::now();
+        while start.elapsed() < Duration::from_secs(300) {
+            let response = service.clone().oneshot(get_path("/y")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
             tokio::time::sleep(millis(100)).await;
         }
         polling.abort();

@@ -1,7 +1,7 @@
-//! What the compiler says to the mistakes that are made first, and that it names the remedy: `tests/ui/*.stderr`.
+//! The compiler errors of common mistakes name the remedy. `tests/ui/*.stderr` has the recorded errors.
 //!
-//! Every release of rustc words its errors a little differently, so the record is compared with one release's. After a
-//! change of ours: `TRYBUILD=overwrite cargo test --test compile_fail`.
+//! The text of an error differs between releases of rustc, so only one release is compared with the record. After a change
+//! of this crate, `TRYBUILD=overwrite cargo test --test compile_fail` records the errors again.
 
 #[rustversion::stable(1.95)]
 #[test]
@@ -13,7 +13,7 @@ fn compiler_names_remedy() {
     }
 }
 
-/// The records are written by the compiler: that each of them says what to do is what counts.
+/// The compiler writes the records, so this test checks that each of them contains its remedy.
 #[test]
 fn each_record_has_its_remedy() {
     for (record, remedy) in [

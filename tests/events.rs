@@ -1,4 +1,5 @@
-//! Every event that is documented is told, with its fields, and nothing else is.
+//! Every documented event is emitted with its fields, and no other event is.
+#![cfg(all(feature = "api-video", feature = "tracing"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -55,7 +56,7 @@ struct Logged {
     message: String,
     level: Level,
     fields: BTreeMap<String, String>,
-    /// Whether it was told within a refresh's span.
+    /// Whether it was emitted within the span of a refresh.
     in_refresh_span: bool,
 }
 
@@ -63,13 +64,15 @@ struct Logged {
 struct Record {
     events: Arc<Mutex<Vec<Logged>>>,
     spans: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
-    /// The names of the spans that others follow from.
+    /// The names of the spans that other spans follow from.
     followed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Record {
-    /// Records what this thread tells from now on. One test at a time, and before anything is told: which events are
-    /// wanted is decided for the whole process.
+    /// Records the events of this thread from now on.
+    ///
+    /// Only one test records at a time, and it starts before the first event: `tracing` caches for the whole process which
+    /// events are enabled.
     fn start() -> (Self, (DefaultGuard, MutexGuard<'static, ()>)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,13 +88,13 @@ impl Record {
     /// The only event of this message.
     fn one(&self, message: &str) -> Logged {
         let mut found = self.events();
-        found.retain(|told| told.message == message);
+        found.retain(|event| event.message == message);
         assert_eq!(found.len(), 1, "{message}: {found:?}");
         found.remove(0)
     }
 }
 
-fn is_ours(metadata: &Metadata<'_>) -> bool {
+fn is_tower_bearer(metadata: &Metadata<'_>) -> bool {
     metadata.target() == "tower_bearer"
 }
 
@@ -100,7 +103,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, _: &span::Id, _: Context<'_, S>) {
-        if is_ours(attributes.metadata()) {
+        if is_tower_bearer(attributes.metadata()) {
             assert_eq!(
                 (attributes.metadata().name(), *attributes.metadata().level()),
                 ("token_refresh", Level::INFO)
@@ -117,20 +120,21 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        if !is_ours(event.metadata()) {
+        if !is_tower_bearer(event.metadata()) {
             return;
         }
         let mut fields = Fields::default();
         event.record(&mut fields);
         let message = fields.0.remove("message").unwrap();
-        let in_refresh_span =
-            context.event_scope(event).is_some_and(|mut scope| scope.any(|span| is_ours(span.metadata())));
+        let in_refresh_span = context
+            .event_scope(event)
+            .is_some_and(|mut scope| scope.any(|span| is_tower_bearer(span.metadata())));
         let level = *event.metadata().level();
         self.events.lock().unwrap().push(Logged { message, level, fields: fields.0, in_refresh_span });
     }
 }
 
-/// What the module's documentation says: the message, its level, its fields, and whether it is told within a refresh.
+/// The events in the documentation of `observability`: message, level, fields, and whether it is in the span of a refresh.
 fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
     let mut in_refresh_span = false;
     let mut events = Vec::new();
@@ -157,12 +161,13 @@ fn provider<T: TokenSource>(source: &Arc<T>) -> TokenProvider {
     TokenProvider::builder(Arc::clone(source)).name("videos").build().unwrap()
 }
 
-/// Makes everything happen that there is an event for.
-async fn everything() {
+/// Triggers every event.
+async fn trigger_every_event() {
     let api = Api::default();
     let second = Duration::from_secs(1);
 
-    // A transient failure, a token; refused, healed; refused for ever, until the cool-down and the retries end it.
+    // The source fails once, then returns a token. A request is challenged, and its retry succeeds. The next request is
+    // challenged until its retries are used.
     let source = Source::living(HOUR)
         .then(Act::Fail(SourceError::unavailable("down").with_cause("the connection was reset")));
     let videos = provider(&source);
@@ -174,8 +179,8 @@ async fn everything() {
     videos.invalidate();
     videos.shutdown().await;
 
-    // A token that is given again, as good as expired; one that is given again though it was not refused; a refused
-    // credential.
+    // The source returns the challenged token again, which is about to expire. Another source returns an unchallenged token
+    // again. A credential is rejected.
     let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO)));
     let first = same.token().await.unwrap();
     same.refresh(&first).await.unwrap();
@@ -183,11 +188,11 @@ async fn everything() {
     same.token().await.unwrap();
     advance(HOUR * 2).await;
     same.token().await.unwrap();
-    let refused = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was refused"))));
-    let service = BearerAuthLayer::with_provider(refused).layer(api.service());
+    let rejected = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was rejected"))));
+    let service = BearerAuthLayer::with_provider(rejected).layer(api.service());
     assert!(service.oneshot(get()).await.is_err());
 
-    // A refresh that is joined; a late challenge; an ageing token whose renewal fails; a failure that holds.
+    // A caller joins a refresh. A challenge is late. The refresh of an expiring token fails. A permanent failure lasts.
     let source = Source::living(HOUR);
     let videos = provider(&source);
     let (first, _) = tokio::join!(videos.token(), videos.token());
@@ -199,11 +204,11 @@ async fn everything() {
     videos.token().await.unwrap();
     sleep(second * 2).await;
     videos.token().await.unwrap();
-    let videos = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was refused"))));
+    let videos = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was rejected"))));
     assert!(videos.token().await.is_err());
     assert!(videos.token().await.is_err());
 
-    // A token file that is gone when it is read again.
+    // A token file is removed before it is read again.
     let folder = Folder::new();
     std::fs::write(folder.token(), "canary-file").unwrap();
     let file = provider(&Arc::new(TokenFile::new(folder.token())));
@@ -211,22 +216,22 @@ async fn everything() {
     std::fs::remove_file(folder.token()).unwrap();
     assert_eq!(file.refresh(&first).await.unwrap().generation(), 1);
 
-    // Outside of the scope, twice.
+    // Two requests to an origin that is not allowed.
     let service = BearerAuthLayer::with_provider(provider(&source)).layer(api.service());
     for _ in 0..2 {
         let request = Request::get("http://api.example/?token=canary").body(Empty::<Bytes>::new()).unwrap();
-        let answer = service.clone().oneshot(request).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+        let response = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     }
 
-    // A refresh that is over before the source answers.
+    // A refresh times out.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
 
-    // Requests that are not sent again: no token, no retry, no body, no budget.
+    // Requests that are not retried: there is no other token, no retry, no replayable body, or no budget.
     let source = Source::living(HOUR);
     let layer = BearerAuthLayer::with_provider(provider(&source));
     layer.provider().token().await.unwrap();
-    source.next(Act::Fail(SourceError::rejected("the key was refused")));
+    source.next(Act::Fail(SourceError::rejected("the key was rejected")));
     assert_eq!(layer.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     advance(second * 2).await;
     let none = layer.clone().retry(RetryPolicy::new().max_retries(0));
@@ -237,17 +242,17 @@ async fn everything() {
     let none = layer.retry(RetryPolicy::new().budget(second, 0, 0.0));
     assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
-    // api.video: a refresh token refused, one that was lost twice, and a lifetime that is none.
-    let answers = Arc::new(Mutex::new(vec!["3600", "lost", "lost", "soon", "3600", "refused", "3600"]));
+    // api.video rejects a refresh token. The response to another one is lost twice. A lifetime is not a number.
+    let responses = Arc::new(Mutex::new(vec!["3600", "lost", "lost", "soon", "3600", "rejected", "3600"]));
     let auth = tower::service_fn(move |_: Request<String>| {
-        let mut answers = answers.lock().unwrap();
-        let (answer, number) = (answers.pop().unwrap(), answers.len());
+        let mut responses = responses.lock().unwrap();
+        let (response, number) = (responses.pop().unwrap(), responses.len());
         async move {
-            let status = if answer == "refused" { StatusCode::BAD_REQUEST } else { StatusCode::OK };
-            let body = match answer {
+            let status = if response == "rejected" { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+            let body = match response {
                 "lost" => "{".to_owned(),
-                answer => format!(
-                    r#"{{"access_token": "access-{number}", "refresh_token": "refresh-{number}", "expires_in": "{answer}"}}"#
+                response => format!(
+                    r#"{{"access_token": "access-{number}", "refresh_token": "refresh-{number}", "expires_in": "{response}"}}"#
                 ),
             };
             Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::from(body)).unwrap())
@@ -270,36 +275,37 @@ async fn everything() {
 #[tokio::test(start_paused = true)]
 async fn emits_exactly_documented_events() {
     let (record, _guard) = Record::start();
-    everything().await;
-    let told = record.events();
+    trigger_every_event().await;
+    let emitted = record.events();
     let documented = documented();
     assert!(documented.len() > 15, "{documented:?}");
-    for event in &told {
+    for event in &emitted {
         let Some((_, level, fields, in_refresh_span)) =
             documented.iter().find(|(message, ..)| *message == event.message)
         else {
             panic!("not documented: {event:?}")
         };
         assert_eq!((*level, *in_refresh_span), (event.level, event.in_refresh_span), "{event:?}");
-        let absent_without_a_lifetime = |field: &String| field.ends_with("_in_ms");
+        let is_absent_without_lifetime = |field: &String| field.ends_with("_in_ms");
         for field in fields.iter().filter(|field| !event.fields.contains_key(*field)) {
-            assert!(absent_without_a_lifetime(field), "no {field} in {event:?}");
+            assert!(is_absent_without_lifetime(field), "no {field} in {event:?}");
         }
         for field in event.fields.keys() {
             assert!(fields.contains(field), "{field} is not documented: {event:?}");
         }
     }
-    // The one that needs a suspended machine has a test beside the clock.
+    // One event needs a suspended machine. A unit test covers it.
     for (message, ..) in documented.iter().filter(|(message, ..)| !message.contains("wall clock is ahead")) {
-        assert!(told.iter().any(|event| event.message == *message), "never told: {message}");
+        assert!(emitted.iter().any(|event| event.message == *message), "not emitted: {message}");
     }
     record.one("origin is not allowed; sending the request without the token");
-    let reasons: BTreeSet<_> = told.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
+    let reasons: BTreeSet<_> =
+        emitted.iter().filter_map(|event| event.fields.get("reason").cloned()).collect();
     assert_eq!(reasons.into_iter().collect::<Vec<_>>(), ["body", "budget", "retries", "token"]);
 
     // Row 46.
     for secret in ["access-", "refresh-", "canary", "Bearer"] {
-        assert!(!format!("{told:?}{:?}", record.spans.lock().unwrap()).contains(secret), "{secret}");
+        assert!(!format!("{emitted:?}{:?}", record.spans.lock().unwrap()).contains(secret), "{secret}");
     }
 }
 
@@ -319,7 +325,7 @@ async fn failure_event_has_chain_and_delay() {
     assert!((7100..=7200).contains(&delay), "{delay}");
     let published = record.one("token published");
     assert_eq!((&*published.fields["generation"], &*published.fields["expires_in_ms"]), ("1", "3600000"));
-    // Two fetches of a second, and what was waited between them.
+    // Two fetches of a second each, and the delay between them.
     let took: u64 = published.fields["took_ms"].parse().unwrap();
     assert!((2000 + delay..=2001 + delay).contains(&took), "{took}");
 }
@@ -361,14 +367,14 @@ async fn good_token_emits_no_event() {
     assert!(record.events().is_empty(), "{:?}", record.events());
 }
 
-/// A subscriber that does what it should not.
+/// A subscriber that calls the provider from its callbacks, and may panic.
 #[derive(Clone, Default)]
-struct Unruly {
+struct Reentrant {
     provider: Arc<std::sync::OnceLock<TokenProvider>>,
     panics: bool,
 }
 
-impl Subscriber for Unruly {
+impl Subscriber for Reentrant {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -385,8 +391,8 @@ impl Subscriber for Unruly {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let is_published = fields.0.get("message").is_some_and(|message| message == "token published");
-        assert!(!(self.panics && is_published), "the subscriber's own panic");
-        self.ask();
+        assert!(!(self.panics && is_published), "expected panic of the subscriber");
+        self.call_provider();
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -394,48 +400,49 @@ impl Subscriber for Unruly {
     fn exit(&self, _: &span::Id) {}
 
     fn clone_span(&self, id: &span::Id) -> span::Id {
-        self.ask();
+        self.call_provider();
         id.clone()
     }
 
     fn try_close(&self, _: span::Id) -> bool {
-        self.ask();
+        self.call_provider();
         false
     }
 }
 
-impl Unruly {
-    fn ask(&self) {
+impl Reentrant {
+    fn call_provider(&self) {
         if let Some(provider) = self.provider.get() {
             provider.status();
         }
     }
 }
 
-/// Foreign code runs under no lock, and its panic ends the refresh.
+/// Subscribers are called without a lock, and their panic ends the refresh.
 #[test]
-fn unruly_subscriber_is_no_deadlock() {
+fn reentrant_subscriber_is_no_deadlock() {
     for panics in [false, true] {
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let unruly = Unruly { panics, ..Unruly::default() };
-            let _guard = tracing::subscriber::set_default(unruly.clone());
+            let reentrant = Reentrant { panics, ..Reentrant::default() };
+            let _guard = tracing::subscriber::set_default(reentrant.clone());
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
                 let provider = provider(&Source::living(HOUR));
-                unruly.provider.set(provider.clone()).unwrap();
+                reentrant.provider.set(provider.clone()).unwrap();
                 let started = tokio::spawn({
                     let provider = provider.clone();
                     async move { provider.token().await }
                 });
                 tokio::task::yield_now().await;
-                let joined = tokio::time::timeout(HOUR / 2, provider.token()).await.expect("it waits on");
+                let joined =
+                    tokio::time::timeout(HOUR / 2, provider.token()).await.expect("the caller is stuck");
                 let started = started.await.unwrap();
                 assert_eq!((started.is_err(), joined.is_err()), (panics, panics));
             });
             done.send(()).unwrap();
         });
-        // A deadlock does not end; a failure drops the sender.
-        ended.recv_timeout(Duration::from_secs(60)).expect("a deadlock, or a failure above");
+        // The thread never ends in a deadlock. A failed assertion drops the sender.
+        ended.recv_timeout(Duration::from_secs(60)).expect("deadlock, or a failed assertion above");
     }
 }

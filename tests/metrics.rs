@@ -1,4 +1,5 @@
-//! Every metric that is documented is counted, under its name and with its labels.
+//! Every documented metric is recorded with its name and its labels.
+#![cfg(feature = "metrics")]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -15,11 +16,11 @@ use support::{Act, Api, Source, get};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
 
-/// Name and labels of each metric, as `name{a="b"}`, and its value or number of values.
-fn shown(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
+/// Maps each metric, as `name{a=b}`, to its value, or for a histogram to the number of its values.
+fn metrics_of(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
     let metrics = snapshotter.snapshot().into_vec().into_iter();
-    let shown = metrics.map(|(key, unit, description, value)| {
-        assert!(unit.is_some() && description.is_some(), "not described: {key:?}");
+    let recorded = metrics.map(|(key, unit, description, value)| {
+        assert!(unit.is_some() && description.is_some(), "no description or unit: {key:?}");
         let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key(), label.value())).collect();
         let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let value = match value {
@@ -32,24 +33,25 @@ fn shown(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
         };
         (format!("{}{{{}}}", key.key().name(), labels.join(",")), value)
     });
-    shown.collect()
+    recorded.collect()
 }
 
-fn counted(recorder: &DebuggingRecorder, everything: impl Future<Output = ()>) {
+/// Runs a future on a paused clock and records its metrics.
+fn record(recorder: &DebuggingRecorder, future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-    metrics::with_local_recorder(recorder, || runtime.unwrap().block_on(everything));
+    metrics::with_local_recorder(recorder, || runtime.unwrap().block_on(future));
 }
 
-/// What becomes of a token that is shared with other processes; a record that cannot be read is read twice.
+/// The outcomes of a shared token. The invalid record is counted twice because it is read twice.
 #[test]
-fn a_store_is_counted() {
+fn store_outcomes_are_counted() {
     let recorder = DebuggingRecorder::new();
-    counted(&recorder, async {
+    record(&recorder, async {
         tower_bearer::observability::describe_metrics();
         fleet::trigger_every_store_event("videos").await;
     });
-    let mut shown = shown(&recorder.snapshotter());
-    shown.retain(|name, _| name.starts_with("tower_bearer_store_total"));
+    let mut recorded = metrics_of(&recorder.snapshotter());
+    recorded.retain(|name, _| name.starts_with("tower_bearer_store_total"));
     let expected = [
         ("adopted", 2),
         ("without_store", 1),
@@ -58,10 +60,10 @@ fn a_store_is_counted() {
         ("stored", 3),
         ("superseded", 1),
     ];
-    let named = expected.map(|(outcome, count)| {
+    let expected = expected.map(|(outcome, count)| {
         (format!("tower_bearer_store_total{{outcome={outcome},provider=videos}}"), count)
     });
-    assert_eq!(shown, named.into());
+    assert_eq!(recorded, expected.into());
     assert!(include_str!("../src/observability.rs").contains("//! | `tower_bearer_store_total` |"));
 }
 
@@ -69,8 +71,8 @@ fn a_store_is_counted() {
 fn every_documented_metric_is_counted() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    counted(&recorder, count_everything());
-    let shown = shown(&snapshotter);
+    record(&recorder, record_every_metric());
+    let recorded = metrics_of(&snapshotter);
     let expected = [
         ("tower_bearer_challenges_total{outcome=retried,provider=videos}", 1),
         ("tower_bearer_challenges_total{outcome=retries,provider=videos}", 1),
@@ -83,16 +85,16 @@ fn every_documented_metric_is_counted() {
         ("tower_bearer_waits_total{provider=videos}", 1),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, count)| (name.to_owned(), count)).into();
-    assert_eq!(shown, expected);
-    // What is counted is what the documentation names.
+    assert_eq!(recorded, expected);
+    // The documentation names every metric.
     let documentation = include_str!("../src/observability.rs");
-    for name in shown.keys() {
+    for name in recorded.keys() {
         let name = name.split('{').next().unwrap();
         assert!(documentation.contains(&format!("//! | `{name}` |")), "{name}");
     }
 }
 
-async fn count_everything() {
+async fn record_every_metric() {
     tower_bearer::observability::describe_metrics();
     let source = Source::living(Duration::from_secs(3600))
         .then(Act::Fail(SourceError::unavailable("down")))
@@ -100,19 +102,19 @@ async fn count_everything() {
     let provider = TokenProvider::builder(Arc::clone(&source)).name("videos").build().unwrap();
     let layer = BearerAuthLayer::with_provider(provider);
     let api = Api::default();
-    // Waits for its token, which took two attempts; refused; healed.
+    // The request waits for its token, which takes two attempts. It is challenged, and its retry succeeds.
     api.accept("access-3");
-    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    // A good request counts nothing.
-    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    // Refused, and never sent again; the refresh behind it fails for good.
+    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    // A request that succeeds at once records nothing.
+    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    // The request is challenged and not retried. The refresh that it starts in the background fails permanently.
     tokio::time::advance(Duration::from_secs(10)).await;
     source.next(Act::Fail(SourceError::rejected("no")));
     api.revoke_all();
     let layer = layer.retry(RetryPolicy::new().max_retries(0));
-    let answer = layer.layer(api.service()).oneshot(get()).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     tokio::time::sleep(Duration::from_secs(2)).await;
 }

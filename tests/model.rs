@@ -1,8 +1,11 @@
-//! Random lives of a provider, against a model of api.video: rotating refresh tokens, faults, revocations, a clock, callers
-//! that are dropped. What holds after every one of them is at the end of `live`.
+//! Random sequences of events for a provider, against a model of api.video.
 //!
-//! `PROPTEST_CASES=100000 cargo test --test model` explores more; what a failure shrinks to is kept in
-//! `tests/model.proptest-regressions` and run first from then on.
+//! The model has rotating refresh tokens, faults, revocations, a clock and callers that are dropped. The end of `run` checks
+//! what must hold after every sequence.
+//!
+//! `PROPTEST_CASES=100000 cargo test --test model` runs more sequences. proptest records the shrunk sequence of a failure in
+//! `tests/model.proptest-regressions`, and runs it first from then on.
+#![cfg(feature = "api-video")]
 
 mod support;
 
@@ -27,113 +30,115 @@ use tower_bearer::{AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhea
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What goes wrong with an exchange at the auth endpoint.
+/// How an exchange with the auth endpoint fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Trouble {
+enum Fault {
     None,
-    /// Not acted upon.
+    /// The endpoint does not process the request, and responds with 503.
     Down,
+    /// The endpoint does not process the request, and responds with 429.
     Limited,
-    /// Acted upon, and the answer lost.
+    /// The endpoint processes the request, and the response is lost.
     Lost,
-    /// Acted upon, and answered as if it had failed.
+    /// The endpoint processes the request, and responds with 500.
     Failed,
+    /// The endpoint never responds.
     Hangs,
 }
 
-/// What happens to a provider.
+/// One event of a sequence.
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many requests at once; each is dropped after so many tenths of a second, if at all.
+    /// Concurrent requests. Each is dropped after its number of tenths of a second, if it has one.
     Requests(Vec<Option<u8>>),
-    /// So many requests to the endpoint that refuses every token, one a second.
-    Refused(u8),
+    /// A number of requests to the endpoint that challenges every token, one per second.
+    Challenged(u8),
     Pass(Duration),
-    /// The API refuses every token given so far.
+    /// The API challenges every token issued so far.
     RevokeAccess,
-    /// Somebody else authenticates with the key.
+    /// Another client authenticates with the key, which revokes the refresh token.
     RevokeRefresh,
-    Trouble(Trouble),
-    /// The account's key is another; the provider is told of it at once, or not.
+    Fault(Fault),
+    /// The key of the account changes. If `is_set`, the source gets the new key at once.
     Key {
-        told: bool,
+        is_set: bool,
     },
     Invalidate,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let trouble = prop_oneof![
-        3 => Just(Trouble::None),
-        1 => Just(Trouble::Down),
-        1 => Just(Trouble::Limited),
-        2 => Just(Trouble::Lost),
-        1 => Just(Trouble::Failed),
-        1 => Just(Trouble::Hangs),
+    let fault = prop_oneof![
+        3 => Just(Fault::None),
+        1 => Just(Fault::Down),
+        1 => Just(Fault::Limited),
+        2 => Just(Fault::Lost),
+        1 => Just(Fault::Failed),
+        1 => Just(Fault::Hangs),
     ];
     let pass = prop_oneof![Just(10), Just(500), Just(3_000), Just(20_000), Just(55_000), Just(61_000)];
     prop_oneof![
         6 => prop::collection::vec(prop::option::weighted(0.3, 0..30_u8), 1..5).prop_map(Step::Requests),
-        1 => (1..10_u8).prop_map(Step::Refused),
+        1 => (1..10_u8).prop_map(Step::Challenged),
         4 => pass.prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
         2 => Just(Step::RevokeAccess),
         1 => Just(Step::RevokeRefresh),
-        3 => trouble.prop_map(Step::Trouble),
-        1 => any::<bool>().prop_map(|told| Step::Key { told }),
+        3 => fault.prop_map(Step::Fault),
+        1 => any::<bool>().prop_map(|is_set| Step::Key { is_set }),
         1 => Just(Step::Invalidate),
     ]
 }
 
-/// The auth endpoint and the API behind it.
+/// The state of the auth endpoint and of the API.
 #[derive(Default)]
 struct Account {
     key: u32,
-    trouble: Option<Trouble>,
-    given: u32,
-    /// Until when each access token works.
+    fault: Option<Fault>,
+    issued: u32,
+    /// The expiry of each valid access token.
     access: HashMap<String, Instant>,
     refresh: Option<String>,
     /// How often each refresh token was presented, and how often it was accepted.
     presented: HashMap<String, (u32, u32)>,
-    /// When each exchange began.
+    /// The start of each exchange.
     exchanges: Vec<Instant>,
-    under_way: u32,
-    /// What must never happen.
-    broken: Vec<String>,
+    running: u32,
+    /// Violations of what must always hold.
+    violations: Vec<String>,
 }
 
-const LIFE: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_secs(60);
 
-/// Where every token is refused.
-const CHALLENGED: &str = "/refused";
+/// The path at which every token is challenged.
+const CHALLENGED: &str = "/challenged";
 
 impl Account {
-    /// Acts on an exchange; the answer's status and body.
-    fn act(&mut self, path: &str, body: &str) -> (StatusCode, String) {
+    /// Processes an exchange. Returns the status and the body of the response.
+    fn process(&mut self, path: &str, body: &str) -> (StatusCode, String) {
         let text = |name: &str| {
             let value: serde_json::Value = serde_json::from_str(body).unwrap();
             value[name].as_str().map(str::to_owned)
         };
-        let good = match path {
+        let is_accepted = match path {
             "/auth/api-key" => text("apiKey") == Some(format!("key-{}", self.key)),
             _ => {
                 let presented = text("refreshToken").unwrap();
-                let good = self.refresh.as_ref() == Some(&presented);
+                let is_accepted = self.refresh.as_ref() == Some(&presented);
                 let times = self.presented.entry(presented).or_default();
                 times.0 += 1;
-                times.1 += u32::from(good);
-                good
+                times.1 += u32::from(is_accepted);
+                is_accepted
             }
         };
-        if !good {
+        if !is_accepted {
             return (StatusCode::BAD_REQUEST, String::new());
         }
-        self.given += 1;
-        let (access, refresh) = (format!("access-{}", self.given), format!("refresh-{}", self.given));
-        self.access.insert(access.clone(), Instant::now() + LIFE);
+        self.issued += 1;
+        let (access, refresh) = (format!("access-{}", self.issued), format!("refresh-{}", self.issued));
+        self.access.insert(access.clone(), Instant::now() + LIFETIME);
         self.refresh = Some(refresh.clone());
         let body = format!(
             r#"{{"token_type": "Bearer", "expires_in": {}, "access_token": "{access}", "refresh_token": "{refresh}"}}"#,
-            LIFE.as_secs()
+            LIFETIME.as_secs()
         );
         (StatusCode::OK, body)
     }
@@ -143,44 +148,44 @@ type Shared = Arc<Mutex<Account>>;
 
 async fn exchange(account: Shared, request: Request<String>) -> io::Result<Response<Full<Bytes>>> {
     /// Counts the exchanges that overlap, dropped ones included.
-    struct UnderWay(Shared);
+    struct Running(Shared);
 
-    impl Drop for UnderWay {
+    impl Drop for Running {
         fn drop(&mut self) {
-            self.0.lock().unwrap().under_way -= 1;
+            self.0.lock().unwrap().running -= 1;
         }
     }
 
-    let trouble = {
+    let fault = {
         let mut account = account.lock().unwrap();
-        account.under_way += 1;
+        account.running += 1;
         account.exchanges.push(Instant::now());
-        if account.under_way > 1 {
-            account.broken.push("two exchanges at once".to_owned());
+        if account.running > 1 {
+            account.violations.push("two concurrent exchanges".to_owned());
         }
-        account.trouble.unwrap_or(Trouble::None)
+        account.fault.unwrap_or(Fault::None)
     };
-    let _under_way = UnderWay(Arc::clone(&account));
+    let _running = Running(Arc::clone(&account));
     sleep(Duration::from_millis(200)).await;
-    let answer = |status: StatusCode| Response::builder().status(status);
-    if trouble == Trouble::Hangs {
+    let respond = |status: StatusCode| Response::builder().status(status);
+    if fault == Fault::Hangs {
         std::future::pending::<()>().await;
     }
-    if trouble == Trouble::Down {
-        return Ok(answer(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()).unwrap());
+    if fault == Fault::Down {
+        return Ok(respond(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()).unwrap());
     }
-    if trouble == Trouble::Limited {
-        let limited = answer(StatusCode::TOO_MANY_REQUESTS).header("retry-after", "3");
+    if fault == Fault::Limited {
+        let limited = respond(StatusCode::TOO_MANY_REQUESTS).header("retry-after", "3");
         return Ok(limited.body(Full::default()).unwrap());
     }
-    let (status, body) = account.lock().unwrap().act(request.uri().path(), request.body());
-    if trouble == Trouble::Lost {
+    let (status, body) = account.lock().unwrap().process(request.uri().path(), request.body());
+    if fault == Fault::Lost {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
-    if trouble == Trouble::Failed {
-        return Ok(answer(StatusCode::INTERNAL_SERVER_ERROR).body(Full::default()).unwrap());
+    if fault == Fault::Failed {
+        return Ok(respond(StatusCode::INTERNAL_SERVER_ERROR).body(Full::default()).unwrap());
     }
-    Ok(answer(status).body(Full::from(body)).unwrap())
+    Ok(respond(status).body(Full::from(body)).unwrap())
 }
 
 async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Response<Full<Bytes>>> {
@@ -189,16 +194,16 @@ async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Respo
     let token =
         request.headers().get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let Some(token) = token else {
-        account.broken.push("a request without a token".to_owned());
+        account.violations.push("a request without a token".to_owned());
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let good = request.uri().path() != CHALLENGED
+    let is_accepted = request.uri().path() != CHALLENGED
         && account.access.get(token).is_some_and(|until| Instant::now() < *until + SECOND);
-    let status = if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+    let status = if is_accepted { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
     Ok(Response::builder().status(status).body(Full::default()).unwrap())
 }
 
-async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
+async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     let account = Shared::default();
     let auth = tower::service_fn({
         let account = Arc::clone(&account);
@@ -225,14 +230,14 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     let mut callers = JoinSet::new();
     for step in steps {
         match step {
-            Step::Requests(patience) => {
-                for tenths in patience {
+            Step::Requests(drops) => {
+                for tenths in drops {
                     let sent = service.clone().oneshot(request());
-                    let patience = tenths.map_or(Duration::MAX, |tenths| SECOND * tenths.into() / 10);
-                    callers.spawn(async move { timeout(patience, sent).await.ok() });
+                    let limit = tenths.map_or(Duration::MAX, |tenths| SECOND * tenths.into() / 10);
+                    callers.spawn(async move { timeout(limit, sent).await.ok() });
                 }
             }
-            Step::Refused(requests) => {
+            Step::Challenged(requests) => {
                 for _ in 0..requests {
                     let sent = service.clone().oneshot(request_to(CHALLENGED));
                     callers.spawn(async move { Some(sent.await) });
@@ -242,15 +247,15 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
             Step::Pass(duration) => sleep(duration).await,
             Step::RevokeAccess => account.lock().unwrap().access.clear(),
             Step::RevokeRefresh => account.lock().unwrap().refresh = None,
-            Step::Trouble(trouble) => account.lock().unwrap().trouble = Some(trouble),
-            Step::Key { told } => {
+            Step::Fault(fault) => account.lock().unwrap().fault = Some(fault),
+            Step::Key { is_set } => {
                 let key = {
                     let mut account = account.lock().unwrap();
                     account.key += 1;
                     account.refresh = None;
                     account.key
                 };
-                if told {
+                if is_set {
                     source.set_key(format!("key-{key}"));
                 }
             }
@@ -258,47 +263,47 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         }
     }
 
-    // Nobody waits for ever: a refresh's limit, and the requests' own retries.
-    let ends = timeout(SECOND * 120, callers.join_all()).await;
-    prop_assert!(ends.is_ok(), "a caller is stuck: {:?}", provider.status());
-    for end in ends.unwrap().into_iter().flatten() {
-        match end {
-            Ok(answer) => prop_assert!([200, 401].contains(&answer.status().as_u16())),
+    // The refresh timeout and the limit of retries bound how long a caller waits.
+    let results = timeout(SECOND * 120, callers.join_all()).await;
+    prop_assert!(results.is_ok(), "a caller is stuck: {:?}", provider.status());
+    for result in results.unwrap().into_iter().flatten() {
+        match result {
+            Ok(response) => prop_assert!([200, 401].contains(&response.status().as_u16())),
             Err(error) => prop_assert!(error.is::<Error>(), "{error:?}"),
         }
     }
-    // All is well again: so is the next request, once the longest pause is over.
+    // Once all faults have ended and the longest pause is over, the next request succeeds.
     let key = {
         let mut account = account.lock().unwrap();
-        account.trouble = None;
+        account.fault = None;
         account.key
     };
     source.set_key(format!("key-{key}"));
     sleep(SECOND * 65).await;
-    let answer = service.clone().oneshot(request()).await;
-    prop_assert!(answer.is_ok(), "{answer:?}");
-    prop_assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    let response = service.clone().oneshot(request()).await;
+    prop_assert!(response.is_ok(), "{response:?}");
+    prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
 
-    // A revocation of the token that was accepted heals at once, and the next one too.
+    // After a revocation of an accepted token, the next request succeeds. The same holds for a second revocation.
     for _ in 0..2 {
         account.lock().unwrap().access.clear();
-        let answer = service.clone().oneshot(request()).await;
-        prop_assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        let response = service.clone().oneshot(request()).await;
+        prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
-    // One endpoint refuses every token, another works: the one costs an exchange per five seconds at most.
+    // One endpoint challenges every token, another one works. The first one causes at most one exchange per five seconds.
     let before = account.lock().unwrap().exchanges.len();
     for _ in 0..13 {
-        let refused = service.clone().oneshot(request_to(CHALLENGED)).await;
-        prop_assert_eq!(refused.unwrap().status(), StatusCode::UNAUTHORIZED);
+        let challenged = service.clone().oneshot(request_to(CHALLENGED)).await;
+        prop_assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
         prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
         sleep(SECOND).await;
     }
     {
         let account = account.lock().unwrap();
-        let since: Vec<_> = account.exchanges[before..].windows(2).map(|two| two[1] - two[0]).collect();
-        prop_assert!(since.iter().all(|since| *since >= 5 * SECOND), "{:?}", since);
+        let intervals: Vec<_> = account.exchanges[before..].windows(2).map(|two| two[1] - two[0]).collect();
+        prop_assert!(intervals.iter().all(|interval| *interval >= 5 * SECOND), "{:?}", intervals);
     }
-    // And a revocation heals on the other within that time.
+    // The other endpoint recovers from a revocation within that time.
     account.lock().unwrap().access.clear();
     sleep(5 * SECOND).await;
     prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
@@ -309,7 +314,7 @@ async fn live(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     drop(provider);
     prop_assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
     let account = account.lock().unwrap();
-    prop_assert!(account.broken.is_empty(), "{:?}", account.broken);
+    prop_assert!(account.violations.is_empty(), "{:?}", account.violations);
     for (refresh_token, (presented, accepted)) in &account.presented {
         prop_assert!(*accepted <= 1 && *presented <= 2, "{refresh_token}: {presented}, {accepted}");
     }
@@ -325,6 +330,6 @@ proptest! {
         keep_fresh: bool,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(live(steps, keep_fresh))?;
+        runtime.block_on(run(steps, keep_fresh))?;
     }
 }

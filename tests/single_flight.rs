@@ -1,4 +1,4 @@
-//! One refresh for everybody, and nothing that a caller does can lose it.
+//! One refresh serves all callers. A dropped caller does not cancel it.
 
 mod support;
 
@@ -21,8 +21,8 @@ const CALLERS: usize = 10_000;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Starts many callers at once, and collects what they get.
-async fn everybody<F>(call: impl Fn(TokenProvider) -> F, provider: &TokenProvider) -> Vec<F::Output>
+/// Runs [`CALLERS`] calls concurrently and returns their results.
+async fn call_all<F>(call: impl Fn(TokenProvider) -> F, provider: &TokenProvider) -> Vec<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
@@ -38,16 +38,16 @@ where
 async fn ten_thousand_callers_cost_one_fetch() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
-    let tokens = everybody(|provider| async move { provider.token().await }, &provider).await;
+    let tokens = call_all(|provider| async move { provider.token().await }, &provider).await;
     assert!(tokens.into_iter().all(|token| token.unwrap().generation() == 1));
     for generation in 2..=10 {
-        let refused = provider.current().unwrap();
-        // Past the cool-down after the last challenge.
+        let challenged = provider.current().unwrap();
+        // Longer than the cool-down after the last challenge.
         tokio::time::advance(HOUR).await;
-        let tokens = everybody(
+        let tokens = call_all(
             move |provider| {
-                let refused = refused.clone();
-                async move { provider.refresh(&refused).await }
+                let challenged = challenged.clone();
+                async move { provider.refresh(&challenged).await }
             },
             &provider,
         )
@@ -65,12 +65,12 @@ async fn expiring_token_makes_nobody_wait() {
     provider.token().await.unwrap();
     tokio::time::advance(HOUR * 89 / 100 - HOUR / 100).await;
     provider.token().await.unwrap();
-    assert_eq!(source.fetches(), 1, "renewed too early");
+    assert_eq!(source.fetches(), 1, "refreshed too early");
 
     tokio::time::advance(HOUR * 3 / 100).await;
     for _ in 0..CALLERS {
-        let mut caller = at_once(provider.token());
-        assert_eq!(caller.take().unwrap().unwrap().generation(), 1);
+        let result = at_once(provider.token());
+        assert_eq!(result.unwrap().unwrap().generation(), 1);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(provider.token().await.unwrap().generation(), 2);
@@ -80,7 +80,7 @@ async fn expiring_token_makes_nobody_wait() {
 /// Row 3.
 #[tokio::test(start_paused = true)]
 async fn dropped_leader_spends_refresh_token_once() {
-    // Enough polls to see the request through to its end, dropped before each of them.
+    // The request completes within 12 polls. Each round drops it before another poll.
     for polls in 0..12 {
         let source = Source::new();
         let provider = TokenProvider::new(Arc::clone(&source));
@@ -93,7 +93,7 @@ async fn dropped_leader_spends_refresh_token_once() {
             if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
                 break;
             }
-            // Lets the refresh, if there is one, come as far as its next await.
+            // A running refresh gets to its next await.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         drop(request);
@@ -109,7 +109,7 @@ async fn dropped_leader_spends_refresh_token_once() {
 async fn panicked_refresh_fails_its_waiters() {
     let source = Source::new().then(Act::Panic);
     let provider = TokenProvider::new(Arc::clone(&source));
-    let results = everybody(|provider| async move { provider.token().await }, &provider).await;
+    let results = call_all(|provider| async move { provider.token().await }, &provider).await;
     assert!(results.iter().all(|result| matches!(result, Err(Error::Interrupted))));
     assert_eq!(source.fetches(), 1);
     assert!(!provider.status().refreshing);
@@ -124,15 +124,15 @@ fn lost_runtime_interrupts_waiters() {
         || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let source = Source::new().then(Act::Hang);
     let provider = TokenProvider::new(Arc::clone(&source));
-    let (leader, other) = (runtime(), runtime());
+    let (leader, live) = (runtime(), runtime());
     leader.block_on(async {
         let _ = tokio::time::timeout(Duration::from_secs(2), provider.token()).await;
     });
     let waiter = provider.token();
     drop(leader);
-    assert!(matches!(other.block_on(waiter), Ok(token) if token.access_token() == "access-2"));
+    assert!(matches!(live.block_on(waiter), Ok(token) if token.access_token() == "access-2"));
 
-    // And for one that waited already when it went.
+    // This waiter waits already when the runtime shuts down.
     let source = Source::new().then(Act::Hang);
     let provider = TokenProvider::new(Arc::clone(&source));
     let leader = runtime();
@@ -142,12 +142,12 @@ fn lost_runtime_interrupts_waiters() {
     let mut waiter = Box::pin(provider.token());
     assert!(waiter.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(leader);
-    assert!(matches!(other.block_on(waiter), Err(Error::Interrupted)));
-    assert_eq!(other.block_on(provider.token()).unwrap().access_token(), "access-2");
+    assert!(matches!(live.block_on(waiter), Err(Error::Interrupted)));
+    assert_eq!(live.block_on(provider.token()).unwrap().access_token(), "access-2");
 }
 
 #[test]
-fn without_a_runtime_there_is_a_typed_error() {
+fn no_runtime_is_typed_error() {
     let provider = TokenProvider::new(Source::new());
     assert!(matches!(at_once(provider.token()), Some(Err(Error::NoRuntime))));
 }
@@ -160,8 +160,8 @@ async fn late_401_costs_no_refresh() {
     let first = provider.token().await.unwrap();
     let second = provider.refresh(&first).await.unwrap();
     for _ in 0..CALLERS {
-        let answer = at_once(provider.refresh(&first)).expect("a late challenge waits");
-        assert_eq!(answer.unwrap().generation(), second.generation());
+        let result = at_once(provider.refresh(&first)).expect("a late challenge must not wait");
+        assert_eq!(result.unwrap().generation(), second.generation());
     }
     assert_eq!(source.fetches(), 2);
 }
@@ -201,8 +201,8 @@ async fn no_refresh_within_cool_down() {
 async fn dropped_waiter_keeps_refresh_running() {
     let source = Source::new();
     let provider = TokenProvider::new(Arc::clone(&source));
-    let impatient = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
-    assert!(impatient.is_err());
+    let timed_out = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
+    assert!(timed_out.is_err());
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(provider.current().unwrap().generation(), 1);
     assert_eq!(source.fetches(), 1);
@@ -215,11 +215,11 @@ async fn waiters_share_refresh_error() {
         source.then(Act::Fail(SourceError::unavailable("the auth endpoint is down")))
     });
     let provider = TokenProvider::new(Arc::clone(&source));
-    let results = everybody(|provider| async move { provider.token().await }, &provider).await;
+    let results = call_all(|provider| async move { provider.token().await }, &provider).await;
     for result in results {
         assert_eq!(support::chain(&result.unwrap_err()).matches("is down").count(), 1);
     }
-    // One refresh, which tried thrice; not one refresh each.
+    // All callers share one refresh, which makes three attempts.
     assert_eq!(source.fetches(), 3);
     assert_eq!(provider.status().refreshes, 1);
 }
@@ -227,20 +227,20 @@ async fn waiters_share_refresh_error() {
 /// Rows 1, 5 and 6, on real threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn threads_never_fetch_concurrently() {
-    /// Counts its fetches, and those under way.
+    /// Counts the fetches, the running fetches and the overlaps.
     #[derive(Default)]
     struct Counting {
         fetches: AtomicU64,
-        under_way: AtomicU64,
+        running: AtomicU64,
         overlaps: AtomicU64,
     }
 
     impl TokenSource for Counting {
         async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-            self.overlaps.fetch_add(self.under_way.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            self.overlaps.fetch_add(self.running.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
             let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
             tokio::task::yield_now().await;
-            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            self.running.fetch_sub(1, Ordering::SeqCst);
             Ok(Token::builder(format!("access-{fetch}")).build()?)
         }
     }
@@ -249,8 +249,8 @@ async fn threads_never_fetch_concurrently() {
     let source = Arc::new(Counting::default());
     let instant = Duration::from_nanos(1);
     let provider = TokenProvider::builder(Arc::clone(&source)).cool_down(instant, instant).build().unwrap();
-    // Every caller has each token refused once: whoever comes first has it replaced, and the others come late.
-    let callers = everybody(
+    // Every caller reports a challenge of each token. The first one starts a refresh. The others join it or are late.
+    let generations = call_all(
         |provider| async move {
             let mut token = provider.token().await.unwrap();
             while token.generation() <= ROUNDS {
@@ -260,7 +260,7 @@ async fn threads_never_fetch_concurrently() {
         },
         &provider,
     );
-    let newest = callers.await.into_iter().max().unwrap();
+    let newest = generations.await.into_iter().max().unwrap();
     assert_eq!(newest, ROUNDS + 1);
     assert_eq!(source.fetches.load(Ordering::SeqCst), newest);
     assert_eq!(source.overlaps.load(Ordering::SeqCst), 0);
@@ -269,16 +269,15 @@ async fn threads_never_fetch_concurrently() {
 /// Row 11.
 #[tokio::test(start_paused = true)]
 async fn two_providers_never_mix_their_tokens() {
-    let (one, other) = (Source::new(), Source::new());
-    let one = TokenProvider::new(one);
-    let other = TokenProvider::new(other);
-    let ones = one.token().await.unwrap();
-    let others = other.token().await.unwrap();
-    let others = other.refresh(&others).await.unwrap();
-    assert_eq!((ones.generation(), others.generation()), (1, 2));
-    // Another's token is none of ours, whatever its number: the answer is our own, and nothing is fetched for it.
-    assert_eq!(one.refresh(&others).await.unwrap().access_token(), "access-1");
-    assert_eq!(one.status().refreshes, 1);
+    let provider = TokenProvider::new(Source::new());
+    let other_provider = TokenProvider::new(Source::new());
+    let token = provider.token().await.unwrap();
+    let other_token = other_provider.token().await.unwrap();
+    let other_token = other_provider.refresh(&other_token).await.unwrap();
+    assert_eq!((token.generation(), other_token.generation()), (1, 2));
+    // A challenge of another provider's token starts no refresh, whatever its generation.
+    assert_eq!(provider.refresh(&other_token).await.unwrap().access_token(), "access-1");
+    assert_eq!(provider.status().refreshes, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -298,17 +297,17 @@ async fn failed_refresh_keeps_live_token() {
 
 #[tokio::test(start_paused = true)]
 async fn permanent_failure_lasts_cool_down() {
-    let refused = || Act::Fail(SourceError::rejected("the key was refused"));
-    let source = (0..3).fold(Source::new(), |source, _| source.then(refused()));
+    let rejected = || Act::Fail(SourceError::rejected("the key was rejected"));
+    let source = (0..3).fold(Source::new(), |source, _| source.then(rejected()));
     let provider = TokenProvider::new(Arc::clone(&source));
     assert!(provider.token().await.is_err());
     for _ in 0..100 {
-        let error = at_once(provider.token()).expect("a caller waits").unwrap_err();
-        assert!(support::chain(&error).contains("the key was refused"));
+        let error = at_once(provider.token()).expect("a caller must not wait").unwrap_err();
+        assert!(support::chain(&error).contains("the key was rejected"));
     }
     assert_eq!(source.fetches(), 1);
 
-    // One probe at the cool-down's end, and the next is twice as long.
+    // After the cool-down, one call asks the source again. The next cool-down is twice as long.
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(provider.token().await.is_err());
     tokio::time::advance(Duration::from_millis(1900)).await;
@@ -316,7 +315,7 @@ async fn permanent_failure_lasts_cool_down() {
     assert_eq!(source.fetches(), 2);
 
     source.revision.fetch_add(1, Ordering::SeqCst);
-    assert!(provider.token().await.is_err(), "the new key is refused too");
+    assert!(provider.token().await.is_err(), "the new key is rejected too");
     assert_eq!(source.fetches(), 3);
     source.revision.fetch_add(1, Ordering::SeqCst);
     assert_eq!(provider.token().await.unwrap().access_token(), "access-4");
@@ -329,12 +328,12 @@ async fn hanging_refresh_times_out() {
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
     assert!(matches!(provider.token().await, Err(Error::TimedOut(after)) if after == limit));
     assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
-    // What an attempt has failed with says more than that the next was cut short.
-    source.next(Act::Fail(SourceError::unavailable("the disk is on fire")));
+    // If an attempt failed before the timeout, callers get the error of that attempt.
+    source.next(Act::Fail(SourceError::unavailable("the disk is full")));
     source.next(Act::Hang);
     provider.invalidate();
     let error = provider.token().await.unwrap_err();
-    assert!(chain(&error).contains("the disk is on fire"), "{error:?}");
+    assert!(chain(&error).contains("the disk is full"), "{error:?}");
     assert_eq!(source.fetches(), 4);
 }
 
@@ -344,15 +343,15 @@ async fn bounded_backoff_spans_refreshes() {
     let source = (0..60).fold(Source::new(), |source, _| source.then(down()));
     let provider = TokenProvider::new(Arc::clone(&source));
     let mut token = None::<Token>;
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     while token.is_none() {
         token = provider.token().await.ok();
     }
-    // Each call takes a second, and is followed by at most 5 s, which are drawn from the whole of them.
-    let (elapsed, calls) = (begun.elapsed(), source.fetches() as u32);
-    assert_eq!(calls, 61);
-    assert!(elapsed >= Duration::from_secs(2) * calls, "{elapsed:?}");
-    assert!(elapsed <= Duration::from_secs(6) * calls, "{elapsed:?}");
+    // Each fetch takes a second. Then a backoff of at most 5 s with full jitter follows.
+    let (elapsed, fetches) = (start.elapsed(), source.fetches() as u32);
+    assert_eq!(fetches, 61);
+    assert!(elapsed >= Duration::from_secs(2) * fetches, "{elapsed:?}");
+    assert!(elapsed <= Duration::from_secs(6) * fetches, "{elapsed:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -362,19 +361,19 @@ async fn retry_after_is_followed_and_capped() {
     };
     let source = Source::new().then(limited(20)).then(limited(u64::MAX));
     let provider = TokenProvider::new(Arc::clone(&source));
-    let begun = tokio::time::Instant::now();
-    // The second wish does not fit into the refresh: it fails at once rather than at its limit.
+    let start = tokio::time::Instant::now();
+    // The second delay exceeds the refresh timeout, so the refresh fails at once.
     assert!(provider.token().await.is_err());
-    assert_eq!(begun.elapsed().as_secs(), 22);
+    assert_eq!(start.elapsed().as_secs(), 22);
     assert!(provider.token().await.is_err());
-    assert_eq!((begun.elapsed().as_secs(), source.fetches()), (22, 2));
+    assert_eq!((start.elapsed().as_secs(), source.fetches()), (22, 2));
     let retry_in = provider.status().retry_in.unwrap();
     assert!(retry_in > Duration::from_secs(60) && retry_in < Duration::from_secs(61), "{retry_in:?}");
     tokio::time::advance(retry_in).await;
     assert_eq!(provider.token().await.unwrap().access_token(), "access-3");
 }
 
-/// A source whose first fetch waits until it is let go; each token has a refresh token and lives for `lifetime`.
+/// A source whose first fetch waits for the gate. Each token has a refresh token and expires after `lifetime`.
 struct Gated {
     gate: tokio::sync::Semaphore,
     fetches: AtomicU64,
@@ -408,16 +407,16 @@ impl TokenSource for Gated {
     }
 }
 
-fn on_its_thread() -> tokio::runtime::Runtime {
+fn current_thread() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A refresh whose runtime is not driven any more, once its time is up.
-fn stalled() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
+/// Starts a refresh on a runtime that is not driven afterwards. The refresh runs past its deadline.
+fn stalled_refresh() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
     let source = Gated::new(false, None);
     let limit = Duration::from_millis(200);
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
-    let runtime = on_its_thread();
+    let runtime = current_thread();
     runtime.block_on(async {
         let _ = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
     });
@@ -428,8 +427,8 @@ fn stalled() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
 /// Row 65.
 #[test]
 fn stalled_runtime_times_out_waiters() {
-    let (source, provider, stalled) = stalled();
-    on_its_thread().block_on(async {
+    let (source, provider, stalled) = stalled_refresh();
+    current_thread().block_on(async {
         let waiters: Vec<_> = (0..10)
             .map(|_| {
                 let provider = provider.clone();
@@ -438,14 +437,14 @@ fn stalled_runtime_times_out_waiters() {
             .collect();
         for waiter in waiters {
             let outcome = tokio::time::timeout(Duration::from_secs(60), waiter).await;
-            assert!(matches!(outcome.expect("it waits on").unwrap(), Err(Error::TimedOut(_))));
+            assert!(matches!(outcome.expect("the caller is stuck").unwrap(), Err(Error::TimedOut(_))));
         }
         let status = provider.status();
         assert_eq!((status.refreshing, status.refreshes, status.failed_refreshes), (false, 1, 1));
-        // The next caller has its own refresh, on its own runtime.
+        // The next caller starts another refresh on its own runtime.
         assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
     });
-    // What the first one comes to in the end is older than what is there.
+    // The token of the first refresh is older than the current one, so it is not published.
     source.gate.add_permits(1);
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     assert_eq!(provider.current().unwrap().access_token(), "access-2");
@@ -456,52 +455,54 @@ fn stalled_runtime_times_out_waiters() {
 /// Row 65.
 #[test]
 fn abandoned_refresh_still_publishes() {
-    let (source, provider, stalled) = stalled();
-    let live = on_its_thread();
+    let (source, provider, stalled) = stalled_refresh();
+    let live = current_thread();
     assert!(matches!(live.block_on(provider.token()), Err(Error::TimedOut(_))));
     source.gate.add_permits(1);
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
-    let late = provider.current().expect("the late token is lost");
+    let late = provider.current().expect("the late token was lost");
     assert_eq!(late.access_token(), "access-1");
     live.block_on(provider.refresh(&late)).unwrap();
     assert_eq!(*source.previous.lock().unwrap(), [None, Some("refresh-1".to_owned())]);
 }
 
-/// Row 65: nobody waited, and so nothing ended it; a caller that comes after its time waits for another.
+/// Row 65: a refresh without waiters passes its deadline. The next caller starts another one.
 #[test]
-fn an_overdue_refresh_is_joined_by_nobody() {
-    let (_source, provider, _stalled) = stalled();
+fn overdue_refresh_is_not_joined() {
+    let (_source, provider, _stalled) = stalled_refresh();
     std::thread::sleep(Duration::from_millis(250));
-    assert_eq!(on_its_thread().block_on(provider.token()).unwrap().access_token(), "access-2");
+    assert_eq!(current_thread().block_on(provider.token()).unwrap().access_token(), "access-2");
 }
 
 /// Row 65: the background task moves to the runtime of the next caller that needs it.
 #[test]
 fn background_leaves_stalled_runtime() {
     let source = Gated::new(true, Some(Duration::from_millis(300)));
-    let stalled = on_its_thread();
+    let stalled = current_thread();
     let provider = stalled.block_on(async {
         let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true).build().unwrap();
         provider.ready().await.unwrap();
         provider
     });
-    on_its_thread().block_on(async {
-        // Until it is clear that the task does not run.
+    current_thread().block_on(async {
+        // Long enough for the provider to see that the task does not run.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(provider.status().generation, 1);
         provider.token().await.unwrap();
-        let renewed = async {
+        let refreshed = async {
             let mut changes = provider.subscribe();
             while changes.next().await.unwrap().generation < 5 {}
         };
-        tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("nobody keeps it fresh");
+        tokio::time::timeout(Duration::from_secs(60), refreshed)
+            .await
+            .expect("no background task refreshes the token");
     });
-    // The first one notices, and ends.
+    // The first task was aborted. It ends as soon as its runtime is driven.
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     assert_eq!(stalled.metrics().num_alive_tasks(), 0);
 }
 
-/// Row 65: a late failure says nothing of a source that has given a token since.
+/// Row 65: a late failure changes nothing if the source has returned a token since.
 #[test]
 fn late_failure_changes_nothing() {
     struct LateFailure(tokio::sync::Semaphore, AtomicU64);
@@ -519,7 +520,7 @@ fn late_failure_changes_nothing() {
     let source = Arc::new(LateFailure(tokio::sync::Semaphore::new(0), AtomicU64::new(0)));
     let limit = Duration::from_millis(200);
     let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
-    let (stalled, live) = (on_its_thread(), on_its_thread());
+    let (stalled, live) = (current_thread(), current_thread());
     stalled.block_on(async {
         let _ = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
     });
@@ -529,25 +530,25 @@ fn late_failure_changes_nothing() {
     stalled.block_on(async { tokio::time::sleep(Duration::from_millis(10)).await });
     let status = provider.status();
     assert!(status.last_error.is_none() && status.retry_in.is_none(), "{status:?}");
-    // Nor does it ask again.
+    // The late refresh does not ask the source again.
     assert_eq!(source.1.load(Ordering::SeqCst), 2);
 }
 
-/// Row 65: a source that blocks its thread, which it should not, keeps nobody on another one.
+/// Row 65: a source that blocks its thread does not block waiters on other threads.
 #[test]
 fn blocking_source_times_out_waiters() {
-    struct Blocks(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+    struct Blocking(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
 
-    impl TokenSource for Blocks {
+    impl TokenSource for Blocking {
         async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let _ = self.0.lock().unwrap().recv();
             Ok(Token::builder("access").build()?)
         }
     }
 
-    let (end, blocked) = std::sync::mpsc::channel();
+    let (end, blocks_until_end) = std::sync::mpsc::channel();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-    let provider = TokenProvider::builder(Blocks(std::sync::Mutex::new(blocked)))
+    let provider = TokenProvider::builder(Blocking(std::sync::Mutex::new(blocks_until_end)))
         .refresh_timeout(Duration::from_millis(200))
         .build()
         .unwrap();
@@ -556,15 +557,15 @@ fn blocking_source_times_out_waiters() {
         tokio::time::timeout(Duration::from_secs(60), waiter).await
     });
     drop(end);
-    assert!(matches!(outcome.expect("it waits on").unwrap(), Err(Error::TimedOut(_))));
+    assert!(matches!(outcome.expect("the caller is stuck").unwrap(), Err(Error::TimedOut(_))));
 }
 
-/// Row 14: no end is too far.
+/// Row 14: the latest expiry that an `Instant` can represent does not overflow.
 #[tokio::test(start_paused = true)]
-async fn a_token_at_the_end_of_time_is_a_token() {
-    struct Far;
+async fn latest_possible_expiry_works() {
+    struct LatestExpiry;
 
-    impl TokenSource for Far {
+    impl TokenSource for LatestExpiry {
         async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
             let mut end = std::time::Instant::now();
             let mut step = Duration::from_secs(1 << 62);
@@ -578,7 +579,7 @@ async fn a_token_at_the_end_of_time_is_a_token() {
         }
     }
 
-    let provider = TokenProvider::new(Far);
+    let provider = TokenProvider::new(LatestExpiry);
     let token = tokio::time::timeout(Duration::from_secs(60), provider.token()).await;
-    assert!(token.expect("it waits on").is_ok());
+    assert!(token.expect("the caller is stuck").is_ok());
 }

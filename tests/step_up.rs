@@ -1,4 +1,4 @@
-//! A challenge that asks for more than a fresh token: the source gets its parameters (RFC 6750 §3, RFC 9470).
+//! The source gets the parameters of the challenge, such as claims or `acr_values` (RFC 6750 §3, RFC 9470).
 
 mod support;
 
@@ -25,8 +25,9 @@ const ACR: &str =
 
 type Seen = Arc<Mutex<Vec<(RefreshReason, Option<Challenge>)>>>;
 
-/// A source that takes this long, and keeps why it was asked. Its tokens are `access-1`, `access-2` and so on.
-fn provider(seen: &Seen, takes: Duration) -> TokenProvider {
+/// A provider whose source takes `delay` per fetch and records the reason and the challenge. Its tokens are `access-1`,
+/// `access-2` and so on.
+fn provider(seen: &Seen, delay: Duration) -> TokenProvider {
     let seen = Arc::clone(seen);
     let source = source_fn(move |request: TokenRequest<'static>| {
         let seen = Arc::clone(&seen);
@@ -36,11 +37,11 @@ fn provider(seen: &Seen, takes: Duration) -> TokenProvider {
                 seen.push((request.reason(), request.challenge().cloned()));
                 seen.len()
             };
-            sleep(takes).await;
+            sleep(delay).await;
             Ok::<_, SourceError>(Token::builder(format!("access-{number}")).build()?)
         }
     });
-    // No pause: a challenge to a new token starts the next refresh at once.
+    // Without a cool-down, a challenge of a new token starts the next refresh at once.
     let instant = Duration::from_nanos(1);
     TokenProvider::builder(source).cool_down(instant, instant).build().unwrap()
 }
@@ -49,7 +50,7 @@ fn carries(headers: &HeaderMap, token: &str) -> bool {
     headers.get(AUTHORIZATION).is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
 }
 
-/// Over a real socket: an API of axum's that wants further claims, then a stronger authentication.
+/// Over a real socket: an axum API requires further claims, and then a stronger authentication.
 #[tokio::test]
 async fn source_gets_challenge_parameters() {
     let api = Router::new().fallback(|headers: HeaderMap| async move {
@@ -88,7 +89,7 @@ async fn source_gets_challenge_parameters() {
     assert_eq!(acr.max_age(), Some(Duration::from_secs(5)));
 }
 
-/// Two paths challenge one token with different parameters: the second request joins the refresh of the first.
+/// Two paths challenge one token with different parameters. The second request joins the refresh of the first one.
 #[tokio::test(start_paused = true)]
 async fn joiners_do_not_change_challenge() {
     let seen = Seen::default();
@@ -99,7 +100,7 @@ async fn joiners_do_not_change_challenge() {
             return Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()));
         }
         let value = if request.uri().path() == "/first" { CLAIMS } else { ACR };
-        // The second is challenged while the refresh of the first runs.
+        // The second request is challenged while the refresh of the first one runs.
         if request.uri().path() == "/second" {
             sleep(Duration::from_millis(500)).await;
         }
@@ -119,7 +120,7 @@ async fn joiners_do_not_change_challenge() {
     assert_eq!(seen[1].1.as_ref().unwrap().claims(), Some("eyJhY2Nlc3NfdG9rZW4iOnt9fQ=="));
 }
 
-/// A caller whose token expired joins a refresh that started because the token was expiring.
+/// A refresh starts because the token is expiring. A caller that joins after the expiry changes its reason.
 #[tokio::test(start_paused = true)]
 async fn joiner_raises_reason() {
     let reasons = Arc::new(Mutex::new(Vec::new()));
@@ -128,15 +129,15 @@ async fn joiner_raises_reason() {
         move |request: TokenRequest<'static>| {
             let reasons = Arc::clone(&reasons);
             async move {
-                let begun = request.reason();
+                let first_reason = request.reason();
                 sleep(Duration::from_secs(20)).await;
-                reasons.lock().unwrap().push((begun, request.reason()));
+                reasons.lock().unwrap().push((first_reason, request.reason()));
                 Ok::<_, SourceError>(Token::builder("abc").expires_in(Duration::from_secs(100)).build()?)
             }
         }
     }));
     provider.token().await.unwrap();
-    // The source is slow, so that the token is expiring 40 s before its end.
+    // The source is slow, so the token is expiring from 40 s before its expiry.
     sleep(Duration::from_secs(85)).await;
     provider.token().await.unwrap();
     sleep(Duration::from_secs(16)).await;
