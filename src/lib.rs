@@ -23,7 +23,7 @@
 //!
 //! let https = HttpsConnectorBuilder::new().with_webpki_roots().https_only().enable_all_versions().build();
 //! let client = ServiceBuilder::new()
-//!     .layer(BearerAuthLayer::new("your api.video API key"))
+//!     .layer(BearerAuthLayer::new("your-api-key"))
 //!     .service(Client::builder(TokioExecutor::new()).build(https));
 //!
 //! let request = Request::get("https://ws.api.video/videos").body(Empty::<Bytes>::new())?;

@@ -50,7 +50,7 @@ const STICKY: u32 = 0o1000;
 ///
 /// let home = std::env::var("HOME").unwrap_or_default();
 /// let store = FileStore::new(format!("{home}/.cache/your-tool/token"));
-/// let provider = TokenProvider::builder(ApiVideo::new("your API key")).store(store).build()?;
+/// let provider = TokenProvider::builder(ApiVideo::new("your-api-key")).store(store).build()?;
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```
 ///

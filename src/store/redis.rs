@@ -91,7 +91,7 @@ const RELEASE: &str = r"
 ///
 /// # async fn run() -> Result<(), tower_bearer::Error> {
 /// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "api.video")?;
-/// let provider = TokenProvider::builder(ApiVideo::new("your API key")).store(store).build()?;
+/// let provider = TokenProvider::builder(ApiVideo::new("your-api-key")).store(store).build()?;
 /// # Ok(())
 /// # }
 /// ```

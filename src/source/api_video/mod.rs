@@ -48,7 +48,7 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 /// ```
 /// use tower_bearer::{ApiVideo, TokenProvider};
 ///
-/// let provider = TokenProvider::new(ApiVideo::sandbox("your API key"));
+/// let provider = TokenProvider::new(ApiVideo::sandbox("your-api-key"));
 /// ```
 ///
 /// # Order of grants

@@ -57,7 +57,7 @@ impl ApiVideo {
     /// use std::time::Duration;
     /// use tower_bearer::{ApiVideo, TokenProvider};
     ///
-    /// let api_video = ApiVideo::new("your API key");
+    /// let api_video = ApiVideo::new("your-api-key");
     /// let provider = TokenProvider::new(api_video.clone());
     /// let upload_token = api_video.upload_token(&provider, Duration::from_secs(600)).await?;
     /// println!("https://ws.api.video/upload?token={}", upload_token.token());
