@@ -48,7 +48,7 @@ pub(crate) struct Inner {
     id: TokenId,
     /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
     #[cfg(feature = "store")]
-    recorded: u64,
+    record_version: u64,
 }
 
 /// Identifies a published access token within the process. All zero before publication.
@@ -146,13 +146,13 @@ impl Token {
 
     /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
     #[cfg(feature = "store")]
-    pub(crate) fn recorded(&self) -> u64 {
-        self.0.recorded
+    pub(crate) fn record_version(&self) -> u64 {
+        self.0.record_version
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn recorded_as(self, version: u64) -> Self {
-        Self(Arc::new(Inner { recorded: version, ..Arc::unwrap_or_clone(self.0) }))
+    pub(crate) fn with_record_version(self, version: u64) -> Self {
+        Self(Arc::new(Inner { record_version: version, ..Arc::unwrap_or_clone(self.0) }))
     }
 
     #[cfg(feature = "store")]
@@ -265,7 +265,7 @@ impl TokenBuilder {
             refresh_at: None,
             id: TokenId::default(),
             #[cfg(feature = "store")]
-            recorded: 0,
+            record_version: 0,
         })))
     }
 }

@@ -113,7 +113,7 @@ impl<T: TokenSource> SharedSource<T> {
         };
         // Before the first await, because the refresh may time out at any of them. Otherwise the token would be lost,
         // and with it the only refresh token that works.
-        let token = token.recorded_as(request.previous().map_or(0, Token::recorded));
+        let token = token.with_record_version(request.previous().map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
         match self.shared.publish(&token, &lease).await {
             Ok(Publication::Stored) => {
@@ -185,7 +185,8 @@ impl<T: TokenSource> SharedSource<T> {
         }
         self.shared.reporter.without_store(&error);
         let requested_at = Instant::now();
-        let token = self.source.fetch(request).await?.recorded_as(previous.map_or(0, Token::recorded));
+        let token =
+            self.source.fetch(request).await?.with_record_version(previous.map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
         self.shared.publish_later();
         Ok(token)

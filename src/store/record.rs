@@ -96,7 +96,7 @@ impl Record {
         let token = token.build().map_err(|error| {
             StoreError::invalid_record("the stored record contains an invalid token").with_cause(error)
         })?;
-        Ok(token.recorded_as(self.version))
+        Ok(token.with_record_version(self.version))
     }
 }
 

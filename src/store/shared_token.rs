@@ -105,7 +105,7 @@ impl SharedToken {
             (unpublished.token, unpublished.newest) = (None, Some(Instant::now()));
         }
         self.reset_lease_wait();
-        self.reporter.adopted(token.recorded());
+        self.reporter.adopted(token.record_version());
         token
     }
 
@@ -169,7 +169,7 @@ impl SharedToken {
     pub(super) fn published(&self, token: Token, fence: u64) -> Token {
         self.reporter.stored(fence);
         self.remove_unpublished(&token);
-        token.recorded_as(fence)
+        token.with_record_version(fence)
     }
 
     /// Removes `token` from the unpublished ones. A refresh may have put another there meanwhile, which stays.
@@ -230,7 +230,7 @@ impl SharedToken {
     async fn publish_under(&self, lease: &Lease, token: Token) -> Result<(), StoreError> {
         match self.load().await? {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
-            Some(found) if found.recorded() > token.recorded() => self.remove_unpublished(&token),
+            Some(found) if found.record_version() > token.record_version() => self.remove_unpublished(&token),
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
                     self.published(token, lease.fence());
@@ -244,7 +244,7 @@ impl SharedToken {
 /// Returns whether `found` was published after `previous`.
 pub(super) fn is_newer(found: &Token, previous: Option<&Token>) -> bool {
     previous.is_none_or(|previous| {
-        found.recorded() > previous.recorded() && !found.has_same_access_token(previous)
+        found.record_version() > previous.record_version() && !found.has_same_access_token(previous)
     })
 }
 
