@@ -1,12 +1,12 @@
-//! Shows the status and the `tracing` events of a provider during an hour of expiries, an outage, a revocation, a rejected
-//! key and a lost response.
+//! Shows the status and the `tracing` events of a provider during an hour of expiries, an outage, a revocation, a
+//! rejected key and a lost response.
 //!
 //! ```text
 //! cargo run --example observe
 //! ```
 //!
-//! The server and its sockets are real. The clock is virtual and advances by one second per request, so that the hour takes
-//! about half a minute.
+//! The server and its sockets are real. The clock is virtual and advances by one second per request, so that the hour
+//! takes about half a minute.
 
 use std::{
     collections::BTreeMap,

@@ -6,8 +6,8 @@ use tower_service::Service;
 
 use crate::error::BoxError;
 
-/// A service whose clone can send a retry: any that is `Clone`. Implemented for all of them; it exists for the compiler's message
-/// where it is missing.
+/// A service whose clone can send a retry: any that is `Clone`. Implemented for all of them; it exists for the
+/// compiler's message where it is missing.
 #[diagnostic::on_unimplemented(
     message = "`BearerAuthLayer` cannot wrap `{Self}`, which is not `Clone`",
     label = "a retry is sent on a clone of this service",

@@ -80,9 +80,9 @@ fn bearer_challenges(value: &HeaderValue) -> impl Iterator<Item = Vec<(&str, Par
 /// The parameters of a Bearer challenge: what a 401's `WWW-Authenticate` header asks for (RFC 6750 §3).
 ///
 /// A source reads them with [`TokenRequest::challenge`](crate::TokenRequest::challenge), to obtain a token that the API
-/// accepts. An API asks in this way for further claims (`error="insufficient_claims"`, `claims`: Microsoft's continuous access
-/// evaluation) or for a stronger or newer authentication (`error="insufficient_user_authentication"`, `acr_values`, `max_age`:
-/// RFC 9470 §3).
+/// accepts. An API asks in this way for further claims (`error="insufficient_claims"`, `claims`: Microsoft's continuous
+/// access evaluation) or for a stronger or newer authentication (`error="insufficient_user_authentication"`,
+/// `acr_values`, `max_age`: RFC 9470 §3).
 ///
 /// `Debug` shows the names of the parameters, without their values: they are the API's text.
 ///
@@ -109,8 +109,8 @@ impl Challenge {
 
     /// Reads the Bearer challenge of a response's headers.
     ///
-    /// Of several, the first with an `error` counts, else the first. `None` if there is none with parameters, or if none can be
-    /// parsed (RFC 9110 §11.6.1).
+    /// Of several, the first with an `error` counts, else the first. `None` if there is none with parameters, or if
+    /// none can be parsed (RFC 9110 §11.6.1).
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut found: Option<Self> = None;
         for params in headers.get_all(WWW_AUTHENTICATE).iter().flat_map(bearer_challenges) {
@@ -157,7 +157,8 @@ impl Challenge {
         self.parameter("acr_values")
     }
 
-    /// `max_age`: how long ago the user may have authenticated, in whole seconds (RFC 9470 §3). `None` if it is no number.
+    /// `max_age`: how long ago the user may have authenticated, in whole seconds (RFC 9470 §3). `None` if it is no
+    /// number.
     pub fn max_age(&self) -> Option<Duration> {
         self.parameter("max_age")?.parse().ok().map(Duration::from_secs)
     }

@@ -40,14 +40,14 @@ use crate::{
 ///
 /// # Which origins get the token
 ///
-/// Those of its [`AllowedOrigins`], checked for each attempt. A request to another origin is sent unchanged, and an event
-/// reports it.
+/// Those of its [`AllowedOrigins`], checked for each attempt. A request to another origin is sent unchanged, and an
+/// event reports it.
 ///
-/// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed. A follower
-/// beneath the layer must remove `Authorization` when the origin changes, as tower-http's does. The follower may be redirected to an
-/// origin that answers 401. That is no challenge if the layer can see where the response comes from: it can with
-/// `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`). Only the last hop
-/// counts: a redirect to another origin and back is treated as one that stayed.
+/// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed.
+/// A follower beneath the layer must remove `Authorization` when the origin changes, as tower-http's does. The follower
+/// may be redirected to an origin that answers 401. That is no challenge if the layer can see where the response comes
+/// from: it can with `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature
+/// `tower-http`). Only the last hop counts: a redirect to another origin and back is treated as one that stayed.
 ///
 /// # One request without the token, or with another
 ///
@@ -56,8 +56,9 @@ use crate::{
 ///
 /// # What the caller gets
 ///
-/// The API's last response, unchanged: a 401 that no other token heals is a response, not an error. An error is the inner
-/// service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent with a token.
+/// The API's last response, unchanged: a 401 that no other token heals is a response, not an error. An error is the
+/// inner service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent with a
+/// token.
 ///
 /// # Options out of their range
 ///
@@ -85,7 +86,8 @@ impl BearerAuthLayer {
 }
 
 impl<R> BearerAuthLayer<R> {
-    /// Sets how often and how soon a challenged request is sent again, and the budget for it. Default: [`RetryPolicy::new`].
+    /// Sets how often and how soon a challenged request is sent again, and the budget for it. Default:
+    /// [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options.retry = policy;
         self
@@ -107,20 +109,21 @@ impl<R> BearerAuthLayer<R> {
         self
     }
 
-    /// Sets what happens to an `Authorization` header that a request already has. Default: [`ExistingAuthorization::Keep`].
+    /// Sets what happens to an `Authorization` header that a request already has. Default:
+    /// [`ExistingAuthorization::Keep`].
     pub fn existing_authorization(mut self, existing: ExistingAuthorization) -> Self {
         self.options.existing = existing;
         self
     }
 
-    /// Records request bodies while they are sent, up to `limit` bytes each, to send them again. For any body, and an inner
-    /// service that takes [`ReplayBody`](crate::ReplayBody).
+    /// Records request bodies while they are sent, up to `limit` bytes each, to send them again. For any body, and an
+    /// inner service that takes [`ReplayBody`](crate::ReplayBody).
     ///
-    /// A body over the limit is streamed, but not sent again: the caller gets the 401, and the next request has a new token. A
-    /// limit of 0 is [`Error::InvalidOption`](crate::Error::InvalidOption).
+    /// A body over the limit is streamed, but not sent again: the caller gets the 401, and the next request has a new
+    /// token. A limit of 0 is [`Error::InvalidOption`](crate::Error::InvalidOption).
     ///
-    /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1 KiB,
-    /// however small the frames are. [`ReplayBody`](crate::ReplayBody#memory) documents which frames are copied.
+    /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1
+    /// KiB, however small the frames are. [`ReplayBody`](crate::ReplayBody#memory) documents which frames are copied.
     pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
         self.with_replay(Buffered::new(limit), Some(limit))
     }
@@ -149,8 +152,8 @@ impl<R> BearerAuthLayer<R> {
         self.with_replay(ReplayWith::new(limit, wrap), Some(limit))
     }
 
-    /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that cannot be
-    /// cloned.
+    /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that
+    /// cannot be cloned.
     pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
         self.with_replay(CloneWith::new(clone), None)
     }

@@ -1,12 +1,12 @@
-//! A tower layer that adds a bearer token to each request, refreshes the token before it expires, and retries requests that the
-//! API answers with 401.
+//! A tower layer that adds a bearer token to each request, refreshes the token before it expires, and retries requests
+//! that the API answers with 401.
 //!
 //! # Why
 //!
-//! A bearer token expires, or is revoked. Then all requests get a 401 at one moment, and each of them asks for another token: the
-//! auth endpoint gets a burst of requests, a refresh token that can be used only once is used twice, and uploads that cannot be
-//! sent again are lost. With this crate one refresh serves all requests, in a task that no caller can cancel, and each challenged
-//! request is sent again, its body included.
+//! A bearer token expires, or is revoked. Then all requests get a 401 at one moment, and each of them asks for another
+//! token: the auth endpoint gets a burst of requests, a refresh token that can be used only once is used twice, and
+//! uploads that cannot be sent again are lost. With this crate one refresh serves all requests, in a task that no
+//! caller can cancel, and each challenged request is sent again, its body included.
 //!
 //! # Ten lines
 //!
@@ -35,16 +35,18 @@
 //!
 //! # What happens at an expiry
 //!
-//! Callers do not notice an expiry. In the last part of its life ([`RefreshAhead`]) a token is still used, while the next one is
-//! fetched in the background. While a token works, callers do not notice an outage of its source either. [`TokenProvider`] documents
-//! what a failure does.
+//! Callers do not notice an expiry. In the last part of its life ([`RefreshAhead`]) a token is still used, while the
+//! next one is fetched in the background. While a token works, callers do not notice an outage of its source either.
+//! [`TokenProvider`] documents what a failure does.
 //!
 //! # What happens on a 401
 //!
-//! 1. The challenged token, and no other, is to be replaced. If the [`TokenProvider`] has a newer one already, that is used.
+//! 1. The challenged token, and no other, is to be replaced. If the [`TokenProvider`] has a newer one already, that is
+//!    used.
 //! 2. Otherwise one refresh for all callers fetches the next token from the [`TokenSource`], in a task of its own.
 //! 3. The response is drained within bounds, so that its connection can be used again.
-//! 4. The request is sent again, with the body that [`replay`] has kept; after a backoff, if that token was challenged too.
+//! 4. The request is sent again, with the body that [`replay`] has kept; after a backoff, if that token was challenged
+//!    too.
 //! 5. If nothing is left to try, the caller gets the API's last response unchanged.
 //!
 //! [`challenge`] documents which responses are a challenge, and [`RetryPolicy`] how often and how soon a request is sent again.
@@ -74,8 +76,8 @@
 //!
 //! # Several processes
 //!
-//! Each provider serves one process. Processes that use one credential share its token in a store (feature `store`): in Redis, in a
-//! file, or in a store of your own. See [`guide::fleet`].
+//! Each provider serves one process. Processes that use one credential share its token in a store (feature `store`): in
+//! Redis, in a file, or in a store of your own. See [`guide::fleet`].
 //!
 //! # Where next
 //!

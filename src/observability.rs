@@ -2,13 +2,14 @@
 //!
 //! # Events (feature `tracing`, default)
 //!
-//! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`. `generation`
-//! counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
+//! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`.
+//! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
-//! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason)) and `generation` (of the token to replace, 0 if
-//! there is none). The span follows from the span of the request that started the refresh. The token source runs within it.
+//! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason)) and `generation` (of the token to
+//! replace, 0 if there is none). The span follows from the span of the request that started the refresh. The token
+//! source runs within it.
 //!
 //! Within a refresh's span:
 //!
@@ -27,8 +28,8 @@
 //! | `token refresh failed` | WARN | `error`, `took_ms` |
 //! | `credential rejected; failing requests until the cool-down ends` | ERROR | `error`, `took_ms`, `cool_down_ms` |
 //!
-//! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is the
-//! version of the store's record:
+//! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
+//! the version of the store's record:
 //!
 //! | message | level | fields |
 //! |---|---|---|
@@ -58,8 +59,8 @@
 //! | `wall clock is ahead of the monotonic clock; shortening the token's life` | INFO | `generation`, `jump_ms` |
 //! | `provider shut down` | DEBUG | |
 //!
-//! The `reason` for not retrying is `retries` (all were used), `body` (it cannot be sent again), `token` (there is no other: the
-//! refresh's own events say why) or `budget` (the retry budget is spent).
+//! The `reason` for not retrying is `retries` (all were used), `body` (it cannot be sent again), `token` (there is no
+//! other: the refresh's own events say why) or `budget` (the retry budget is spent).
 //!
 //! # Metrics (feature `metrics`)
 //!

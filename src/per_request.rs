@@ -6,8 +6,8 @@ use crate::token::Token;
 
 /// A request [extension](http::Extensions): the layer sends the request without its token.
 ///
-/// A 401 to it goes to the caller: it starts no refresh and no retry. For requests that carry their credential elsewhere, such as
-/// api.video's delegated uploads (`POST /upload?token=…`).
+/// A 401 to it goes to the caller: it starts no refresh and no retry. For requests that carry their credential
+/// elsewhere, such as api.video's delegated uploads (`POST /upload?token=…`).
 ///
 /// ```
 /// use http::Request;

@@ -26,22 +26,23 @@ use crate::{
 ///
 /// # Clone
 ///
-/// The inner service must be `Clone`, and its clones should be cheap: a retry is sent on a clone. The service that was made ready
-/// is called with the first attempt, if there is a token. There is no `get_mut`: the clones for retries would not see the change.
+/// The inner service must be `Clone`, and its clones should be cheap: a retry is sent on a clone. The service that was
+/// made ready is called with the first attempt, if there is a token. There is no `get_mut`: the clones for retries
+/// would not see the change.
 ///
 /// # Permits
 ///
 /// A request that has to wait for a token drops the ready service first, and is sent on a clone that is made ready
-/// afterwards: while it waits, it holds no permit of a concurrency limit, which the token source may need as well. It carries
-/// the token that is current when the clone is ready, and so does a retry. A challenged request keeps its 401 while it
-/// waits for another token, and with it whatever the inner service ties to the body of a response.
+/// afterwards: while it waits, it holds no permit of a concurrency limit, which the token source may need as well. It
+/// carries the token that is current when the clone is ready, and so does a retry. A challenged request keeps its 401
+/// while it waits for another token, and with it whatever the inner service ties to the body of a response.
 ///
 /// # A retry that is shed
 ///
-/// If the inner service sheds the retry (`tower::load_shed`), the caller gets the 401, unless its body had to be drained: over
-/// HTTP/1, where the connection could not have served the retry otherwise, the caller gets the inner service's `Overloaded`.
-/// Likewise, if the token expires before the inner service is ready for the retry, and there is no other, the caller gets the
-/// 401, or [`Error`](crate::Error) if the 401 had to be drained.
+/// If the inner service sheds the retry (`tower::load_shed`), the caller gets the 401, unless its body had to be
+/// drained: over HTTP/1, where the connection could not have served the retry otherwise, the caller gets the inner
+/// service's `Overloaded`. Likewise, if the token expires before the inner service is ready for the retry, and there is
+/// no other, the caller gets the 401, or [`Error`](crate::Error) if the 401 had to be drained.
 pub struct BearerAuth<S, R> {
     /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,

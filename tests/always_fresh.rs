@@ -1,4 +1,5 @@
-//! A request waits only if there is no valid token. Callers do not notice an outage of the source while a token is valid.
+//! A request waits only if there is no valid token. Callers do not notice an outage of the source while a token is
+//! valid.
 
 mod support;
 

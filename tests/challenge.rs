@@ -86,8 +86,8 @@ async fn burst_of_401s_costs_one_refresh() {
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
     }
-    // One fetch for the first token and one for the first challenge. The first retry with a newer token
-    // does not use the budget. For other retries the budget allows 10 per second for 10 s, and a fifth of 400 challenges.
+    // One fetch for the first token and one for the first challenge. The first retry with a newer token does not use
+    // the budget. For other retries the budget allows 10 per second for 10 s, and a fifth of 400 challenges.
     assert_eq!(source.fetches(), 2);
     assert!((400..=400 + 100 + 80).contains(&api.requests()), "{}", api.requests());
 
@@ -211,7 +211,8 @@ async fn endless_401_body_is_dropped() {
     }
 }
 
-/// A body that repeats one frame without an end. If it `hangs`, no frame arrives. Without a frame, the body ends at once.
+/// A body that repeats one frame without an end. If it `hangs`, no frame arrives. Without a frame, the body ends at
+/// once.
 struct Endless {
     frame: Option<Bytes>,
     hangs: bool,
@@ -620,8 +621,8 @@ async fn revocations_in_a_row_heal_over_sockets() {
 
 /// Row 62: the request that started the refresh is slow, or it was dropped.
 ///
-/// If it is slow, the success of a joined request also shows that the token was revoked. If it was dropped, a revocation
-/// cannot be distinguished from an endpoint that challenges every token, so the pause is longer.
+/// If it is slow, the success of a joined request also shows that the token was revoked. If it was dropped, a
+/// revocation cannot be distinguished from an endpoint that challenges every token, so the pause is longer.
 #[tokio::test(start_paused = true)]
 async fn heals_after_refresh_starter_is_gone() {
     for (is_dropped, pause) in [(false, 1), (true, 5)] {

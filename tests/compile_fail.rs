@@ -1,7 +1,7 @@
 //! The compiler errors of common mistakes name the remedy. `tests/ui/*.stderr` has the recorded errors.
 //!
-//! The text of an error differs between releases of rustc, so only one release is compared with the record. After a change
-//! of this crate, `TRYBUILD=overwrite cargo test --test compile_fail` records the errors again.
+//! The text of an error differs between releases of rustc, so only one release is compared with the record. After a
+//! change of this crate, `TRYBUILD=overwrite cargo test --test compile_fail` records the errors again.
 
 #[rustversion::stable(1.95)]
 #[test]

@@ -71,8 +71,8 @@ struct Record {
 impl Record {
     /// Records the events of this thread from now on.
     ///
-    /// Only one test records at a time, and it starts before the first event: `tracing` caches for the whole process which
-    /// events are enabled.
+    /// Only one test records at a time, and it starts before the first event: `tracing` caches for the whole process
+    /// which events are enabled.
     fn start() -> (Self, (DefaultGuard, MutexGuard<'static, ()>)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +134,8 @@ where
     }
 }
 
-/// The events in the documentation of `observability`: message, level, fields, and whether it is in the span of a refresh.
+/// The events in the documentation of `observability`: message, level, fields, and whether it is in the span of a
+/// refresh.
 fn documented() -> Vec<(String, Level, BTreeSet<String>, bool)> {
     let mut in_refresh_span = false;
     let mut events = Vec::new();
@@ -179,8 +180,8 @@ async fn trigger_every_event() {
     videos.invalidate();
     videos.shutdown().await;
 
-    // The source returns the challenged token again, which is about to expire. Another source returns an unchallenged token
-    // again. A credential is rejected.
+    // The source returns the challenged token again, which is about to expire. Another source returns an unchallenged
+    // token again. A credential is rejected.
     let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO)));
     let first = same.token().await.unwrap();
     same.refresh(&first).await.unwrap();

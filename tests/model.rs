@@ -1,10 +1,10 @@
 //! Random sequences of events for a provider, against a model of api.video.
 //!
-//! The model has rotating refresh tokens, faults, revocations, a clock and callers that are dropped. The end of `run` checks
-//! what must hold after every sequence.
+//! The model has rotating refresh tokens, faults, revocations, a clock and callers that are dropped. The end of `run`
+//! checks what must hold after every sequence.
 //!
-//! `PROPTEST_CASES=100000 cargo test --test model` runs more sequences. proptest records the shrunk sequence of a failure in
-//! `tests/model.proptest-regressions`, and runs it first from then on.
+//! `PROPTEST_CASES=100000 cargo test --test model` runs more sequences. proptest records the shrunk sequence of a
+//! failure in `tests/model.proptest-regressions`, and runs it first from then on.
 #![cfg(feature = "api-video")]
 
 mod support;
@@ -290,7 +290,8 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let response = service.clone().oneshot(request()).await;
         prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
-    // One endpoint challenges every token, another one works. The first one causes at most one exchange per five seconds.
+    // One endpoint challenges every token, another one works. The first one causes at most one exchange per five
+    // seconds.
     let before = account.lock().unwrap().exchanges.len();
     for _ in 0..13 {
         let challenged = service.clone().oneshot(request_to(CHALLENGED)).await;

@@ -1,5 +1,5 @@
-//! One rule for validation: setters accept any value, `build()` checks all of them, and where there is no `build()` the first
-//! request reports the same error.
+//! One rule for validation: setters accept any value, `build()` checks all of them, and where there is no `build()` the
+//! first request reports the same error.
 #![cfg(feature = "api-video")]
 
 mod support;

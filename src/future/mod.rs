@@ -10,7 +10,8 @@
 //!                        caller (the challenge, unchanged)
 //! ```
 //!
-//! This file has the happy path, which most requests take. `slow_path` has the others, `pending_request` what is kept for them.
+//! This file has the happy path, which most requests take. `slow_path` has the others, `pending_request` what is kept
+//! for them.
 
 mod pending_request;
 mod shared;

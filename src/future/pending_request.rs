@@ -96,8 +96,8 @@ impl<Spare> PendingRequest<Spare> {
         self.kept = None;
     }
 
-    /// Records that the request is sent with `token`. `renewed`: after a challenge, the token that the refresh brought, and the
-    /// part that the request had in it.
+    /// Records that the request is sent with `token`. `renewed`: after a challenge, the token that the refresh brought,
+    /// and the part that the request had in it.
     pub(super) fn send(&mut self, token: TokenId, renewed: Option<(TokenId, Part)>) {
         // The response tells about that refresh only if the request carries the token that it brought.
         let of_this = renewed.filter(|(renewed, _)| *renewed == token && self.token != Some(token));
@@ -129,8 +129,8 @@ impl<Spare> PendingRequest<Spare> {
         None
     }
 
-    /// As [`challenged_by`](Self::challenged_by), for the response to a retry, which also tells whether the refresh has healed the
-    /// request.
+    /// As [`challenged_by`](Self::challenged_by), for the response to a retry, which also tells whether the refresh has
+    /// healed the request.
     #[cold]
     pub(super) fn challenged_again_by<S, R, ResBody>(
         &mut self,
@@ -144,7 +144,8 @@ impl<Spare> PendingRequest<Spare> {
         challenged
     }
 
-    /// Makes the retry, without a token, and returns how long to wait first. `token` is the provider's answer to the challenge.
+    /// Makes the retry, without a token, and returns how long to wait first. `token` is the provider's answer to the
+    /// challenge.
     pub(super) fn again<R, B>(
         &mut self,
         options: &Config<R>,

@@ -39,8 +39,8 @@ impl<S, R> Shared<S, R> {
 }
 
 impl<S, R> Shared<S, R> {
-    /// Whether a response comes from an origin that is not allowed: a redirect follower beneath the layer was redirected there, and
-    /// did not send the token.
+    /// Whether a response comes from an origin that is not allowed: a redirect follower beneath the layer was
+    /// redirected there, and did not send the token.
     ///
     /// Known only if the follower leaves its last URI in the response.
     #[cold]

@@ -41,8 +41,8 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // There is no token. Holds no service: one that is ready may hold a permit that the token source needs to send its own
-        // request, and both would wait for each other.
+        // There is no token. Holds no service: one that is ready may hold a permit that the token source needs to send
+        // its own request, and both would wait for each other.
         Waiting {
             token: Waiting,
             unsent: Option<Unsent<Req, ResBody>>,

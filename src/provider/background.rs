@@ -19,8 +19,8 @@ pub(super) fn start(shared: &Arc<Shared>) {
     let now = Instant::now();
     let mut state = shared.state();
     if !state.has_background(now) {
-        // Spawned under the lock, so that two callers do not start two. A runtime that is shutting down drops the future at
-        // once; that takes no lock, since the future has only a weak reference to the provider.
+        // Spawned under the lock, so that two callers do not start two. A runtime that is shutting down drops the
+        // future at once; that takes no lock, since the future has only a weak reference to the provider.
         let task = runtime.spawn(keep_fresh(Arc::downgrade(shared), shared.changes()));
         state.set_background(task, now);
     }

@@ -1,7 +1,8 @@
 //! [`ChallengePause`]: how long no challenge starts a refresh after one that a challenge started.
 //!
-//! A 401 has one of two reasons: the token is revoked, or the endpoint rejects every token. Another token heals the first, and is
-//! wasted on the second. The responses to the requests that are sent with the new token tell the two apart.
+//! A 401 has one of two reasons: the token is revoked, or the endpoint rejects every token. Another token heals the
+//! first, and is wasted on the second. The responses to the requests that are sent with the new token tell the two
+//! apart.
 
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use super::cool_down::CoolDown;
 /// The pause while the API accepts tokens: an endpoint that rejects them all costs at most one refresh in this time.
 const SPACING: Duration = Duration::from_secs(5);
 
-/// How many refreshes that heal may follow each other without a pause; after them, one per `min`. An API that challenges good
-/// tokens at random, or two providers that revoke each other's tokens, would cause a refresh per request otherwise.
+/// How many refreshes that heal may follow each other without a pause; after them, one per `min`. An API that
+/// challenges good tokens at random, or two providers that revoke each other's tokens, would cause a refresh per
+/// request otherwise.
 const BURST: u32 = 10;
 
 /// The pause after a refresh that a challenge started.
@@ -21,8 +23,8 @@ const BURST: u32 = 10;
 /// - The request that started the refresh has succeeded with the new token: no pause, within [`BURST`].
 /// - Another challenged request has, and the starter has no response yet: `min`.
 /// - The API has accepted the new token, but no challenged request has succeeded: [`SPACING`].
-/// - Otherwise the cool-down, which doubles from one such refresh to the next. It starts at [`SPACING`] once the API has
-///   accepted any token.
+/// - Otherwise the cool-down, which doubles from one such refresh to the next. It starts at [`SPACING`] once the API
+///   has accepted any token.
 #[derive(Debug, Default)]
 pub(super) struct ChallengePause {
     cool_down: CoolDown,
@@ -58,8 +60,8 @@ impl ChallengePause {
         Self { cool_down: CoolDown::new(min, max), min, max, spacing, ..Self::default() }
     }
 
-    /// Begins after a refresh that a challenge started, which published the token of `generation`. `accepted`: the API had accepted
-    /// the token before it.
+    /// Begins after a refresh that a challenge started, which published the token of `generation`. `accepted`: the API
+    /// had accepted the token before it.
     pub(super) fn begin(&mut self, now: Instant, generation: u32, starter_waits: bool, accepted: bool) {
         if accepted {
             self.cool_down = CoolDown::new(self.spacing, self.max);
@@ -79,8 +81,8 @@ impl ChallengePause {
                 let ahead = self.paced_until.map(|until| until.saturating_duration_since(now));
                 ahead.is_some_and(|ahead| ahead > self.min.saturating_mul(BURST))
             }
-            // The starter's own response is better evidence, and may come a moment later. If none will come, an endpoint that
-            // rejects every token could pass for healed.
+            // The starter's own response is better evidence, and may come a moment later. If none will come, an
+            // endpoint that rejects every token could pass for healed.
             Part::Joined if self.starter_waits => age < self.min,
             _ if accepted => age < self.spacing,
             _ => self.cool_down.is_active(now),

@@ -1,7 +1,7 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle (this file) → `refresh`, `background` → `shared` → `state`. Every decision is a function of `state`; `shared` makes it
-//! under one lock. `challenge_pause`, `cool_down` and `refresh_ahead` are arithmetic.
+//! handle (this file) → `refresh`, `background` → `shared` → `state`. Every decision is a function of `state`; `shared`
+//! makes it under one lock. `challenge_pause`, `cool_down` and `refresh_ahead` are arithmetic.
 //!
 //! A refresh, from the caller that needs it to the callers that wait for it:
 //!
@@ -24,8 +24,8 @@
 //!   │◀──────────────────────────────────────────────────┼────────────────────────────▶│
 //! ```
 //!
-//! The token is published before the waiters wake, and both after the decision of the state: a caller that wakes, or comes
-//! later, finds the new token.
+//! The token is published before the waiters wake, and both after the decision of the state: a caller that wakes, or
+//! comes later, finds the new token.
 
 mod background;
 mod builder;
@@ -84,40 +84,45 @@ use crate::{
 ///
 /// # Refreshes
 ///
-/// A refresh obtains the next token. At most one runs at a time, in a task of its own on the tokio runtime of the caller that
-/// started it, so that a dropped caller cannot lose a refresh token that is being spent. All waiters get the same result. If
-/// the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the next caller starts another. If
-/// processes share a [store](TokenProviderBuilder#method.store), a refresh reads the store first.
+/// A refresh obtains the next token. At most one runs at a time, in a task of its own on the tokio runtime of the
+/// caller that started it, so that a dropped caller cannot lose a refresh token that is being spent. All waiters get
+/// the same result. If the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
+/// next caller starts another. If processes share a [store](TokenProviderBuilder#method.store), a refresh reads the
+/// store first.
 ///
-/// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its tasks.
-/// A caller on another runtime waits for a refresh on it at most for the
+/// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its
+/// tasks. A caller on another runtime waits for a refresh on it at most for the
 /// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the refresh is abandoned: its waiters get
 /// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
-/// abandoned refresh ends later, its token is used, unless the source was asked for the current one after it. A caller outside of
-/// any tokio runtime has no such bound.
+/// abandoned refresh ends later, its token is used, unless the source was asked for the current one after it. A caller
+/// outside of any tokio runtime has no such bound.
 ///
 /// # When a token is refreshed
 ///
-/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **expiring**: it is
-/// still used, and the first request starts a refresh that no request waits for. Callers wait only if there is no token, or if it
-/// has **expired**. A token without a lifetime is used until the API challenges it. A provider that is to
+/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **expiring**: it
+/// is still used, and the first request starts a refresh that no request waits for. Callers wait only if there is no
+/// token, or if it has **expired**. A token without a lifetime is used until the API challenges it. A provider that is
+/// to
 /// [keep fresh](TokenProviderBuilder::keep_fresh) does all this without requests, too.
 ///
-/// Time is the monotonic clock's. A token that has less than 100 ms left when it arrives is used until a second after its end, and
-/// the backoff decides when the source is asked for the next one. After that, callers wait, or get the error. A token that ended
-/// more than a second before it arrived is not used; its refresh token is. A lifetime of zero ends on arrival.
+/// Time is the monotonic clock's. A token that has less than 100 ms left when it arrives is used until a second after
+/// its end, and the backoff decides when the source is asked for the next one. After that, callers wait, or get the
+/// error. A token that ended more than a second before it arrived is not used; its refresh token is. A lifetime of zero
+/// ends on arrival.
 ///
 /// # What a failure does
 ///
-/// A failed refresh never takes a token away: callers get the current token until it expires. A transient failure is retried, with
+/// A failed refresh never takes a token away: callers get the current token until it expires. A transient failure is
+/// retried, with
 /// [backoff](TokenProviderBuilder::retry). After a permanent failure all waiters, and all callers until the end of the
 /// [cool-down](TokenProviderBuilder::cool_down), get its error, and the source is not asked. Then one refresh checks whether the
 /// failure persists.
 ///
 /// # Shutdown
 ///
-/// When the last handle is dropped, those in layers and services included, the background task ends, and so does a refresh that
-/// waits for its next attempt. A refresh that waits for its source continues until the source has answered.
+/// When the last handle is dropped, those in layers and services included, the background task ends, and so does a
+/// refresh that waits for its next attempt. A refresh that waits for its source continues until the source has
+/// answered.
 /// [`shutdown`](Self::shutdown) does the same, and waits for it.
 #[derive(Clone)]
 pub struct TokenProvider {
@@ -195,9 +200,10 @@ impl TokenProvider {
 
     /// Returns a token other than `challenged`, which the API has just challenged.
     ///
-    /// If the provider has another token already, that is the result; else this joins the running refresh, or starts one.
-    /// If a challenge has started a refresh only just now, the result is `challenged` itself: the API challenges even the newest
-    /// token, and the source is not asked until the pause ([`TokenProviderBuilder::cool_down`]) is over.
+    /// If the provider has another token already, that is the result; else this joins the running refresh, or starts
+    /// one. If a challenge has started a refresh only just now, the result is `challenged` itself: the API challenges
+    /// even the newest token, and the source is not asked until the pause ([`TokenProviderBuilder::cool_down`]) is
+    /// over.
     ///
     /// # Errors
     ///
@@ -243,17 +249,17 @@ impl TokenProvider {
 
     /// Removes the current token, because it is known not to work any more: the next caller waits for another.
     ///
-    /// For a 401 of an API there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is kept
-    /// for the next refresh. A running refresh continues, and its token will be used.
+    /// For a 401 of an API there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is
+    /// kept for the next refresh. A running refresh continues, and its token will be used.
     pub fn invalidate(&self) {
         self.shared().invalidate();
     }
 
-    /// Shuts the provider down: no refresh starts any more, the background task ends, and this waits for a running refresh, so
-    /// that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
+    /// Shuts the provider down: no refresh starts any more, the background task ends, and this waits for a running
+    /// refresh, so that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
     ///
-    /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as long as the
-    /// source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout).
+    /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as
+    /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout).
     ///
     /// # Cancel safety
     ///
@@ -307,7 +313,8 @@ impl TokenProvider {
         self.shared().cache()
     }
 
-    /// Returns the header for a request and the token in it, if there is one that works. Starts a refresh if it is expiring.
+    /// Returns the header for a request and the token in it, if there is one that works. Starts a refresh if it is
+    /// expiring.
     #[inline]
     pub(crate) fn header<'a>(&self, cache: &'a mut Cache) -> Option<(&'a HeaderValue, TokenId)> {
         match cache.load() {

@@ -232,9 +232,9 @@ impl Future for Waiting {
 
 /// Makes sure that the refresh ends by its deadline for those who wait on this runtime.
 ///
-/// The timeout of the refresh itself does not fire if its runtime is not driven, such as one for the current thread after
-/// `block_on` has returned, or if the source blocks its thread. So the first caller who waits on a runtime starts a task
-/// there that abandons the refresh.
+/// The timeout of the refresh itself does not fire if its runtime is not driven, such as one for the current thread
+/// after `block_on` has returned, or if the source blocks its thread. So the first caller who waits on a runtime starts
+/// a task there that abandons the refresh.
 fn watch(shared: &Arc<Shared>, refresh: &Arc<Refresh>) {
     let Ok(runtime) = Handle::try_current() else { return };
     if !shared.state().watch(refresh, runtime.id()) {

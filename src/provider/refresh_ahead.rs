@@ -9,8 +9,9 @@ use crate::error::{Error, seconds};
 
 /// How long before its expiry a token is replaced in the background.
 ///
-/// Default: in the last tenth of its life, give or take a tenth of that, so that many processes whose tokens were issued at one
-/// moment do not refresh them at one moment. For a token that lives an hour that is 324 to 396 s before its expiry.
+/// Default: in the last tenth of its life, give or take a tenth of that, so that many processes whose tokens were
+/// issued at one moment do not refresh them at one moment. For a token that lives an hour that is 324 to 396 s before
+/// its expiry.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,9 +32,9 @@ use crate::error::{Error, seconds};
 ///
 /// # Short lives
 ///
-/// The time ahead shrinks with the life: the minimum of [`between`](Self::between), and what a slow source needs, count for at
-/// most half of it. At most nine tenths of a life are ahead of the expiry, so that a token of a few seconds is not replaced as
-/// soon as it arrives.
+/// The time ahead shrinks with the life: the minimum of [`between`](Self::between), and what a slow source needs, count
+/// for at most half of it. At most nine tenths of a life are ahead of the expiry, so that a token of a few seconds is
+/// not replaced as soon as it arrives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RefreshAhead {
     share: f64,
@@ -59,8 +60,8 @@ impl RefreshAhead {
         self
     }
 
-    /// Sets the minimum and the maximum time before the expiry. Default: zero, and no maximum. `min` must not be more than
-    /// `max`.
+    /// Sets the minimum and the maximum time before the expiry. Default: zero, and no maximum. `min` must not be more
+    /// than `max`.
     pub fn between(mut self, min: Duration, max: Duration) -> Self {
         (self.min, self.max) = (min, max);
         self

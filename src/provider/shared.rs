@@ -1,8 +1,8 @@
 //! [`Shared`]: what all handles of a provider share: the published token, the lock around the [`State`], and the source.
 //!
-//! The lock is held while a token is published, and while the token is read for a decision. Otherwise a caller could read the old
-//! token, find that no refresh is running because it has just ended, and start a second one. The happy path reads without the
-//! lock: it only uses a token, and any token that was published may be used.
+//! The lock is held while a token is published, and while the token is read for a decision. Otherwise a caller could
+//! read the old token, find that no refresh is running because it has just ended, and start a second one. The happy
+//! path reads without the lock: it only uses a token, and any token that was published may be used.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -31,8 +31,8 @@ use crate::{
 pub(crate) struct Shared {
     /// The current token. Written under the lock, and read at any time.
     published: Arc<Published>,
-    /// The generation of the newest token that the API has accepted; 0 for none. Read for each response, and written for the first
-    /// with each token.
+    /// The generation of the newest token that the API has accepted; 0 for none. Read for each response, and written
+    /// for the first with each token.
     accepted: AtomicU32,
     state: Mutex<State>,
     /// Marked at every change of the state. True once the provider is shut down.
@@ -65,8 +65,8 @@ impl Shared {
         }
     }
 
-    /// Locks the state. Neither a source, nor a subscriber, nor a waker may run before the guard is dropped: each is foreign code,
-    /// and may call the provider.
+    /// Locks the state. Neither a source, nor a subscriber, nor a waker may run before the guard is dropped: each is
+    /// foreign code, and may call the provider.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -93,8 +93,8 @@ impl Shared {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Records that the API has accepted a token. It is only evidence: no other memory is read because of it, so no ordering is
-    /// needed.
+    /// Records that the API has accepted a token. It is only evidence: no other memory is read because of it, so no
+    /// ordering is needed.
     pub(super) fn accept(&self, token: TokenId) {
         self.accepted.fetch_max(token.generation, Ordering::Relaxed);
     }
@@ -167,8 +167,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the runtime of either
-    /// may be one that nobody drives any more.
+    /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the
+    /// runtime of either may be one that nobody drives any more.
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {

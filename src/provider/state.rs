@@ -1,7 +1,7 @@
 //! [`State`]: every decision about refreshes, and what their ends change.
 //!
-//! Each decision is a function of what is passed in. [`Shared`](super::shared::Shared) calls it under its lock, so no source,
-//! subscriber or waker may run in here: each is foreign code, which may call the provider and would deadlock.
+//! Each decision is a function of what is passed in. [`Shared`](super::shared::Shared) calls it under its lock, so no
+//! source, subscriber or waker may run in here: each is foreign code, which may call the provider and would deadlock.
 
 use std::{
     sync::{
@@ -35,8 +35,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long the source is not asked after a refresh that was interrupted or timed out, for which there is no backoff.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
 
-/// A token that arrives with less than [`LEAST_LIFE`] left is used until this long after its end, since it would otherwise
-/// cost a refresh per request. If the API rejects it, a 401 says so.
+/// A token that arrives with less than [`LEAST_LIFE`] left is used until this long after its end, since it would
+/// otherwise cost a refresh per request. If the API rejects it, a 401 says so.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How often a changed credential is looked for while the one before is rejected.
@@ -86,7 +86,8 @@ pub(super) enum Decision {
     Join(Arc<Refresh>),
     /// The running refresh has not ended by its deadline, and is to be abandoned before the next decision.
     Overdue(Arc<Refresh>),
-    /// This refresh is the running one from here on: the caller has to start its task, and to keep its `Starter` while it waits.
+    /// This refresh is the running one from here on: the caller has to start its task, and to keep its `Starter` while
+    /// it waits.
     Start(Arc<Refresh>, Starter),
 }
 
@@ -212,8 +213,8 @@ impl State {
         }
     }
 
-    /// Decides what `need` leads to. `current` is the current token, which may have expired; the API has accepted the token of
-    /// the generation `accepted`. Without a runtime, no refresh can start.
+    /// Decides what `need` leads to. `current` is the current token, which may have expired; the API has accepted the
+    /// token of the generation `accepted`. Without a runtime, no refresh can start.
     pub(super) fn decide(
         &mut self,
         need: &Need,
@@ -300,16 +301,16 @@ impl State {
         self.running.is_some()
     }
 
-    /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true at most
-    /// once per runtime.
+    /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true
+    /// at most once per runtime.
     pub(super) fn watch(&mut self, refresh: &Refresh, runtime: runtime::Id) -> bool {
         let is_first = self.is_running(refresh) && !self.watched.contains(&runtime);
         self.watched.extend(is_first.then_some(runtime));
         is_first
     }
 
-    /// Checks that the refresh may still ask the source: it was not abandoned, and its time is not up. Otherwise its runtime was
-    /// not driven in time.
+    /// Checks that the refresh may still ask the source: it was not abandoned, and its time is not up. Otherwise its
+    /// runtime was not driven in time.
     pub(super) fn may_ask(&self, refresh: &Refresh, now: Instant) -> Result<(), Error> {
         let may_ask = self.is_running(refresh) && now < refresh.deadline;
         may_ask.then_some(()).ok_or_else(|| self.timed_out(refresh))
@@ -463,8 +464,8 @@ impl State {
         self.permanent.is_active(now).then(|| error.clone())
     }
 
-    /// The current token with the life that is left by the wall clock, and the difference, if it is less than by the monotonic
-    /// clock, which stands still while the machine is suspended.
+    /// The current token with the life that is left by the wall clock, and the difference, if it is less than by the
+    /// monotonic clock, which stands still while the machine is suspended.
     ///
     /// A wall clock can be set at will, so it only ever shortens a life.
     pub(super) fn compare_clocks(

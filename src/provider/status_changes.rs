@@ -23,10 +23,11 @@ impl StatusChanges {
 
     /// Waits for the next change, and returns the status after it. Changes in quick succession count as one.
     ///
-    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated or its life is shortened; the
-    /// provider is shut down. Expiry alone does not send a notification.
+    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated or its life is
+    /// shortened; the provider is shut down. Expiry alone does not send a notification.
     ///
-    /// `None` if no change can follow: the provider was shut down or its last handle dropped, and no refresh is running.
+    /// `None` if no change can follow: the provider was shut down or its last handle dropped, and no refresh is
+    /// running.
     ///
     /// # Cancel safety
     ///
