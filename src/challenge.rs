@@ -157,10 +157,13 @@ impl Challenge {
         self.parameter("acr_values")
     }
 
-    /// `max_age`: how long ago the user may have authenticated, in whole seconds (RFC 9470 §3). `None` if it is no
-    /// number.
+    /// `max_age`: how long ago the user may have authenticated, in whole seconds (RFC 9470 §3). `None` if it is not
+    /// a number.
     pub fn max_age(&self) -> Option<Duration> {
-        self.parameter("max_age")?.parse().ok().map(Duration::from_secs)
+        let digits = self.parameter("max_age")?;
+        // `parse` would accept a sign.
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|_| is_number).map(Duration::from_secs)
     }
 }
 
@@ -266,7 +269,11 @@ mod tests {
         assert!(!format!("{found:?}").contains("eyJ"));
 
         assert_eq!(read(&["Bearer max_age=5"]).unwrap().max_age(), Some(Duration::from_secs(5)));
-        assert_eq!(read(&["Bearer max_age=soon"]).unwrap().max_age(), None);
+        for wrong in
+            ["Bearer max_age=soon", "Bearer max_age=+5", "Bearer max_age=\"-5\"", "Bearer max_age=\"\""]
+        {
+            assert_eq!(read(&[wrong]).unwrap().max_age(), None, "{wrong}");
+        }
         let long = format!("Bearer error=\"{}\"", "a".repeat(Challenge::MAX_LEN));
         for none in [&[][..], &["Bearer"], &["Basic realm=\"x\""], &["Bearer error=\"open"], &[""], &[&long]]
         {

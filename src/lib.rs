@@ -57,7 +57,8 @@
 //!
 //! # Features
 //!
-//! Features only add items. None of them changes what another crate's use of this one does.
+//! Features only add items, and a call chooses what they add: no feature changes which roots are trusted, or which
+//! cryptography is used. One affects requests: with `tower-http`, fewer responses are a challenge.
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|

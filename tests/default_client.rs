@@ -2,6 +2,7 @@
 //!
 //! The test server's certificate is the only root in the file that `SSL_CERT_FILE` names. The operating system's roots
 //! are read once per process, so the grants run in a child process that has this variable.
+#![cfg(feature = "native-roots")]
 
 #[path = "support/folder.rs"]
 mod folder;
@@ -20,20 +21,7 @@ use tower_bearer::{
 const SERVER: &str = "TOWER_BEARER_TEST_SERVER";
 const API_KEY: &str = "TOWER_BEARER_TEST_API_KEY";
 
-#[tokio::main]
-async fn main() -> Result<(), BoxError> {
-    match env::var(SERVER) {
-        Ok(server) => grants(server, env::var(API_KEY)?).await,
-        Err(_) => {
-            roots_are_chosen_by_call().await?;
-            cryptography_is_chosen_by_call().await?;
-            println!("2 passed, 0 failed");
-            Ok(())
-        }
-    }
-}
-
-/// Both grants with the system's roots, after an attempt without them.
+/// Both grants with the system's roots, after an attempt without them. Runs in the child process.
 async fn grants(server: String, api_key: String) -> Result<(), BoxError> {
     let source = ApiVideo::new(api_key).base_url(server.parse()?);
     for untrusting in [source.clone(), source.clone().roots(Roots::WebPki)] {
@@ -48,7 +36,11 @@ async fn grants(server: String, api_key: String) -> Result<(), BoxError> {
     Ok(())
 }
 
+#[tokio::test]
 async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
+    if let Ok(server) = env::var(SERVER) {
+        return grants(server, env::var(API_KEY)?).await;
+    }
     let server = AuthServer::builder().tls(true).start().await?;
     let certificate = server.certificate().ok_or("the server has no certificate")?;
     let pem = format!(
@@ -59,9 +51,10 @@ async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
     let roots = folder.0.join("roots.pem");
     std::fs::write(&roots, pem)?;
     let mut grants = Command::new(env::current_exe()?);
+    grants.args(["--exact", "roots_are_chosen_by_call"]);
     grants.env("SSL_CERT_FILE", &roots).env(SERVER, server.uri().to_string()).env(API_KEY, server.api_key());
     let output = tokio::task::spawn_blocking(move || grants.output()).await??;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let counters = server.counters();
     assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1));
     // One connection for each client that does not trust the server, and one for both grants, which the client keeps.
@@ -71,6 +64,7 @@ async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
 }
 
 /// The groups for key exchange in the ClientHello show which cryptography a client uses.
+#[tokio::test]
 async fn cryptography_is_chosen_by_call() -> Result<(), BoxError> {
     let ring = groups_of(&rustls::crypto::ring::default_provider());
     let source = ApiVideo::new("key");
@@ -81,6 +75,19 @@ async fn cryptography_is_chosen_by_call() -> Result<(), BoxError> {
         let offered = offered_by(source.cryptography(Cryptography::AwsLcRs)).await?;
         assert!(offered.contains(&NamedGroup::X25519MLKEM768) && offered != ring, "{offered:?}");
     }
+    Ok(())
+}
+
+/// A feature alone does not change the cryptography of a store either.
+#[cfg(all(feature = "aws-lc-rs", feature = "redis"))]
+#[tokio::test]
+async fn redis_store_installs_ring() -> Result<(), BoxError> {
+    use tower_bearer::store::{RedisStore, TokenStore};
+
+    assert!(CryptoProvider::get_default().is_none());
+    let _ = RedisStore::new("rediss://127.0.0.1:1", "videos")?.load().await;
+    let installed = CryptoProvider::get_default().ok_or("no default provider")?;
+    assert_eq!(groups_of(installed), groups_of(&rustls::crypto::ring::default_provider()));
     Ok(())
 }
 

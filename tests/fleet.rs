@@ -586,6 +586,10 @@ fn invalid_options_are_errors() {
     ] {
         assert!(matches!(built, Err(Error::InvalidOption(_))), "{name}");
     }
+    for role in [Role::Member, Role::Publisher] {
+        let built = TokenProvider::reader(store()).role(role).build();
+        assert!(matches!(built, Err(Error::Source(_))), "{role:?} without a credential");
+    }
     for id in ["", "a b", "a:b", "ä", &"a".repeat(65)] {
         assert!(EncryptionKeys::new(id, &[0; 32]).is_err(), "{id}");
     }

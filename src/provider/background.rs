@@ -8,7 +8,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{refresh::obtain, shared::Shared, state::Need};
+use super::{
+    refresh::obtain,
+    shared::Shared,
+    state::Need,
+    sync::{Sender, channel},
+};
 
 /// Starts the background task, if the provider is to have one and none runs.
 pub(super) fn start(shared: &Arc<Shared>) {
@@ -16,23 +21,24 @@ pub(super) fn start(shared: &Arc<Shared>) {
         return;
     }
     let Ok(runtime) = Handle::try_current() else { return };
-    let now = Instant::now();
-    let mut state = shared.state();
-    if !state.has_background(now) {
-        // Spawned under the lock, so that two callers do not start two. A runtime that is shutting down drops the
-        // future at once; that takes no lock, since the future has only a weak reference to the provider.
-        let task = runtime.spawn(keep_fresh(Arc::downgrade(shared), shared.changes()));
-        state.set_background(task, now);
+    let (end, ended) = channel();
+    let started = shared.state().start_background(ended, Instant::now());
+    if let Some(number) = started {
+        // Without the state's lock: a runtime may have hooks for new tasks, which are foreign code.
+        runtime.spawn(keep_fresh(number, Arc::downgrade(shared), shared.changes(), end));
     }
 }
 
 /// Refreshes the token whenever that is due, until the last handle is dropped or the provider is shut down.
-async fn keep_fresh(shared: Weak<Shared>, mut changes: watch::Receiver<bool>) {
+///
+/// The drop of `_end` tells those who wait that the task has ended, also if its runtime shuts down.
+async fn keep_fresh(number: u64, shared: Weak<Shared>, mut changes: watch::Receiver<bool>, _end: Sender) {
     while !*changes.borrow_and_update() {
         let Some(shared) = shared.upgrade() else { return };
         shared.compare_clocks();
         obtain(&shared, Need::Ahead);
-        let next = shared.state().background_runs_at(shared.published().as_ref(), Instant::now());
+        let next = shared.state().background_runs_at(number, shared.published().as_ref(), Instant::now());
+        let Some(next) = next else { return };
         // Held no longer: the drop of the last handle has to end this task.
         drop(shared);
         // A change is a reason to decide again before that.

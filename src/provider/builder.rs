@@ -147,7 +147,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     pub fn build(self) -> Result<TokenProvider, Error> {
         let Self { source, config } = self;
         config.validate()?;
-        source.validate()?;
+        if !config.is_reader() {
+            source.validate()?;
+        }
         #[cfg(feature = "store")]
         if let Some(store) = config.store.clone() {
             store.validate()?;

@@ -16,7 +16,7 @@ use super::{
     challenge_pause::Part,
     shared::Shared,
     state::{Decision, Finished, Need, Refresh, Starter},
-    sync::{Outcome, Waiter},
+    sync::{Outcome, Sender, Waiter},
 };
 use crate::{
     error::{Error, SourceError},
@@ -76,19 +76,28 @@ fn start(
         // Without the state's lock: a runtime that is shutting down drops the task at once, which takes the lock.
         runtime.spawn(observability::within(span, task.run()));
     }
+    // Also if nobody waits: a source that blocks its thread keeps the refresh from its own timeout.
+    watch(shared, refresh);
     waiting
 }
 
 /// Gives up a refresh that has not ended by its deadline, unless it has ended meanwhile.
 fn abandon(shared: &Shared, refresh: &Refresh) {
     let Some(error) = shared.state().abandon(refresh, Instant::now()) else { return };
+    let sender = refresh.take_sender();
     shared.changed();
     observability::report_within(refresh.span.get(), || {
         let took = shared.config.refresh_timeout;
         shared.reporter.failed(&error, took);
         shared.reporter.refreshed(refresh.reason.name(), "transient", took);
     });
-    refresh.wake(Err(error));
+    wake(sender, Err(error));
+}
+
+/// Wakes all waiters. Without any lock: wakers run foreign code.
+fn wake(sender: Option<Sender>, outcome: Outcome) {
+    // Fails if nobody waits.
+    let _ = sender.map(|sender| sender.send(outcome));
 }
 
 /// The task of a refresh. Its drop ends the refresh, also if the source panics or the runtime shuts down.
@@ -126,7 +135,7 @@ impl RefreshTask {
             self.asked_at = Instant::now();
             shared.state().may_ask(refresh, self.asked_at)?;
             shared.reporter.asking(attempt);
-            let reason = request.reason();
+            let was_needed = request.is_needed();
             let error = match shared.source.fetch(&request).await {
                 Ok(token) => return Ok(token),
                 Err(error) if !error.is_transient() => return Err(error.into()),
@@ -134,10 +143,9 @@ impl RefreshTask {
             };
             let (error, delay) = shared.back_off(refresh, error);
             shared.reporter.attempt_failed(attempt, &error, delay);
-            // A caller that cannot use the current token has joined: what the source declined because the token still
-            // worked is asked once more.
-            let is_needed_more = request.reason() != reason;
-            if attempt > shared.config.retry.retries() && !is_needed_more {
+            // The first caller that needs the token has joined: the source is asked once more for that caller.
+            let has_joined = request.is_needed() && !was_needed;
+            if attempt > shared.config.retry.retries() && !has_joined {
                 return Err(error);
             }
         }
@@ -148,6 +156,12 @@ impl RefreshTask {
         let refresh = &self.refresh;
         // Before the waiters wake: otherwise one of them could read the old token, and start another refresh.
         let finished = self.shared.finish(refresh, outcome, self.asked_at);
+        if matches!(finished, Finished::Late) {
+            // It has ended before, and so its waiters have their outcome already.
+            return;
+        }
+        let sender = refresh.take_sender();
+        self.shared.changed();
         let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
         let (outcome, label) = match finished {
             Finished::Published { token, same, postponed } => {
@@ -169,19 +183,16 @@ impl RefreshTask {
                 reporter.credential_rejected(&error, took, cool_down);
                 (Err(error), "permanent")
             }
-            // Its waiters have their outcome already.
             Finished::Late => return,
         };
         reporter.refreshed(refresh.reason.name(), label, took);
-        refresh.wake(outcome);
+        wake(sender, outcome);
     }
 }
 
 impl Drop for RefreshTask {
     fn drop(&mut self) {
         self.finish(Err(Error::Interrupted));
-        // A subscriber that panicked in `finish` has left the waiters without an outcome.
-        self.refresh.wake(Err(Error::Interrupted));
     }
 }
 

@@ -105,24 +105,19 @@ impl Shared {
         state.decide(need, self.published(), self.accepted(), now, revision, has_runtime)
     }
 
-    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away.
+    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. Runs no foreign code: the
+    /// caller takes the waiters' sender before it calls [`changed`](Self::changed).
     pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Finished {
         let (now, wall) = (Instant::now(), (self.wall_clock)());
         let mut state = self.state();
         let finished = state.finish(refresh, outcome, asked_at, self.accepted(), now, wall);
-        match &finished {
-            Finished::Published { token, same, .. } => {
-                if *same && refresh.reason == RefreshReason::Challenged {
-                    // That the token was accepted before the challenge does not say that it is accepted now.
-                    self.accepted.store(0, Ordering::Relaxed);
-                }
-                self.publish(&state, Some(token.clone()));
+        if let Finished::Published { token, same, .. } = &finished {
+            if *same && refresh.reason == RefreshReason::Challenged {
+                // That the token was accepted before the challenge does not say that it is accepted now.
+                self.accepted.store(0, Ordering::Relaxed);
             }
-            Finished::Failed { .. } => {}
-            Finished::Late => return finished,
+            self.publish(&state, Some(token.clone()));
         }
-        drop(state);
-        self.changed();
         finished
     }
 
@@ -176,9 +171,9 @@ impl Shared {
                 // Cannot fail: `self` has the sender.
                 let _ = changes.changed().await;
             }
-            let background = self.state().take_background(Instant::now());
-            if let Some(task) = background {
-                let _ = task.await;
+            let background = self.state().background_end(Instant::now());
+            if let Some(end) = background {
+                let _ = end.await;
             }
         };
         let _ = timeout(self.config.refresh_timeout, at_rest).await;
@@ -267,7 +262,7 @@ mod tests {
                         Finished::Failed { error, .. } => Err(error),
                         Finished::Late => unreachable!(),
                     };
-                    refresh.wake(outcome.clone());
+                    let _ = refresh.take_sender().unwrap().send(outcome.clone());
                     outcome
                 }
             }

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{runtime, task::JoinHandle, time::Instant};
+use futures_util::FutureExt;
+use tokio::{runtime, time::Instant};
 
 use super::{
     challenge_pause::{ChallengePause, Part},
@@ -139,15 +140,12 @@ pub(crate) struct Refresh {
 }
 
 impl Refresh {
-    /// Wakes all waiters with the outcome, unless an earlier call has done so.
+    /// Takes the sender of the outcome, for the caller that has ended the refresh.
     ///
-    /// Neither the state's lock nor the sender's is held while they wake: wakers run foreign code.
-    pub(super) fn wake(&self, outcome: Outcome) {
-        let sender = lock(&self.sender).take();
-        if let Some(sender) = sender {
-            // Fails if nobody waits.
-            let _ = sender.send(outcome);
-        }
+    /// To be taken before any foreign code runs: if a subscriber or a waker panics, the sender is dropped, and all waiters
+    /// get [`Error::Interrupted`]. If it stayed here, where each waiter holds it, they would wait forever.
+    pub(super) fn take_sender(&self) -> Option<Sender> {
+        lock(&self.sender).take()
     }
 }
 
@@ -157,8 +155,8 @@ pub(super) struct State {
     config: Config,
     /// From the start of a refresh until it ends or is abandoned.
     running: Option<Arc<Refresh>>,
-    /// Whether an attempt of the running refresh has failed; `last_error` says why.
-    attempt_failed: bool,
+    /// Why the newest attempt of the running refresh failed.
+    attempt_error: Option<Error>,
     /// The runtimes on which a task abandons the running refresh at its deadline.
     watched: Vec<runtime::Id>,
     shut_down: bool,
@@ -182,8 +180,8 @@ pub(super) struct State {
     backoff: Backoff,
     /// The source is not asked before this.
     not_before: Option<Instant>,
-    /// The task that keeps the token fresh, and when it has to run next.
-    background: Option<(JoinHandle<()>, Instant)>,
+    /// The newest task that keeps the token fresh: its number, when it has to run next, and what resolves at its end.
+    background: Option<(u64, Instant, Waiter)>,
 }
 
 impl State {
@@ -193,7 +191,7 @@ impl State {
         Self {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             running: None,
-            attempt_failed: false,
+            attempt_error: None,
             watched: Vec::new(),
             shut_down: false,
             generation: 0,
@@ -242,7 +240,9 @@ impl State {
             if now > refresh.deadline {
                 return Decision::Overdue(Arc::clone(refresh));
             }
-            refresh.current_reason.raise(reason);
+            if !matches!(need, Need::Ahead) {
+                refresh.current_reason.raise(reason);
+            }
             return Decision::Join(Arc::clone(refresh));
         }
         if self.shut_down {
@@ -272,12 +272,12 @@ impl State {
             Need::Any | Need::Ahead => (false, None),
         };
         self.started += 1;
-        self.attempt_failed = false;
+        self.attempt_error = None;
         self.watched.clear();
         let refresh = Arc::new(Refresh {
             number: self.started,
             reason,
-            current_reason: CurrentReason::new(reason),
+            current_reason: CurrentReason::new(reason, !matches!(need, Need::Ahead)),
             challenge,
             previous: self.previous.clone(),
             revision,
@@ -318,7 +318,7 @@ impl State {
 
     /// The error of a refresh whose time is up: the failure of its newest attempt says more than the timeout.
     pub(super) fn timed_out(&self, refresh: &Refresh) -> Error {
-        let failure = self.last_error.clone().filter(|_| self.attempt_failed && self.is_running(refresh));
+        let failure = self.attempt_error.clone().filter(|_| self.is_running(refresh));
         failure.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
     }
 
@@ -358,7 +358,7 @@ impl State {
         }
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
-        self.attempt_failed = true;
+        self.attempt_error = Some(error.clone());
         self.last_error = Some(error.clone());
         (error, delay)
     }
@@ -491,25 +491,32 @@ impl State {
         !std::mem::replace(&mut self.shut_down, true)
     }
 
-    /// Whether there is a background task whose runtime is driven, as far as can be known.
-    pub(super) fn has_background(&self, now: Instant) -> bool {
-        self.background.as_ref().is_some_and(|background| is_driven(background, now))
-    }
-
-    /// Sets the background task, and ends the one before it, whose runtime is not driven.
-    pub(super) fn set_background(&mut self, task: JoinHandle<()>, now: Instant) {
-        if let Some((stalled, _)) = self.background.replace((task, now)) {
-            stalled.abort();
+    /// Makes room for a background task that ends when `ended` resolves, and returns its number. `None` if one is running
+    /// on a runtime that is driven, as far as can be known.
+    pub(super) fn start_background(&mut self, ended: Waiter, now: Instant) -> Option<u64> {
+        if self.background_end(now).is_some() {
+            return None;
         }
+        let number = self.background.as_ref().map_or(1, |(number, ..)| number + 1);
+        self.background = Some((number, now, ended));
+        Some(number)
     }
 
-    /// Takes the background task, for a caller that waits for its end. `None` if it will not run again.
-    pub(super) fn take_background(&mut self, now: Instant) -> Option<JoinHandle<()>> {
-        self.background.take().filter(|background| is_driven(background, now)).map(|(task, _)| task)
+    /// Resolves at the end of the background task. `None` if it has ended, or is so late that nobody drives its runtime.
+    pub(super) fn background_end(&self, now: Instant) -> Option<Waiter> {
+        let (_, due, ended) = self.background.as_ref()?;
+        let runs = now <= *due + STALLED_AFTER && ended.clone().now_or_never().is_none();
+        runs.then(|| ended.clone())
     }
 
-    /// When the background task has to decide again if nothing changes before.
-    pub(super) fn background_runs_at(&mut self, current: Option<&Token>, now: Instant) -> Instant {
+    /// When the background task has to decide again if nothing changes before. `None` if a newer task has replaced it,
+    /// because it was late.
+    pub(super) fn background_runs_at(
+        &mut self,
+        number: u64,
+        current: Option<&Token>,
+        now: Instant,
+    ) -> Option<Instant> {
         let at = match (&self.running, current) {
             // It ends before that, unless its runtime is not driven.
             (Some(refresh), _) => refresh.deadline.checked_add(AFTER_INTERRUPTION),
@@ -517,11 +524,9 @@ impl State {
             (None, Some(token)) if token.0.is_fresh(now) => token.refresh_at(),
             _ => self.not_before.max(now.checked_add(AFTER_INTERRUPTION)),
         };
-        let at = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
-        if let Some((_, due)) = &mut self.background {
-            *due = at;
-        }
-        at
+        let (_, due, _) = self.background.as_mut().filter(|(newest, ..)| *newest == number)?;
+        *due = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
+        Some(*due)
     }
 
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {
@@ -544,9 +549,4 @@ impl State {
             shut_down: self.shut_down,
         }
     }
-}
-
-/// Whether a task has not ended, and its runtime is driven, as far as can be known.
-fn is_driven((task, due): &(JoinHandle<()>, Instant), now: Instant) -> bool {
-    !task.is_finished() && now <= *due + STALLED_AFTER
 }

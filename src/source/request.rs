@@ -63,7 +63,7 @@ pub struct TokenRequest<'a> {
 impl<'a> TokenRequest<'a> {
     /// Makes a request without a previous token and without a challenge.
     pub fn new(reason: RefreshReason) -> Self {
-        Self { previous: None, reason: CurrentReason::new(reason), challenge: None }
+        Self { previous: None, reason: CurrentReason::new(reason, true), challenge: None }
     }
 
     /// Sets the token that the provider published last. Default: none.
@@ -113,6 +113,11 @@ impl<'a> TokenRequest<'a> {
         self.reason.get()
     }
 
+    /// Whether a caller needs the token, rather than the background.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.reason.is_needed()
+    }
+
     /// Returns the parameters of the `WWW-Authenticate` header that started the refresh (RFC 6750 §3, RFC 9470).
     ///
     /// `None` if no challenge started the refresh, or if the challenge had no Bearer parameters. A caller that joins
@@ -141,17 +146,20 @@ impl fmt::Debug for TokenRequest<'_> {
     }
 }
 
-/// The reason for a refresh that is running. Clones share it.
+/// Why a running refresh is needed, and whether a caller waits for it. Clones share it.
 #[derive(Clone)]
 pub(crate) struct CurrentReason(Arc<AtomicU8>);
 
+/// Set if a caller needs the token, rather than the background.
+const NEEDED: u8 = 1 << 7;
+
 impl CurrentReason {
-    pub(crate) fn new(reason: RefreshReason) -> Self {
-        Self(Arc::new(AtomicU8::new(reason as u8)))
+    pub(crate) fn new(reason: RefreshReason, is_needed: bool) -> Self {
+        Self(Arc::new(AtomicU8::new(reason as u8 | if is_needed { NEEDED } else { 0 })))
     }
 
     pub(crate) fn get(&self) -> RefreshReason {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.load(Ordering::Relaxed) & !NEEDED {
             0 => RefreshReason::Missing,
             1 => RefreshReason::Expired,
             2 => RefreshReason::Expiring,
@@ -159,12 +167,17 @@ impl CurrentReason {
         }
     }
 
-    /// Records that a caller with this reason joined the refresh. It replaces [`RefreshReason::Expiring`] only.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & NEEDED != 0
+    }
+
+    /// A caller that needs the token for this reason joins the refresh. If no caller needed it before, the caller's reason
+    /// replaces that of the background.
     ///
-    /// Relaxed ordering is enough, because no other memory is published through the flag.
+    /// Nothing else is published by this value, so no ordering is needed.
     pub(crate) fn raise(&self, reason: RefreshReason) {
-        let expiring = RefreshReason::Expiring as u8;
-        let _ = self.0.compare_exchange(expiring, reason as u8, Ordering::Relaxed, Ordering::Relaxed);
+        let raise = |current| (current & NEEDED == 0).then_some(reason as u8 | NEEDED);
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise);
     }
 }
 
@@ -173,15 +186,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_expiring_reason_is_raised() {
+    fn first_caller_raises_reason() {
         use RefreshReason::{Challenged, Expired, Expiring, Missing};
 
-        for reason in [Missing, Expired, Expiring, Challenged] {
-            assert_eq!(CurrentReason::new(reason).get(), reason);
+        for (reason, is_needed) in [(Missing, true), (Expired, false), (Expiring, false), (Challenged, true)]
+        {
+            let current = CurrentReason::new(reason, is_needed);
+            assert_eq!((current.get(), current.is_needed()), (reason, is_needed));
         }
-        let request = TokenRequest::new(Expiring);
-        request.reason.raise(Challenged);
-        request.reason.raise(Missing);
-        assert_eq!(request.clone().into_owned().reason(), Challenged);
+        let reason = CurrentReason::new(Expiring, false);
+        let request = TokenRequest::of(None, &reason, None);
+        assert!(!request.is_needed());
+        reason.raise(Challenged);
+        reason.raise(Missing);
+        assert_eq!((request.clone().into_owned().reason(), request.is_needed()), (Challenged, true));
     }
 }

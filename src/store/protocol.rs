@@ -241,8 +241,19 @@ pub(crate) struct NoSource;
 
 impl TokenSource for NoSource {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Err(SourceError::configuration("a reader has no credential: it needs a store and `Role::Reader`"))
+        Err(no_credential())
     }
+
+    /// Not called for a reader: no other role can do without a credential.
+    fn validate(&self) -> Result<(), SourceError> {
+        Err(no_credential())
+    }
+}
+
+fn no_credential() -> SourceError {
+    SourceError::configuration(
+        "role must be Role::Reader without a credential: a reader uses the tokens in its store",
+    )
 }
 
 fn is_in_first_half_of_expiring(token: &Token, now: Instant) -> bool {

@@ -124,7 +124,7 @@ const RELEASE: &str = r"
 /// The store uses one connection of redis-rs' `ConnectionManager`, opened on first use and reopened whenever it is
 /// lost. In a cluster, use the address of the node that has the keys, or of a proxy: redirections are not followed.
 /// `rediss://` is TLS by rustls with its process-wide default cryptography provider. If the program has installed
-/// none, the store installs this crate's when it connects.
+/// none, the store installs that of `ring` when it connects, whatever features are enabled.
 pub struct RedisStore {
     namespace: String,
     prefix: String,
@@ -240,12 +240,8 @@ impl RedisStore {
         if matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. })
             && CryptoProvider::get_default().is_none()
         {
-            #[cfg(feature = "aws-lc-rs")]
-            let provider = rustls::crypto::aws_lc_rs::default_provider();
-            #[cfg(not(feature = "aws-lc-rs"))]
-            let provider = rustls::crypto::ring::default_provider();
             // An error means that another thread has installed one meanwhile, which is fine.
-            let _ = provider.install_default();
+            let _ = rustls::crypto::ring::default_provider().install_default();
         }
         // No retries here: the provider has its own backoff.
         let config = ConnectionManagerConfig::new()

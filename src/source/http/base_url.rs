@@ -4,7 +4,7 @@ use http::{Uri, uri::Scheme};
 
 use crate::{
     error::SourceError,
-    origins::{AllowedOrigins, is_loopback, shown},
+    origins::{AllowedOrigins, has_origin, is_loopback, shown},
 };
 
 /// The URL that the paths of a source's endpoints are appended to.
@@ -66,6 +66,9 @@ impl BaseUrl {
         } else if *scheme != Scheme::HTTPS {
             return invalid(&format!("be https or http, got {}", shown(&self.url)));
         }
+        if !has_origin(&self.url) {
+            return invalid("have a port of at most 65535");
+        }
         let prefix = self.url.path().trim_end_matches('/');
         Uri::builder()
             .scheme(scheme.clone())
@@ -112,6 +115,7 @@ mod tests {
             ("http://ws.api.video", "use https"),
             ("http://127.0.0.1.example.com", "use https"),
             ("ftp://ws.api.video", "https or http, got ftp://ws.api.video"),
+            ("https://ws.api.video:99999", "a port of at most 65535"),
         ] {
             let error = url(base_url).unwrap_err();
             assert!(error.contains(hint) && !error.contains("canary"), "{base_url}: {error}");

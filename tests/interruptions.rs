@@ -1,0 +1,256 @@
+//! Panics of foreign code, runtimes that stall, and shutdowns: no caller waits without an end, and no task is left.
+#![cfg(feature = "tracing")]
+
+mod support;
+
+use std::{
+    future::pending,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use support::{Act, Source};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
+use tower_bearer::{
+    Error, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest, TokenSource, source_fn,
+};
+use tracing::{Event, Subscriber, field::Visit};
+use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A source that never answers.
+fn hangs() -> impl TokenSource {
+    source_fn(|_| pending::<Result<Token, SourceError>>())
+}
+
+/// Starts a refresh on a runtime that is not driven afterwards.
+fn start_on_stalled_runtime(provider: &TokenProvider) -> Runtime {
+    let stalled = runtime();
+    stalled.block_on(async {
+        let _ = timeout(20 * MS, provider.token()).await;
+    });
+    assert!(provider.status().refreshing);
+    stalled
+}
+
+/// Panics at the event that a refresh has failed.
+struct PanicsAtFailure;
+
+impl<S: Subscriber> Layer<S> for PanicsAtFailure {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Message(String);
+
+        impl Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        assert_ne!(message.0, "token refresh failed", "the subscriber panics");
+    }
+}
+
+/// Row 4: the runtime drops the refresh, and the subscriber panics when that is reported.
+#[test]
+fn panic_while_refresh_is_dropped_interrupts_waiters() {
+    let provider = TokenProvider::builder(hangs()).refresh_timeout(60 * SECOND).build().unwrap();
+    let stalled = start_on_stalled_runtime(&provider);
+    let (joined, has_joined) = std::sync::mpsc::channel();
+    let waiter = thread::spawn({
+        let provider = provider.clone();
+        move || {
+            runtime().block_on(async {
+                let mut token = Box::pin(provider.token());
+                assert!(timeout(MS, &mut token).await.is_err());
+                joined.send(()).unwrap();
+                timeout(30 * SECOND, token).await
+            })
+        }
+    });
+    has_joined.recv().unwrap();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(PanicsAtFailure), || {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(stalled)));
+    });
+    assert!(matches!(waiter.join().unwrap(), Ok(Err(Error::Interrupted))));
+}
+
+/// Row 65: the same while a refresh is abandoned.
+#[test]
+fn panic_while_refresh_is_abandoned_interrupts_waiters() {
+    let provider = TokenProvider::builder(hangs()).refresh_timeout(200 * MS).build().unwrap();
+    let _stalled = start_on_stalled_runtime(&provider);
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(PanicsAtFailure));
+    let outcome = runtime().block_on(async { timeout(30 * SECOND, provider.token()).await });
+    assert!(matches!(outcome, Ok(Err(Error::Interrupted))), "{outcome:?}");
+}
+
+/// Row 65: a refresh of an expiring token, for which no caller waits, on a thread that its source blocks.
+#[test]
+fn unwaited_refresh_is_abandoned_at_its_deadline() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (calls, released) = (AtomicU64::new(0), std::sync::Mutex::new(released));
+    let source = source_fn(move |_| {
+        if calls.fetch_add(1, Ordering::SeqCst) > 0 {
+            let _ = released.lock().unwrap().recv();
+        }
+        async { Ok::<_, SourceError>(Token::builder("abc").expires_in(SECOND).build()?) }
+    });
+    Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap().block_on(async {
+        let provider = TokenProvider::builder(source).refresh_timeout(200 * MS).build().unwrap();
+        let mut changes = provider.subscribe();
+        while !provider.status().refreshing || provider.status().refreshes < 2 {
+            provider.token().await.unwrap();
+            sleep(MS).await;
+        }
+        provider.shutdown().await;
+        let ended = timeout(30 * SECOND, async { while changes.next().await.is_some() {} }).await;
+        assert!(ended.is_ok(), "no end after the deadline");
+        let status = provider.status();
+        assert!(!status.refreshing && matches!(status.last_error, Some(Error::TimedOut(_))), "{status:?}");
+        release.send(()).unwrap();
+    });
+}
+
+/// A late token of an abandoned refresh does not hide why the attempts of the next one failed.
+#[test]
+fn attempt_error_outlives_late_token() {
+    struct Scripted(AtomicU64, Notify);
+
+    impl TokenSource for Scripted {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    self.1.notified().await;
+                    Ok(Token::builder("late").build()?)
+                }
+                1 => Err(SourceError::unavailable("down")),
+                _ => pending().await,
+            }
+        }
+    }
+
+    let source = Arc::new(Scripted(AtomicU64::new(0), Notify::new()));
+    let provider = TokenProvider::builder(Arc::clone(&source))
+        .refresh_timeout(500 * MS)
+        .retry(RetryPolicy::new().backoff(MS, 2 * MS))
+        .build()
+        .unwrap();
+    let stalled = start_on_stalled_runtime(&provider);
+    let (outcome, _stalled) = runtime().block_on(async {
+        assert!(matches!(provider.token().await, Err(Error::TimedOut(_))));
+        let second = tokio::spawn({
+            let provider = provider.clone();
+            async move { provider.token().await }
+        });
+        while source.0.load(Ordering::SeqCst) < 3 {
+            sleep(MS).await;
+        }
+        source.1.notify_one();
+        let late = provider.clone();
+        let driven = thread::spawn(move || {
+            stalled.block_on(async {
+                while late.current().is_none() {
+                    sleep(MS).await
+                }
+            });
+            stalled
+        });
+        let stalled = driven.join().unwrap();
+        assert_eq!(provider.current().unwrap().access_token(), "late");
+        // A runtime cannot be dropped in an asynchronous context.
+        (second.await.unwrap(), stalled)
+    });
+    assert!(matches!(&outcome, Err(Error::Source(error)) if error.to_string() == "down"), "{outcome:?}");
+}
+
+/// Row 70: the background starts the first refresh; the source fails once, after a caller has joined.
+#[tokio::test(start_paused = true)]
+async fn joiner_of_background_refresh_gets_one_more_attempt() {
+    let source = Source::new().then(Act::Fail(SourceError::unavailable("once")));
+    let provider = TokenProvider::builder(source)
+        .keep_fresh(true)
+        .retry(RetryPolicy::new().max_retries(0))
+        .build()
+        .unwrap();
+    sleep(10 * MS).await;
+    assert!(provider.status().refreshing);
+    assert!(provider.token().await.is_ok());
+}
+
+/// Row 70: no caller has joined, though the token was removed meanwhile.
+#[tokio::test(start_paused = true)]
+async fn background_gets_no_further_attempt() {
+    let down = || Act::Fail(SourceError::unavailable("down"));
+    let source = Source::new().then(Act::Live(100 * SECOND)).then(down()).then(down());
+    let provider = TokenProvider::builder(Arc::clone(&source))
+        .keep_fresh(true)
+        .retry(RetryPolicy::new().max_retries(0))
+        .build()
+        .unwrap();
+    provider.ready().await.unwrap();
+    while provider.status().refreshes < 2 {
+        sleep(100 * MS).await;
+    }
+    provider.invalidate();
+    while provider.status().failed_refreshes == 0 {
+        sleep(10 * MS).await;
+    }
+    assert_eq!(source.fetches(), 2);
+}
+
+/// Row 53: each caller waits for the end of the background task, also after one that gave up.
+#[tokio::test(start_paused = true)]
+async fn each_shutdown_waits_for_background_task() {
+    let provider = TokenProvider::builder(Source::living(HOUR)).keep_fresh(true).build().unwrap();
+    provider.ready().await.unwrap();
+    sleep(SECOND).await;
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+    assert!(support::at_once(provider.shutdown()).is_none());
+    let ends = || async {
+        provider.shutdown().await;
+        Handle::current().metrics().num_alive_tasks()
+    };
+    assert_eq!(tokio::join!(ends(), ends()), (0, 0));
+}
+
+/// A background task whose runtime ends is no reason to wait.
+#[test]
+fn shutdown_does_not_wait_for_lost_background_task() {
+    let lost = runtime();
+    let provider = lost.block_on(async {
+        let source = source_fn(|_| async { Ok::<_, SourceError>(Token::builder("abc").build()?) });
+        let provider = TokenProvider::builder(source).keep_fresh(true).build().unwrap();
+        provider.ready().await.unwrap();
+        provider
+    });
+    drop(lost);
+    let (done, ended) = oneshot::channel();
+    runtime().block_on(async {
+        let shutdown = tokio::spawn(async move {
+            provider.shutdown().await;
+            let _ = done.send(());
+        });
+        assert!(timeout(10 * SECOND, ended).await.is_ok(), "it waits for the refresh timeout");
+        shutdown.await.unwrap();
+    });
+}
