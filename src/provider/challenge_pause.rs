@@ -91,11 +91,8 @@ impl ChallengePause {
 
     /// Records that a challenged request, which had this `part` in the refresh, has succeeded with its token.
     pub(super) fn healed(&mut self, generation: u32, part: Part) {
-        let counts = match part {
-            Part::None => false,
-            Part::Joined => self.healed == Part::None && !self.challenged_again,
-            Part::Started => true,
-        };
+        let is_first_joiner = part == Part::Joined && self.healed == Part::None && !self.challenged_again;
+        let counts = part == Part::Started || is_first_joiner;
         if counts && self.generation == generation {
             self.healed = part;
         }

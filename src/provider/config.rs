@@ -51,7 +51,14 @@ impl Config {
             ));
         }
         #[cfg(feature = "store")]
-        self.validate_store()?;
+        if self.store.is_none() && self.role != Role::Member {
+            let text = format!("role {:?} needs a store: set one with store()", self.role);
+            return Err(Error::InvalidOption(text.into()));
+        }
+        #[cfg(feature = "store")]
+        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
+            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
+        }
         Ok(())
     }
 
@@ -73,19 +80,6 @@ impl Config {
             Role::Reader => self.refresh_ahead = self.refresh_ahead.halved(),
         }
         self
-    }
-
-    #[cfg(feature = "store")]
-    fn validate_store(&self) -> Result<(), Error> {
-        if self.store.is_none() && self.role != Role::Member {
-            return Err(Error::InvalidOption(
-                format!("role {:?} needs a store: set one with store()", self.role).into(),
-            ));
-        }
-        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
-            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
-        }
-        Ok(())
     }
 }
 

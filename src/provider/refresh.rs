@@ -155,11 +155,7 @@ impl RefreshTask {
     fn finish(&self, outcome: Outcome) {
         let refresh = &self.refresh;
         // Before the waiters wake: otherwise one of them could read the old token, and start another refresh.
-        let finished = self.shared.finish(refresh, outcome, self.asked_at);
-        if matches!(finished, Finished::Late) {
-            // It has ended before, and so its waiters have their outcome already.
-            return;
-        }
+        let Some(finished) = self.shared.finish(refresh, outcome, self.asked_at) else { return };
         let sender = refresh.take_sender();
         self.shared.changed();
         let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
@@ -183,7 +179,6 @@ impl RefreshTask {
                 reporter.credential_rejected(&error, took, cool_down);
                 (Err(error), "permanent")
             }
-            Finished::Late => return,
         };
         reporter.refreshed(refresh.reason.name(), label, took);
         wake(sender, outcome);

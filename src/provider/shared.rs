@@ -107,11 +107,11 @@ impl Shared {
 
     /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. Runs no foreign code: the
     /// caller takes the waiters' sender before it calls [`changed`](Self::changed).
-    pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Finished {
+    pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Option<Finished> {
         let (now, wall) = (Instant::now(), (self.wall_clock)());
         let mut state = self.state();
         let finished = state.finish(refresh, outcome, asked_at, self.accepted(), now, wall);
-        if let Finished::Published { token, same, .. } = &finished {
+        if let Some(Finished::Published { token, same, .. }) = &finished {
             if *same && refresh.reason == RefreshReason::Challenged {
                 // That the token was accepted before the challenge does not say that it is accepted now.
                 self.accepted.store(0, Ordering::Relaxed);
@@ -167,7 +167,7 @@ impl Shared {
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {
-            while self.state().is_refreshing() {
+            while self.status().refreshing {
                 // Cannot fail: `self` has the sender.
                 let _ = changes.changed().await;
             }
@@ -257,10 +257,9 @@ mod tests {
                     } else {
                         Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
                     };
-                    let outcome = match self.shared.finish(&refresh, outcome, refresh.started_at) {
+                    let outcome = match self.shared.finish(&refresh, outcome, refresh.started_at).unwrap() {
                         Finished::Published { token, .. } => Ok(token),
                         Finished::Failed { error, .. } => Err(error),
-                        Finished::Late => unreachable!(),
                     };
                     let _ = refresh.take_sender().unwrap().send(outcome.clone());
                     outcome

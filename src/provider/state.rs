@@ -106,8 +106,6 @@ pub(super) enum Finished {
         /// How long callers get the error without another refresh.
         cool_down: Option<Duration>,
     },
-    /// The refresh was abandoned before, and its outcome is not used.
-    Late,
 }
 
 /// Held by the request that started a refresh, for as long as it waits.
@@ -296,11 +294,6 @@ impl State {
         self.running.as_ref().is_some_and(|running| running.number == refresh.number)
     }
 
-    /// Whether a refresh is running.
-    pub(super) fn is_refreshing(&self) -> bool {
-        self.running.is_some()
-    }
-
     /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true
     /// at most once per runtime.
     pub(super) fn watch(&mut self, refresh: &Refresh, runtime: runtime::Id) -> bool {
@@ -365,7 +358,8 @@ impl State {
 
     /// Ends a refresh that asked the source at `asked_at`. The caller publishes the token before it unlocks.
     ///
-    /// The token of an abandoned refresh is used only if the source was asked for it after the current one.
+    /// `None` if the refresh has ended before: it was abandoned. Its token is used all the same if the source was asked for it
+    /// after the current one.
     pub(super) fn finish(
         &mut self,
         refresh: &Refresh,
@@ -374,17 +368,17 @@ impl State {
         accepted: u32,
         now: Instant,
         wall: SystemTime,
-    ) -> Finished {
+    ) -> Option<Finished> {
         let is_late = !self.is_running(refresh);
         let finished = match outcome {
-            Ok(_) if is_late && self.asked_at >= Some(asked_at) => Finished::Late,
+            Ok(_) if is_late && self.asked_at >= Some(asked_at) => None,
             Ok(token) if token.0.is_expired_by(GRACE, now) => {
                 // Its access token is not used, but its refresh token is the one that has not been spent.
                 let expires_at = token.expires_at();
                 self.previous = Some(token.published(self.token_id(), expires_at, expires_at));
                 let error = SourceError::invalid_response("the token had expired before it arrived");
                 let (error, _) = self.back_off(refresh, error, now);
-                if is_late { Finished::Late } else { self.fail(error, refresh.revision, now) }
+                (!is_late).then(|| self.fail(error, refresh.revision, now))
             }
             Ok(token) => {
                 let published = self.publish(token, asked_at, now, wall);
@@ -397,10 +391,10 @@ impl State {
                         .is_some_and(|previous| previous.id().generation == accepted);
                     self.challenged.begin(now, self.generation, starter_waits, had_accepted);
                 }
-                published
+                Some(published)
             }
-            Err(_) if is_late => Finished::Late,
-            Err(error) => self.fail(error, refresh.revision, now),
+            Err(_) if is_late => None,
+            Err(error) => Some(self.fail(error, refresh.revision, now)),
         };
         self.running.take_if(|running| running.number == refresh.number);
         finished
