@@ -130,11 +130,6 @@ pub(crate) fn shown(uri: &Uri) -> String {
     format!("{}://{host}{port}", uri.scheme_str().unwrap_or("?"))
 }
 
-/// Whether the URI has an origin that a request can be sent to.
-pub(crate) fn has_origin(uri: &Uri) -> bool {
-    Origin::of(uri).is_some()
-}
-
 /// Whether the host is `localhost` or a loopback address.
 pub(crate) fn is_loopback(host: &str) -> bool {
     match Host::of(host) {

@@ -4,7 +4,7 @@ use http::{Uri, uri::Scheme};
 
 use crate::{
     error::SourceError,
-    origins::{AllowedOrigins, has_origin, is_loopback, shown},
+    origins::{AllowedOrigins, is_loopback, shown},
 };
 
 /// The URL that the paths of a source's endpoints are appended to.
@@ -66,7 +66,8 @@ impl BaseUrl {
         } else if *scheme != Scheme::HTTPS {
             return invalid(&format!("be https or http, got {}", shown(&self.url)));
         }
-        if !has_origin(&self.url) {
+        // A URL without an origin that can be sent to has no allowed origin either.
+        if !self.allowed_origins().covers(&self.url) {
             return invalid("have a port of at most 65535");
         }
         let prefix = self.url.path().trim_end_matches('/');
