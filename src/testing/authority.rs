@@ -2,14 +2,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::{self, Write as _},
+    fmt,
     time::Duration,
 };
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
-use super::{Route, faults::Faults, uploads::Uploads};
+use super::{
+    Route,
+    faults::Faults,
+    uploads::{Uploads, hex},
+};
 
 /// The number of calls of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,11 +226,4 @@ pub(super) fn random(bytes: usize) -> String {
     // Fails only if the kernel has no random number generator.
     SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
     hex(&buffer)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
