@@ -18,7 +18,8 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The token source returned no token. [`SourceError`] has the reason, and whether a retry may succeed.
+    /// The token source returned no token, or is set up wrongly. [`SourceError`] has the reason, and whether a retry may
+    /// succeed. The reason is not in this error's own text: print its chain of sources.
     #[error("no access token could be obtained")]
     Source(#[from] SourceError),
 

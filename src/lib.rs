@@ -10,6 +10,8 @@
 //!
 //! # Ten lines
 //!
+//! README.md lists the dependencies of this example.
+//!
 //! ```no_run
 //! # #[cfg(feature = "api-video")]
 //! # async fn run() -> Result<(), tower_bearer::BoxError> {
@@ -57,8 +59,10 @@
 //!
 //! # Features
 //!
-//! Features only add items, and a call chooses what they add: no feature changes which roots are trusted, or which
-//! cryptography is used. One affects requests: with `tower-http`, fewer responses are a challenge.
+//! Features only add items, and none changes the default client. Two things affect other code. `tower-http` changes
+//! which 401 is a challenge. `api-video`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with aws-lc-rs: if
+//! a program has both, for example by hyper-rustls' default features, rustls selects neither and panics. Such a program
+//! installs one at its start (`CryptoProvider::install_default`).
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|

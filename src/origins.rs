@@ -170,10 +170,9 @@ impl Origin {
             return invalid("be a URL such as https://ws.api.video");
         };
         let Some(origin) = Self::of(&uri) else {
-            let got = shown(&uri);
-            return invalid(&format!(
-                "be http or https with a host, such as https://ws.api.video, got {got}"
-            ));
+            return invalid(
+                "be http or https with a host and perhaps a port, such as https://ws.api.video:443",
+            );
         };
         let is_named =
             |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
@@ -184,7 +183,7 @@ impl Origin {
             return invalid("have no user name, such as https://ws.api.video");
         }
         if uri.path() != "/" || text.ends_with('/') || uri.query().is_some() {
-            return invalid("have no path and no query, such as https://ws.api.video");
+            return invalid("have no path and no query, also no / at its end, such as https://ws.api.video");
         }
         Ok(origin)
     }

@@ -370,6 +370,10 @@ fn out_of_range_options_are_errors() {
         let built = TokenProvider::builder(StaticToken::new("abc")).store(store).build();
         assert!(matches!(built, Err(Error::InvalidOption(_))), "{timeout:?}");
     }
+    for path in ["", "/", "folder/.."] {
+        let built = TokenProvider::builder(StaticToken::new("abc")).store(FileStore::new(path)).build();
+        assert!(matches!(built, Err(Error::InvalidOption(_))), "{path:?}");
+    }
     let store = FileStore::new("folder/token");
     assert_eq!(store.namespace(), "token");
     assert_eq!(store.with_namespace("other").namespace(), "other");

@@ -94,8 +94,8 @@ use crate::{
 /// tasks. A caller on another runtime waits for a refresh on it at most for the
 /// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the refresh is abandoned: its waiters get
 /// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
-/// abandoned refresh ends later, its token is used, unless the source was asked for the current one after it. A caller
-/// outside of any tokio runtime has no such bound.
+/// abandoned refresh ends later, its token is used only if no later refresh has brought one. A caller outside of any
+/// tokio runtime has no such bound.
 ///
 /// # When a token is refreshed
 ///
@@ -107,8 +107,8 @@ use crate::{
 ///
 /// Time is the monotonic clock's. A token that has less than 100 ms left when it arrives is used until a second after
 /// its end, and the backoff decides when the source is asked for the next one. After that, callers wait, or get the
-/// error. A token that ended more than a second before it arrived is not used; its refresh token is. A lifetime of zero
-/// ends on arrival.
+/// error. A token that expired more than a second before it arrived is not used, but its refresh token is. A lifetime
+/// of zero ends on arrival.
 ///
 /// # What a failure does
 ///
@@ -161,8 +161,8 @@ impl TokenProvider {
     /// `https` origin, and to loopback.
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
-    pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<impl TokenSource> {
-        Self::builder(NoSource).store(store).role(Role::Reader)
+    pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<NoSource> {
+        Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
     fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
@@ -180,8 +180,9 @@ impl TokenProvider {
     ///
     /// # Errors
     ///
-    /// [`Error`] with the reason why the refresh brought no token. During the cool-down after a permanent failure it comes at
-    /// once. Outside of a tokio runtime, [`Error::NoRuntime`].
+    /// [`Error`] with the reason why the refresh brought no token. During the cool-down after a permanent failure it comes
+    /// at once. After a transient failure, the caller waits for the rest of the backoff or of the source's `Retry-After`
+    /// ([`Status::retry_in`]), and then the source is asked again. Outside of a tokio runtime, [`Error::NoRuntime`].
     ///
     /// # Cancel safety
     ///

@@ -64,8 +64,10 @@ pub trait TokenSource: Send + Sync + 'static {
     /// Renews the previous token with what came with it, such as its refresh token, and with nothing else. Default:
     /// [`fetch`](Self::fetch).
     ///
-    /// `request` has a previous token. Returns `None` if that cannot be renewed. The provider then calls `fetch`
-    /// without a previous token, which uses the credential.
+    /// `request` has a previous token. Returns `None` if that token has nothing to renew it by, or if the service
+    /// rejected it; the provider then calls `fetch` without a previous token, which uses the credential. Returns an
+    /// error if the service did not answer. Override the default if the source has both a refresh token and a
+    /// credential.
     ///
     /// The provider calls this instead of `fetch` if processes share a token. The use of the credential may end the
     /// refresh token of the other processes. Before it, the provider therefore checks once more whether one of them has

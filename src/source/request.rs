@@ -107,8 +107,8 @@ impl<'a> TokenRequest<'a> {
 
     /// Returns why the token is needed.
     ///
-    /// [`Expiring`](RefreshReason::Expiring) becomes another reason if a caller that cannot use the current token joins
-    /// the refresh while the source works.
+    /// The value may change during the call, also in a clone: from [`Expiring`](RefreshReason::Expiring) to another
+    /// reason, when a caller that cannot use the current token joins the refresh. Read it where you need it.
     pub fn reason(&self) -> RefreshReason {
         self.reason.get()
     }

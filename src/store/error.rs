@@ -6,8 +6,9 @@ use crate::error::BoxError;
 
 /// Why a [`TokenStore`](super::TokenStore) could not do an operation.
 ///
-/// No request fails because of it: the process refreshes without the store and uses the store again at the next
-/// refresh.
+/// A member or a publisher refreshes without the store, and uses it again at the next refresh. A reader has no other
+/// source: its callers get [`Error::Source`](crate::Error::Source) with this error among its causes. A provider reports
+/// the error as an event and a metric ([`observability`](crate::observability)), not in its status.
 ///
 /// ```
 /// use tower_bearer::store::{StoreError, StoreErrorKind};

@@ -162,10 +162,15 @@ impl TokenStore for FileStore {
     }
 
     fn validate(&self) -> Result<(), Error> {
+        if self.files.record.file_name().is_none() {
+            let path = self.files.record.display();
+            let text = format!("the path of a FileStore must end with the name of a file, got \"{path}\"");
+            return Err(Error::InvalidOption(text.into()));
+        }
         let timeout = self.files.timeout;
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             return Err(Error::InvalidOption(
-                format!("FileStore::timeout must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}").into(),
+                format!("FileStore::timeout must be > 0 and <= 1min, got {}s", timeout.as_secs_f64()).into(),
             ));
         }
         Ok(())

@@ -32,12 +32,13 @@ pub use self::encrypted::{EncryptedStore, EncryptionKeys};
 #[cfg(all(feature = "file-store", unix))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::file::FileStore;
-pub(crate) use self::protocol::{NoSource, SharedSource};
+pub(crate) use self::protocol::SharedSource;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
 pub use self::{
     error::{StoreError, StoreErrorKind},
+    protocol::NoSource,
     record::{Extension, Lease, Publication, Record},
 };
 
@@ -84,8 +85,9 @@ use crate::error::Error;
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
 /// lengths. The process then refreshes without the store and reports it ([`observability`](crate::observability)); it
-/// publishes the token as soon as the store works again. While its own token still works, it delays this until half of
-/// the time is over that [`RefreshAhead`](crate::RefreshAhead) left: a shorter outage costs nothing.
+/// publishes the token as soon as the store works again. During the first half of the expiring period
+/// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader
+/// cannot refresh without the store.
 ///
 /// # A store of your own
 ///
@@ -128,6 +130,7 @@ use crate::error::Error;
 ///         if state.leased_until.is_some_and(|until| Instant::now() < until) {
 ///             return Ok(None);
 ///         }
+///         // Enough here, because the fence and the record are lost together.
 ///         state.fence += 1;
 ///         state.leased_until = Some(Instant::now() + length);
 ///         Ok(Some(Lease::new(state.fence)))

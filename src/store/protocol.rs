@@ -203,10 +203,11 @@ impl<T: TokenSource> SharedSource<T> {
             }
             let next = Instant::now() + polls.next_delay();
             if next > deadline {
-                let error = SourceError::unavailable("no publisher has stored a newer token yet");
                 return Err(match found {
-                    Err(cause) => error.with_cause(cause),
-                    Ok(_) => error,
+                    Err(cause) => {
+                        SourceError::unavailable("the shared store cannot be used").with_cause(cause)
+                    }
+                    Ok(_) => SourceError::unavailable("no publisher has stored a newer token yet"),
                 });
             }
             sleep_until(next).await;
@@ -236,8 +237,15 @@ enum Answer {
     Store(Token),
 }
 
-/// The source of a provider that has no credential.
-pub(crate) struct NoSource;
+/// The source of a provider without a credential, which [`TokenProvider::reader`](crate::TokenProvider::reader) makes.
+#[derive(Debug)]
+pub struct NoSource(());
+
+impl NoSource {
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+}
 
 impl TokenSource for NoSource {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
