@@ -11,7 +11,7 @@ use tower::{
     util::rng::{HasherRng, Rng},
 };
 
-use crate::error::Error;
+use crate::error::{Error, seconds};
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
@@ -103,9 +103,9 @@ impl RetryPolicy {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let (min, max) = self.backoff;
         if backoff_maker(min, max).is_none() {
-            let (min, max) = (min.as_secs_f64(), max.as_secs_f64());
+            let (min, max) = (seconds(min), seconds(max));
             return Err(Error::InvalidOption(
-                format!("backoff must have min <= max and 0 < max <= 1h, got {min}s and {max}s").into(),
+                format!("backoff must have min <= max and 0 < max <= 1h, got {min} and {max}").into(),
             ));
         }
         self.budget.as_ref().map_or(Ok(()), Budget::validate)
@@ -165,7 +165,7 @@ impl Budget {
         let Self { ttl, min_per_sec, ratio, .. } = self;
         let invalid = |text: String| Err(Error::InvalidOption(text.into()));
         if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(ttl) {
-            return invalid(format!("budget must have 1s <= ttl <= 60s, got {}s", ttl.as_secs_f64()));
+            return invalid(format!("budget must have 1s <= ttl <= 60s, got {}", seconds(*ttl)));
         }
         if *min_per_sec > 1_000_000 {
             return invalid(format!("budget must have min_per_sec <= 1000000, got {min_per_sec}"));

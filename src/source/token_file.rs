@@ -11,7 +11,11 @@ use std::{
 use secrecy::zeroize::Zeroizing;
 
 use super::{TokenRequest, TokenSource};
-use crate::{error::SourceError, observability, token::Token};
+use crate::{
+    error::{SourceError, seconds},
+    observability,
+    token::Token,
+};
 
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -98,8 +102,8 @@ impl TokenSource for TokenFile {
         if (Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&self.reload_interval) {
             return Ok(());
         }
-        let seconds = self.reload_interval.as_secs_f64();
-        Err(SourceError::configuration(format!("reload_interval must be >= 1s and <= 1d, got {seconds}s")))
+        let got = seconds(self.reload_interval);
+        Err(SourceError::configuration(format!("reload_interval must be >= 1s and <= 1d, got {got}")))
     }
 }
 

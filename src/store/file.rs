@@ -16,7 +16,10 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Extension, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore};
-use crate::{error::Error, observability::millis};
+use crate::{
+    error::{Error, seconds},
+    observability::millis,
+};
 
 /// The schema of the files. A file with another schema counts as absent.
 const SCHEMA: u32 = 1;
@@ -169,9 +172,7 @@ impl TokenStore for FileStore {
         }
         let timeout = self.files.timeout;
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
-            return Err(Error::InvalidOption(
-                format!("FileStore::timeout must be > 0 and <= 1min, got {}s", timeout.as_secs_f64()).into(),
-            ));
+            return Err(Error::out_of_range("FileStore::timeout", "> 0 and <= 1min", seconds(timeout)));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use super::http::{
     BaseUrl, BoundedResponse, Client, Sent, header_seconds,
     tls::{Cryptography, Roots},
 };
-use crate::error::{BoxError, SourceError};
+use crate::error::{BoxError, SourceError, seconds};
 
 const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
@@ -243,8 +243,8 @@ impl ApiVideo {
     /// [`SourceError::configuration`] if an option other than the key is not valid.
     fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(60 * 60) {
-            let seconds = self.timeout.as_secs_f64();
-            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {seconds}s")));
+            let got = seconds(self.timeout);
+            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
         }
         let mut request = Request::builder()
             .method(Method::POST)

@@ -9,7 +9,7 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use super::{ApiVideo, failure};
 use crate::{
-    error::{BoxError, Error, SourceError},
+    error::{self, BoxError, Error, SourceError},
     layer::BearerAuthLayer,
     provider::TokenProvider,
 };
@@ -79,8 +79,7 @@ impl ApiVideo {
     pub async fn upload_token(&self, provider: &TokenProvider, ttl: Duration) -> Result<UploadToken, Error> {
         let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
         if seconds == 0 || seconds > i32::MAX as u64 {
-            let seconds = ttl.as_secs_f64();
-            return Err(Error::InvalidOption(format!("ttl must be > 0 and < 2^31 s, got {seconds}s").into()));
+            return Err(Error::out_of_range("ttl", "> 0 and < 2^31 s", error::seconds(ttl)));
         }
         // A number always serializes.
         let body = serde_json::to_string(&Body { ttl: seconds }).unwrap_or_default();
