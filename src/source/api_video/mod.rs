@@ -25,7 +25,7 @@ pub use self::upload_token::UploadToken;
 
 use self::credential::Credential;
 use super::http::{
-    BaseUrl, BoundedResponse, Client, Sent, header_seconds,
+    BaseUrl, BoundedResponse, Client, Endpoint, Sent, header_seconds,
     tls::{Cryptography, Roots},
 };
 use crate::error::{BoxError, SourceError, seconds};
@@ -158,7 +158,7 @@ impl ApiVideo {
         ResBody::Data: Send,
         ResBody::Error: Into<BoxError>,
     {
-        self.client = Client::given(client);
+        self.client = Client::Given(Endpoint::new(client));
         self
     }
 

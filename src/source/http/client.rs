@@ -8,20 +8,17 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
-use http_body::Body;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client as HyperClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use tower_service::Service;
 
 use super::{
     endpoint::{Endpoint, ReportingBody},
     tls::{Cryptography, Roots},
 };
-use crate::error::{BoxError, SourceError};
+use crate::error::SourceError;
 
 /// Requests to a token endpoint are rare. A peer may close a connection that is idle for longer without notice.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,19 +43,6 @@ pub(crate) struct DefaultClient {
 }
 
 impl Client {
-    /// Wraps a client of the user's.
-    pub(crate) fn given<C, ResBody>(client: C) -> Self
-    where
-        C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
-        C::Error: Into<BoxError>,
-        C::Future: Send,
-        ResBody: Body + Send + 'static,
-        ResBody::Data: Send,
-        ResBody::Error: Into<BoxError>,
-    {
-        Self::Given(Endpoint::new(client))
-    }
-
     /// Sets the roots of the default client. A client of the user's does not change.
     pub(crate) fn set_roots(&mut self, roots: Roots) {
         if let Self::Default(client) = self {

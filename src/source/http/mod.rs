@@ -18,6 +18,6 @@ pub mod tls;
 pub(crate) use self::{
     base_url::BaseUrl,
     client::Client,
-    endpoint::{BoundedResponse, ExchangeError, Sent, failure},
+    endpoint::{BoundedResponse, Endpoint, ExchangeError, Sent, failure},
     retry_after::header_seconds,
 };
