@@ -15,44 +15,86 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 ///
 /// [`BearerAuth`](crate::BearerAuth) returns a boxed error, which is this one or the inner service's. To distinguish
 /// them, use `downcast_ref::<tower_bearer::Error>()`.
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// The text of each variant has the reason, and never a secret: a gateway may show it.
+///
+/// ```
+/// use tower_bearer::{Error, SourceError};
+///
+/// let error = Error::from(SourceError::unavailable("the vault is sealed").with_cause("HTTP 503"));
+/// assert_eq!(error.to_string(), "no access token could be obtained: the vault is sealed");
+/// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "HTTP 503");
+/// ```
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The token source returned no token, or is set up wrongly. [`SourceError`] has the reason, and whether a retry may
-    /// succeed. The reason is not in this error's own text: print its chain of sources.
-    #[error("no access token could be obtained")]
-    Source(#[from] SourceError),
+    /// succeed.
+    ///
+    /// The text includes the message of the [`SourceError`]. The [`source`](StdError::source) is therefore its cause,
+    /// so that a chain of sources shows each message once.
+    Source(SourceError),
 
     /// The refresh timed out before any of its attempts had failed. After a failed attempt, the error is that of the
     /// attempt.
     ///
     /// The limit is [`TokenProviderBuilder::refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout).
-    #[error("no access token was obtained within {0:?}")]
     TimedOut(Duration),
 
     /// The refresh ended without a result, because its token source panicked or its runtime was shut down.
     ///
     /// The next caller starts a new refresh.
-    #[error("the token refresh was interrupted: its source panicked or its runtime was shut down")]
     Interrupted,
 
     /// No refresh could start, because the caller was outside of a tokio runtime.
-    #[error("a token can only be obtained within a tokio runtime: enter one before the first request")]
     NoRuntime,
 
     /// The provider was shut down ([`TokenProvider::shutdown`](crate::TokenProvider::shutdown)), and has no valid token
     /// left.
-    #[error("the token provider was shut down")]
     ShutDown,
 
     /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
-    #[error("the request has too many headers to add an Authorization header")]
     TooManyHeaders,
 
     /// An option is out of its range. The text has the option, the accepted values, and the value unless it is a
     /// secret.
-    #[error("invalid option: {0}")]
     InvalidOption(Cow<'static, str>),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(error) => write!(f, "no access token could be obtained: {error}"),
+            Self::TimedOut(limit) => write!(f, "no access token was obtained within {limit:?}"),
+            Self::Interrupted => f.write_str(
+                "the token refresh was interrupted: its source panicked or its runtime was shut down",
+            ),
+            Self::NoRuntime => f.write_str(
+                "a token can only be obtained within a tokio runtime: enter one before the first request",
+            ),
+            Self::ShutDown => f.write_str("the token provider was shut down"),
+            Self::TooManyHeaders => {
+                f.write_str("the request has too many headers to add an Authorization header")
+            }
+            Self::InvalidOption(text) => write!(f, "invalid option: {text}"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            // Its message is part of this error's text.
+            Self::Source(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<SourceError> for Error {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
 }
 
 impl Error {
@@ -67,6 +109,19 @@ impl Error {
             Self::Source(error) => error.is_transient(),
             Self::TimedOut(_) | Self::Interrupted => true,
             Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
+        }
+    }
+
+    /// Returns the name in events and metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Source(error) => error.kind().name(),
+            Self::TimedOut(_) => "timed_out",
+            Self::Interrupted => "interrupted",
+            Self::NoRuntime => "no_runtime",
+            Self::ShutDown => "shut_down",
+            Self::TooManyHeaders => "too_many_headers",
+            Self::InvalidOption(_) => "invalid_option",
         }
     }
 }

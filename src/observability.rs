@@ -5,6 +5,10 @@
 //! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`.
 //! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
+//! A level says what callers notice: at ERROR requests fail, at WARN they still succeed. Of a failure that repeats, only
+//! the first since the newest token is logged at the level in the table; the others are DEBUG, and the count is in the
+//! next line. An outage of the auth endpoint thus takes a few lines, however long it lasts.
+//!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
 //! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason)) and `generation` (of the token to
@@ -16,17 +20,22 @@
 //! | message | level | fields |
 //! |---|---|---|
 //! | `asking the token source` | DEBUG | `attempt`, from 1 |
-//! | `token source failed; backing off` | WARN | `attempt`, `delay_ms`, `kind`, `error` |
+//! | `refresh failed (attempt {} of {}), next try in {} ms` | WARN, repeated DEBUG | `attempt`, `attempts`, `delay_ms`, `kind`, `error` |
 //! | `refresh token rejected; authenticating with the API key` | INFO | `status` |
-//! | `refresh token may be spent; authenticating with the API key` | WARN | |
+//! | `the response to the refresh was lost twice; authenticating with the API key` | WARN | `error` |
 //! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` |
 //! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
 //! | `source returned the challenged access token` | WARN | `generation` |
-//! | `token file cannot be read; keeping the last good token` | WARN | `error` |
-//! | `token is about to expire; backing off` | WARN | `generation`, `delay_ms` |
-//! | `token refresh failed` | WARN | `error`, `took_ms` |
-//! | `credential rejected; failing requests until the cool-down ends` | ERROR | `error`, `took_ms`, `cool_down_ms` |
+//! | `token file cannot be read; keeping the last good token` | WARN, repeated DEBUG | `error`, `failures` |
+//! | `token file can be read again` | INFO | `failures` |
+//! | `token is about to expire; backing off` | WARN, repeated DEBUG | `generation`, `delay_ms` |
+//! | `token refresh failed; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
+//! | `token refresh failed; the API challenges the current token` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `token refresh failed; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `credential rejected; the current token still works` | WARN, once for each cool-down | `error`, `took_ms`, `cool_down_ms`, `works_for_ms` (absent without a lifetime) |
+//! | `credential rejected; failing requests until the cool-down ends` | ERROR, once for each cool-down | `error`, `took_ms`, `cool_down_ms` |
+//! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
 //! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
 //! the version of the store's record:
@@ -47,33 +56,40 @@
 //! |---|---|---|
 //! | `origin is not allowed; sending the request without the token` | WARN, once for each of the first 64 origins | `origin` |
 //! | `request waits for a token` | DEBUG | |
+//! | `request failed; no token is available` | ERROR, repeated DEBUG | `error`, `failed_requests` |
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
 //! | `joined the running refresh` | TRACE | `refresh` |
 //! | `challenged token is already replaced` | DEBUG | `generation` (of the new token), `challenged` (the other's) |
-//! | `newest token challenged; not asking the source` | WARN | `generation` |
+//! | `newest token challenged; not asking the source` | WARN, repeated DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `using the expiring token until the backoff ends` | TRACE | `generation` |
 //! | `not asking the source; the last failure still holds` | DEBUG | `error` |
 //! | `token invalidated` | INFO | `generation` |
 //! | `wall clock is ahead of the monotonic clock; shortening the token's life` | INFO | `generation`, `jump_ms` |
 //! | `provider shut down` | DEBUG | |
 //!
-//! The `reason` for not retrying is `retries` (all were used), `body` (it cannot be sent again), `token` (there is no
-//! other: the refresh's own events say why) or `budget` (the retry budget is spent).
+//! The `reason` for not retrying is `retries_exhausted`, `body_not_replayable`, `no_token` (there is no other: the
+//! refresh's own events say why) or `budget_exhausted`.
 //!
 //! # Metrics (feature `metrics`)
 //!
 //! For the recorder that the program installs ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
+//! [`describe_metrics`] gives the recorder the texts of this table.
 //!
-//! | name | type | unit | labels |
+//! | name | type, unit | what it is | labels |
 //! |---|---|---|---|
-//! | `tower_bearer_refreshes_total` | counter | refreshes | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
-//! | `tower_bearer_refresh_duration_seconds` | histogram | seconds | `outcome` |
-//! | `tower_bearer_source_failures_total` | counter | transient failures of an attempt | `kind`: `unavailable`, `invalid_response` |
-//! | `tower_bearer_waits_total` | counter | requests that waited for their first token | |
-//! | `tower_bearer_store_total` | counter | events of the store's table above | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
-//! | `tower_bearer_challenges_total` | counter | challenged attempts | `outcome`: `retried`, or the `reason` for not retrying |
+//! | `tower_bearer_refreshes_total` | counter | Refreshes that have asked the token source, and have ended. | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
+//! | `tower_bearer_refresh_duration_seconds` | histogram, seconds | How long a refresh that has asked the token source took. | `outcome` |
+//! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
+//! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
+//! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
+//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down` |
+//! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
+//! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
+//!
+//! The seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()` in PromQL: the moment does not
+//! have to be updated while no request is sent.
 //!
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
@@ -101,11 +117,33 @@ macro_rules! event {
     };
 }
 
+/// An event at its level if it is news, else at DEBUG.
+macro_rules! event_if {
+    ($is_news:expr, $level:ident, $($rest:tt)*) => {
+        if $is_news {
+            event!($level, $($rest)*);
+        } else {
+            event!(DEBUG, $($rest)*);
+        }
+    };
+}
+
 macro_rules! count {
     ($name:literal $(, $label:literal => $value:expr)*) => {
         #[cfg(feature = "metrics")]
         metrics::counter!($name $(, $label => $value)*).increment(1)
     };
+}
+
+/// What callers have while refreshes fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TokenLeft {
+    /// The current token, for this long; `None` if it has no lifetime.
+    Works(Option<Duration>),
+    /// A token that the API challenges.
+    Challenged,
+    /// None that is valid.
+    None,
 }
 
 /// Reports the events and metrics of one provider and the layers that share it.
@@ -143,18 +181,25 @@ impl Reporter {
         event!(DEBUG, attempt, "asking the token source");
     }
 
-    pub(crate) fn attempt_failed(&self, attempt: u32, error: &Error, delay: Duration) {
-        let kind = match error {
-            Error::Source(error) => error.kind().name(),
-            _ => "other",
-        };
-        event!(
+    /// The source failed once. `attempts`: how often it is asked in this refresh.
+    pub(crate) fn attempt_failed(
+        &self,
+        attempt: u32,
+        attempts: u32,
+        error: &Error,
+        delay: Duration,
+        is_news: bool,
+    ) {
+        let (kind, delay_ms) = (error.name(), millis(delay));
+        event_if!(
+            is_news,
             WARN,
             attempt,
-            delay_ms = millis(delay),
+            attempts,
+            delay_ms,
             kind,
             error = %Chain(error),
-            "token source failed; backing off"
+            "refresh failed (attempt {attempt} of {attempts}), next try in {delay_ms} ms"
         );
         count!("tower_bearer_source_failures_total", "provider" => Arc::clone(&self.provider), "kind" => kind);
     }
@@ -178,8 +223,9 @@ impl Reporter {
         event!(WARN, generation = token.generation(), "source returned the challenged access token");
     }
 
-    pub(crate) fn about_to_expire(&self, token: &Token, delay: Duration) {
-        event!(
+    pub(crate) fn about_to_expire(&self, token: &Token, delay: Duration, is_news: bool) {
+        event_if!(
+            is_news,
             WARN,
             generation = token.generation(),
             delay_ms = millis(delay),
@@ -187,18 +233,98 @@ impl Reporter {
         );
     }
 
-    pub(crate) fn failed(&self, error: &Error, took: Duration) {
-        event!(WARN, error = %Chain(error), took_ms = millis(took), "token refresh failed");
+    /// A refresh has failed, and the next caller starts another.
+    pub(crate) fn failed(
+        &self,
+        error: &Error,
+        took: Duration,
+        left: TokenLeft,
+        is_news: bool,
+        failed_refreshes: u64,
+    ) {
+        let (error, took_ms) = (Chain(error), millis(took));
+        match left {
+            TokenLeft::Works(remaining) => event_if!(
+                is_news,
+                WARN,
+                %error,
+                took_ms,
+                works_for_ms = remaining.map(millis),
+                failed_refreshes,
+                "token refresh failed; the current token still works"
+            ),
+            TokenLeft::Challenged => event_if!(
+                is_news,
+                WARN,
+                %error,
+                took_ms,
+                failed_refreshes,
+                "token refresh failed; the API challenges the current token"
+            ),
+            TokenLeft::None => event_if!(
+                is_news,
+                WARN,
+                %error,
+                took_ms,
+                failed_refreshes,
+                "token refresh failed; no token is available"
+            ),
+        }
     }
 
-    pub(crate) fn credential_rejected(&self, error: &Error, took: Duration, cool_down: Duration) {
+    /// A refresh has failed, and none starts before the cool-down ends.
+    pub(crate) fn credential_rejected(
+        &self,
+        error: &Error,
+        took: Duration,
+        cool_down: Duration,
+        left: TokenLeft,
+    ) {
+        let (error, took_ms, cool_down_ms) = (Chain(error), millis(took), millis(cool_down));
+        if let TokenLeft::Works(remaining) = left {
+            event!(
+                WARN,
+                %error,
+                took_ms,
+                cool_down_ms,
+                works_for_ms = remaining.map(millis),
+                "credential rejected; the current token still works"
+            );
+        } else {
+            event!(
+                ERROR,
+                %error,
+                took_ms,
+                cool_down_ms,
+                "credential rejected; failing requests until the cool-down ends"
+            );
+        }
+    }
+
+    /// A token ends a row of failures.
+    pub(crate) fn recovered(&self, failed_refreshes: u64, failed_requests: u64, lasted: Duration) {
         event!(
-            ERROR,
-            error = %Chain(error),
-            took_ms = millis(took),
-            cool_down_ms = millis(cool_down),
-            "credential rejected; failing requests until the cool-down ends"
+            INFO,
+            failed_refreshes,
+            failed_requests,
+            lasted_ms = millis(lasted),
+            "token refresh recovered"
         );
+    }
+
+    /// Sets when the current token expires.
+    pub(crate) fn expires(&self, token: Option<&Token>) {
+        #[cfg(feature = "metrics")]
+        {
+            let lifetime =
+                token.map(|token| token.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64()));
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+            metrics::gauge!(
+                "tower_bearer_token_expiry_timestamp_seconds",
+                "provider" => Arc::clone(&self.provider)
+            )
+            .set(lifetime.map_or(0.0, |left| now.as_secs_f64() + left));
+        }
     }
 
     /// Counts a refresh that has ended.
@@ -288,17 +414,21 @@ impl Reporter {
         );
     }
 
-    pub(crate) fn left_alone(&self, token: &Token) {
-        event!(
+    /// `repeated`: how often this was no news before; `None` if it is none now.
+    pub(crate) fn left_alone(&self, token: &Token, repeated: Option<u64>) {
+        event_if!(
+            repeated.is_some(),
             WARN,
             provider = %self.provider,
             generation = token.generation(),
+            repeated,
             "newest token challenged; not asking the source"
         );
     }
 
     pub(crate) fn invalidated(&self, token: &Token) {
         event!(INFO, provider = %self.provider, generation = token.generation(), "token invalidated");
+        self.expires(None);
     }
 
     pub(crate) fn shortened(&self, token: &Token, jump: Duration) {
@@ -309,6 +439,7 @@ impl Reporter {
             jump_ms = millis(jump),
             "wall clock is ahead of the monotonic clock; shortening the token's life"
         );
+        self.expires(Some(token));
     }
 
     pub(crate) fn shut_down(&self) {
@@ -327,6 +458,23 @@ impl Reporter {
     pub(crate) fn waiting(&self) {
         event!(DEBUG, provider = %self.provider, "request waits for a token");
         count!("tower_bearer_waits_total", "provider" => Arc::clone(&self.provider));
+    }
+
+    /// A request fails because there is no token.
+    pub(crate) fn request_failed(&self, error: &Error, is_news: bool, failed_requests: u64) {
+        // A shutdown is no outage.
+        event_if!(
+            is_news && !matches!(error, Error::ShutDown),
+            ERROR,
+            provider = %self.provider,
+            error = %Chain(error),
+            failed_requests,
+            "request failed; no token is available"
+        );
+        count!(
+            "tower_bearer_failed_requests_total",
+            "provider" => Arc::clone(&self.provider), "reason" => error.name()
+        );
     }
 
     pub(crate) fn challenged(&self, token: TokenId, status: StatusCode, retries: u32) {
@@ -370,16 +518,30 @@ pub(crate) fn refresh_token_rejected(status: StatusCode) {
     event!(INFO, status = status.as_u16(), "refresh token rejected; authenticating with the API key");
 }
 
-pub(crate) fn refresh_token_spent() {
-    event!(WARN, "refresh token may be spent; authenticating with the API key");
+pub(crate) fn refresh_lost_twice(error: &SourceError) {
+    event!(
+        WARN,
+        error = %Chain(error),
+        "the response to the refresh was lost twice; authenticating with the API key"
+    );
 }
 
 pub(crate) fn lifetime_ignored(default: Duration) {
     event!(WARN, lifetime_ms = millis(default), "expires_in is not a number; using the default lifetime");
 }
 
-pub(crate) fn token_file_unreadable(error: SourceError) {
-    event!(WARN, error = %Chain(&Error::from(error)), "token file cannot be read; keeping the last good token");
+pub(crate) fn token_file_unreadable(error: &SourceError, failures: u64) {
+    event_if!(
+        failures == 1,
+        WARN,
+        error = %Chain(error),
+        failures,
+        "token file cannot be read; keeping the last good token"
+    );
+}
+
+pub(crate) fn token_file_readable(failures: u64) {
+    event!(INFO, failures, "token file can be read again");
 }
 
 #[cfg(feature = "tracing")]
@@ -447,24 +609,30 @@ impl fmt::Display for Chain<'_> {
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub fn describe_metrics() {
-    use metrics::{Unit, describe_counter, describe_histogram};
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-    describe_counter!("tower_bearer_refreshes_total", Unit::Count, "Refreshes that have ended.");
+    let counters = [
+        ("tower_bearer_refreshes_total", "Refreshes that have asked the token source, and have ended."),
+        ("tower_bearer_source_failures_total", "Attempts of a refresh that failed transiently."),
+        ("tower_bearer_waits_total", "Requests that waited for a token."),
+        ("tower_bearer_failed_requests_total", "Requests that failed because no token was available."),
+        ("tower_bearer_challenges_total", "Responses that challenged a token."),
+        (
+            "tower_bearer_store_total",
+            "What happened to the token that processes share: the events of the store's table.",
+        ),
+    ];
+    for (name, text) in counters {
+        describe_counter!(name, Unit::Count, text);
+    }
     describe_histogram!(
         "tower_bearer_refresh_duration_seconds",
         Unit::Seconds,
-        "How long a refresh took, whether it brought a token or failed."
+        "How long a refresh that has asked the token source took."
     );
-    describe_counter!(
-        "tower_bearer_source_failures_total",
-        Unit::Count,
-        "Transient failures of the token source."
+    describe_gauge!(
+        "tower_bearer_token_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime."
     );
-    describe_counter!(
-        "tower_bearer_store_total",
-        Unit::Count,
-        "What happened to the token that processes share."
-    );
-    describe_counter!("tower_bearer_waits_total", Unit::Count, "Requests that had to wait for a token.");
-    describe_counter!("tower_bearer_challenges_total", Unit::Count, "Attempts that the API challenged.");
 }

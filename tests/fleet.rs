@@ -398,7 +398,8 @@ async fn live_token_waits_for_failing_store() {
         }
         assert_eq!(endpoint.grants().posts(), 1, "{health:?}");
         let error = process.status().last_error.unwrap();
-        assert!(error.is_transient() && error.to_string() == "no access token could be obtained");
+        let text = "no access token could be obtained: the token store is unavailable; the current token still works";
+        assert!(error.is_transient() && error.to_string() == text, "{error}");
 
         while process.current().unwrap().access_token() == "access-1" {
             process.token().await.unwrap();

@@ -5,9 +5,14 @@
 mod fleet;
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::StatusCode;
+use metrics::Unit;
 use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
@@ -17,10 +22,22 @@ use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
 
 /// Maps each metric, as `name{a=b}`, to its value, or for a histogram to the number of its values.
+///
+/// Checks that the documentation has a row for it, whose text is the one that the recorder was given.
 fn metrics_of(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
+    let documentation = include_str!("../src/observability.rs");
     let metrics = snapshotter.snapshot().into_vec().into_iter();
     let recorded = metrics.map(|(key, unit, description, value)| {
-        assert!(unit.is_some() && description.is_some(), "no description or unit: {key:?}");
+        let (name, text) = (key.key().name(), description.unwrap());
+        let kind = match (key.kind(), unit.unwrap()) {
+            (MetricKind::Counter, Unit::Count) => "counter",
+            (MetricKind::Gauge, Unit::Seconds) => "gauge, seconds",
+            (MetricKind::Gauge, Unit::Count) => "gauge",
+            (MetricKind::Histogram, Unit::Seconds) => "histogram, seconds",
+            other => panic!("{name}: {other:?}"),
+        };
+        let row = format!("//! | `{name}` | {kind} | {text} | ");
+        assert!(documentation.contains(&row), "not in the documentation: {row}");
         let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key(), label.value())).collect();
         let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let value = match value {
@@ -29,7 +46,7 @@ fn metrics_of(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
                 assert_eq!(key.kind(), MetricKind::Histogram);
                 values.len() as u64
             }
-            DebugValue::Gauge(_) => panic!("{key:?}"),
+            DebugValue::Gauge(value) => value.into_inner() as u64,
         };
         (format!("{}{{{}}}", key.key().name(), labels.join(",")), value)
     });
@@ -64,7 +81,6 @@ fn store_outcomes_are_counted() {
         (format!("tower_bearer_store_total{{outcome={outcome},provider=videos}}"), count)
     });
     assert_eq!(recorded, expected.into());
-    assert!(include_str!("../src/observability.rs").contains("//! | `tower_bearer_store_total` |"));
 }
 
 #[test]
@@ -75,23 +91,19 @@ fn every_documented_metric_is_counted() {
     let recorded = metrics_of(&snapshotter);
     let expected = [
         ("tower_bearer_challenges_total{outcome=retried,provider=videos}", 1),
-        ("tower_bearer_challenges_total{outcome=retries,provider=videos}", 1),
+        ("tower_bearer_challenges_total{outcome=retries_exhausted,provider=videos}", 1),
+        ("tower_bearer_failed_requests_total{provider=videos,reason=rejected}", 3),
         ("tower_bearer_refresh_duration_seconds{outcome=permanent,provider=videos}", 1),
         ("tower_bearer_refresh_duration_seconds{outcome=published,provider=videos}", 2),
         ("tower_bearer_refreshes_total{outcome=permanent,provider=videos,reason=challenged}", 1),
         ("tower_bearer_refreshes_total{outcome=published,provider=videos,reason=missing}", 1),
         ("tower_bearer_refreshes_total{outcome=published,provider=videos,reason=challenged}", 1),
         ("tower_bearer_source_failures_total{kind=unavailable,provider=videos}", 1),
-        ("tower_bearer_waits_total{provider=videos}", 1),
+        ("tower_bearer_token_expiry_timestamp_seconds{provider=videos}", 0),
+        ("tower_bearer_waits_total{provider=videos}", 4),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, count)| (name.to_owned(), count)).into();
     assert_eq!(recorded, expected);
-    // The documentation names every metric.
-    let documentation = include_str!("../src/observability.rs");
-    for name in recorded.keys() {
-        let name = name.split('{').next().unwrap();
-        assert!(documentation.contains(&format!("//! | `{name}` |")), "{name}");
-    }
 }
 
 async fn record_every_metric() {
@@ -116,5 +128,37 @@ async fn record_every_metric() {
     let layer = layer.retry(RetryPolicy::new().max_retries(0));
     let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Three requests fail at once, because there is no token and the source is not asked.
+    layer.provider().invalidate();
+    for _ in 0..3 {
+        layer.layer(api.service()).oneshot(get()).await.unwrap_err();
+    }
+}
+
+/// The gauge of the expiry: a moment, or that there is none.
+#[test]
+fn expiry_gauge_follows_the_token() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let expiry = || {
+        let metrics = snapshotter.snapshot().into_vec().into_iter();
+        let mut values = metrics.filter_map(|(.., value)| match value {
+            DebugValue::Gauge(value) => Some(value.into_inner()),
+            _ => None,
+        });
+        values.next().unwrap()
+    };
+    record(&recorder, async {
+        let provider = TokenProvider::new(Source::new().then(Act::Live(Duration::from_secs(60))));
+        provider.token().await.unwrap();
+        // At most a minute from now.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let left = expiry() - now;
+        assert!(left > 0.0 && left <= 60.0, "{left}");
+        provider.invalidate();
+        assert_eq!(expiry(), 0.0);
+        provider.token().await.unwrap();
+        assert_eq!(expiry(), f64::INFINITY, "a token without a lifetime");
+    });
 }

@@ -41,10 +41,10 @@ impl NotRetried {
     /// As events and metrics show it.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Retries => "retries",
-            Self::Body => "body",
-            Self::Token => "token",
-            Self::Budget => "budget",
+            Self::Retries => "retries_exhausted",
+            Self::Body => "body_not_replayable",
+            Self::Token => "no_token",
+            Self::Budget => "budget_exhausted",
         }
     }
 }

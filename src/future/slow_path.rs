@@ -145,7 +145,10 @@ where
                             not_retried(pending, shared, NotRetried::Token);
                             return Poll::Ready(Ok(End::Return(challenge)));
                         }
-                        (Err(error), None) => return Poll::Ready(Err(error.into())),
+                        (Err(error), None) => {
+                            shared.options.provider.request_failed(&error);
+                            return Poll::Ready(Err(error.into()));
+                        }
                     }
                 }
                 SlowPathProj::GettingReady { service, unsent } => {

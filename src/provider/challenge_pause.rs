@@ -43,6 +43,10 @@ pub(super) struct ChallengePause {
     healed: Part,
     /// Whether a request was challenged before and after that refresh.
     challenged_again: bool,
+    /// Whether a challenge that started no refresh was reported since that refresh.
+    reported: bool,
+    /// How many such challenges there were since the report.
+    unreported: u64,
 }
 
 /// The part that a request had in the refresh that brought its token.
@@ -70,6 +74,7 @@ impl ChallengePause {
         self.paced_until = self.paced_until.max(Some(now)).and_then(|at| at.checked_add(self.min));
         (self.published_at, self.generation, self.starter_waits) = (Some(now), generation, starter_waits);
         (self.healed, self.challenged_again) = (Part::None, false);
+        self.reported = false;
     }
 
     /// Whether a challenge starts no refresh now. `accepted`: the API has accepted the current token.
@@ -87,6 +92,16 @@ impl ChallengePause {
             _ if accepted => age < self.spacing,
             _ => self.cool_down.is_active(now),
         }
+    }
+
+    /// Records that a challenge has started no refresh. If it is the first of the pause, returns how many there were
+    /// since the first of the pause before.
+    pub(super) fn leave_alone(&mut self) -> Option<u64> {
+        if std::mem::replace(&mut self.reported, true) {
+            self.unreported += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.unreported))
     }
 
     /// Records that a challenged request, which had this `part` in the refresh, has succeeded with its token.

@@ -1,7 +1,7 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
 //! handle (this file) → `refresh`, `background` → `shared` → `state`. Every decision is a function of `state`; `shared`
-//! makes it under one lock. `challenge_pause`, `cool_down` and `refresh_ahead` are arithmetic.
+//! makes it under one lock. `challenge_pause`, `cool_down`, `outage` and `refresh_ahead` are arithmetic.
 //!
 //! A refresh, from the caller that needs it to the callers that wait for it:
 //!
@@ -32,6 +32,7 @@ mod builder;
 mod challenge_pause;
 mod config;
 mod cool_down;
+mod outage;
 mod refresh;
 mod refresh_ahead;
 mod shared;
@@ -240,7 +241,7 @@ impl TokenProvider {
                 outcome => return outcome,
             };
             let soonest = Instant::now() + AFTER_INTERRUPTION;
-            let (not_before, _) = shared.state().not_before();
+            let not_before = shared.state().not_before();
             let next = not_before.map_or(soonest, |at| at.max(soonest));
             if next >= deadline || shared.is_shut_down_before(next).await {
                 return Err(error);
@@ -360,6 +361,12 @@ impl TokenProvider {
     /// Records that the API has accepted this token.
     pub(crate) fn accept(&self, token: TokenId) {
         self.shared().accept(token);
+    }
+
+    /// Records and reports a request that fails because there is no token.
+    pub(crate) fn request_failed(&self, error: &Error) {
+        let counted = self.shared().request_failed();
+        self.reporter().request_failed(error, counted.is_news, counted.failures);
     }
 
     /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.

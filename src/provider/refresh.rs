@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,8 +15,9 @@ use tokio::{
 
 use super::{
     challenge_pause::Part,
+    outage::Recovered,
     shared::Shared,
-    state::{Decision, Finished, Need, Refresh, Starter},
+    state::{BACKOFF_TOO_LONG, Decision, Failed, Finished, Need, Refresh, Starter},
     sync::{Outcome, Sender, Waiter},
 };
 use crate::{
@@ -23,9 +25,6 @@ use crate::{
     observability,
     source::{RefreshReason, TokenRequest},
 };
-
-/// The error if the newest token has expired, and no failure says why the source is not asked.
-const BACKOFF_TOO_LONG: &str = "the source's backoff ends after refresh_timeout";
 
 /// Decides what `need` leads to, and starts a refresh if it leads to one.
 ///
@@ -46,7 +45,9 @@ pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
             Decision::Replaced(token, challenged) => {
                 break Ok(token).inspect(|token| reporter.replaced_already(challenged, token));
             }
-            Decision::LeaveAlone(token) => break Ok(token).inspect(|token| reporter.left_alone(token)),
+            Decision::LeaveAlone(token, repeated) => {
+                break Ok(token).inspect(|token| reporter.left_alone(token, repeated));
+            }
             Decision::Postpone(token) => break Ok(token).inspect(|token| reporter.postponed(token)),
             Decision::Fail(Error::NoRuntime) => break Err(Error::NoRuntime),
             Decision::Fail(error) => break Err(error).inspect_err(|error| reporter.failed_again(error)),
@@ -83,15 +84,35 @@ fn start(
 
 /// Gives up a refresh that has not ended by its deadline, unless it has ended meanwhile.
 fn abandon(shared: &Shared, refresh: &Refresh) {
-    let Some(error) = shared.state().abandon(refresh, Instant::now()) else { return };
+    let Some(failed) = shared.abandon(refresh) else { return };
     let sender = refresh.take_sender();
     shared.changed();
     observability::report_within(refresh.span.get(), || {
-        let took = shared.config.refresh_timeout;
-        shared.reporter.failed(&error, took);
-        shared.reporter.refreshed(refresh.reason.name(), "transient", took);
+        report_failed(shared, refresh, &failed, shared.config.refresh_timeout);
     });
-    wake(sender, Err(error));
+    wake(sender, Err(failed.error));
+}
+
+fn report_failed(shared: &Shared, refresh: &Refresh, failed: &Failed, took: Duration) {
+    let Failed { error, cool_down, left, counted } = failed;
+    let label = match cool_down {
+        Some(cool_down) => {
+            shared.reporter.credential_rejected(error, took, *cool_down, *left);
+            "permanent"
+        }
+        None => {
+            shared.reporter.failed(error, took, *left, counted.is_news, counted.failures);
+            "transient"
+        }
+    };
+    report_end(shared, refresh, label, took);
+}
+
+/// Counts a refresh that has ended, if it has asked the source.
+fn report_end(shared: &Shared, refresh: &Refresh, outcome: &'static str, took: Duration) {
+    if refresh.has_asked() {
+        shared.reporter.refreshed(refresh.reason.name(), outcome, took);
+    }
 }
 
 /// Wakes all waiters. Without any lock: wakers run foreign code.
@@ -122,30 +143,34 @@ impl RefreshTask {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (not_before, error) = shared.state().not_before();
+            let not_before = shared.state().not_before();
             if let Some(at) = not_before {
                 if at > refresh.deadline {
-                    let error = error.unwrap_or_else(|| SourceError::unavailable(BACKOFF_TOO_LONG).into());
-                    return Err(error);
+                    let too_long = SourceError::unavailable(BACKOFF_TOO_LONG).into();
+                    return Err(shared.state().last_error_or(too_long));
                 }
                 if shared.is_shut_down_before(at).await {
-                    return Err(error.unwrap_or(Error::ShutDown));
+                    return Err(shared.state().last_error_or(Error::ShutDown));
                 }
             }
             self.asked_at = Instant::now();
             shared.state().may_ask(refresh, self.asked_at)?;
-            shared.reporter.asking(attempt);
+            let asking = || {
+                shared.state().asks(refresh);
+                shared.reporter.asking(attempt);
+            };
             let was_needed = request.is_needed();
-            let error = match shared.source.fetch(&request).await {
+            let error = match shared.source.fetch(&request, &asking).await {
                 Ok(token) => return Ok(token),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
-            let (error, delay) = shared.back_off(refresh, error);
-            shared.reporter.attempt_failed(attempt, &error, delay);
+            let (error, delay, is_news) = shared.back_off(refresh, error);
             // The first caller that needs the token has joined: the source is asked once more for that caller.
             let has_joined = request.is_needed() && !was_needed;
-            if attempt > shared.config.retry.retries() && !has_joined {
+            let attempts = (shared.config.retry.retries() + 1).max(attempt + u32::from(has_joined));
+            shared.reporter.attempt_failed(attempt, attempts, &error, delay, is_news);
+            if attempt >= attempts {
                 return Err(error);
             }
         }
@@ -159,28 +184,28 @@ impl RefreshTask {
         let sender = refresh.take_sender();
         self.shared.changed();
         let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
-        let (outcome, label) = match finished {
-            Finished::Published { token, same, postponed } => {
+        let outcome = match finished {
+            Finished::Published { token, same, postponed, is_first_postponed, recovered } => {
                 match (same, refresh.reason) {
                     (false, _) => reporter.published(&token, took),
                     (true, RefreshReason::Challenged) => reporter.challenged_token_again(&token),
                     (true, _) => reporter.same_token(&token),
                 }
+                reporter.expires(Some(&token));
                 if let Some(delay) = postponed {
-                    reporter.about_to_expire(&token, delay);
+                    reporter.about_to_expire(&token, delay, is_first_postponed);
                 }
-                (Ok(token), "published")
+                if let Some(Recovered { failed_refreshes, failed_requests, lasted }) = recovered {
+                    reporter.recovered(failed_refreshes, failed_requests, lasted);
+                }
+                report_end(&self.shared, refresh, "published", took);
+                Ok(token)
             }
-            Finished::Failed { error, cool_down: None } => {
-                reporter.failed(&error, took);
-                (Err(error), "transient")
-            }
-            Finished::Failed { error, cool_down: Some(cool_down) } => {
-                reporter.credential_rejected(&error, took, cool_down);
-                (Err(error), "permanent")
+            Finished::Failed(failed) => {
+                report_failed(&self.shared, refresh, &failed, took);
+                Err(failed.error)
             }
         };
-        reporter.refreshed(refresh.reason.name(), label, took);
         wake(sender, outcome);
     }
 }

@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     config::Config,
-    state::{Decision, Finished, Need, Refresh, State},
+    outage::Counted,
+    state::{Decision, Failed, Finished, Need, Refresh, State},
     status::Status,
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
 };
@@ -108,9 +109,9 @@ impl Shared {
     /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. Runs no foreign code: the
     /// caller takes the waiters' sender before it calls [`changed`](Self::changed).
     pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Option<Finished> {
-        let (now, wall) = (Instant::now(), (self.wall_clock)());
+        let clocks = (Instant::now(), (self.wall_clock)());
         let mut state = self.state();
-        let finished = state.finish(refresh, outcome, asked_at, self.accepted(), now, wall);
+        let finished = state.finish(refresh, outcome, asked_at, self.published(), self.accepted(), clocks);
         if let Some(Finished::Published { token, same, .. }) = &finished {
             if *same && refresh.reason == RefreshReason::Challenged {
                 // That the token was accepted before the challenge does not say that it is accepted now.
@@ -121,8 +122,19 @@ impl Shared {
         finished
     }
 
-    /// Postpones the next attempt of the refresh; returns by how much.
-    pub(super) fn back_off(&self, refresh: &Refresh, error: SourceError) -> (Error, Duration) {
+    /// Gives up a refresh that has not ended by its deadline. `None` if it has ended.
+    pub(super) fn abandon(&self, refresh: &Refresh) -> Option<Failed> {
+        let mut state = self.state();
+        state.abandon(refresh, self.published(), Instant::now())
+    }
+
+    /// Counts a request that fails because there is no token.
+    pub(super) fn request_failed(&self) -> Counted {
+        self.state().request_failed(Instant::now())
+    }
+
+    /// Postpones the next attempt of the refresh; returns by how much, and whether the failure is news.
+    pub(super) fn back_off(&self, refresh: &Refresh, error: SourceError) -> (Error, Duration, bool) {
         let postponed = self.state().back_off(refresh, error, Instant::now());
         self.changed();
         postponed
@@ -247,7 +259,7 @@ mod tests {
                 Decision::Fail(error) => Err(error),
                 Decision::Use(token)
                 | Decision::Replaced(token, _)
-                | Decision::LeaveAlone(token)
+                | Decision::LeaveAlone(token, _)
                 | Decision::Postpone(token) => Ok(token),
                 Decision::Overdue(_) => unreachable!(),
                 Decision::Start(refresh, _) => {
@@ -259,7 +271,7 @@ mod tests {
                     };
                     let outcome = match self.shared.finish(&refresh, outcome, refresh.started_at).unwrap() {
                         Finished::Published { token, .. } => Ok(token),
-                        Finished::Failed { error, .. } => Err(error),
+                        Finished::Failed(failed) => Err(failed.error),
                     };
                     let _ = refresh.take_sender().unwrap().send(outcome.clone());
                     outcome

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{self, Ordering},
+        atomic::{self, AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -18,13 +18,14 @@ use super::{
     challenge_pause::{ChallengePause, Part},
     config::Config,
     cool_down::CoolDown,
+    outage::{Counted, Outage, Recovered},
     status::{Freshness, Status},
     sync::{Mutex, Outcome, Sender, Waiter, channel, lock},
 };
 use crate::{
     challenge::Challenge,
     error::{Error, SourceError},
-    observability::Span,
+    observability::{Span, TokenLeft},
     retry::Backoff,
     source::{CurrentReason, RefreshReason},
     token::{LEAST_LIFE, Token, TokenId},
@@ -32,6 +33,9 @@ use crate::{
 
 /// The longest `Retry-After` of a source that is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// The error of a caller that would have to wait for longer than a refresh may take, if no failure says why.
+pub(super) const BACKOFF_TOO_LONG: &str = "the source's backoff ends after refresh_timeout";
 
 /// How long the source is not asked after a refresh that was interrupted or timed out, for which there is no backoff.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
@@ -77,8 +81,9 @@ pub(super) enum Decision {
     Use(Token),
     /// This token has replaced the challenged one already.
     Replaced(Token, TokenId),
-    /// This token is used and the source is not asked: the API challenges even the newest token.
-    LeaveAlone(Token),
+    /// This token is used and the source is not asked: the API challenges even the newest token. With the number of
+    /// such decisions since the one before that was news; `None` if this one is not.
+    LeaveAlone(Token, Option<u64>),
     /// This token is used and replaced later: nobody waits, and the source is in its backoff.
     Postpone(Token),
     /// The source is not asked, for this reason.
@@ -100,12 +105,22 @@ pub(super) enum Finished {
         same: bool,
         /// How long the source is not asked, because the token is about to expire.
         postponed: Option<Duration>,
+        /// Whether the token before it was not about to expire.
+        is_first_postponed: bool,
+        /// The outage that the token ends.
+        recovered: Option<Recovered>,
     },
-    Failed {
-        error: Error,
-        /// How long callers get the error without another refresh.
-        cool_down: Option<Duration>,
-    },
+    Failed(Failed),
+}
+
+/// A refresh that has failed.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// How long callers get the error without another refresh.
+    pub(super) cool_down: Option<Duration>,
+    /// What callers have meanwhile.
+    pub(super) left: TokenLeft,
+    pub(super) counted: Counted,
 }
 
 /// Held by the request that started a refresh, for as long as it waits.
@@ -132,6 +147,8 @@ pub(crate) struct Refresh {
     starter: Weak<()>,
     /// Where its end is reported. Set once, outside of the lock: a subscriber is foreign code.
     pub(super) span: OnceLock<Span>,
+    /// Whether the source was asked: otherwise it counts as no refresh.
+    has_asked: AtomicBool,
     /// Taken by the task, or by a caller that abandons the refresh, whichever ends it first.
     sender: Mutex<Option<Sender>>,
     pub(super) waiter: Waiter,
@@ -144,6 +161,10 @@ impl Refresh {
     /// get [`Error::Interrupted`]. If it stayed here, where each waiter holds it, they would wait forever.
     pub(super) fn take_sender(&self) -> Option<Sender> {
         lock(&self.sender).take()
+    }
+
+    pub(super) fn has_asked(&self) -> bool {
+        self.has_asked.load(Ordering::Relaxed)
     }
 }
 
@@ -166,8 +187,12 @@ pub(super) struct State {
     /// When the source was asked for it.
     asked_at: Option<Instant>,
     started: u64,
+    /// How many refreshes have asked the source, and how many of these have failed.
+    asked: u64,
     failed: u64,
     last_error: Option<Error>,
+    /// What has failed since the newest token.
+    outage: Outage,
     /// After a permanent failure: how long callers get it without another refresh.
     permanent: CoolDown,
     /// That failure, and the source's revision that it holds for.
@@ -178,6 +203,8 @@ pub(super) struct State {
     backoff: Backoff,
     /// The source is not asked before this.
     not_before: Option<Instant>,
+    /// Whether that is so because the newest token was about to expire when it arrived.
+    is_postponed: bool,
     /// The newest task that keeps the token fresh: its number, when it has to run next, and what resolves at its end.
     background: Option<(u64, Instant, Waiter)>,
 }
@@ -197,13 +224,16 @@ impl State {
             published_at: None,
             asked_at: None,
             started: 0,
+            asked: 0,
             failed: 0,
             last_error: None,
+            outage: Outage::default(),
             permanent: CoolDown::new(min, max),
             permanent_error: None,
             challenged: ChallengePause::new(config.cool_down),
             backoff: config.retry.make_backoff(),
             not_before: None,
+            is_postponed: false,
             background: None,
             config,
         }
@@ -253,14 +283,24 @@ impl State {
             (RefreshReason::Challenged, Some(token))
                 if self.challenged.is_active(now, token.id().generation == accepted) =>
             {
-                Decision::LeaveAlone(token)
+                Decision::LeaveAlone(token, self.challenged.leave_alone())
             }
             (RefreshReason::Expiring, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
                 Decision::Postpone(token)
             }
             _ if !has_runtime => Decision::Fail(Error::NoRuntime),
+            // A refresh could only wait for its own timeout: it would ask nothing.
+            _ if self.not_before > now.checked_add(self.config.refresh_timeout) => {
+                let too_long = SourceError::unavailable(BACKOFF_TOO_LONG).into();
+                Decision::Fail(self.last_error_or(too_long))
+            }
             _ => self.start(need, reason, revision, now),
         }
+    }
+
+    /// Why the newest attempt failed, or else `other`.
+    pub(super) fn last_error_or(&self, other: Error) -> Error {
+        self.last_error.clone().unwrap_or(other)
     }
 
     fn start(&mut self, need: &Need, reason: RefreshReason, revision: u64, now: Instant) -> Decision {
@@ -283,6 +323,7 @@ impl State {
             deadline: now + self.config.refresh_timeout,
             starter: if waits { Arc::downgrade(&starter) } else { Weak::new() },
             span: OnceLock::new(),
+            has_asked: AtomicBool::new(false),
             sender: Mutex::new(Some(sender)),
             waiter,
         });
@@ -309,6 +350,13 @@ impl State {
         may_ask.then_some(()).ok_or_else(|| self.timed_out(refresh))
     }
 
+    /// Counts a refresh that asks the source.
+    pub(super) fn asks(&mut self, refresh: &Refresh) {
+        if !refresh.has_asked.swap(true, Ordering::Relaxed) {
+            self.asked += 1;
+        }
+    }
+
     /// The error of a refresh whose time is up: the failure of its newest attempt says more than the timeout.
     pub(super) fn timed_out(&self, refresh: &Refresh) -> Error {
         let failure = self.attempt_error.clone().filter(|_| self.is_running(refresh));
@@ -316,14 +364,23 @@ impl State {
     }
 
     /// Gives up a refresh that has not ended by its deadline, so that another can start. `None` if it has ended.
-    pub(super) fn abandon(&mut self, refresh: &Refresh, now: Instant) -> Option<Error> {
+    pub(super) fn abandon(
+        &mut self,
+        refresh: &Refresh,
+        current: Option<Token>,
+        now: Instant,
+    ) -> Option<Failed> {
         let error = self.timed_out(refresh);
         self.running.take_if(|running| running.number == refresh.number)?;
-        // Transient, as is every failure that a refresh continues after: the source's revision does not matter.
-        self.fail(error.clone(), 0, now);
+        let failed = self.fail(refresh, error, current, now);
         // A runtime that is only late ends the refresh by then. Otherwise the source would be asked twice at a time.
         self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
-        Some(error)
+        Some(failed)
+    }
+
+    /// Counts a request that fails because there is no token.
+    pub(super) fn request_failed(&mut self, now: Instant) -> Counted {
+        self.outage.request_failed(now)
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.
@@ -331,29 +388,30 @@ impl State {
         self.challenged.healed(token.generation, part);
     }
 
-    /// Until when the source is not asked, and the failure that led to this.
-    pub(super) fn not_before(&self) -> (Option<Instant>, Option<Error>) {
-        (self.not_before, self.last_error.clone())
+    /// Until when the source is not asked.
+    pub(super) fn not_before(&self) -> Option<Instant> {
+        self.not_before
     }
 
-    /// Postpones the next attempt of the refresh, by the backoff and the source's `Retry-After`; returns by how much.
+    /// Postpones the next attempt of the refresh, by the backoff and the source's `Retry-After`; returns by how much, and
+    /// whether the failure is news.
     pub(super) fn back_off(
         &mut self,
         refresh: &Refresh,
         error: SourceError,
         now: Instant,
-    ) -> (Error, Duration) {
+    ) -> (Error, Duration, bool) {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
         let error = Error::from(error);
         // The failure of an abandoned refresh is old: it says nothing of the source today.
         if !self.is_running(refresh) {
-            return (error, asked);
+            return (error, asked, false);
         }
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
         self.attempt_error = Some(error.clone());
         self.last_error = Some(error.clone());
-        (error, delay)
+        (error, delay, self.outage.attempt_failed(now))
     }
 
     /// Ends a refresh that asked the source at `asked_at`. The caller publishes the token before it unlocks.
@@ -365,9 +423,9 @@ impl State {
         refresh: &Refresh,
         outcome: Outcome,
         asked_at: Instant,
+        current: Option<Token>,
         accepted: u32,
-        now: Instant,
-        wall: SystemTime,
+        (now, wall): (Instant, SystemTime),
     ) -> Option<Finished> {
         let is_late = !self.is_running(refresh);
         let finished = match outcome {
@@ -377,8 +435,8 @@ impl State {
                 let expires_at = token.expires_at();
                 self.previous = Some(token.published(self.token_id(), expires_at, expires_at));
                 let error = SourceError::invalid_response("the token had expired before it arrived");
-                let (error, _) = self.back_off(refresh, error, now);
-                (!is_late).then(|| self.fail(error, refresh.revision, now))
+                let (error, ..) = self.back_off(refresh, error, now);
+                (!is_late).then(|| Finished::Failed(self.fail(refresh, error, current, now)))
             }
             Ok(token) => {
                 let published = self.publish(token, asked_at, now, wall);
@@ -394,7 +452,7 @@ impl State {
                 Some(published)
             }
             Err(_) if is_late => None,
-            Err(error) => Some(self.fail(error, refresh.revision, now)),
+            Err(error) => Some(Finished::Failed(self.fail(refresh, error, current, now))),
         };
         self.running.take_if(|running| running.number == refresh.number);
         finished
@@ -425,24 +483,32 @@ impl State {
         self.last_error = None;
         self.permanent.reset();
         self.permanent_error = None;
+        let is_first_postponed = !std::mem::replace(&mut self.is_postponed, postponed.is_some());
         self.not_before = postponed.and_then(|delay| now.checked_add(delay));
         if postponed.is_none() {
             self.backoff = self.config.retry.make_backoff();
         }
-        Finished::Published { token, same, postponed }
+        let recovered = self.outage.end(now);
+        Finished::Published { token, same, postponed, is_first_postponed, recovered }
     }
 
-    fn fail(&mut self, error: Error, revision: u64, now: Instant) -> Finished {
-        self.failed += 1;
+    fn fail(&mut self, refresh: &Refresh, error: Error, current: Option<Token>, now: Instant) -> Failed {
+        self.failed += u64::from(refresh.has_asked());
         self.last_error = Some(error.clone());
         let mut cool_down = None;
         if !error.is_transient() && !matches!(error, Error::ShutDown) {
             cool_down = Some(self.permanent.begin(now));
-            self.permanent_error = Some((error.clone(), revision));
+            self.permanent_error = Some((error.clone(), refresh.revision));
         } else if !matches!(error, Error::Source(_)) {
             self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
         }
-        Finished::Failed { error, cool_down }
+        let left = match current.filter(|token| !token.0.is_expired(now)) {
+            None => TokenLeft::None,
+            Some(_) if refresh.current_reason.get() == RefreshReason::Challenged => TokenLeft::Challenged,
+            Some(token) => TokenLeft::Works(token.remaining()),
+        };
+        let counted = self.outage.refresh_failed(now, left);
+        Failed { error, cool_down, left, counted }
     }
 
     /// The permanent failure that callers get without a refresh, while its cool-down lasts.
@@ -537,7 +603,7 @@ impl State {
             remaining: current.and_then(Token::remaining),
             refreshing: self.running.is_some(),
             retry_in: not_before.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
-            refreshes: self.started,
+            refreshes: self.asked,
             failed_refreshes: self.failed,
             last_error: self.last_error.clone(),
             shut_down: self.shut_down,

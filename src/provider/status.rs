@@ -18,9 +18,9 @@ pub struct Status {
     pub refreshing: bool,
     /// How long the source is not asked because of a failure; `None` if it may be asked now.
     pub retry_in: Option<Duration>,
-    /// How many refreshes have started.
+    /// How many refreshes have asked the token source. One that adopts the token of another process has not.
     pub refreshes: u64,
-    /// How many refreshes have failed.
+    /// How many of these have failed.
     pub failed_refreshes: u64,
     /// Why the newest attempt failed; `None` if a later one succeeded.
     pub last_error: Option<Error>,

@@ -147,9 +147,13 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 /// The future of [`DynTokenSource::fetch`].
 pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
 
+/// What [`DynTokenSource::fetch`] calls before it asks.
+pub(crate) type Asking<'a> = &'a (dyn Fn() + Sync);
+
 /// A [`TokenSource`] that can be a trait object, so that the provider and the layer have no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
-    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a>;
+    /// Calls `asking` directly before the service that issues the tokens is asked, if it is.
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a>;
 
     fn revision(&self) -> u64;
 
@@ -157,7 +161,8 @@ pub(crate) trait DynTokenSource: Send + Sync {
 }
 
 impl<T: TokenSource> DynTokenSource for T {
-    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a> {
+        asking();
         Box::pin(TokenSource::fetch(self, request))
     }
 

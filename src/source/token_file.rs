@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 pub struct TokenFile {
     path: Arc<Path>,
     reload_interval: Duration,
+    /// How often in a row the file could not be read. Clones share it, as they share the file.
+    failures: Arc<AtomicU64>,
 }
 
 impl TokenFile {
@@ -57,7 +62,7 @@ impl TokenFile {
     ///
     /// A file that does not exist yet is a transient error of the first use.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into().into(), reload_interval: RELOAD_INTERVAL }
+        Self { path: path.into().into(), reload_interval: RELOAD_INTERVAL, failures: Arc::default() }
     }
 
     /// Sets the interval after which the file is read again. Default: 1 min, like Kubernetes' own clients.
@@ -91,10 +96,16 @@ impl TokenSource for TokenFile {
         self.validate()?;
         match (self.read().await, request.previous()) {
             (Err(error), Some(last_good)) => {
-                observability::token_file_unreadable(error);
+                observability::token_file_unreadable(
+                    &error,
+                    self.failures.fetch_add(1, Ordering::Relaxed) + 1,
+                );
                 Ok(Token::builder(last_good.access_token()).expires_in(self.reload_interval).build()?)
             }
-            (read, _) => read,
+            (read, _) => read.inspect(|_| match self.failures.swap(0, Ordering::Relaxed) {
+                0 => {}
+                failures => observability::token_file_readable(failures),
+            }),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
-    source::{DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
+    source::{Asking, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
     token::Token,
 };
 
@@ -39,7 +39,7 @@ impl<T: TokenSource> SharedSource<T> {
         Self { source, role, shared: Arc::new(SharedToken::new(store, lease, reporter)) }
     }
 
-    async fn token(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+    async fn token(&self, request: &TokenRequest<'_>, asking: Asking<'_>) -> Result<Token, SourceError> {
         let previous = request.previous();
         if let Some(token) = self.shared.unpublished_token(previous) {
             return Ok(token);
@@ -47,9 +47,9 @@ impl<T: TokenSource> SharedSource<T> {
         if self.role == Role::Reader {
             return self.wait_for_publisher(previous).await;
         }
-        match self.refresh_with_store(request).await {
+        match self.refresh_with_store(request, asking).await {
             Ok(result) => result,
-            Err(error) => self.refresh_without_store(request, error).await,
+            Err(error) => self.refresh_without_store(request, asking, error).await,
         }
     }
 
@@ -57,6 +57,7 @@ impl<T: TokenSource> SharedSource<T> {
     async fn refresh_with_store(
         &self,
         request: &TokenRequest<'_>,
+        asking: Asking<'_>,
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let mut polls = backoff(POLL_BACKOFF);
@@ -93,12 +94,18 @@ impl<T: TokenSource> SharedSource<T> {
             // Even if its access token has expired, the newest record has the only refresh token that still works.
             let base = found.filter(|found| is_newer(found, previous));
             let request = request.replacing(base.as_ref().or(previous));
-            return Ok(self.ask_and_publish(&request, lease).await);
+            return Ok(self.ask_and_publish(&request, asking, lease).await);
         }
     }
 
     /// Steps 5 to 7.
-    async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, SourceError> {
+    async fn ask_and_publish(
+        &self,
+        request: &TokenRequest<'_>,
+        asking: Asking<'_>,
+        lease: Lease,
+    ) -> Result<Token, SourceError> {
+        asking();
         let requested_at = Instant::now();
         let token = match self.ask_while_extending(&lease, request).await {
             Ok(Answer::Source(token)) => token,
@@ -171,6 +178,7 @@ impl<T: TokenSource> SharedSource<T> {
     async fn refresh_without_store(
         &self,
         request: &TokenRequest<'_>,
+        asking: Asking<'_>,
         error: StoreError,
     ) -> Result<Token, SourceError> {
         let previous = request.previous();
@@ -184,6 +192,7 @@ impl<T: TokenSource> SharedSource<T> {
             .with_cause(error));
         }
         self.shared.reporter.without_store(&error);
+        asking();
         let requested_at = Instant::now();
         let token =
             self.source.fetch(request).await?.with_record_version(previous.map_or(0, Token::record_version));
@@ -216,8 +225,8 @@ impl<T: TokenSource> SharedSource<T> {
 }
 
 impl<T: TokenSource> DynTokenSource for SharedSource<T> {
-    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a> {
-        Box::pin(self.token(request))
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a> {
+        Box::pin(self.token(request, asking))
     }
 
     fn revision(&self) -> u64 {

@@ -60,6 +60,11 @@ impl Source {
         self.acts.lock().unwrap().push_back(act);
     }
 
+    /// Removes the acts that have not been done.
+    pub fn clear(&self) {
+        self.acts.lock().unwrap().clear();
+    }
+
     pub fn then(self: Arc<Self>, act: Act) -> Arc<Self> {
         self.next(act);
         self

@@ -73,7 +73,7 @@ impl ApiVideo {
         let requested_at = Instant::now().into_std();
         let response = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
             let not_sent = matches!(error, ExchangeError::NotSent(_));
-            let error = SourceError::unavailable(format!("no token from {url}")).with_cause(error);
+            let error = error.into_source_error(&format!("no token from {url}"));
             if not_sent { Failure::NotSent(error) } else { Failure::Lost(error) }
         })?;
         if response.status.is_success() {
@@ -115,7 +115,7 @@ impl ApiVideo {
         };
         // If the server asks for a delay, the key is not sent before that delay has passed.
         if presented.is_last() && error.retry_after().is_none() {
-            observability::refresh_token_spent();
+            observability::refresh_lost_twice(&error);
             return None;
         }
         Some(Err(error))

@@ -265,8 +265,8 @@ impl ApiVideo {
     async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
         let url = request.uri().clone();
         let response = self.client.endpoint()?.send(request, self.timeout, &Sent::default()).await;
-        let BoundedResponse { status, headers, mut body } = response
-            .map_err(|error| SourceError::unavailable(format!("no response from {url}")).with_cause(error))?;
+        let BoundedResponse { status, headers, mut body } =
+            response.map_err(|error| error.into_source_error(&format!("no response from {url}")))?;
         let text = String::from_utf8(std::mem::take(&mut *body))
             .map_err(|_| SourceError::invalid_response(format!("the response of {url} is not UTF-8")))?;
         let mut response = Response::new(text);

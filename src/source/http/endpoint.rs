@@ -53,6 +53,18 @@ pub(crate) enum ExchangeError {
     Compressed,
 }
 
+impl ExchangeError {
+    /// Converts the error, and says in its text what is missing because of it.
+    pub(crate) fn into_source_error(self, missing: &str) -> SourceError {
+        let error = SourceError::unavailable(format!("{missing}: {self}"));
+        match self {
+            // The text has this error itself, so that a chain of causes shows it once.
+            Self::NotSent(cause) | Self::Lost(cause) => error.with_cause(cause),
+            Self::TooSlow(_) | Self::TooLong | Self::Compressed => error,
+        }
+    }
+}
+
 type Exchange = Pin<Box<dyn Future<Output = Result<BoundedResponse, ExchangeError>> + Send>>;
 
 /// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the flag.
