@@ -75,7 +75,8 @@
 //! # Metrics (feature `metrics`)
 //!
 //! For the recorder that the program installs ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
-//! [`describe_metrics`] gives the recorder the texts of this table.
+//! [`describe_metrics`] gives the recorder the texts of this table. Install the recorder before the provider is built:
+//! the counters then start at 0, so that a query for their increase sees the first count.
 //!
 //! | name | type, unit | what it is | labels |
 //! |---|---|---|---|
@@ -155,6 +156,47 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) fn new(provider: &Arc<str>) -> Self {
         Self { provider: Arc::clone(provider) }
+    }
+
+    /// Records that nothing has happened so far: a counter that first appears with its first count would hide that count
+    /// from a query for its increase.
+    pub(crate) fn register(&self, has_store: bool) {
+        #[cfg(feature = "metrics")]
+        {
+            let zero = |name: &'static str, labels: &[(&'static str, &'static str)]| {
+                let mut all = vec![metrics::Label::new("provider", Arc::clone(&self.provider))];
+                all.extend(
+                    labels.iter().map(|(label, value)| metrics::Label::from_static_parts(label, value)),
+                );
+                metrics::counter!(name, all).increment(0);
+            };
+            for reason in ["missing", "expired", "expiring", "challenged"] {
+                for outcome in ["published", "transient", "permanent"] {
+                    zero("tower_bearer_refreshes_total", &[("reason", reason), ("outcome", outcome)]);
+                }
+            }
+            for kind in ["unavailable", "invalid_response"] {
+                zero("tower_bearer_source_failures_total", &[("kind", kind)]);
+            }
+            zero("tower_bearer_waits_total", &[]);
+            for reason in
+                ["unavailable", "invalid_response", "rejected", "configuration", "timed_out", "interrupted"]
+            {
+                zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
+            }
+            for outcome in
+                ["retried", "retries_exhausted", "body_not_replayable", "no_token", "budget_exhausted"]
+            {
+                zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
+            }
+            if has_store {
+                for outcome in
+                    ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"]
+                {
+                    zero("tower_bearer_store_total", &[("outcome", outcome)]);
+                }
+            }
+        }
     }
 
     /// Makes the span of a refresh.

@@ -146,7 +146,7 @@ impl TokenProvider {
     ///
     /// A source that is set up wrongly is an error of the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::with_config(Box::new(source), Config::default())
+        Self::with_config(Box::new(source), Config::default(), false)
     }
 
     /// Starts to build a provider with other options.
@@ -166,8 +166,9 @@ impl TokenProvider {
         Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
-    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+    fn with_config(source: Box<dyn DynTokenSource>, config: Config, has_store: bool) -> Self {
         let shared = Arc::new(Shared::new(source, config, SystemTime::now));
+        shared.reporter.register(has_store);
         background::start(&shared);
         Self { handle: Arc::new(Handle { shared }) }
     }
