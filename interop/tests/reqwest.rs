@@ -56,6 +56,30 @@ async fn a_stream_is_replayed() {
     .await;
 }
 
+/// A body of axum is not `Sync`, and reqwest's must be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_axum_body_is_replayed() {
+    let issuer = Issuer::default();
+    let echo = axum::Router::new().fallback(async |body: Bytes| body);
+    let address = serve(echo, &issuer).await;
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
+        .replay_with(1 << 20, reqwest::Body::wrap)
+        .layer(ReqwestService::new(reqwest::Client::new()));
+    recovers_with_one_refresh(&issuer, |number| {
+        let frames = (0..10).map(move |frame| Ok::<_, std::io::Error>(format!("{number}:{frame};")));
+        let body = axum::body::Body::from_stream(stream::iter(frames));
+        let request = Request::post(format!("http://{address}/")).body(body).unwrap();
+        let service = service.clone();
+        async move {
+            let answer = service.oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            let whole: String = (0..10).map(|frame| format!("{number}:{frame};")).collect();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), whole);
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn invalid_uri_keeps_reqwest_error() {
     let service = ReqwestService::new(reqwest::Client::new());

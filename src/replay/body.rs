@@ -10,63 +10,45 @@ use std::{
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use pin_project_lite::pin_project;
 
 use super::request_head::FlatHeaders;
 use crate::error::BoxError;
 
-pin_project! {
-    /// A request body that can be sent again: the inner service's body with
-    /// [`.buffered(limit)`](crate::BearerAuthLayer::buffered) and
-    /// [`.replay_with(limit, wrap)`](crate::BearerAuthLayer::replay_with).
-    ///
-    /// Frames are passed on as they arrive, trailers included. Size hint and end of stream are those of the original
-    /// body. Frames are recorded until it is known that the body will not be sent again.
-    ///
-    /// # Memory
-    ///
-    /// The bytes of the data and the trailers count against the limit. Bookkeeping adds at most 1 % of the limit and
-    /// 1 KiB.
-    ///
-    /// * A data frame of less than 512 KiB is copied; adjacent small frames share one buffer. A frame that is a slice
-    ///   of a large buffer does not keep that buffer alive. A retry gets the same bytes, but not the same frames.
-    /// * A larger frame is kept by reference count if the original's data is [`Bytes`]. If it is a slice, the whole
-    ///   buffer stays alive.
-    /// * An empty frame is not recorded.
-    /// * Trailers count with their names and values, 6 bytes for each and some bytes in total. If a frame follows the
-    ///   trailers, it is passed on, but the body cannot be sent again: a body ends with its trailers (RFC 9110 §6.5).
-    ///
-    /// # Errors
-    ///
-    /// The original body's error, boxed; [`Superseded`] if another attempt has started.
-    pub struct ReplayBody<B> {
-        #[pin]
-        inner: Inner<B>,
-    }
-}
-
-pin_project! {
-    #[project = InnerProj]
-    enum Inner<B> {
-        /// There is nothing to send, and nothing to record.
-        Empty,
-        /// Not recorded, because its size hint exceeds the limit.
-        Plain {
-            #[pin]
-            body: B,
-        },
-        /// `attempt` is compared with the recording's: a smaller one was superseded.
-        Recorded {
-            attempt: u64,
-            recording: Arc<Mutex<Recording<B>>>,
-        },
-    }
+/// A request body that can be sent again: the inner service's body with
+/// [`.buffered(limit)`](crate::BearerAuthLayer::buffered) and
+/// [`.replay_with(limit, wrap)`](crate::BearerAuthLayer::replay_with).
+///
+/// Frames are passed on as they arrive, trailers included. Size hint and end of stream are those of the original
+/// body. Frames are recorded until it is known that the body will not be sent again. The type is `Send` and `Sync` if
+/// the original body is `Send`.
+///
+/// # Memory
+///
+/// The bytes of the data and the trailers count against the limit. Bookkeeping adds at most 1 % of the limit and
+/// 1 KiB.
+///
+/// * A data frame of less than 512 KiB is copied; adjacent small frames share one buffer. A frame that is a slice
+///   of a large buffer does not keep that buffer alive. A retry gets the same bytes, but not the same frames.
+/// * A larger frame is kept by reference count if the original's data is [`Bytes`]. If it is a slice, the whole
+///   buffer stays alive.
+/// * An empty frame is not recorded.
+/// * Trailers count with their names and values, 6 bytes for each and some bytes in total. If a frame follows the
+///   trailers, it is passed on, but the body cannot be sent again: a body ends with its trailers (RFC 9110 §6.5).
+///
+/// # Errors
+///
+/// The original body's error, boxed; [`Superseded`] if another attempt has started.
+pub struct ReplayBody<B> {
+    /// Compared with the recording's: a smaller one was superseded.
+    attempt: u64,
+    /// `None` for an empty body: there is nothing to send, and nothing to record.
+    recording: Option<Arc<Mutex<Recording<B>>>>,
 }
 
 /// The error of an attempt to send a body after another attempt has started, because of a 401.
@@ -97,6 +79,7 @@ struct Recording<B> {
     size: usize,
     limit: usize,
     /// Whether the body can still be rewound: the [`Rewind`] exists, everything fitted, and the source has not failed.
+    /// While it is false, nothing is recorded.
     can_rewind: bool,
     /// Whether the newest attempt is paused.
     held: bool,
@@ -130,14 +113,13 @@ impl<B> ReplayBody<B>
 where
     B: Body,
 {
-    /// Starts the first attempt. Without a [`Rewind`] if the body's size hint exceeds the limit.
+    /// Starts the first attempt. Without a [`Rewind`] if the body's size hint exceeds the limit: nothing is recorded
+    /// then.
     pub(super) fn record(body: B, limit: usize) -> (Self, Option<Rewind<B>>) {
         if body.is_end_stream() {
-            return (Self { inner: Inner::Empty }, Some(Rewind { recording: None }));
+            return (Self { attempt: 0, recording: None }, Some(Rewind { recording: None }));
         }
-        if body.size_hint().lower() > limit as u64 {
-            return (Self { inner: Inner::Plain { body } }, None);
-        }
+        let can_rewind = body.size_hint().lower() <= limit as u64;
         let recording = Arc::new(Mutex::new(Recording {
             source: Some(Box::pin(body)),
             frames: VecDeque::new(),
@@ -146,13 +128,13 @@ where
             ahead: 0,
             size: 0,
             limit,
-            can_rewind: true,
+            can_rewind,
             held: false,
             attempt: 0,
             waker: None,
         }));
-        let rewind = Rewind { recording: Some(Arc::clone(&recording)) };
-        (Self { inner: Inner::Recorded { attempt: 0, recording } }, Some(rewind))
+        let rewind = can_rewind.then(|| Rewind { recording: Some(Arc::clone(&recording)) });
+        (Self { attempt: 0, recording: Some(recording) }, rewind)
     }
 }
 
@@ -170,7 +152,9 @@ impl<B> Rewind<B> {
 
     /// Starts another attempt, and ends the previous one; `None` if the body cannot be sent again.
     pub(super) fn rewind(&self) -> Option<ReplayBody<B>> {
-        let Some(recording) = &self.recording else { return Some(ReplayBody { inner: Inner::Empty }) };
+        let Some(recording) = &self.recording else {
+            return Some(ReplayBody { attempt: 0, recording: None });
+        };
         let (attempt, waker) = {
             let mut recording = lock(recording);
             if !recording.can_rewind {
@@ -186,7 +170,7 @@ impl<B> Rewind<B> {
         // Wakes the previous attempt, whose poll then returns an error. Outside the lock: the waker may poll the
         // attempt at once, which takes the lock.
         wake(waker);
-        Some(ReplayBody { inner: Inner::Recorded { attempt, recording: Arc::clone(recording) } })
+        Some(ReplayBody { attempt, recording: Some(Arc::clone(recording)) })
     }
 }
 
@@ -368,54 +352,33 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.project().inner.project() {
-            InnerProj::Empty => Poll::Ready(None),
-            InnerProj::Plain { body } => {
-                let frame = ready!(body.poll_frame(cx));
-                Poll::Ready(
-                    frame.map(|frame| frame.map(|frame| frame.map_data(to_bytes)).map_err(Into::into)),
-                )
-            }
-            InnerProj::Recorded { attempt, recording } => {
-                let mut recording = lock(recording);
-                if recording.attempt != *attempt {
-                    return Poll::Ready(Some(Err(Superseded.into())));
-                }
-                recording.poll_frame(cx)
-            }
+        let Some(recording) = &self.recording else { return Poll::Ready(None) };
+        let mut recording = lock(recording);
+        if recording.attempt != self.attempt {
+            return Poll::Ready(Some(Err(Superseded.into())));
         }
+        recording.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.inner {
-            Inner::Empty => true,
-            Inner::Plain { body } => body.is_end_stream(),
-            Inner::Recorded { attempt, recording } => {
-                let recording = lock(recording);
-                recording.attempt == *attempt && recording.is_at_end()
-            }
-        }
+        let Some(recording) = &self.recording else { return true };
+        let recording = lock(recording);
+        recording.attempt == self.attempt && recording.is_at_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.inner {
-            Inner::Empty => SizeHint::with_exact(0),
-            Inner::Plain { body } => body.size_hint(),
-            Inner::Recorded { attempt, recording } => {
-                let recording = lock(recording);
-                if recording.attempt != *attempt {
-                    return SizeHint::default();
-                }
-                let rest =
-                    recording.source.as_ref().map_or(SizeHint::with_exact(0), |source| source.size_hint());
-                let mut hint = SizeHint::new();
-                hint.set_lower(recording.ahead.saturating_add(rest.lower()));
-                if let Some(upper) = rest.upper() {
-                    hint.set_upper(recording.ahead.saturating_add(upper));
-                }
-                hint
-            }
+        let Some(recording) = &self.recording else { return SizeHint::with_exact(0) };
+        let recording = lock(recording);
+        if recording.attempt != self.attempt {
+            return SizeHint::default();
         }
+        let rest = recording.source.as_ref().map_or(SizeHint::with_exact(0), |source| source.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(recording.ahead.saturating_add(rest.lower()));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(recording.ahead.saturating_add(upper));
+        }
+        hint
     }
 }
 
@@ -453,10 +416,7 @@ fn wake(waker: Option<Waker>) {
 
 impl<B> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let attempt = match &self.inner {
-            Inner::Empty | Inner::Plain { .. } => None,
-            Inner::Recorded { attempt, .. } => Some(attempt),
-        };
+        let attempt = self.recording.as_ref().map(|_| self.attempt);
         f.debug_struct("ReplayBody").field("attempt", &attempt).finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@ use std::{
     task::Wake,
 };
 
-use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender};
+use http_body_util::{BodyExt, Channel, Empty, Full, channel::Sender, combinators::UnsyncBoxBody};
 
 use super::*;
 
@@ -286,6 +286,25 @@ async fn declared_oversize_is_not_recorded() {
     assert!(rewind.is_none());
     assert_eq!(body.size_hint().exact(), Some(LIMIT as u64 + 1));
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), LIMIT + 1);
+}
+
+#[tokio::test]
+async fn declared_oversize_is_not_kept() {
+    let frame = Bytes::from(vec![0; LIMIT + 1]);
+    let (mut body, _) = ReplayBody::record(Full::new(frame.clone()), LIMIT);
+    let sent = data(&mut body).await;
+    assert_eq!(sent.as_ptr(), frame.as_ptr(), "a copy");
+    drop(sent);
+    assert!(frame.is_unique(), "the frame is still held");
+    assert!(next(&mut body).await.is_none());
+}
+
+/// The inner service's own body type may require it, such as reqwest's.
+#[test]
+fn body_is_sync_if_original_is_send() {
+    fn is_send_and_sync<T: Send + Sync>() {}
+
+    is_send_and_sync::<ReplayBody<UnsyncBoxBody<Bytes, BoxError>>>();
 }
 
 #[tokio::test]
