@@ -117,19 +117,20 @@ impl<R> BearerAuthLayer<R> {
     }
 
     /// Records request bodies while they are sent, up to `limit` bytes each, to send them again. For any body, and an
-    /// inner service that takes [`ReplayBody`](crate::ReplayBody).
+    /// inner service that takes [`ReplayBody`](crate::replay::ReplayBody).
     ///
     /// A body over the limit is streamed, but not sent again: the caller gets the 401, and the next request has a new
     /// token. A limit of 0 is [`Error::InvalidOption`](crate::Error::InvalidOption).
     ///
     /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1
-    /// KiB, however small the frames are. [`ReplayBody`](crate::ReplayBody#memory) documents which frames are copied.
+    /// KiB, however small the frames are. [`ReplayBody`](crate::replay::ReplayBody#memory) documents which frames are
+    /// copied.
     pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
         self.with_replay(Buffered::new(limit), Some(limit))
     }
 
     /// As [`buffered`](Self::buffered), for an inner service with a body type of its own: `wrap` converts a
-    /// [`ReplayBody`](crate::ReplayBody) to that type.
+    /// [`ReplayBody`](crate::replay::ReplayBody) to that type.
     ///
     /// ```
     /// # use tower_bearer::{BearerAuthLayer, StaticToken, TokenProvider};
@@ -138,12 +139,14 @@ impl<R> BearerAuthLayer<R> {
     /// use http::{Request, Response};
     /// use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
     /// use tower::{ServiceBuilder, service_fn};
-    /// use tower_bearer::{BoxError, ReplayBody};
+    /// use tower_bearer::{BoxError, replay::ReplayBody};
     ///
     /// type Body = UnsyncBoxBody<Bytes, BoxError>;
     ///
+    /// let layer = BearerAuthLayer::with_provider(provider)
+    ///     .replay_with(64 * 1024, |body: ReplayBody<Body>| body.boxed_unsync());
     /// let service = ServiceBuilder::new()
-    ///     .layer(BearerAuthLayer::with_provider(provider).replay_with(64 * 1024, |body: ReplayBody<Body>| body.boxed_unsync()))
+    ///     .layer(layer)
     ///     .service(service_fn(|_: Request<Body>| async { Ok::<_, BoxError>(Response::new(String::new())) }));
     /// # fn is_service<S: tower::Service<Request<Body>>>(_: &S) {}
     /// # is_service(&service);

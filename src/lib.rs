@@ -140,7 +140,6 @@ pub use self::{
     origins::AllowedOrigins,
     per_request::{NoBearer, UseToken},
     provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
-    replay::ReplayBody,
     retry::RetryPolicy,
     service::BearerAuth,
     source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},

@@ -17,12 +17,18 @@ use crate::{
     future::{ResponseFuture, Shared},
     per_request::AuthOverride,
     provider::{Cache, Need},
-    replay::{Replay, RequestHead},
+    replay::{Cloned, Replay, RequestHead},
 };
 
 /// A service that adds a bearer token to each request, and sends a request again after a 401.
 ///
-/// Made by [`BearerAuthLayer`](crate::BearerAuthLayer).
+/// Made by [`BearerAuthLayer`](crate::BearerAuthLayer). `S` is the inner service, and `R` how request bodies are sent
+/// again ([`replay`](crate::replay)).
+///
+/// A field of a struct has its type, such as `BearerAuth<Client<HttpConnector, Full<Bytes>>>`. [`guide::recipes`] shows
+/// such fields.
+///
+/// [`guide::recipes`]: crate::guide::recipes#the-client-as-a-field
 ///
 /// # Clone
 ///
@@ -43,7 +49,7 @@ use crate::{
 /// drained: over HTTP/1, where the connection could not have served the retry otherwise, the caller gets the inner
 /// service's `Overloaded`. Likewise, if the token expires before the inner service is ready for the retry, and there is
 /// no other, the caller gets the 401, or [`Error`](crate::Error) if the 401 had to be drained.
-pub struct BearerAuth<S, R> {
+pub struct BearerAuth<S, R = Cloned> {
     /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,
     cache: Cache,

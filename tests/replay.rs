@@ -22,7 +22,8 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use support::{Act, Api, Source};
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, ReplayBody, SourceError, TokenProvider,
+    ApiVideo, BearerAuthLayer, BoxError, SourceError, TokenProvider,
+    replay::ReplayBody,
     testing::{AuthServer, Upload},
 };
 

@@ -120,7 +120,7 @@ where
 {
     let _alone = alone().await;
     let arrived: Arc<Mutex<Vec<Arrived>>> = Arc::default();
-    let service = service_fn(|request: Request<tower_bearer::ReplayBody<Frames<F>>>| {
+    let service = service_fn(|request: Request<tower_bearer::replay::ReplayBody<Frames<F>>>| {
         let arrived = Arc::clone(&arrived);
         async move {
             let (head, body) = request.into_parts();

@@ -58,7 +58,7 @@ async fn nothing_prints_key_or_token() {
     let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(AllowedOrigins::https());
     shown.add(&layer);
     shown.add(&layer.clone().buffered(1));
-    shown.add(&layer.clone().replay_with(1, |body: tower_bearer::ReplayBody<Empty<Bytes>>| body));
+    shown.add(&layer.clone().replay_with(1, |body: tower_bearer::replay::ReplayBody<Empty<Bytes>>| body));
     shown.add(&layer.clone().clone_with(|body: &Empty<Bytes>| Some(*body)));
     shown.add(&layer.clone().no_replay());
     #[derive(Clone, Debug)]

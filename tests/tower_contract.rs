@@ -13,16 +13,24 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use support::{Act, Api, CHALLENGED, Source, get};
 use tokio::task::JoinSet;
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, limit::ConcurrencyLimitLayer,
     limit::RateLimitLayer, load_shed::LoadShedLayer,
 };
-use tower_bearer::{BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer::{
+    BearerAuth, BearerAuthLayer, BoxError, TokenProvider,
+    replay::{Buffered, ReplayBody},
+};
 use tower_test::mock;
 
 /// Returns an API and a layer. The API challenges the layer's current token and accepts the next.
@@ -280,6 +288,19 @@ fn types_are_send_and_sync() {
     let mut service = layer.layer(Api::default().service());
     is_send_and_sync(&service);
     is_send(&service.call(get()));
+    // hyper's client, as the fields of an application's state.
+    #[derive(Clone)]
+    struct State {
+        client: BearerAuth<Client<HttpConnector, Empty<Bytes>>>,
+        buffered: BearerAuth<Client<HttpConnector, ReplayBody<AxumBody>>, Buffered>,
+    }
+    let mut state = State {
+        client: layer.layer(Client::builder(TokioExecutor::new()).build_http()),
+        buffered: layer.clone().buffered(1).layer(Client::builder(TokioExecutor::new()).build_http()),
+    };
+    is_send_and_sync(&state.clone());
+    is_send(&state.client.call(get()));
+    is_send(&state.buffered.call(get().map(AxumBody::new)));
     // A client that is not `Sync`, such as tower's boxed ones, can also be wrapped.
     let boxed = tower::util::BoxCloneService::new(Api::default().service());
     let mut service = layer.layer(boxed);

@@ -12,8 +12,8 @@ use http_body_util::Full;
 use support::{get, ours};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, BoxError, Error, RefreshAhead, ReplayBody, RetryPolicy,
-    StaticToken, TokenFile, TokenProvider, TokenProviderBuilder, TokenSource,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, BoxError, Error, RefreshAhead, RetryPolicy, StaticToken,
+    TokenFile, TokenProvider, TokenProviderBuilder, TokenSource, replay::ReplayBody,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -2,20 +2,30 @@
 
 use std::time::Duration;
 
+use axum::{Router, body::Body as AxumBody, extract::State, routing::get};
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, load_shed::error::Overloaded};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, load_shed::error::Overloaded,
+    util::BoxCloneSyncService,
+};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, TokenProvider,
+    ApiVideo, BearerAuth, BearerAuthLayer, TokenProvider,
+    replay::{Buffered, ReplayBody},
     testing::{AuthServer, Counters},
 };
 use tower_bearer_interop::{CALLS, all_at_once, recovers_with_one_refresh_api_video};
 
 type Body = Full<Bytes>;
-type HttpClient = Client<hyper_util::client::legacy::connect::HttpConnector, Body>;
+type HttpClient = Client<HttpConnector, Body>;
 
 const MANY: u64 = 1_000_000;
 const LONG: Duration = Duration::from_secs(60);
@@ -144,6 +154,48 @@ async fn as_an_optional_layer() {
     stack.recovers(with(Some(stack.layer.clone()))).await;
     let request = Request::get(format!("{}videos", stack.server.uri())).body(Body::default()).unwrap();
     assert_eq!(with(None).oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+}
+
+/// As in the recipe "The client as a field".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_fields_of_an_axum_state() {
+    #[derive(Clone)]
+    struct AppState {
+        videos: String,
+        client: BearerAuth<HttpClient>,
+        uploads: BearerAuth<Client<HttpConnector, ReplayBody<AxumBody>>, Buffered>,
+        boxed: BoxCloneSyncService<Request<Body>, Response<Incoming>, BoxError>,
+    }
+
+    async fn statuses(State(state): State<AppState>) -> String {
+        let AppState { videos, client, uploads, boxed } = state;
+        let chunk =
+            AxumBody::from_stream(stream::iter([Ok::<_, BoxError>("{\"title\": "), Ok("\"A film\"}")]));
+        let answers = [
+            client.oneshot(Request::get(&videos).body(Body::default()).unwrap()).await,
+            boxed.oneshot(Request::get(&videos).body(Body::default()).unwrap()).await,
+            uploads.oneshot(Request::post(&videos).body(chunk).unwrap()).await,
+        ];
+        answers.map(|answer| answer.unwrap().status().as_u16()).map(|status| status.to_string()).join(" ")
+    }
+
+    let Stack { server, layer } = Stack::new().await;
+    let state = AppState {
+        videos: format!("{}videos", server.uri()),
+        client: layer.layer(http1()),
+        uploads: layer.clone().buffered(1024).layer(Client::builder(TokioExecutor::new()).build_http()),
+        boxed: BoxCloneSyncService::new(layer.layer(http1())),
+    };
+    let router = Router::new().route("/", get(statuses)).with_state(state);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    for _ in 0..2 {
+        let answer = http1().oneshot(Request::get(&uri).body(Body::default()).unwrap()).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "200 200 201");
+        server.revoke_access_tokens();
+    }
+    assert_eq!(server.counters().refresh_grants, 1);
 }
 
 /// Rows 37 and 51: with a load shedder inside the layer, each call gets a response or a load-shed error. A shed retry

@@ -15,7 +15,10 @@ use tonic_health::{
     server::HealthReporter,
 };
 use tower::Layer;
-use tower_bearer::{BearerAuth, BearerAuthLayer, ReplayBody, TokenProvider, challenge};
+use tower_bearer::{
+    BearerAuth, BearerAuthLayer, TokenProvider, challenge,
+    replay::{ReplayBody, ReplayWith},
+};
 use tower_bearer_interop::{Issuer, recovers_with_one_refresh};
 
 type Wrap = fn(ReplayBody<Body>) -> Body;
@@ -39,10 +42,7 @@ async fn server(issuer: &Issuer) -> (SocketAddr, HealthReporter) {
     (address, reporter)
 }
 
-fn client(
-    address: SocketAddr,
-    issuer: &Issuer,
-) -> HealthClient<BearerAuth<Channel, tower_bearer::replay::ReplayWith<Wrap>>> {
+fn client(address: SocketAddr, issuer: &Issuer) -> HealthClient<BearerAuth<Channel, ReplayWith<Wrap>>> {
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
         .challenge(challenge::grpc)
