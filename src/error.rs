@@ -6,6 +6,9 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+#[cfg(feature = "store")]
+use crate::store::StoreError;
+
 /// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -34,6 +37,14 @@ pub enum Error {
     /// The text includes the message of the [`SourceError`]. The [`source`](StdError::source) is therefore its cause,
     /// so that a chain of sources shows each message once.
     Source(SourceError),
+
+    /// The store that processes share cannot be used. Only [`TokenProvider::ready`](crate::TokenProvider::ready) returns
+    /// it: a request needs a token, not the store.
+    ///
+    /// The text includes the message of the [`StoreError`], whose cause is the [`source`](StdError::source).
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    Store(StoreError),
 
     /// The refresh timed out before any of its attempts had failed. After a failed attempt, the error is that of the
     /// attempt.
@@ -65,6 +76,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Source(error) => write!(f, "no access token could be obtained: {error}"),
+            #[cfg(feature = "store")]
+            Self::Store(error) => write!(f, "the token store cannot be used: {error}"),
             Self::TimedOut(limit) => write!(f, "no access token was obtained within {limit:?}"),
             Self::Interrupted => f.write_str(
                 "the token refresh was interrupted: its source panicked or its runtime was shut down",
@@ -86,6 +99,8 @@ impl StdError for Error {
         match self {
             // Its message is part of this error's text.
             Self::Source(error) => error.source(),
+            #[cfg(feature = "store")]
+            Self::Store(error) => error.source(),
             _ => None,
         }
     }
@@ -107,6 +122,8 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
+            #[cfg(feature = "store")]
+            Self::Store(error) => error.is_transient(),
             Self::TimedOut(_) | Self::Interrupted => true,
             Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
         }
@@ -116,6 +133,8 @@ impl Error {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Source(error) => error.kind().name(),
+            #[cfg(feature = "store")]
+            Self::Store(_) => "store",
             Self::TimedOut(_) => "timed_out",
             Self::Interrupted => "interrupted",
             Self::NoRuntime => "no_runtime",
@@ -204,6 +223,12 @@ impl SourceError {
     /// Sets the cause of the error, which is its [`source`](StdError::source). Its `Drop` must not call the provider.
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
+        self
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn with_shared_cause(mut self, cause: Arc<dyn StdError + Send + Sync>) -> Self {
+        self.cause = Some(cause);
         self
     }
 

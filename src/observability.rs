@@ -42,13 +42,15 @@
 //!
 //! | message | level | fields |
 //! |---|---|---|
-//! | `adopted the store's token` | INFO | `record` |
+//! | `token store cannot be used` | WARN | `provider`, `error` |
+//! | `token store can be used again` | INFO | `provider`, `failures`, `lasted_ms` |
+//! | `adopted the token of another process` | INFO | `record` |
 //! | `waiting for another process's lease` | TRACE | |
 //! | `token stored` | DEBUG | `record` |
 //! | `token not stored; a newer lease exists` | WARN | |
-//! | `token not stored; retrying later` | WARN | `error` |
-//! | `store record is invalid; treating it as absent` | WARN | `error` |
-//! | `store cannot be used; refreshing without it` | WARN | `error` |
+//! | `token not stored; retrying later` | DEBUG | `error` |
+//! | `store record is invalid; treating it as absent` | WARN, repeated DEBUG | `error` |
+//! | `refreshing without the token store` | WARN, DEBUG if the store's failure was logged | `error` |
 //!
 //! Outside of a refresh's span, with the field `provider`:
 //!
@@ -87,6 +89,7 @@
 //! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
 //! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down` |
 //! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
+//! | `tower_bearer_store_usable` | gauge | Whether the store can be used: 1, or 0 from its first failure on. | |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
 //! The seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()` in PromQL: the moment does not
@@ -390,7 +393,7 @@ impl Reporter {
 
     #[cfg(feature = "store")]
     pub(crate) fn adopted(&self, record: u64) {
-        event!(INFO, record, "adopted the store's token");
+        event!(INFO, record, "adopted the token of another process");
         self.store("adopted");
     }
 
@@ -413,20 +416,45 @@ impl Reporter {
 
     #[cfg(feature = "store")]
     pub(crate) fn not_stored(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "token not stored; retrying later");
+        event!(DEBUG, error = %Chain(error), "token not stored; retrying later");
         self.store("not_stored");
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn invalid_record(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "store record is invalid; treating it as absent");
+    pub(crate) fn invalid_record(&self, error: &StoreError, is_news: bool) {
+        event_if!(is_news, WARN, error = %Chain(error), "store record is invalid; treating it as absent");
         self.store("invalid_record");
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn without_store(&self, error: &StoreError) {
-        event!(WARN, error = %Chain(error), "store cannot be used; refreshing without it");
+    pub(crate) fn without_store(&self, error: &StoreError, is_news: bool) {
+        event_if!(is_news, WARN, error = %Chain(error), "refreshing without the token store");
         self.store("without_store");
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn store_failing(&self, error: &StoreError) {
+        event!(WARN, provider = %self.provider, error = %Chain(error), "token store cannot be used");
+        self.store_usable(false);
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn store_recovered(&self, lasted: Duration, failures: u64) {
+        event!(
+            INFO,
+            provider = %self.provider,
+            failures,
+            lasted_ms = millis(lasted),
+            "token store can be used again"
+        );
+        self.store_usable(true);
+    }
+
+    #[cfg(feature = "store")]
+    pub(crate) fn store_usable(&self, is_usable: bool) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("tower_bearer_store_usable", "provider" => Arc::clone(&self.provider))
+            .set(if is_usable { 1.0 } else { 0.0 });
     }
 
     pub(crate) fn joined(&self, refresh: u64) {
@@ -671,6 +699,11 @@ pub fn describe_metrics() {
         "tower_bearer_refresh_duration_seconds",
         Unit::Seconds,
         "How long a refresh that has asked the token source took."
+    );
+    describe_gauge!(
+        "tower_bearer_store_usable",
+        Unit::Count,
+        "Whether the store can be used: 1, or 0 from its first failure on."
     );
     describe_gauge!(
         "tower_bearer_token_expiry_timestamp_seconds",

@@ -302,6 +302,116 @@ async fn lease_wait_times_out() {
     assert_eq!(endpoint.grants().posts(), 1);
 }
 
+/// Row 78: a store that can only be read cannot be used, until it can be written again.
+#[tokio::test(start_paused = true)]
+async fn status_says_why_store_fails() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let process = endpoint.process(&store).build().unwrap();
+    let reader = TokenProvider::reader(store.clone()).build().unwrap();
+    assert!(process.status().store.unwrap().is_usable(), "not used yet");
+    assert!(TokenProvider::new(endpoint.clone()).status().store.is_none(), "no store");
+    process.token().await.unwrap();
+    assert!(process.status().store.unwrap().is_usable());
+
+    for (health, why) in
+        [(Health::ReadOnly, "read-only"), (Health::Down, "down"), (Health::Slow, "did not respond within 2s")]
+    {
+        store.set(health);
+        process.invalidate();
+        process.token().await.unwrap();
+        let failing = process.status().store.unwrap();
+        assert!(!failing.is_usable(), "{health:?}");
+        assert!(failing.error.unwrap().to_string().contains(why), "{health:?}");
+        let begun = failing.failing_for.unwrap();
+        sleep(MINUTE).await;
+        let failing_for = process.status().store.unwrap().failing_for.unwrap();
+        assert_eq!(failing_for, begun + MINUTE, "{health:?}: since the first failure");
+        store.set(Health::Good);
+        // The token is stored later, which shows that the store works again.
+        sleep(MINUTE).await;
+        let status = process.status().store.unwrap();
+        assert!(status.is_usable() && status.error.is_none(), "{health:?}: {status:?}");
+    }
+
+    // A reader only has to read.
+    process.invalidate();
+    process.token().await.unwrap();
+    store.set(Health::ReadOnly);
+    reader.token().await.unwrap();
+    assert!(reader.status().store.unwrap().is_usable());
+}
+
+/// Row 78.
+#[tokio::test(start_paused = true)]
+async fn ready_checks_the_store() {
+    // It comes up while `ready` waits.
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.set(Health::Down);
+    let process = endpoint.process(&store).build().unwrap();
+    let up = async {
+        sleep(5 * SECOND).await;
+        store.set(Health::Good);
+    };
+    let (ready, ()) = tokio::join!(process.ready(), up);
+    assert_eq!(ready.unwrap().access_token(), "access-1");
+    assert_eq!(endpoint.grants().posts(), 1);
+    // The store is known to work: no further operation.
+    let loads = store.kept().loads;
+    process.ready().await.unwrap();
+    assert_eq!(store.kept().loads, loads);
+
+    // It stays down, or cannot be written.
+    for health in [Health::Down, Health::ReadOnly] {
+        let store = MemoryStore::default();
+        store.set(health);
+        let process = Endpoint::default().process(&store).refresh_timeout(20 * SECOND).build().unwrap();
+        let begun = Instant::now();
+        let error = process.ready().await.unwrap_err();
+        assert!(matches!(error, Error::Store(_)) && error.is_transient(), "{error:?}");
+        assert!(error.to_string().starts_with("the token store cannot be used: the store is "), "{error}");
+        assert!((19 * SECOND..=21 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        // Requests do not need the store.
+        assert!(process.token().await.is_ok());
+    }
+}
+
+/// Row 78: a caller of `ready` that is dropped during the check leaves no lease behind.
+#[tokio::test(start_paused = true)]
+async fn dropped_ready_leaves_no_lease() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.set(Health::Down);
+    let process = endpoint.process(&store).build().unwrap();
+    process.token().await.unwrap();
+    // The check leases, which takes a second, and is then dropped.
+    store.change(|kept| kept.lease_takes.push_back(SECOND));
+    store.set(Health::Good);
+    assert!(tokio::time::timeout(SECOND / 2, process.ready()).await.is_err());
+    sleep(SECOND).await;
+    assert!(store.lease(MINUTE).await.unwrap().is_some(), "the lease was released");
+}
+
+/// Row 79.
+#[tokio::test(start_paused = true)]
+async fn reader_says_what_is_missing() {
+    let store = MemoryStore::default();
+    let reader = || {
+        TokenProvider::reader(store.clone())
+            .lease(SECOND)
+            .retry(tower_bearer::RetryPolicy::new().max_retries(0))
+            .build()
+            .unwrap()
+    };
+    let error = reader().token().await.unwrap_err().to_string();
+    assert!(error.ends_with(": the store holds no token; is a publisher running?"), "{error}");
+    store.put(&record_text("old", "def"), SECOND);
+    advance(2 * SECOND).await;
+    let error = reader().token().await.unwrap_err().to_string();
+    assert!(error.ends_with(": no publisher has stored a newer token yet"), "{error}");
+    store.set(Health::Down);
+    let error = reader().token().await.unwrap_err();
+    assert!(error.to_string().ends_with(": the token store cannot be used: the store is down"), "{error}");
+}
+
 /// Row 56.
 #[tokio::test(start_paused = true)]
 async fn adopts_only_newer_unexpired_record() {
@@ -398,8 +508,8 @@ async fn live_token_waits_for_failing_store() {
         }
         assert_eq!(endpoint.grants().posts(), 1, "{health:?}");
         let error = process.status().last_error.unwrap();
-        let text = "no access token could be obtained: the token store is unavailable; the current token still works";
-        assert!(error.is_transient() && error.to_string() == text, "{error}");
+        let text = "no access token could be obtained: the token store cannot be used, and the current token still works: ";
+        assert!(error.is_transient() && error.to_string().starts_with(text), "{error}");
 
         while process.current().unwrap().access_token() == "access-1" {
             process.token().await.unwrap();

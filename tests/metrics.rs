@@ -71,7 +71,7 @@ fn store_outcomes_are_counted() {
     recorded.retain(|name, _| name.starts_with("tower_bearer_store_total"));
     let expected = [
         ("adopted", 2),
-        ("without_store", 1),
+        ("without_store", 2),
         ("invalid_record", 2),
         ("not_stored", 1),
         ("stored", 3),

@@ -7,8 +7,9 @@ mod folder;
 mod processes;
 #[path = "support/redis_server.rs"]
 mod redis_server;
+mod support;
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use folder::Folder;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -221,7 +222,7 @@ async fn redis_outage_delays_only_publication() {
     redis.kill();
     assert_eq!(provider.refresh(&token).await.unwrap().generation(), 2);
     let error = store(&redis).load().await.unwrap_err();
-    assert!(error.kind() == StoreErrorKind::Unavailable && error.source().is_some(), "{error:?}");
+    assert!(error.kind() == StoreErrorKind::Unavailable, "{error:?}");
     redis.restart().await;
     let record = stored(&store(&redis)).await;
     assert!(record.text().contains(provider.current().unwrap().access_token()));
@@ -363,8 +364,49 @@ async fn documented_acl_rights_suffice() {
     // A missing right is reported.
     redis.run(&["ACL", "SETUSER", "bearer", "-hset"]).await;
     let error = store.lease(MINUTE).await.unwrap_err();
-    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
-    assert!(format!("{}", error.source().unwrap()).contains("can't run this command"), "{error:?}");
+    assert_eq!(error.kind(), StoreErrorKind::Configuration, "{error}");
+    assert!(error.to_string().contains("can't run this command"), "{error:?}");
+}
+
+/// Row 78: a wrong password is found at the start, and nothing else waits for it.
+#[tokio::test]
+async fn ready_finds_wrong_password() {
+    let redis = RedisServer::start().await;
+    redis.run(&["ACL", "SETUSER", "bearer", "on", ">canary-password", "~*", "+@all"]).await;
+    redis.run(&["ACL", "SETUSER", "default", "off"]).await;
+    let server = AuthServer::start().await.unwrap();
+    for (user, why) in
+        [("bearer:canary-wrong@", "WRONGPASS"), ("", "NOAUTH"), ("bearer:canary-password@", "")]
+    {
+        let url = format!("redis://{user}127.0.0.1:{}", redis.port);
+        let provider = process(&server, RedisStore::new(&url, "videos").unwrap());
+        let ready = provider.ready().await;
+        let status = provider.status().store.unwrap();
+        if why.is_empty() {
+            ready.unwrap();
+            assert!(status.is_usable());
+            continue;
+        }
+        let error = ready.unwrap_err();
+        assert!(!error.is_transient() && !status.is_usable(), "{error:?}");
+        let text = support::chain(&error);
+        let place = format!("Redis at 127.0.0.1:{}, namespace \"videos\": ", redis.port);
+        assert!(text.starts_with(&format!("the token store cannot be used: {place}")), "{text}");
+        assert!(!format!("{text}{error:?}{status:?}").contains("canary"), "{error:?}");
+        assert_eq!(status.error.unwrap().kind(), StoreErrorKind::Configuration, "{why}");
+        // A request does not need the store.
+        assert!(provider.token().await.is_ok());
+    }
+}
+
+/// The error says where, and the cause once.
+#[tokio::test]
+async fn error_has_place_and_cause() {
+    let store = RedisStore::new("redis://:canary@127.0.0.1:1/3", "videos").unwrap();
+    let error = support::chain(&store.load().await.unwrap_err());
+    assert!(error.starts_with("Redis at 127.0.0.1:1, namespace \"videos\": "), "{error}");
+    assert_eq!(error.to_lowercase().matches("refused").count(), 1, "{error}");
+    assert!(!error.contains("canary"), "{error}");
 }
 
 #[tokio::test]
@@ -390,6 +432,16 @@ fn out_of_range_options_are_errors() {
         |set: fn(RedisStore) -> RedisStore| build(set(new("redis://127.0.0.1", "videos").unwrap()));
     let url = "redis://127.0.0.1";
     const SECOND: Duration = Duration::from_secs(1);
+    for (url, got) in [
+        ("http://canary", "another scheme"),
+        ("127.0.0.1:6379", "another scheme"),
+        ("redis://user:canary@", "an invalid URL with the scheme redis"),
+        ("redis://127.0.0.1/canary", "an invalid URL with the scheme redis"),
+    ] {
+        let error = new(url, "videos").unwrap_err().to_string();
+        assert!(error.ends_with(&format!("or redis+unix:///path, got {got}")), "{url}: {error}");
+        assert!(error.contains("url must be redis://") && !error.contains("canary"), "{error}");
+    }
     for result in [
         new("http://127.0.0.1", "videos"),
         new("", "videos"),

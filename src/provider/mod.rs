@@ -226,9 +226,14 @@ impl TokenProvider {
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
     /// order. A permanent failure ends it at once.
     ///
+    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: the token
+    /// was read from it or written to it, or another attempt to read and to lease succeeds. A program that may start
+    /// while its store is down calls [`token`](Self::token) instead, which does not need the store.
+    ///
     /// # Errors
     ///
-    /// As for [`token`](Self::token): the newest failure.
+    /// As for [`token`](Self::token): the newest failure. [`Error::Store`](crate::Error) (feature `store`) if there is a
+    /// token, but the store cannot be used.
     ///
     /// # Cancel safety
     ///
@@ -237,7 +242,15 @@ impl TokenProvider {
         let shared = self.shared();
         let deadline = Instant::now() + shared.config.refresh_timeout;
         loop {
-            let error = match self.token().await {
+            let outcome = self.token().await;
+            #[cfg(feature = "store")]
+            let outcome = match outcome {
+                Ok(token) if shared.source.store_status().is_some_and(|store| !store.is_usable()) => {
+                    shared.source.check_store().await.map(|()| token).map_err(Error::Store)
+                }
+                outcome => outcome,
+            };
+            let error = match outcome {
                 Err(error) if error.is_transient() => error,
                 outcome => return outcome,
             };

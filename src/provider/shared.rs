@@ -201,7 +201,11 @@ impl Shared {
     }
 
     pub(super) fn status(&self) -> Status {
-        self.state().status(self.published().as_ref(), Instant::now())
+        let status = self.state().status(self.published().as_ref(), Instant::now());
+        // Without the state's lock, so that there is no order between it and the store's.
+        #[cfg(feature = "store")]
+        let status = Status { store: self.source.store_status(), ..status };
+        status
     }
 }
 

@@ -606,6 +606,8 @@ impl State {
             refreshes: self.asked,
             failed_refreshes: self.failed,
             last_error: self.last_error.clone(),
+            #[cfg(feature = "store")]
+            store: None,
             shut_down: self.shut_down,
         }
     }

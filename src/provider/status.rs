@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::error::Error;
+#[cfg(feature = "store")]
+use crate::store::StoreStatus;
 
 /// A snapshot of a [`TokenProvider`](crate::TokenProvider). It holds no secret.
 #[derive(Clone, Debug)]
@@ -24,6 +26,14 @@ pub struct Status {
     pub failed_refreshes: u64,
     /// Why the newest attempt failed; `None` if a later one succeeded.
     pub last_error: Option<Error>,
+    /// Whether the store that processes share can be used, since when not, and why. `None` without a
+    /// [store](crate::TokenProviderBuilder#method.store).
+    ///
+    /// It is what the operations of the newest refresh have shown. A change of it alone is no change of the status for
+    /// [`subscribe`](crate::TokenProvider::subscribe).
+    #[cfg(feature = "store")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
+    pub store: Option<StoreStatus>,
     /// Whether the provider was shut down.
     pub shut_down: bool,
 }

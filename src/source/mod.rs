@@ -21,6 +21,8 @@ pub use self::{
     token_file::TokenFile,
 };
 
+#[cfg(feature = "store")]
+use crate::store::{StoreError, StoreStatus};
 use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 
 /// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens.
@@ -147,6 +149,10 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 /// The future of [`DynTokenSource::fetch`].
 pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
 
+/// The future of [`DynTokenSource::check_store`].
+#[cfg(feature = "store")]
+pub(crate) type Check = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
 /// What [`DynTokenSource::fetch`] calls before it asks.
 pub(crate) type Asking<'a> = &'a (dyn Fn() + Sync);
 
@@ -154,6 +160,18 @@ pub(crate) type Asking<'a> = &'a (dyn Fn() + Sync);
 pub(crate) trait DynTokenSource: Send + Sync {
     /// Calls `asking` directly before the service that issues the tokens is asked, if it is.
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a>;
+
+    /// Whether the store that processes share can be used. `None` without a store.
+    #[cfg(feature = "store")]
+    fn store_status(&self) -> Option<StoreStatus> {
+        None
+    }
+
+    /// Checks the store, if there is one.
+    #[cfg(feature = "store")]
+    fn check_store(&self) -> Check {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     fn revision(&self) -> u64;
 

@@ -2,13 +2,14 @@
 
 use std::{borrow::Cow, error::Error as StdError, sync::Arc};
 
-use crate::error::BoxError;
+use crate::error::{BoxError, SourceError};
 
 /// Why a [`TokenStore`](super::TokenStore) could not do an operation.
 ///
 /// A member or a publisher refreshes without the store, and uses it again at the next refresh. A reader has no other
-/// source: its callers get [`Error::Source`](crate::Error::Source) with this error among its causes. A provider reports
-/// the error as an event and a metric ([`observability`](crate::observability)), not in its status.
+/// source: its callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error
+/// in [`Status::store`](crate::Status#structfield.store), as an event and by a metric
+/// ([`observability`](crate::observability)). [`TokenProvider::ready`](crate::TokenProvider::ready) returns it.
 ///
 /// ```
 /// use tower_bearer::store::{StoreError, StoreErrorKind};
@@ -32,6 +33,8 @@ pub struct StoreError {
 pub enum StoreErrorKind {
     /// The store cannot be reached, is too slow, cannot be written, or is not the expected kind of store.
     Unavailable,
+    /// The store is set up wrongly: the password is wrong, or a right is missing. Permanent until that is corrected.
+    Configuration,
     /// Other users could read or change the stored data, so the store does not use it.
     Insecure,
     /// There is a record, but it cannot be read: it is too long, has an unknown schema, or is encrypted with another
@@ -43,6 +46,12 @@ impl StoreError {
     /// Creates an error of kind [`Unavailable`](StoreErrorKind::Unavailable).
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StoreErrorKind::Unavailable, message)
+    }
+
+    /// Creates an error of kind [`Configuration`](StoreErrorKind::Configuration). The message should say how to correct
+    /// it.
+    pub fn configuration(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Configuration, message)
     }
 
     /// Creates an error of kind [`Insecure`](StoreErrorKind::Insecure). The message should say who else has access.
@@ -70,5 +79,20 @@ impl StoreError {
     /// Returns the kind of this error.
     pub fn kind(&self) -> StoreErrorKind {
         self.kind
+    }
+
+    /// Whether a later retry may succeed without any change.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::Unavailable | StoreErrorKind::InvalidRecord)
+    }
+
+    /// Converts this error to a source's, whose text begins with `what` and includes this error's. A chain of causes
+    /// shows each text once.
+    pub(crate) fn into_source_error(self, what: &str) -> SourceError {
+        let error = SourceError::unavailable(format!("{what}: {self}"));
+        match self.cause {
+            Some(cause) => error.with_shared_cause(cause),
+            None => error,
+        }
     }
 }

@@ -4,7 +4,10 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -30,6 +33,9 @@ const MAX_LEN: u64 = 512 * 1024;
 /// The default time to wait for the lock. A process holds it only while it writes a file.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The maximum length of the file's name: that of a file system, without the suffix of the other files.
+const MAX_NAME_LEN: usize = 255 - ".lease".len();
 
 /// A fence from here on was not written by this crate: the clock does not reach it for two centuries.
 const INVALID_FENCE: u64 = 1 << 53;
@@ -165,10 +171,13 @@ impl TokenStore for FileStore {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        if self.files.record.file_name().is_none() {
-            let path = self.files.record.display();
-            let text = format!("the path of a FileStore must end with the name of a file, got \"{path}\"");
-            return Err(Error::InvalidOption(text.into()));
+        let path = self.files.record.as_os_str();
+        let name_len = self.files.record.file_name().unwrap_or_default().len();
+        let fits = (1..=MAX_NAME_LEN).contains(&name_len);
+        if !fits || path.as_bytes().ends_with(b"/") || path.as_bytes().contains(&0) {
+            let accepted =
+                format!("a path that ends with the name of a file of at most {MAX_NAME_LEN} bytes");
+            return Err(Error::out_of_range("FileStore::new", &accepted, format_args!("{path:?}")));
         }
         let timeout = self.files.timeout;
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
@@ -446,8 +455,9 @@ fn now_millis() -> Millis {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
+/// Its text has the cause, which is no source besides: a chain of sources shows it once.
 fn cannot(what: &str, path: &Path, error: io::Error) -> StoreError {
-    StoreError::unavailable(format!("cannot {what} {}", path.display())).with_cause(error)
+    StoreError::unavailable(format!("cannot {what} {}: {error}", path.display()))
 }
 
 fn insecure(path: &Path, why: &str) -> StoreError {

@@ -18,6 +18,7 @@ mod error;
 #[clippy::msrv = "1.89"]
 #[cfg(all(feature = "file-store", unix))]
 mod file;
+mod health;
 mod protocol;
 mod record;
 #[cfg(feature = "redis")]
@@ -38,6 +39,7 @@ pub(crate) use self::protocol::SharedSource;
 pub use self::redis::RedisStore;
 pub use self::{
     error::{StoreError, StoreErrorKind},
+    health::StoreStatus,
     protocol::NoSource,
     record::{Extension, Lease, Publication, Record},
 };
@@ -84,8 +86,8 @@ use crate::error::Error;
 /// # When the store fails
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
-/// lengths. The process then refreshes without the store and reports it ([`observability`](crate::observability)); it
-/// publishes the token as soon as the store works again. During the first half of the expiring period
+/// lengths. The process then refreshes without the store and reports it
+/// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the token as soon as the store works again. During the first half of the expiring period
 /// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader
 /// cannot refresh without the store.
 ///

@@ -7,14 +7,14 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    DynTokenStore, Lease, Publication, Role, StoreError,
+    DynTokenStore, Lease, Publication, Role, StoreError, StoreStatus,
     shared_token::{SharedToken, backoff, is_newer, usable},
 };
 use crate::{
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
-    source::{Asking, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
+    source::{Asking, Check, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
     token::Token,
 };
 
@@ -186,12 +186,12 @@ impl<T: TokenSource> SharedSource<T> {
         if request.reason() == RefreshReason::Expiring
             && previous.is_some_and(|token| is_in_first_half_of_expiring(token, Instant::now()))
         {
-            return Err(SourceError::unavailable(
-                "the token store is unavailable; the current token still works",
-            )
-            .with_cause(error));
+            return Err(
+                error.into_source_error("the token store cannot be used, and the current token still works")
+            );
         }
-        self.shared.reporter.without_store(&error);
+        // A store that fails has been reported. One that grants no lease has not.
+        self.shared.reporter.without_store(&error, !self.shared.health.is_failing());
         asking();
         let requested_at = Instant::now();
         let token =
@@ -206,17 +206,16 @@ impl<T: TokenSource> SharedSource<T> {
         let deadline = Instant::now() + self.shared.lease;
         let mut polls = backoff(POLL_BACKOFF);
         loop {
-            let found = self.shared.newer(previous).await;
-            if let Ok(Some(token)) = found {
+            let found = self.shared.load().await;
+            if let Some(token) = found.as_ref().ok().and_then(|found| usable(found, previous)) {
                 return Ok(self.shared.adopt(token).without_refresh_token());
             }
             let next = Instant::now() + polls.next_delay();
             if next > deadline {
                 return Err(match found {
-                    Err(cause) => {
-                        SourceError::unavailable("the shared store cannot be used").with_cause(cause)
-                    }
-                    Ok(_) => SourceError::unavailable("no publisher has stored a newer token yet"),
+                    Err(error) => error.into_source_error("the token store cannot be used"),
+                    Ok(None) => SourceError::unavailable("the store holds no token; is a publisher running?"),
+                    Ok(Some(_)) => SourceError::unavailable("no publisher has stored a newer token yet"),
                 });
             }
             sleep_until(next).await;
@@ -227,6 +226,21 @@ impl<T: TokenSource> SharedSource<T> {
 impl<T: TokenSource> DynTokenSource for SharedSource<T> {
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a> {
         Box::pin(self.token(request, asking))
+    }
+
+    fn store_status(&self) -> Option<StoreStatus> {
+        Some(self.shared.health.status())
+    }
+
+    fn check_store(&self) -> Check {
+        let (shared, role) = (Arc::clone(&self.shared), self.role);
+        // In a task: if it were dropped between the lease and its release, the other processes would wait for the lease.
+        let checked = tokio::spawn(async move { shared.check(role).await });
+        Box::pin(async move {
+            let interrupted =
+                |_| Err(StoreError::unavailable("the check of the token store was interrupted"));
+            checked.await.unwrap_or_else(interrupted)
+        })
     }
 
     fn revision(&self) -> u64 {

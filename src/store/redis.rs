@@ -7,7 +7,8 @@ use std::{
 };
 
 use redis::{
-    Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, TlsCertificates,
+    Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, ServerErrorKind,
+    TlsCertificates,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use rustls::crypto::CryptoProvider;
@@ -23,8 +24,6 @@ const KEY_PREFIX: &str = "tower-bearer:";
 
 /// How long Redis keeps a record after its token has expired.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-const FAILED: &str = "the Redis command failed";
 
 /// KEYS: the record, the lease. Returns the version, the remaining lifetime in ms or an empty string, and the text;
 /// or nil.
@@ -182,7 +181,19 @@ impl RedisStore {
         }
         // redis-rs' own message is dropped, because the URL contains a password.
         let client = Client::open(url).map_err(|_| {
-            Error::InvalidOption("url must be a redis://, rediss:// or redis+unix:// URL".into())
+            // Only a scheme that is known: any other part of the text may be a secret.
+            let scheme = url.split_once("://").map_or("no scheme", |(scheme, _)| scheme);
+            let known = ["redis", "rediss", "redis+unix", "unix"].contains(&scheme);
+            let got = if known {
+                format!("an invalid URL with the scheme {scheme}")
+            } else {
+                "another scheme".into()
+            };
+            Error::out_of_range(
+                "RedisStore::new: url",
+                "redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or redis+unix:///path",
+                got,
+            )
         })?;
         Ok(Self {
             namespace,
@@ -251,7 +262,7 @@ impl RedisStore {
         let made = self
             .client()
             .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
-            .map_err(failed)?;
+            .map_err(|error| self.failed(&error))?;
         Ok(connection.insert(made).clone())
     }
 
@@ -264,7 +275,25 @@ impl RedisStore {
     }
 
     async fn run<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        invocation.invoke_async(&mut self.connection()?).await.map_err(failed)
+        invocation.invoke_async(&mut self.connection()?).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Returns the error of an operation. Its text says where, and has the cause, which is no source besides: a chain of
+    /// sources shows it once.
+    fn failed(&self, error: &RedisError) -> StoreError {
+        match error.kind() {
+            // Without redis-rs' text, which would quote the response.
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+                self.error(error, "the server is not Redis")
+            }
+            _ => self.error(error, error),
+        }
+    }
+
+    fn error(&self, error: &RedisError, what: impl fmt::Display) -> StoreError {
+        let address = self.client.get_connection_info().addr();
+        let text = format!("Redis at {address}, namespace {:?}: {what}", self.namespace);
+        if is_configuration(error) { StoreError::configuration(text) } else { StoreError::unavailable(text) }
     }
 }
 
@@ -332,8 +361,8 @@ impl TokenStore for RedisStore {
             .arg(millis(retention));
         // Only the error's code: the rest of the message may quote the record.
         let failed = |error: RedisError| match error.code() {
-            Some(code) => StoreError::unavailable(format!("{FAILED} with {code}")),
-            None => failed(error),
+            Some(code) => self.error(&error, format_args!("the server answers {code}")),
+            None => self.failed(&error),
         };
         let stored: bool = publish.invoke_async(&mut self.connection()?).await.map_err(failed)?;
         Ok(if stored { Publication::Stored } else { Publication::Superseded })
@@ -356,14 +385,16 @@ fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
     }
 }
 
-fn failed(error: RedisError) -> StoreError {
-    match error.kind() {
-        // Without the error as the cause: it would quote the response.
-        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
-            StoreError::unavailable("the server is not Redis")
-        }
-        _ => StoreError::unavailable(FAILED).with_cause(error),
-    }
+/// Whether only a change of the configuration helps: the URL's password or database, or the user's rights.
+fn is_configuration(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::AuthenticationFailed
+            | ErrorKind::InvalidClientConfig
+            | ErrorKind::Server(ServerErrorKind::NoPerm)
+    ) || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
+        // A right that a script lacks has no code of its own.
+        || error.detail().is_some_and(|detail| detail.contains("can't run this command"))
 }
 
 impl fmt::Debug for RedisStore {

@@ -13,7 +13,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 
-use super::{DynTokenStore, Extension, Lease, Publication, Record, StoreError, StoreErrorKind};
+use super::{
+    DynTokenStore, Extension, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
+    health::{Access, Health},
+};
 use crate::{
     observability::{self, Reporter},
     retry::{Backoff, RetryPolicy},
@@ -36,6 +39,7 @@ pub(super) struct SharedToken {
     store: Arc<dyn DynTokenStore>,
     pub(super) lease: Duration,
     pub(super) reporter: Reporter,
+    pub(super) health: Health,
     unpublished: Mutex<Unpublished>,
     /// The total time spent waiting for a lease since the last lease or adopted token. It carries over from one
     /// refresh to the next.
@@ -54,7 +58,14 @@ struct Unpublished {
 
 impl SharedToken {
     pub(super) fn new(store: Arc<dyn DynTokenStore>, lease: Duration, reporter: Reporter) -> Self {
-        Self { store, lease, reporter, unpublished: Mutex::default(), lease_wait: Mutex::default() }
+        Self {
+            store,
+            lease,
+            health: Health::new(reporter.clone()),
+            reporter,
+            unpublished: Mutex::default(),
+            lease_wait: Mutex::default(),
+        }
     }
 
     fn unpublished(&self) -> MutexGuard<'_, Unpublished> {
@@ -79,18 +90,19 @@ impl SharedToken {
     /// Returns the stored token. A record that cannot be read counts as none.
     pub(super) async fn load(&self) -> Result<Option<Token>, StoreError> {
         let loaded_at = Instant::now();
-        let found = match with_timeout(self.store.load()).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(record)) => record.token(loaded_at),
-            Err(error) => Err(error),
-        };
-        match found {
-            Ok(token) => Ok(Some(token)),
+        let found = with_timeout(self.store.load()).await;
+        self.health.record(Access::Read, &found);
+        match found.and_then(|record| record.map(|record| record.token(loaded_at)).transpose()) {
             Err(error) if error.kind() == StoreErrorKind::InvalidRecord => {
-                self.reporter.invalid_record(&error);
+                let is_news = self.health.record_is_valid(false);
+                self.reporter.invalid_record(&error, is_news);
                 Ok(None)
             }
-            Err(error) => Err(error),
+            Ok(Some(token)) => {
+                self.health.record_is_valid(true);
+                Ok(Some(token))
+            }
+            found => found,
         }
     }
 
@@ -140,7 +152,20 @@ impl SharedToken {
     }
 
     pub(super) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
-        with_timeout(self.store.lease(self.lease)).await
+        let leased = with_timeout(self.store.lease(self.lease)).await;
+        self.health.record(Access::Write, &leased);
+        leased
+    }
+
+    /// Checks that the store can be read, and written unless this is a reader.
+    pub(super) async fn check(&self, role: Role) -> Result<(), StoreError> {
+        self.load().await?;
+        if role != Role::Reader {
+            if let Some(lease) = self.lease().await? {
+                self.release(lease).await;
+            }
+        }
+        Ok(())
     }
 
     /// Extends the lease every third of its length until dropped. If one attempt fails, the next one still comes before
@@ -162,7 +187,9 @@ impl SharedToken {
     }
 
     pub(super) async fn publish(&self, token: &Token, lease: &Lease) -> Result<Publication, StoreError> {
-        with_timeout(self.store.publish(lease, Record::of(token, lease.fence()))).await
+        let published = with_timeout(self.store.publish(lease, Record::of(token, lease.fence()))).await;
+        self.health.record(Access::Write, &published);
+        published
     }
 
     /// Notes that the token is stored with this fence as its version.

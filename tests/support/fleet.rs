@@ -362,5 +362,11 @@ pub async fn trigger_every_store_event(name: &str) {
     store.set(Health::Good);
     sleep(MINUTE / 2).await;
     store.set(Health::Down);
+    let token = other.refresh(&token).await.unwrap();
+
+    // Later it is up again. Then another process does not release its lease.
+    store.set(Health::Good);
+    sleep(MINUTE).await;
+    let _never_released = store.lease(60 * MINUTE).await.unwrap().unwrap();
     other.refresh(&token).await.unwrap();
 }
