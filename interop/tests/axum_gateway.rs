@@ -152,6 +152,20 @@ async fn uploads_and_downloads_stream() {
     assert!(download.frame().await.is_none());
 }
 
+/// The gateway's client learns why there is no token, and no secret.
+#[tokio::test]
+async fn says_why_there_is_no_token() {
+    let server = AuthServer::start().await.unwrap();
+    let provider = TokenProvider::new(ApiVideo::new("canary").base_url(server.uri()));
+    let address = listen(gateway(provider, server.uri())).await;
+    let request = Request::get(format!("http://{address}/videos")).body(Full::<Bytes>::default()).unwrap();
+    let answer = send(request).await;
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    let text = text(answer.into_body()).await;
+    let why = "no access token could be obtained: 127.0.0.1 rejected the API key (HTTP 400)";
+    assert!(text.starts_with(why) && !text.contains("canary"), "{text}");
+}
+
 #[tokio::test]
 async fn answers_502_but_serves_page() {
     let provider = TokenProvider::new(Issuer::default());

@@ -3,6 +3,7 @@
 //! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 //! - [`fleet`]: how several processes share one token.
+//! - [`operating`]: how to run a program that uses the crate: its log, its alerts, and what to do about each.
 //! - [`security`]: what the crate promises about secrets, each promise with its test.
 
 // The pages link to items of all features. The documentation is published with all of them.
@@ -26,6 +27,11 @@ pub mod failures {}
 ///
 #[doc = include_str!("fleet.md")]
 pub mod fleet {}
+
+/// How to run a program that uses this crate: its log, its alerts, and what to do about each.
+///
+#[doc = include_str!("operating.md")]
+pub mod operating {}
 
 /// What the crate promises about secrets, each promise with its test, and what it does not promise.
 ///
