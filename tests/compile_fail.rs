@@ -19,6 +19,7 @@ fn each_record_has_its_remedy() {
     for (record, remedy) in [
         (include_str!("ui/inner_service_is_not_clone.stderr"), ".buffer(1024)"),
         (include_str!("ui/body_is_not_clone.stderr"), "`.buffered(limit)`"),
+        (include_str!("ui/service_ext_as_function.stderr"), "`.buffered(limit)`"),
         (include_str!("ui/fixed_body_under_buffered.stderr"), "`.replay_with(limit, InnerBody::new)`"),
         (include_str!("ui/wrong_layer_order.stderr"), "go outside of `BearerAuthLayer`"),
         (include_str!("ui/without_reqwest/missing_feature.stderr"), "feature = \"reqwest\""),

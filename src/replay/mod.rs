@@ -48,8 +48,9 @@ mod sealed {
 /// The strategies are [`Cloned`] (the default), [`Buffered`], [`ReplayWith`], [`CloneWith`] and [`NoReplay`]. The
 /// layer's methods choose one. This trait is sealed: no other type can implement it.
 ///
-/// If a strategy does not support a body, write the call as `Service::call(&mut service, request)`: the compiler then
-/// names the remedy. With method syntax it only reports that there is no such method.
+/// If a strategy does not support a body, write a method of tower's `ServiceExt` as a function, such as
+/// `ServiceExt::oneshot(client, request)` or `ServiceExt::ready(&mut client)`: the compiler then names the remedy. With
+/// method syntax it only reports that trait bounds are not satisfied, without the messages of the traits.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot send a request body of type `{B}` twice",
     label = "this body cannot be sent again after a 401 by `{Self}`",
