@@ -6,6 +6,9 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+use http::{HeaderMap, StatusCode};
+
+use crate::retry_after::retry_after;
 #[cfg(feature = "store")]
 use crate::store::StoreError;
 
@@ -191,6 +194,16 @@ impl SourceErrorKind {
             Self::InvalidResponse => "invalid_response",
         }
     }
+
+    /// Returns what a status that is not a success says about a token request.
+    fn of_status(status: StatusCode) -> Self {
+        match status.as_u16() {
+            408 | 429 | 500..=599 => Self::Unavailable,
+            400 | 401 | 403 => Self::Rejected,
+            300..=399 | 404 | 405 | 410 | 415 => Self::Configuration,
+            _ => Self::InvalidResponse,
+        }
+    }
 }
 
 impl SourceError {
@@ -214,6 +227,58 @@ impl SourceError {
     /// The message must not quote the response, because it may contain a token.
     pub fn invalid_response(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::InvalidResponse, message)
+    }
+
+    /// Makes the error for a response of a token endpoint whose status is not a success.
+    ///
+    /// | status | kind |
+    /// |---|---|
+    /// | 408, 429, 5xx | [`Unavailable`](SourceErrorKind::Unavailable), with the delay in `Retry-After` |
+    /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
+    /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
+    /// | any other | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    ///
+    /// `Retry-After` has seconds or an HTTP date (RFC 9110 §10.2.3); any other value is ignored. The message has the
+    /// status, and nothing of `headers`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::{Response, header::RETRY_AFTER};
+    /// use tower_bearer::SourceError;
+    ///
+    /// let response = Response::builder().status(429).header(RETRY_AFTER, "7").body(())?;
+    /// let error = SourceError::from_status(response.status(), response.headers());
+    /// assert!(error.is_transient());
+    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+    /// assert_eq!(error.to_string(), "the token endpoint responded with HTTP 429");
+    /// # Ok::<(), http::Error>(())
+    /// ```
+    pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
+        Self::of_response(status, headers, "the token endpoint", "its URL")
+    }
+
+    /// As [`from_status`](Self::from_status), with the name of the endpoint, and of the option that sets its URL.
+    pub(crate) fn of_response(
+        status: StatusCode,
+        headers: &HeaderMap,
+        endpoint: impl fmt::Display,
+        option: &str,
+    ) -> Self {
+        let (kind, code) = (SourceErrorKind::of_status(status), status.as_u16());
+        let message = match kind {
+            SourceErrorKind::Rejected => format!("{endpoint} rejected the credential (HTTP {code})"),
+            SourceErrorKind::Configuration if status.is_redirection() => format!(
+                "{endpoint} responded with a redirect (HTTP {code}), which is not followed: set {option} to the final URL"
+            ),
+            SourceErrorKind::Configuration => {
+                format!("{endpoint} does not take this request (HTTP {code}): check {option}")
+            }
+            SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse => {
+                format!("{endpoint} responded with HTTP {code}")
+            }
+        };
+        let asked_for = if kind == SourceErrorKind::Unavailable { retry_after(headers) } else { None };
+        Self { retry_after: asked_for, ..Self::new(kind, message) }
     }
 
     fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
@@ -303,4 +368,33 @@ impl From<TokenError> for SourceError {
 /// A duration as error messages show it.
 pub(crate) fn seconds(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_decides_kind_and_delay() {
+        use SourceErrorKind::{Configuration, InvalidResponse, Rejected, Unavailable};
+
+        let headers: HeaderMap = [(http::header::RETRY_AFTER, "7".parse().unwrap())].into_iter().collect();
+        for code in 100..=999 {
+            let kind = match code {
+                400 | 401 | 403 => Rejected,
+                404 | 405 | 410 | 415 => Configuration,
+                408 | 429 => Unavailable,
+                _ => match code / 100 {
+                    3 => Configuration,
+                    5 => Unavailable,
+                    _ => InvalidResponse,
+                },
+            };
+            let error = SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers);
+            assert_eq!(error.kind(), kind, "{code}");
+            let delay = (kind == Unavailable).then_some(Duration::from_secs(7));
+            assert_eq!(error.retry_after(), delay, "{code}");
+            assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
+        }
+    }
 }

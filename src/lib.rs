@@ -112,6 +112,7 @@ pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;
 mod retry;
+mod retry_after;
 mod service;
 mod source;
 #[cfg(feature = "store")]

@@ -4,10 +4,10 @@
 //! cargo run -p tower-bearer-interop --example reqwest
 //! ```
 //!
-//! Shows the layer around a `reqwest::Client`, which keeps its proxies, redirects and TLS. Requests and responses are
-//! those of `http`; requests can also be built with reqwest's builder. The API is a simulated api.video in this
-//! process.
+//! Shows the layer around a `reqwest::Client`, which keeps its proxies, redirects and TLS. reqwest's builder builds the
+//! requests, and its methods read the responses. The API is a simulated api.video in this process.
 
+use serde_json::json;
 use tower::{BoxError, Layer, ServiceExt};
 use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider, testing::AuthServer};
 
@@ -15,17 +15,18 @@ use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider, tes
 async fn main() -> Result<(), BoxError> {
     let api = AuthServer::start().await?;
     let provider = TokenProvider::new(ApiVideo::new(api.api_key()).base_url(api.uri()));
+    let reqwest = reqwest::Client::new();
     let client = BearerAuthLayer::with_provider(provider)
         .replay_with(1 << 20, reqwest::Body::wrap)
-        .layer(ReqwestService::new(reqwest::Client::new()));
+        .layer(ReqwestService::new(reqwest.clone()));
 
-    let video = r#"{"title": "A film"}"#;
-    let request = http::Request::post(format!("{}videos", api.uri())).body(reqwest::Body::from(video))?;
+    let url = format!("{}videos", api.uri());
+    let request = reqwest.post(&url).json(&json!({ "title": "A film" })).build()?;
+    let request = http::Request::<reqwest::Body>::try_from(request)?;
     println!("{}", client.clone().oneshot(request).await?.status());
     api.revoke_access_tokens();
     println!("the token is revoked");
-    let request = http::Request::get(format!("{}videos", api.uri())).body(reqwest::Body::default())?;
-    // Convert the response to reqwest's own type.
+    let request = http::Request::<reqwest::Body>::try_from(reqwest.get(&url).build()?)?;
     let answer = reqwest::Response::from(client.oneshot(request).await?);
     println!("{}: {}", answer.status(), answer.text().await?);
     let counters = api.counters();

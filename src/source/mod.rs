@@ -54,7 +54,8 @@ pub trait TokenSource: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A [`SourceError`] whose kind says whether to try again. The message must not contain a secret.
+    /// A [`SourceError`] whose kind says whether to try again. [`SourceError::from_status`] makes it for an HTTP
+    /// response. The message must not contain a secret.
     ///
     /// # Cancel safety
     ///

@@ -9,7 +9,8 @@ use crate::{error::SourceError, token::Token};
 ///
 /// The closure gets the [`TokenRequest`] by value, so that an `async move` block can keep it. The rules of
 /// [`TokenSource::fetch`] apply to the closure. The tokens may go to every `https` origin and loopback. Set fewer
-/// origins with [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins).
+/// origins with [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). For a response that is
+/// not a success, [`SourceError::from_status`] makes the error.
 ///
 /// ```
 /// use std::time::Duration;

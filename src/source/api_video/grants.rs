@@ -16,7 +16,12 @@ use super::{
     credential::Presented,
     failure,
 };
-use crate::{error::SourceError, observability, origins::AllowedOrigins, token::Token};
+use crate::{
+    error::{SourceError, SourceErrorKind},
+    observability,
+    origins::AllowedOrigins,
+    token::Token,
+};
 
 /// The lifetime of a token whose response has no `expires_in`. It is the one in api.video's documents.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -129,14 +134,13 @@ impl ApiVideo {
                 self.credential().granted(revision, &token);
                 Ok(token)
             }
-            Err(Failure::Status(
-                status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN),
-                _,
-            )) => Err(SourceError::rejected(format!(
-                "{} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
-                self.base_url.host().unwrap_or_default(),
-                status.as_u16()
-            ))),
+            Err(Failure::Status(status, error)) if error.kind() == SourceErrorKind::Rejected => {
+                Err(SourceError::rejected(format!(
+                    "{} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
+                    self.base_url.host().unwrap_or_default(),
+                    status.as_u16()
+                )))
+            }
             Err(Failure::Status(_, error) | Failure::Lost(error) | Failure::NotSent(error)) => Err(error),
         }
     }

@@ -25,10 +25,13 @@ pub use self::upload_token::UploadToken;
 
 use self::credential::Credential;
 use super::http::{
-    BaseUrl, BoundedResponse, Client, Endpoint, Sent, header_seconds,
+    BaseUrl, BoundedResponse, Client, Endpoint, Sent,
     tls::{Cryptography, Roots},
 };
-use crate::error::{BoxError, SourceError, seconds};
+use crate::{
+    error::{BoxError, SourceError, seconds},
+    retry_after::header_seconds,
+};
 
 const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
@@ -285,11 +288,11 @@ impl fmt::Debug for ApiVideo {
     }
 }
 
-/// Returns the error for a response whose status is neither a success nor the rejection of a credential.
+/// Returns the error for a response whose status is not a success.
 ///
 /// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
 fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
-    let error = super::http::failure(status, headers, url);
+    let error = SourceError::of_response(status, headers, url, "base_url");
     match header_seconds(headers, RATE_LIMIT_RETRY_AFTER) {
         Some(delay) if status == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() => {
             error.with_retry_after(delay)

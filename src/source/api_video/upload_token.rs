@@ -96,6 +96,8 @@ impl ApiVideo {
                 code @ (401 | 403) => {
                     SourceError::rejected(format!("api.video did not create an upload token (HTTP {code})"))
                 }
+                // The API has accepted the token, so the request is what it does not understand.
+                400 => SourceError::invalid_response(format!("{url} responded with HTTP 400")),
                 _ => failure(head.status, &head.headers, &url),
             }
             .into());

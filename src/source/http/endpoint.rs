@@ -15,13 +15,12 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Request, Response, StatusCode, Uri, header::CONTENT_ENCODING};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use secrecy::zeroize::Zeroizing;
 use tower_service::Service;
 
-use super::retry_after::retry_after;
 use crate::error::{BoxError, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
@@ -221,27 +220,6 @@ fn is_connect(error: &(dyn StdError + 'static)) -> bool {
     client.is_some_and(|error| error.is_connect())
         || io.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         || error.source().is_some_and(is_connect)
-}
-
-/// Returns the error for a response whose status is neither a success nor the rejection of a credential.
-pub(crate) fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
-    let code = status.as_u16();
-    match code {
-        408 | 429 | 500..=599 => {
-            let error = SourceError::unavailable(format!("{url} responded with HTTP {code}"));
-            match retry_after(headers) {
-                Some(delay) => error.with_retry_after(delay),
-                None => error,
-            }
-        }
-        300..=399 => SourceError::configuration(format!(
-            "{url} responded with a redirect (HTTP {code}), which is not followed: set base_url to the final URL"
-        )),
-        404 | 405 | 410 | 415 => SourceError::configuration(format!(
-            "{url} is not the expected endpoint (HTTP {code}): check base_url"
-        )),
-        _ => SourceError::invalid_response(format!("{url} responded with HTTP {code}")),
-    }
 }
 
 #[cfg(test)]

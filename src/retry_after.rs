@@ -7,7 +7,7 @@ use http::{HeaderMap, header::RETRY_AFTER};
 /// Returns the delay in `Retry-After`: seconds, or an HTTP date (RFC 9110 §10.2.3).
 ///
 /// Any other value is ignored. The provider limits the delay.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let date = || {
         let at = httpdate::parse_http_date(text(headers, RETRY_AFTER.as_str())?).ok()?;
         Some(at.duration_since(SystemTime::now()).unwrap_or_default())
