@@ -68,7 +68,7 @@
 //! |---|---|---|
 //! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
-//! | `metrics` | no | counters and a histogram, as [`observability`] lists them |
+//! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
 //! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
 //! | `store` | no | `store::TokenStore`: several processes share one token, in a store of your own |
