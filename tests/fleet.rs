@@ -302,6 +302,23 @@ async fn lease_wait_times_out() {
     assert_eq!(endpoint.grants().posts(), 1);
 }
 
+/// Row 58: in two outages in a row. The record that the first left is this process's own.
+#[tokio::test(start_paused = true)]
+async fn stores_token_after_each_outage() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let process = endpoint.process(&store).build().unwrap();
+    process.token().await.unwrap();
+    for number in 2..=4 {
+        store.set(Health::Down);
+        process.invalidate();
+        assert_eq!(process.token().await.unwrap().access_token(), format!("access-{number}"));
+        store.set(Health::Good);
+        sleep(MINUTE / 2).await;
+        let (record, _) = store.kept().record.unwrap();
+        assert!(record.text().contains(&format!("access-{number}")), "{number}");
+    }
+}
+
 /// Row 78: a store that can only be read cannot be used, until it can be written again.
 #[tokio::test(start_paused = true)]
 async fn status_says_why_store_fails() {

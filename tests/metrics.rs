@@ -74,7 +74,7 @@ fn store_outcomes_are_counted() {
         ("without_store", 2),
         ("invalid_record", 2),
         ("not_stored", 1),
-        ("stored", 3),
+        ("stored", 4),
         ("superseded", 1),
     ];
     let expected = expected.map(|(outcome, count)| {

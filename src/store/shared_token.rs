@@ -52,6 +52,9 @@ struct Unpublished {
     token: Option<Token>,
     /// When the newest token was requested or adopted.
     newest: Option<Instant>,
+    /// The version of the record that this process stored last. A token that is stored later has it, but the provider's
+    /// copy does not.
+    stored_version: u64,
     /// The task that publishes it. `None`, or finished, if there is none.
     task: Option<JoinHandle<()>>,
 }
@@ -195,6 +198,7 @@ impl SharedToken {
     /// Notes that the token is stored with this fence as its version.
     pub(super) fn published(&self, token: Token, fence: u64) -> Token {
         self.reporter.stored(fence);
+        self.unpublished().stored_version = fence;
         self.remove_unpublished(&token);
         token.with_record_version(fence)
     }
@@ -255,9 +259,10 @@ impl SharedToken {
     }
 
     async fn publish_under(&self, lease: &Lease, token: Token) -> Result<(), StoreError> {
+        let known = self.unpublished().stored_version.max(token.record_version());
         match self.load().await? {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
-            Some(found) if found.record_version() > token.record_version() => self.remove_unpublished(&token),
+            Some(found) if found.record_version() > known => self.remove_unpublished(&token),
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
                     self.published(token, lease.fence());
