@@ -35,7 +35,7 @@ async fn main() -> Result<(), BoxError> {
     // The browser.
     let http = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let client = BearerAuthLayer::with_provider(provider).layer(http);
-    let uri = format!("{}upload?token={}", api.uri(), upload_token.token());
+    let uri = format!("{}upload?token={}", api_video.api_base(), upload_token.token());
     let upload = || Request::post(&uri).extension(NoBearer).body(Full::from("moving pictures"));
     let answer = client.clone().oneshot(upload()?).await?;
     println!("the upload:            {}", answer.status());

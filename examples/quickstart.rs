@@ -35,8 +35,9 @@ async fn main() -> Result<ExitCode, BoxError> {
     };
     match api_key {
         Some(key) => {
-            let api = Uri::from_static("https://sandbox.api.video");
-            let (status, body) = list_videos(client(ApiVideo::sandbox(key))?, &api).await?;
+            let source = ApiVideo::sandbox(key);
+            let api = source.api_base();
+            let (status, body) = list_videos(client(source)?, &api).await?;
             println!("{status}\n{}", String::from_utf8_lossy(&body));
             Ok(if status == StatusCode::OK { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

@@ -27,7 +27,9 @@ const CHUNK: usize = 5 << 20;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let api = AuthServer::start().await?;
-    let provider = TokenProvider::new(ApiVideo::new(api.api_key()).base_url(api.uri()));
+    let source = ApiVideo::new(api.api_key()).base_url(api.uri());
+    let videos = format!("{}videos", source.api_base());
+    let provider = TokenProvider::new(source);
     let mut client = BearerAuthLayer::with_provider(provider)
         .buffered(CHUNK)
         .layer(Client::builder(TokioExecutor::new()).build_http());
@@ -38,11 +40,10 @@ async fn main() -> Result<(), BoxError> {
         return Err(format!("{} is empty", path.display()).into());
     }
     println!("{}: {} bytes", path.display(), video.len());
-    let request =
-        Request::post(format!("{}videos", api.uri())).body(body(r#"{"title": "A film"}"#.into(), None))?;
+    let request = Request::post(&videos).body(body(r#"{"title": "A film"}"#.into(), None))?;
     let made = Service::call(client.ready().await?, request).await?.into_body().collect().await?.to_bytes();
     let made: serde_json::Value = serde_json::from_slice(&made)?;
-    let source = format!("{}videos/{}/source", api.uri(), made["videoId"].as_str().unwrap_or_default());
+    let source = format!("{videos}/{}/source", made["videoId"].as_str().unwrap_or_default());
 
     let style = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
     let bar = Arc::new(ProgressBar::new(video.len() as u64).with_style(ProgressStyle::with_template(style)?));

@@ -195,10 +195,11 @@ async fn api_videos_tokens_are_for_its_own_origin() {
         (ApiVideo::sandbox("key"), "https://sandbox.api.video/videos"),
         (
             ApiVideo::new("key").base_url(Uri::from_static("http://127.0.0.1:3000/x")),
-            "http://127.0.0.1:3000/videos",
+            "http://127.0.0.1:3000/x/videos",
         ),
         (ApiVideo::new("key").insecure_base_url(Uri::from_static("http://sidecar")), "http://sidecar/videos"),
     ] {
+        assert_eq!(format!("{}videos", source.api_base()), inside);
         let provider = TokenProvider::new(source.with_client(auth));
         let seen = Seen::default();
         let service = BearerAuthLayer::with_provider(provider).layer(seen.web(&[]));

@@ -147,6 +147,25 @@ impl ApiVideo {
         self
     }
 
+    /// Returns the base URL of the API that the tokens are for. Build the URLs of requests from it.
+    ///
+    /// It is the environment's, or the one that was set ([`base_url`](Self::base_url)). Its path ends with `/`. By
+    /// default, only requests to its origin get the token. A request to another host, such as production's with a
+    /// source for the sandbox, is sent without one.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_bearer::ApiVideo;
+    ///
+    /// let source = ApiVideo::sandbox("your-api-key");
+    /// let request = Request::get(format!("{}videos", source.api_base())).body(String::new())?;
+    /// assert_eq!(request.uri(), "https://sandbox.api.video/videos");
+    /// # Ok::<(), http::Error>(())
+    /// ```
+    pub fn api_base(&self) -> Uri {
+        self.base_url.with_slash()
+    }
+
     /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
     /// connect timeout of 5 s and an idle timeout of 15 s.
     ///

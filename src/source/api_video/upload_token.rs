@@ -60,7 +60,7 @@ impl ApiVideo {
     /// let api_video = ApiVideo::new("your-api-key");
     /// let provider = TokenProvider::new(api_video.clone());
     /// let upload_token = api_video.upload_token(&provider, Duration::from_secs(600)).await?;
-    /// println!("https://ws.api.video/upload?token={}", upload_token.token());
+    /// println!("{}upload?token={}", api_video.api_base(), upload_token.token());
     /// # Ok(())
     /// # }
     /// ```

@@ -31,6 +31,14 @@ impl BaseUrl {
         self.url.host()
     }
 
+    /// Returns the URL with a path that ends with `/`, so that the path of an endpoint can be appended. A URL without
+    /// an origin is returned as it was set.
+    pub(crate) fn with_slash(&self) -> Uri {
+        let mut parts = self.url.clone().into_parts();
+        parts.path_and_query = format!("{}/", self.url.path().trim_end_matches('/')).parse().ok();
+        Uri::from_parts(parts).unwrap_or_else(|_| self.url.clone())
+    }
+
     /// Returns the URL's origin as the only allowed one.
     pub(crate) fn allowed_origins(&self) -> AllowedOrigins {
         AllowedOrigins::origin_of(&self.url)
@@ -103,6 +111,18 @@ mod tests {
             ("http://LOCALHOST", "http://localhost/auth/refresh"),
         ] {
             assert!(url(base_url).unwrap().eq_ignore_ascii_case(expected), "{base_url}");
+        }
+    }
+
+    #[test]
+    fn a_path_can_be_appended() {
+        for (base_url, expected) in [
+            ("https://ws.api.video", "https://ws.api.video/"),
+            ("https://gateway.example:8443/video", "https://gateway.example:8443/video/"),
+            ("https://gateway.example/video//", "https://gateway.example/video/"),
+            ("ws.api.video:443", "ws.api.video:443"),
+        ] {
+            assert_eq!(BaseUrl::new(Uri::from_static(base_url)).with_slash().to_string(), expected);
         }
     }
 
