@@ -132,6 +132,9 @@ impl Error {
         }
     }
 
+    /// The name for a request that was dropped while it waited.
+    pub(crate) const CANCELLED: &str = "cancelled";
+
     /// Returns the name in events and metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -361,7 +364,22 @@ pub enum TokenError {
 
 impl From<TokenError> for SourceError {
     fn from(error: TokenError) -> Self {
-        Self::invalid_response("the token source returned a token that is not valid").with_cause(error)
+        Self::invalid_response(format!("the token source returned a token that is not valid: {error}"))
+    }
+}
+
+/// An error and its sources, outermost first.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn StdError);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
 }
 

@@ -6,8 +6,9 @@
 //! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
 //! A level says what callers notice: at ERROR requests fail, at WARN they still succeed. Of a failure that repeats, only
-//! the first since the newest token is logged at the level in the table; the others are DEBUG, and the count is in the
-//! next line. An outage of the auth endpoint thus takes a few lines, however long it lasts.
+//! the first since the newest token, and the first for each reason, is logged at the level in the table; the others are
+//! DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few lines, however long it
+//! lasts.
 //!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
@@ -33,7 +34,9 @@
 //! | `token refresh failed; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
 //! | `token refresh failed; the API challenges the current token` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `token refresh failed; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
-//! | `credential rejected; the current token still works` | WARN, once for each cool-down | `error`, `took_ms`, `cool_down_ms`, `works_for_ms` (absent without a lifetime) |
+//! | `credential rejected; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms`, `works_for_ms` (absent without a lifetime) |
+//! | `credential rejected; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
+//! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
 //! | `credential rejected; failing requests until the cool-down ends` | ERROR, once for each cool-down | `error`, `took_ms`, `cool_down_ms` |
 //! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
@@ -50,7 +53,7 @@
 //! | `token not stored; a newer lease exists` | WARN | |
 //! | `token not stored; retrying later` | DEBUG | `error` |
 //! | `store record is invalid; treating it as absent` | WARN, repeated DEBUG | `error` |
-//! | `refreshing without the token store` | WARN, DEBUG if the store's failure was logged | `error` |
+//! | `refreshing without the token store` | DEBUG | `error` |
 //!
 //! Outside of a refresh's span, with the field `provider`:
 //!
@@ -58,13 +61,13 @@
 //! |---|---|---|
 //! | `origin is not allowed; sending the request without the token` | WARN, once for each of the first 64 origins | `origin` |
 //! | `request waits for a token` | DEBUG | |
-//! | `request failed; no token is available` | ERROR, repeated DEBUG | `error`, `failed_requests` |
+//! | `request failed; no token is available` | ERROR, repeated DEBUG | `error`, `reason` (as in the metric below), `failed_requests` |
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
 //! | `joined the running refresh` | TRACE | `refresh` |
 //! | `challenged token is already replaced` | DEBUG | `generation` (of the new token), `challenged` (the other's) |
-//! | `newest token challenged; not asking the source` | WARN, repeated DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
+//! | `newest token challenged; not asking the source` | WARN, once in the longest cool-down, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `using the expiring token until the backoff ends` | TRACE | `generation` |
 //! | `not asking the source; the last failure still holds` | DEBUG | `error` |
 //! | `token invalidated` | INFO | `generation` |
@@ -87,9 +90,9 @@
 //! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
 //! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
-//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down` |
+//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail |
 //! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
-//! | `tower_bearer_store_usable` | gauge | Whether the store can be used: 1, or 0 from its first failure on. | |
+//! | `tower_bearer_store_usable` | gauge | Whether the store can be used (1) or has failed (0). | |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
 //! The seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()` in PromQL: the moment does not
@@ -102,7 +105,7 @@
     allow(dead_code, unused_variables)
 )]
 
-use std::{error::Error as StdError, fmt, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -110,7 +113,7 @@ use tokio::time::Instant;
 #[cfg(feature = "store")]
 use crate::store::StoreError;
 use crate::{
-    error::{Error, SourceError},
+    error::{Chain, Error, SourceError},
     token::{Token, TokenId},
 };
 
@@ -182,9 +185,18 @@ impl Reporter {
                 zero("tower_bearer_source_failures_total", &[("kind", kind)]);
             }
             zero("tower_bearer_waits_total", &[]);
-            for reason in
-                ["unavailable", "invalid_response", "rejected", "configuration", "timed_out", "interrupted"]
-            {
+            let reasons = [
+                "unavailable",
+                "invalid_response",
+                "rejected",
+                "configuration",
+                "timed_out",
+                "cancelled",
+                "interrupted",
+                "no_runtime",
+                "shut_down",
+            ];
+            for reason in reasons {
                 zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
             }
             for outcome in
@@ -192,7 +204,10 @@ impl Reporter {
             {
                 zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
             }
+            self.expires(None);
+            #[cfg(feature = "store")]
             if has_store {
+                self.store_usable(true);
                 for outcome in
                     ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"]
                 {
@@ -318,31 +333,54 @@ impl Reporter {
     }
 
     /// A refresh has failed, and none starts before the cool-down ends.
+    ///
+    /// `is_needed`: a caller waited for the token.
     pub(crate) fn credential_rejected(
         &self,
         error: &Error,
         took: Duration,
         cool_down: Duration,
         left: TokenLeft,
+        is_needed: bool,
+        is_news: bool,
     ) {
         let (error, took_ms, cool_down_ms) = (Chain(error), millis(took), millis(cool_down));
-        if let TokenLeft::Works(remaining) = left {
-            event!(
+        match left {
+            TokenLeft::Works(remaining) => event_if!(
+                is_news,
                 WARN,
                 %error,
                 took_ms,
                 cool_down_ms,
                 works_for_ms = remaining.map(millis),
                 "credential rejected; the current token still works"
-            );
-        } else {
-            event!(
+            ),
+            TokenLeft::Challenged => event_if!(
+                is_news,
                 ERROR,
                 %error,
                 took_ms,
                 cool_down_ms,
-                "credential rejected; failing requests until the cool-down ends"
-            );
+                "credential rejected; the API challenges the current token"
+            ),
+            // A line for each cool-down.
+            TokenLeft::None if is_needed => {
+                event!(
+                    ERROR,
+                    %error,
+                    took_ms,
+                    cool_down_ms,
+                    "credential rejected; failing requests until the cool-down ends"
+                );
+            }
+            TokenLeft::None => event_if!(
+                is_news,
+                WARN,
+                %error,
+                took_ms,
+                cool_down_ms,
+                "credential rejected; no token is available"
+            ),
         }
     }
 
@@ -427,15 +465,14 @@ impl Reporter {
     }
 
     #[cfg(feature = "store")]
-    pub(crate) fn without_store(&self, error: &StoreError, is_news: bool) {
-        event_if!(is_news, WARN, error = %Chain(error), "refreshing without the token store");
+    pub(crate) fn without_store(&self, error: &StoreError) {
+        event!(DEBUG, error = %Chain(error), "refreshing without the token store");
         self.store("without_store");
     }
 
     #[cfg(feature = "store")]
     pub(crate) fn store_failing(&self, error: &StoreError) {
         event!(WARN, provider = %self.provider, error = %Chain(error), "token store cannot be used");
-        self.store_usable(false);
     }
 
     #[cfg(feature = "store")]
@@ -447,7 +484,6 @@ impl Reporter {
             lasted_ms = millis(lasted),
             "token store can be used again"
         );
-        self.store_usable(true);
     }
 
     #[cfg(feature = "store")]
@@ -484,7 +520,7 @@ impl Reporter {
         );
     }
 
-    /// `repeated`: how often this was no news before; `None` if it is none now.
+    /// `repeated`: how often this happened since it was news. `None` if it is no news now.
     pub(crate) fn left_alone(&self, token: &Token, repeated: Option<u64>) {
         event_if!(
             repeated.is_some(),
@@ -498,7 +534,6 @@ impl Reporter {
 
     pub(crate) fn invalidated(&self, token: &Token) {
         event!(INFO, provider = %self.provider, generation = token.generation(), "token invalidated");
-        self.expires(None);
     }
 
     pub(crate) fn shortened(&self, token: &Token, jump: Duration) {
@@ -509,7 +544,6 @@ impl Reporter {
             jump_ms = millis(jump),
             "wall clock is ahead of the monotonic clock; shortening the token's life"
         );
-        self.expires(Some(token));
     }
 
     pub(crate) fn shut_down(&self) {
@@ -531,19 +565,25 @@ impl Reporter {
     }
 
     /// A request fails because there is no token.
-    pub(crate) fn request_failed(&self, error: &Error, is_news: bool, failed_requests: u64) {
-        // A shutdown is no outage.
+    pub(crate) fn request_failed(
+        &self,
+        error: &Error,
+        reason: &'static str,
+        is_news: bool,
+        failed_requests: u64,
+    ) {
         event_if!(
-            is_news && !matches!(error, Error::ShutDown),
+            is_news,
             ERROR,
             provider = %self.provider,
             error = %Chain(error),
+            reason,
             failed_requests,
             "request failed; no token is available"
         );
         count!(
             "tower_bearer_failed_requests_total",
-            "provider" => Arc::clone(&self.provider), "reason" => error.name()
+            "provider" => Arc::clone(&self.provider), "reason" => reason
         );
     }
 
@@ -653,27 +693,6 @@ fn millis_until(at: Instant) -> u64 {
     millis(at.saturating_duration_since(Instant::now()))
 }
 
-/// An error and its sources, outermost first.
-#[cfg(all(test, feature = "api-video"))]
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    Chain(error).to_string()
-}
-
-/// An error and its sources, outermost first.
-struct Chain<'a>(&'a dyn StdError);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
-    }
-}
-
 /// Describes the [metrics](self#metrics-feature-metrics) and their units to the installed recorder. Call it once, after
 /// installing the recorder.
 #[cfg(feature = "metrics")]
@@ -703,7 +722,7 @@ pub fn describe_metrics() {
     describe_gauge!(
         "tower_bearer_store_usable",
         Unit::Count,
-        "Whether the store can be used: 1, or 0 from its first failure on."
+        "Whether the store can be used (1) or has failed (0)."
     );
     describe_gauge!(
         "tower_bearer_token_expiry_timestamp_seconds",

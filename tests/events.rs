@@ -139,10 +139,23 @@ async fn trigger_every_event() {
         assert!(service.clone().oneshot(get()).await.is_err());
     }
     videos.token().await.unwrap();
-    source.next(Act::Fail(SourceError::rejected("the key was rejected")));
+    let reject = || Act::Fail(SourceError::rejected("the key was rejected"));
+    (0..4).for_each(|_| source.next(reject()));
     advance(HOUR * 95 / 100).await;
+    let current = videos.token().await.unwrap();
+    sleep(second * 3).await;
     videos.token().await.unwrap();
-    sleep(second * 2).await;
+    sleep(second * 10).await;
+    // The API challenges it, too.
+    for _ in 0..2 {
+        assert!(videos.refresh(&current).await.is_err());
+        sleep(second * 20).await;
+    }
+    // Nobody needs the token of a provider that keeps fresh.
+    let idle = Source::new().then(reject()).then(reject()).then(reject());
+    let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
+    sleep(second * 5).await;
+    idle.shutdown().await;
 
     // Tokens that are about to expire, several in a row.
     let source = Source::living(Duration::from_millis(50));

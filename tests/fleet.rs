@@ -330,9 +330,13 @@ async fn status_says_why_store_fails() {
     process.token().await.unwrap();
     assert!(process.status().store.unwrap().is_usable());
 
-    for (health, why) in
-        [(Health::ReadOnly, "read-only"), (Health::Down, "down"), (Health::Slow, "did not respond within 2s")]
-    {
+    let outages = [
+        (Health::ReadOnly, "read-only"),
+        (Health::Down, "down"),
+        (Health::Slow, "did not respond within 2s"),
+        (Health::Forgetful, "forgets its records"),
+    ];
+    for (health, why) in outages {
         store.set(health);
         process.invalidate();
         process.token().await.unwrap();
@@ -378,18 +382,137 @@ async fn ready_checks_the_store() {
     assert_eq!(store.kept().loads, loads);
 
     // It stays down, or cannot be written.
-    for health in [Health::Down, Health::ReadOnly] {
+    for health in [Health::Down, Health::ReadOnly, Health::Forgetful] {
         let store = MemoryStore::default();
         store.set(health);
         let process = Endpoint::default().process(&store).refresh_timeout(20 * SECOND).build().unwrap();
         let begun = Instant::now();
         let error = process.ready().await.unwrap_err();
         assert!(matches!(error, Error::Store(_)) && error.is_transient(), "{error:?}");
-        assert!(error.to_string().starts_with("the token store cannot be used: the store is "), "{error}");
+        assert!(error.to_string().starts_with("the token store cannot be used: the store "), "{error}");
         assert!((19 * SECOND..=21 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         // Requests do not need the store.
         assert!(process.token().await.is_ok());
     }
+}
+
+/// Row 78: a member that only adopts tokens does not know whether it can write, until `ready` has checked.
+#[tokio::test(start_paused = true)]
+async fn ready_finds_missing_right_to_write() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.put(&record_text("access-9", "def"), MINUTE);
+    store.set(Health::ReadOnly);
+    let build = || endpoint.process(&store).refresh_timeout(5 * SECOND);
+    let error = build().build().unwrap().ready().await.unwrap_err();
+    assert!(matches!(error, Error::Store(_)), "{error:?}");
+    assert_eq!(
+        TokenProvider::reader(store.clone()).build().unwrap().ready().await.unwrap().access_token(),
+        "access-9"
+    );
+}
+
+/// Row 78: what has failed has to succeed before the store counts as usable.
+#[tokio::test(start_paused = true)]
+async fn lasting_failure_is_one_outage() {
+    // Leases work, publications do not.
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.set(Health::Forgetful);
+    let process = endpoint.process(&store).build().unwrap();
+    process.token().await.unwrap();
+    let begun = process.status().store.unwrap().failing_for.unwrap();
+    sleep(30 * SECOND).await;
+    assert_eq!(process.status().store.unwrap().failing_for.unwrap(), begun + 30 * SECOND);
+    // A lease that nobody releases.
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let _never_released = store.lease(60 * MINUTE).await.unwrap().unwrap();
+    let process = endpoint.process(&store).lease(2 * SECOND).build().unwrap();
+    process.token().await.unwrap();
+    let status = process.status().store.unwrap();
+    assert!(status.error.unwrap().to_string().contains("timed out waiting for the lease"));
+}
+
+/// Row 78: one read that fails between two that succeed.
+#[tokio::test(start_paused = true)]
+async fn publication_ends_store_failure() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let process = endpoint.process(&store).build().unwrap();
+    process.token().await.unwrap();
+    endpoint.authenticate_elsewhere();
+    // The refresh token is rejected, and the read before the credential is used fails.
+    let token = process.current().unwrap();
+    let refresh = tokio::spawn({
+        let process = process.clone();
+        async move { process.refresh(&token).await.unwrap() }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Down);
+    sleep(POST).await;
+    store.set(Health::Good);
+    refresh.await.unwrap();
+    assert!(process.status().store.unwrap().is_usable());
+}
+
+/// Row 78: a caller of `ready` outside of a runtime.
+#[test]
+fn ready_outside_of_a_runtime_is_an_error() {
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    store.set(Health::Down);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let process = endpoint.process(&store).build().unwrap();
+    runtime.block_on(process.token()).unwrap();
+    let ready = futures_util::FutureExt::now_or_never(process.ready()).unwrap();
+    assert!(matches!(ready, Err(Error::NoRuntime)));
+}
+
+/// Row 78: the drop of an error's cause is foreign code, which may read the status.
+#[tokio::test(start_paused = true)]
+async fn drop_of_store_error_is_no_deadlock() {
+    use std::sync::{Arc, OnceLock};
+
+    #[derive(Clone, Debug, thiserror::Error)]
+    #[error("cause")]
+    struct Cause(Arc<OnceLock<TokenProvider>>);
+
+    impl Drop for Cause {
+        fn drop(&mut self) {
+            self.0.get().map(TokenProvider::status);
+        }
+    }
+
+    struct Failing(Arc<OnceLock<TokenProvider>>);
+
+    impl TokenStore for Failing {
+        fn namespace(&self) -> &str {
+            "failing"
+        }
+
+        async fn load(&self) -> Result<Option<Record>, StoreError> {
+            Err(StoreError::unavailable("down").with_cause(Cause(self.0.clone())))
+        }
+
+        async fn lease(&self, _: Duration) -> Result<Option<Lease>, StoreError> {
+            Ok(None)
+        }
+
+        async fn publish(&self, _: &Lease, _: Record) -> Result<Publication, StoreError> {
+            Ok(Publication::Stored)
+        }
+
+        async fn release(&self, _: Lease) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    let provider = Arc::new(OnceLock::new());
+    let store = Failing(provider.clone());
+    let process = TokenProvider::builder(Endpoint::default()).store(store).build().unwrap();
+    provider.set(process.clone()).unwrap();
+    for _ in 0..3 {
+        process.invalidate();
+        process.token().await.unwrap();
+    }
+    assert!(!process.status().store.unwrap().is_usable());
 }
 
 /// Row 78: a caller of `ready` that is dropped during the check leaves no lease behind.

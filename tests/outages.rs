@@ -37,7 +37,7 @@ fn down() -> Act {
 
 /// Row 74.
 #[tokio::test(start_paused = true)]
-async fn constant_401_is_a_line_per_pause() {
+async fn constant_401_is_a_line_per_minute() {
     let api = Api::default();
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
@@ -58,10 +58,12 @@ async fn constant_401_is_a_line_per_pause() {
         let repeated = debug - warnings.len();
         assert!(warnings[round].fields["repeated"].parse::<usize>().unwrap() <= repeated);
         assert_eq!(warnings[round].fields["repeated"] != "0", round > 0);
+        // Five seconds later another refresh may start, but that is no news.
         advance(SECOND * 5).await;
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        advance(SECOND * 60).await;
     }
-    // The first token, and one refresh for each of the two pauses.
-    assert_eq!((provider.status().refreshes, source.fetches()), (3, 3));
+    assert_eq!(provider.status().refreshes, source.fetches());
 }
 
 /// Row 75.
@@ -146,14 +148,14 @@ async fn rejection_is_a_line_per_cool_down() {
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
     provider.token().await.unwrap();
-    (0..3).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
+    (0..9).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
     let (record, _guard) = Record::start();
     advance(HOUR * 99 / 100).await;
-    for _ in 0..100 {
+    for _ in 0..10 {
         provider.token().await.unwrap();
-        tokio::task::yield_now().await;
+        sleep(SECOND).await;
     }
-    sleep(SECOND * 2).await;
+    assert!(source.fetches() > 3, "several cool-downs");
     assert_eq!(levels_and_messages(&record), ["WARN credential rejected; the current token still works"]);
     advance(HOUR).await;
     for _ in 0..100 {
@@ -170,6 +172,101 @@ async fn rejection_is_a_line_per_cool_down() {
     assert_eq!(levels_and_messages(&record).len(), 4, "one more cool-down");
 }
 
+/// Row 76: nobody needs the token, so nothing fails.
+#[tokio::test(start_paused = true)]
+async fn rejection_without_requests_is_a_warning() {
+    let source = Source::new();
+    (0..1000).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
+    let (record, _guard) = Record::start();
+    let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true).build().unwrap();
+    sleep(10 * HOUR).await;
+    assert!(source.fetches() > 500);
+    assert_eq!(levels_and_messages(&record), ["WARN credential rejected; no token is available"]);
+    provider.shutdown().await;
+}
+
+/// Row 76: the reason of an outage changes.
+#[tokio::test(start_paused = true)]
+async fn another_reason_is_news() {
+    let source = Source::new();
+    for _ in 0..30 {
+        source.next(Act::Fail(SourceError::unavailable("HTTP 503")));
+    }
+    for _ in 0..30 {
+        source.next(Act::Fail(SourceError::invalid_response("a login page")));
+    }
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
+    let (record, _guard) = Record::start();
+    while source.fetches() < 60 {
+        service.clone().oneshot(get()).await.unwrap_err();
+    }
+    let seen = lines(&record);
+    let about_page = seen.iter().filter(|event| event.fields["error"].contains("a login page")).count();
+    assert_eq!((seen.len(), about_page), (6, 3), "{:#?}", levels_and_messages(&record));
+}
+
+/// Row 76: one endpoint challenges the token, the others accept it, and refreshes fail.
+#[tokio::test(start_paused = true)]
+async fn alternating_failures_are_news_once() {
+    let api = Api::default();
+    api.accept("access-1");
+    let source = Source::living(2 * HOUR);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    (0..10_000).for_each(|_| source.next(down()));
+    advance(HOUR * 19 / 10).await;
+    let (record, _guard) = Record::start();
+    for round in 0..10 {
+        api.revoke_all();
+        if round % 2 == 0 {
+            api.accept("access-1");
+        }
+        service.clone().oneshot(get()).await.unwrap();
+        sleep(SECOND * 30).await;
+    }
+    assert_eq!(lines(&record).len(), 3, "{:#?}", levels_and_messages(&record));
+}
+
+/// Row 76: a caller with a shorter timeout than a refresh, while the auth endpoint hangs.
+#[tokio::test(start_paused = true)]
+async fn request_dropped_in_outage_has_failed() {
+    let source = Source::new();
+    (0..100).for_each(|_| source.next(Act::Hang));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let (record, _guard) = Record::start();
+    for _ in 0..60 {
+        let request = tokio::time::timeout(SECOND * 5, service.clone().oneshot(get()));
+        assert!(request.await.is_err());
+        sleep(SECOND * 55).await;
+    }
+    let failed = record.one_at("request failed; no token is available", Level::ERROR);
+    assert_eq!((&*failed.fields["reason"], &*failed.fields["failed_requests"]), ("cancelled", "1"));
+    source.clear();
+    provider.token().await.unwrap();
+    // The first was dropped before anything had failed.
+    assert_eq!(record.one("token refresh recovered").fields["failed_requests"], "59");
+}
+
+/// Row 76: a request learns of its failure when the outage is over.
+#[tokio::test(start_paused = true)]
+async fn late_failure_is_no_new_outage() {
+    let source = Source::living(HOUR).then(Act::Fail(SourceError::rejected("the key was rejected")));
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let mut late = Box::pin(service.oneshot(get()));
+    assert!(support::at_once(&mut late).is_none());
+    sleep(SECOND * 5).await;
+    provider.token().await.unwrap();
+    let (record, _guard) = Record::start();
+    assert!(late.await.is_err());
+    advance(HOUR).await;
+    provider.token().await.unwrap();
+    assert_eq!(levels_and_messages(&record), ["INFO token published"]);
+}
+
 /// Row 76: a token that the API challenges does not work, even if it has not expired.
 #[tokio::test(start_paused = true)]
 async fn challenged_token_does_not_work() {
@@ -181,7 +278,7 @@ async fn challenged_token_does_not_work() {
     source.next(Act::Fail(SourceError::rejected("the key was rejected")));
     let (record, _guard) = Record::start();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
-    let expected = ["ERROR credential rejected; failing requests until the cool-down ends"];
+    let expected = ["ERROR credential rejected; the API challenges the current token"];
     assert_eq!(levels_and_messages(&record), expected);
 }
 
@@ -214,4 +311,21 @@ async fn adoption_is_no_refresh() {
     assert!(events.iter().any(|event| event.message.starts_with("adopted ")), "{events:?}");
     assert!(!events.iter().any(|event| event.message == "asking the token source"), "{events:?}");
     assert_eq!((first.status().refreshes, second.status().refreshes), (1, 0));
+}
+
+/// Row 79: a reader's failures are in the status as in the log.
+#[tokio::test(start_paused = true)]
+async fn reader_counts_its_failures() {
+    let store = fleet::MemoryStore::default();
+    let reader = TokenProvider::reader(store.clone()).build().unwrap();
+    let (record, _guard) = Record::start();
+    for _ in 0..3 {
+        reader.token().await.unwrap_err();
+    }
+    store.put(&fleet::record_text("access-1", "def"), HOUR);
+    reader.token().await.unwrap();
+    let failed = record.one("token refresh recovered").fields["failed_refreshes"].clone();
+    let status = reader.status();
+    assert_eq!((&*failed, status.refreshes, status.failed_refreshes), ("3", 3, 3));
+    assert!(!record.events().iter().any(|event| event.message == "asking the token source"));
 }

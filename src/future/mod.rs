@@ -36,7 +36,7 @@ pub(crate) use self::shared::Shared;
 
 use self::{
     pending_request::PendingRequest,
-    slow_path::{End, SlowPath, Step, Unsent},
+    slow_path::{End, GivenUp, SlowPath, Step, Unsent},
 };
 use crate::{
     error::{BoxError, Error},
@@ -117,7 +117,11 @@ where
         shared: &Arc<Shared<S, R>>,
     ) -> Self {
         Self {
-            state: State::slow_path(SlowPath::Waiting { token, unsent: Some(Unsent::first(request)) }),
+            state: State::slow_path(SlowPath::Waiting {
+                token,
+                unsent: Some(Unsent::first(request)),
+                given_up: Some(GivenUp::new(&shared.options.provider)),
+            }),
             pending: PendingRequest::new(None, kept),
             shared: Arc::clone(shared),
         }

@@ -24,7 +24,7 @@ use crate::{
     challenge::Challenge,
     config::ExistingAuthorization,
     error::{BoxError, Error},
-    provider::{Need, Part, Waiting},
+    provider::{Need, Part, TokenProvider, Waiting},
     replay::Replay,
     token::{Token, TokenId},
 };
@@ -46,6 +46,8 @@ pin_project! {
         Waiting {
             token: Waiting,
             unsent: Option<Unsent<Req, ResBody>>,
+            // If the request has no response yet.
+            given_up: Option<GivenUp>,
         },
         // The challenge is kept whole: the caller gets it if there is no other token.
         Refreshing {
@@ -78,6 +80,28 @@ pin_project! {
         Failed {
             error: Option<Error>,
         },
+    }
+}
+
+/// Counts a request that is dropped while it waits for a token, which its caller sees as a failure.
+pub(super) struct GivenUp(Option<TokenProvider>);
+
+impl GivenUp {
+    pub(super) fn new(provider: &TokenProvider) -> Self {
+        Self(Some(provider.clone()))
+    }
+
+    /// Ends the wait.
+    fn disarm(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0 {
+            provider.request_failed(None);
+        }
     }
 }
 
@@ -133,8 +157,11 @@ where
     {
         loop {
             let next = match self.as_mut().project() {
-                SlowPathProj::Waiting { token, unsent } => {
+                SlowPathProj::Waiting { token, unsent, given_up } => {
                     let token = ready!(Pin::new(token).poll(cx));
+                    if let Some(given_up) = given_up {
+                        given_up.disarm();
+                    }
                     let unsent = taken(unsent);
                     match (token, unsent.challenge) {
                         (Ok(_), challenge) => SlowPath::GettingReady {
@@ -146,7 +173,7 @@ where
                             return Poll::Ready(Ok(End::Return(challenge)));
                         }
                         (Err(error), None) => {
-                            shared.options.provider.request_failed(&error);
+                            shared.options.provider.request_failed(Some(&error));
                             return Poll::Ready(Err(error.into()));
                         }
                     }
@@ -176,6 +203,7 @@ where
                         // It expired before the service was ready. The service is dropped: it may hold a permit.
                         None => SlowPath::Waiting {
                             token: shared.options.provider.obtain(Need::Any),
+                            given_up: challenge.is_none().then(|| GivenUp::new(&shared.options.provider)),
                             unsent: Some(Unsent { request, backoff, renewed, challenge }),
                         },
                     }

@@ -143,7 +143,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
     /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
-    /// up wrongly ([`TokenSource::validate`]); the reason is its source.
+    /// up wrongly ([`TokenSource::validate`]).
     pub fn build(self) -> Result<TokenProvider, Error> {
         let Self { source, config } = self;
         config.validate()?;

@@ -43,9 +43,9 @@ pub(super) struct ChallengePause {
     healed: Part,
     /// Whether a request was challenged before and after that refresh.
     challenged_again: bool,
-    /// Whether a challenge that started no refresh was reported since that refresh.
-    reported: bool,
-    /// How many such challenges there were since the report.
+    /// When a challenge that started no refresh was reported last.
+    reported_at: Option<Instant>,
+    /// How many such challenges there were since then.
     unreported: u64,
 }
 
@@ -74,7 +74,6 @@ impl ChallengePause {
         self.paced_until = self.paced_until.max(Some(now)).and_then(|at| at.checked_add(self.min));
         (self.published_at, self.generation, self.starter_waits) = (Some(now), generation, starter_waits);
         (self.healed, self.challenged_again) = (Part::None, false);
-        self.reported = false;
     }
 
     /// Whether a challenge starts no refresh now. `accepted`: the API has accepted the current token.
@@ -94,13 +93,14 @@ impl ChallengePause {
         }
     }
 
-    /// Records that a challenge has started no refresh. If it is the first of the pause, returns how many there were
-    /// since the first of the pause before.
-    pub(super) fn leave_alone(&mut self) -> Option<u64> {
-        if std::mem::replace(&mut self.reported, true) {
+    /// Records that a challenge has started no refresh. Once in the longest cool-down it is news: returns how many there
+    /// were since the last that was.
+    pub(super) fn leave_alone(&mut self, now: Instant) -> Option<u64> {
+        if self.reported_at.is_some_and(|at| now.saturating_duration_since(at) < self.max) {
             self.unreported += 1;
             return None;
         }
+        self.reported_at = Some(now);
         Some(std::mem::take(&mut self.unreported))
     }
 

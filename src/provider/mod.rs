@@ -226,9 +226,11 @@ impl TokenProvider {
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
     /// order. A permanent failure ends it at once.
     ///
-    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: the token
-    /// was read from it or written to it, or another attempt to read and to lease succeeds. A program that may start
-    /// while its store is down calls [`token`](Self::token) instead, which does not need the store.
+    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: it can be
+    /// read, and by members and publishers written. A program that may start while its store is down calls
+    /// [`token`](Self::token) instead, which does not need the store.
+    ///
+    /// The last refresh that this waits for may take another refresh timeout.
     ///
     /// # Errors
     ///
@@ -245,7 +247,8 @@ impl TokenProvider {
             let outcome = self.token().await;
             #[cfg(feature = "store")]
             let outcome = match outcome {
-                Ok(token) if shared.source.store_status().is_some_and(|store| !store.is_usable()) => {
+                Ok(token) if shared.source.store_needs_check() => {
+                    tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
                     shared.source.check_store().await.map(|()| token).map_err(Error::Store)
                 }
                 outcome => outcome,
@@ -377,10 +380,10 @@ impl TokenProvider {
         self.shared().accept(token);
     }
 
-    /// Records and reports a request that fails because there is no token.
-    pub(crate) fn request_failed(&self, error: &Error) {
-        let counted = self.shared().request_failed();
-        self.reporter().request_failed(error, counted.is_news, counted.failures);
+    /// Counts and reports a request that fails because there is no token, or, without an error, is dropped while it
+    /// waits for one.
+    pub(crate) fn request_failed(&self, error: Option<&Error>) {
+        self.shared().request_failed(error);
     }
 
     /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.

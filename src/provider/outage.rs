@@ -11,15 +11,23 @@ use crate::observability::TokenLeft;
 
 /// The failures since the newest token was published.
 ///
-/// The first of each kind is news, and so is the first after the current token was challenged or has expired. The others are repetitions:
-/// an outage that lasts for hours takes a few lines in the log.
+/// A failure is news if there was none of its kind and for its reason before. The others are repetitions: an outage
+/// that lasts for hours takes a few lines in the log.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     since: Option<Instant>,
     refreshes: u64,
     requests: u64,
-    /// What callers had when the newest refresh failed; `None` before the first.
-    left: Option<Discriminant<TokenLeft>>,
+    /// The kinds and the reasons of the failures so far. Both are from small fixed sets.
+    seen: Vec<(Kind, &'static str)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Attempt,
+    /// A refresh, by what callers have meanwhile.
+    Refresh(Discriminant<TokenLeft>),
+    Request,
 }
 
 /// A failure, and what it adds to those before it.
@@ -27,7 +35,7 @@ pub(super) struct Outage {
 pub(crate) struct Counted {
     /// Whether it is news. Otherwise it repeats what was reported.
     pub(crate) is_news: bool,
-    /// How many failures of this kind there were since the newest token, this one included.
+    /// The number of failed refreshes, or of failed requests, since the newest token, with this one.
     pub(crate) failures: u64,
 }
 
@@ -40,28 +48,37 @@ pub(crate) struct Recovered {
 }
 
 impl Outage {
+    fn is_news(&mut self, now: Instant, kind: Kind, reason: &'static str) -> bool {
+        self.since.get_or_insert(now);
+        let is_news = !self.seen.contains(&(kind, reason));
+        self.seen.extend(is_news.then_some((kind, reason)));
+        is_news
+    }
+
+    /// Whether a refresh, or an attempt of one, has failed since the newest token.
+    pub(super) fn is_running(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// Records that an attempt of a refresh has failed. Returns whether it is news.
-    pub(super) fn attempt_failed(&mut self, now: Instant) -> bool {
-        self.since.replace(self.since.unwrap_or(now)).is_none()
+    pub(super) fn attempt_failed(&mut self, now: Instant, reason: &'static str) -> bool {
+        self.is_news(now, Kind::Attempt, reason)
     }
 
     /// Records that a refresh has failed, and what callers have meanwhile.
-    pub(super) fn refresh_failed(&mut self, now: Instant, left: TokenLeft) -> Counted {
-        self.since.get_or_insert(now);
+    pub(super) fn refresh_failed(&mut self, now: Instant, left: TokenLeft, reason: &'static str) -> Counted {
         self.refreshes += 1;
-        let left = discriminant(&left);
-        let is_news = self.left.replace(left) != Some(left);
+        let is_news = self.is_news(now, Kind::Refresh(discriminant(&left)), reason);
         Counted { is_news, failures: self.refreshes }
     }
 
     /// Records that a request has failed because there is no token.
-    pub(super) fn request_failed(&mut self, now: Instant) -> Counted {
-        self.since.get_or_insert(now);
+    pub(super) fn request_failed(&mut self, now: Instant, reason: &'static str) -> Counted {
         self.requests += 1;
-        Counted { is_news: self.requests == 1, failures: self.requests }
+        Counted { is_news: self.is_news(now, Kind::Request, reason), failures: self.requests }
     }
 
-    /// Ends with a token. `None` if nothing but attempts has failed.
+    /// Ends the outage with a token. Returns `None` if no refresh and no request has failed.
     pub(super) fn end(&mut self, now: Instant) -> Option<Recovered> {
         let Self { since, refreshes, requests, .. } = std::mem::take(self);
         let lasted = now.saturating_duration_since(since?);
@@ -78,28 +95,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_change_is_news_once() {
+    fn each_kind_and_reason_is_news_once() {
         let (mut outage, now) = (Outage::default(), Instant::now());
-        assert!(outage.attempt_failed(now));
-        assert!(!outage.attempt_failed(now));
+        assert!(!outage.is_running());
+        assert!(outage.attempt_failed(now, "unavailable"));
+        assert!(outage.attempt_failed(now, "invalid_response"));
+        assert!(!outage.attempt_failed(now, "unavailable"));
+        assert!(outage.is_running());
         let works = |seconds| TokenLeft::Works(Some(Duration::from_secs(seconds)));
-        for (left, is_news) in [
-            (works(9), true),
-            (works(8), false),
-            (TokenLeft::Challenged, true),
-            (TokenLeft::None, true),
-            (TokenLeft::None, false),
+        for (left, reason, is_news) in [
+            (works(9), "unavailable", true),
+            (works(8), "unavailable", false),
+            (TokenLeft::Challenged, "unavailable", true),
+            // Requests to one endpoint are challenged, those to another are not.
+            (works(7), "unavailable", false),
+            (TokenLeft::None, "unavailable", true),
+            (TokenLeft::None, "timed_out", true),
+            (TokenLeft::None, "unavailable", false),
         ] {
-            assert_eq!(outage.refresh_failed(now, left).is_news, is_news, "{left:?}");
+            assert_eq!(outage.refresh_failed(now, left, reason).is_news, is_news, "{left:?} {reason}");
         }
-        assert_eq!(outage.request_failed(now), Counted { is_news: true, failures: 1 });
-        assert_eq!(outage.request_failed(now), Counted { is_news: false, failures: 2 });
+        assert_eq!(outage.request_failed(now, "timed_out"), Counted { is_news: true, failures: 1 });
+        assert_eq!(outage.request_failed(now, "timed_out"), Counted { is_news: false, failures: 2 });
 
         let recovered = outage.end(now + Duration::from_secs(7)).unwrap();
-        assert_eq!((recovered.failed_refreshes, recovered.failed_requests), (5, 2));
+        assert_eq!((recovered.failed_refreshes, recovered.failed_requests), (7, 2));
         assert_eq!(recovered.lasted, Duration::from_secs(7));
         assert!(outage.end(now).is_none());
-        assert!(outage.attempt_failed(now));
+        assert!(outage.attempt_failed(now, "unavailable"));
         assert!(outage.end(now).is_none(), "a retry has helped: no outage");
     }
 }

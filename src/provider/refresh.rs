@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::{Error, SourceError},
     observability,
-    source::{RefreshReason, TokenRequest},
+    source::{Asked, RefreshReason, TokenRequest},
 };
 
 /// Decides what `need` leads to, and starts a refresh if it leads to one.
@@ -94,10 +94,10 @@ fn abandon(shared: &Shared, refresh: &Refresh) {
 }
 
 fn report_failed(shared: &Shared, refresh: &Refresh, failed: &Failed, took: Duration) {
-    let Failed { error, cool_down, left, counted } = failed;
+    let Failed { error, cool_down, left, is_needed, counted } = failed;
     let label = match cool_down {
         Some(cool_down) => {
-            shared.reporter.credential_rejected(error, took, *cool_down, *left);
+            shared.reporter.credential_rejected(error, took, *cool_down, *left, *is_needed, counted.is_news);
             "permanent"
         }
         None => {
@@ -155,9 +155,11 @@ impl RefreshTask {
             }
             self.asked_at = Instant::now();
             shared.state().may_ask(refresh, self.asked_at)?;
-            let asking = || {
+            let asking = |asked| {
                 shared.state().asks(refresh);
-                shared.reporter.asking(attempt);
+                if asked == Asked::Source {
+                    shared.reporter.asking(attempt);
+                }
             };
             let was_needed = request.is_needed();
             let error = match shared.source.fetch(&request, &asking).await {
@@ -185,20 +187,22 @@ impl RefreshTask {
         self.shared.changed();
         let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
         let outcome = match finished {
-            Finished::Published { token, same, postponed, is_first_postponed, recovered } => {
+            Finished::Published { token, same, postponed, is_first_postponed, recovered, is_late } => {
+                self.shared.report_expiry();
                 match (same, refresh.reason) {
                     (false, _) => reporter.published(&token, took),
                     (true, RefreshReason::Challenged) => reporter.challenged_token_again(&token),
                     (true, _) => reporter.same_token(&token),
                 }
-                reporter.expires(Some(&token));
                 if let Some(delay) = postponed {
                     reporter.about_to_expire(&token, delay, is_first_postponed);
                 }
                 if let Some(Recovered { failed_refreshes, failed_requests, lasted }) = recovered {
                     reporter.recovered(failed_refreshes, failed_requests, lasted);
                 }
-                report_end(&self.shared, refresh, "published", took);
+                if !is_late {
+                    report_end(&self.shared, refresh, "published", took);
+                }
                 Ok(token)
             }
             Finished::Failed(failed) => {

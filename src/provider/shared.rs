@@ -128,9 +128,31 @@ impl Shared {
         state.abandon(refresh, self.published(), Instant::now())
     }
 
-    /// Counts a request that fails because there is no token.
-    pub(super) fn request_failed(&self) -> Counted {
-        self.state().request_failed(Instant::now())
+    /// Counts and reports a request that fails because there is no token, or is dropped while it waits for one.
+    pub(super) fn request_failed(&self, error: Option<&Error>) {
+        let failed = self.state().request_failed(error, Instant::now());
+        match (failed, error) {
+            (Some((error, Counted { is_news, failures })), own) => {
+                let reason = own.map_or(Error::CANCELLED, Error::name);
+                self.reporter.request_failed(&error, reason, is_news, failures);
+            }
+            (None, Some(error)) => self.reporter.request_failed(error, error.name(), false, 0),
+            // Its caller has lost interest, and nothing has failed.
+            (None, None) => {}
+        }
+    }
+
+    /// Sets the gauge of the expiry to that of the current token.
+    pub(super) fn report_expiry(&self) {
+        let expiry = |token: &Option<Token>| token.as_ref().map(|token| (token.id(), token.expires_at()));
+        loop {
+            let reported = self.published();
+            self.reporter.expires(reported.as_ref());
+            // Otherwise the value that was read first could be set last.
+            if expiry(&self.published()) == expiry(&reported) {
+                return;
+            }
+        }
     }
 
     /// Postpones the next attempt of the refresh; returns by how much, and whether the failure is news.
@@ -150,6 +172,7 @@ impl Shared {
     pub(super) fn invalidate(&self) -> Option<Token> {
         let token = self.publish(&self.state(), None)?;
         self.changed();
+        self.report_expiry();
         self.reporter.invalidated(&token);
         Some(token)
     }
@@ -162,6 +185,7 @@ impl Shared {
         self.publish(&state, Some(token.clone()));
         drop(state);
         self.changed();
+        self.report_expiry();
         self.reporter.shortened(&token, jump);
     }
 

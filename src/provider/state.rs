@@ -109,6 +109,8 @@ pub(super) enum Finished {
         is_first_postponed: bool,
         /// The outage that the token ends.
         recovered: Option<Recovered>,
+        /// The refresh was abandoned before, and has been counted then.
+        is_late: bool,
     },
     Failed(Failed),
 }
@@ -120,6 +122,8 @@ pub(super) struct Failed {
     pub(super) cool_down: Option<Duration>,
     /// What callers have meanwhile.
     pub(super) left: TokenLeft,
+    /// Whether a caller needs the token, rather than the background.
+    pub(super) is_needed: bool,
     pub(super) counted: Counted,
 }
 
@@ -283,7 +287,7 @@ impl State {
             (RefreshReason::Challenged, Some(token))
                 if self.challenged.is_active(now, token.id().generation == accepted) =>
             {
-                Decision::LeaveAlone(token, self.challenged.leave_alone())
+                Decision::LeaveAlone(token, self.challenged.leave_alone(now))
             }
             (RefreshReason::Expiring, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
                 Decision::Postpone(token)
@@ -378,9 +382,20 @@ impl State {
         Some(failed)
     }
 
-    /// Counts a request that fails because there is no token.
-    pub(super) fn request_failed(&mut self, now: Instant) -> Counted {
-        self.outage.request_failed(now)
+    /// Counts a request that fails because there is no token, and returns the error. `None` if that is not part of an
+    /// outage: the request may learn of its failure when the outage has ended.
+    ///
+    /// Without an error of its own, the request was dropped while it waited. That is a failure if refreshes fail.
+    pub(super) fn request_failed(&mut self, error: Option<&Error>, now: Instant) -> Option<(Error, Counted)> {
+        let is_outage = match error {
+            Some(Error::ShutDown) => false,
+            Some(Error::NoRuntime) => true,
+            _ => self.outage.is_running(),
+        };
+        let reason = error.map_or(Error::CANCELLED, Error::name);
+        let error = error.or(self.last_error.as_ref()).cloned();
+        let error = error.unwrap_or(Error::TimedOut(self.config.refresh_timeout));
+        is_outage.then(|| (error, self.outage.request_failed(now, reason)))
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.
@@ -411,7 +426,8 @@ impl State {
         self.not_before = now.checked_add(delay);
         self.attempt_error = Some(error.clone());
         self.last_error = Some(error.clone());
-        (error, delay, self.outage.attempt_failed(now))
+        let is_news = self.outage.attempt_failed(now, error.name());
+        (error, delay, is_news)
     }
 
     /// Ends a refresh that asked the source at `asked_at`. The caller publishes the token before it unlocks.
@@ -439,7 +455,7 @@ impl State {
                 (!is_late).then(|| Finished::Failed(self.fail(refresh, error, current, now)))
             }
             Ok(token) => {
-                let published = self.publish(token, asked_at, now, wall);
+                let published = self.publish(token, asked_at, is_late, now, wall);
                 if refresh.reason == RefreshReason::Challenged {
                     // If the starter is gone, no response to it will tell whether the API accepts the new token.
                     let starter_waits = !is_late && refresh.starter.strong_count() > 0;
@@ -462,7 +478,14 @@ impl State {
         TokenId { provider: self.provider, generation: self.generation }
     }
 
-    fn publish(&mut self, token: Token, asked_at: Instant, now: Instant, wall: SystemTime) -> Finished {
+    fn publish(
+        &mut self,
+        token: Token,
+        asked_at: Instant,
+        is_late: bool,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Finished {
         let same = self.previous.as_ref().is_some_and(|previous| previous.has_same_access_token(&token));
         if !same {
             self.generation = self.generation.wrapping_add(1);
@@ -489,7 +512,7 @@ impl State {
             self.backoff = self.config.retry.make_backoff();
         }
         let recovered = self.outage.end(now);
-        Finished::Published { token, same, postponed, is_first_postponed, recovered }
+        Finished::Published { token, same, postponed, is_first_postponed, recovered, is_late }
     }
 
     fn fail(&mut self, refresh: &Refresh, error: Error, current: Option<Token>, now: Instant) -> Failed {
@@ -507,8 +530,9 @@ impl State {
             Some(_) if refresh.current_reason.get() == RefreshReason::Challenged => TokenLeft::Challenged,
             Some(token) => TokenLeft::Works(token.remaining()),
         };
-        let counted = self.outage.refresh_failed(now, left);
-        Failed { error, cool_down, left, counted }
+        let counted = self.outage.refresh_failed(now, left, error.name());
+        let is_needed = refresh.current_reason.is_needed();
+        Failed { error, cool_down, left, is_needed, counted }
     }
 
     /// The permanent failure that callers get without a refresh, while its cool-down lasts.

@@ -20,14 +20,15 @@ pub struct Status {
     pub refreshing: bool,
     /// How long the source is not asked because of a failure; `None` if it may be asked now.
     pub retry_in: Option<Duration>,
-    /// How many refreshes have asked the token source. One that adopts the token of another process has not.
+    /// How many refreshes have asked the token source. One that adopts the token of another process is not counted. A
+    /// reader's is counted if no process has stored a token in time.
     pub refreshes: u64,
     /// How many of these have failed.
     pub failed_refreshes: u64,
     /// Why the newest attempt failed; `None` if a later one succeeded.
     pub last_error: Option<Error>,
-    /// Whether the store that processes share can be used, since when not, and why. `None` without a
-    /// [store](crate::TokenProviderBuilder#method.store).
+    /// Whether the store that processes share can be used; if not, for how long it has failed, and why. `None` without
+    /// a [store](crate::TokenProviderBuilder#method.store).
     ///
     /// It is what the operations of the newest refresh have shown. A change of it alone is no change of the status for
     /// [`subscribe`](crate::TokenProvider::subscribe).

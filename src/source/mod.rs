@@ -155,7 +155,16 @@ pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceErro
 pub(crate) type Check = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// What [`DynTokenSource::fetch`] calls before it asks.
-pub(crate) type Asking<'a> = &'a (dyn Fn() + Sync);
+pub(crate) type Asking<'a> = &'a (dyn Fn(Asked) + Sync);
+
+/// What is asked for a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Source,
+    /// The store, by a reader, for which nobody has stored a token in time.
+    #[cfg(feature = "store")]
+    Publisher,
+}
 
 /// A [`TokenSource`] that can be a trait object, so that the provider and the layer have no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
@@ -166,6 +175,12 @@ pub(crate) trait DynTokenSource: Send + Sync {
     #[cfg(feature = "store")]
     fn store_status(&self) -> Option<StoreStatus> {
         None
+    }
+
+    /// Whether it is not known that the store can be used.
+    #[cfg(feature = "store")]
+    fn store_needs_check(&self) -> bool {
+        false
     }
 
     /// Checks the store, if there is one.
@@ -181,7 +196,7 @@ pub(crate) trait DynTokenSource: Send + Sync {
 
 impl<T: TokenSource> DynTokenSource for T {
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a> {
-        asking();
+        asking(Asked::Source);
         Box::pin(TokenSource::fetch(self, request))
     }
 

@@ -38,7 +38,7 @@ impl StaticToken {
 
     fn token(&self) -> Result<Token, SourceError> {
         Token::builder(self.0.expose_secret()).build().map_err(|error| {
-            SourceError::configuration("the static token is not a valid access token").with_cause(error)
+            SourceError::configuration(format!("the static token is not a valid access token: {error}"))
         })
     }
 }

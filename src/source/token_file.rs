@@ -79,14 +79,13 @@ impl TokenFile {
         // The file may be on a slow disk or on a network.
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
         let text = read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
-            SourceError::unavailable(format!("{} cannot be read", self.path.display())).with_cause(error)
+            SourceError::unavailable(format!("{} cannot be read: {error}", self.path.display()))
         })?;
         Token::builder(text.trim()).expires_in(self.reload_interval).build().map_err(|error| {
             SourceError::invalid_response(format!(
-                "{} does not contain a valid access token",
+                "{} does not contain a valid access token: {error}",
                 self.path.display()
             ))
-            .with_cause(error)
         })
     }
 }

@@ -70,7 +70,7 @@ impl StoreError {
         Self { kind, message: message.into(), cause: None }
     }
 
-    /// Adds the underlying error, as this error's [`source`](StdError::source).
+    /// Adds the underlying error, as this error's [`source`](StdError::source). Its text must not repeat it.
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
         self

@@ -2,53 +2,70 @@
 //! of it.
 
 use std::{
+    mem,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{StoreError, StoreErrorKind};
+use super::{Role, StoreError, StoreErrorKind};
 use crate::observability::Reporter;
 
 /// Whether a provider's store can be used, in [`Status::store`](crate::Status#structfield.store).
 ///
-/// A store that can be read but not written cannot be used by a member or a publisher: it counts as failing until a
-/// lease or a publication succeeds.
+/// A store that can be read but not written cannot be used by a member or a publisher: it counts as failing until what
+/// has failed succeeds, which is a read, a lease, its release or a publication.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// For how long the store has failed. `None` if it can be used, or has not been used yet.
+    /// For how long the store has failed. `None` if nothing has failed that has not succeeded since.
     pub failing_for: Option<Duration>,
-    /// Why the newest operation that failed did so. `None` if the store can be used.
+    /// Why the newest operation that failed did so. `None` if the store does not fail.
     pub error: Option<StoreError>,
 }
 
 impl StoreStatus {
-    /// Whether the store can be used, as far as is known.
+    /// Whether the store does not fail. Before its first use, it does not.
     pub fn is_usable(&self) -> bool {
         self.failing_for.is_none()
     }
 }
 
-/// What an operation needs of the store.
+/// What can fail. Each ends when the same succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    Read,
-    Write,
+pub(super) enum Operation {
+    Load = 1,
+    Lease = 2,
+    /// The wait for a lease that another process has.
+    Wait = 4,
+    Release = 8,
+    /// Its success ends the failures of all that is needed for it.
+    Publish = 16,
 }
 
-/// What the operations of a store have shown. Its lock is a leaf: nothing else is locked or called while it is held.
+impl Operation {
+    /// The operations that are known to work if this one does.
+    fn shown(self) -> u8 {
+        match self {
+            Self::Publish => Self::Publish as u8 | Self::Load as u8 | Self::Lease as u8 | Self::Wait as u8,
+            other => other as u8,
+        }
+    }
+}
+
+/// What the operations of a store have shown.
 pub(super) struct Health {
     reporter: Reporter,
+    /// Nothing else is locked while it is held, and no foreign code runs: neither a subscriber nor the drop of an error.
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether any operation has succeeded or failed.
-    is_known: bool,
     outage: Option<Outage>,
+    /// Whether this process has leased and released, or published.
+    has_written: bool,
     /// Whether the record that was read last is invalid.
     has_invalid_record: bool,
 }
@@ -57,9 +74,8 @@ struct Outage {
     since: Instant,
     failures: u64,
     error: StoreError,
-    /// What fails. The outage lasts until both have succeeded.
-    reads: bool,
-    writes: bool,
+    /// The operations that fail, as bits.
+    failing: u8,
 }
 
 impl Health {
@@ -72,64 +88,67 @@ impl Health {
     }
 
     /// Records the result of an operation. An invalid record is not a failure of the store.
-    pub(super) fn record<T>(&self, access: Access, result: &Result<T, StoreError>) {
+    pub(super) fn record<T>(&self, operation: Operation, result: &Result<T, StoreError>) {
         match result {
-            Err(error) if error.kind() != StoreErrorKind::InvalidRecord => self.failed(access, error),
-            _ => self.succeeded(access),
+            Err(error) if error.kind() != StoreErrorKind::InvalidRecord => self.failed(operation, error),
+            _ => self.succeeded(operation),
         }
     }
 
-    fn failed(&self, access: Access, error: &StoreError) {
-        let is_first = {
+    pub(super) fn failed(&self, operation: Operation, error: &StoreError) {
+        let outage = |failures| Outage { since: Instant::now(), failures, error: error.clone(), failing: 0 };
+        let (is_first, _dropped_unlocked) = {
             let mut state = self.state();
-            state.is_known = true;
             let is_first = state.outage.is_none();
-            let outage = state.outage.get_or_insert_with(|| Outage {
-                since: Instant::now(),
-                failures: 0,
-                error: error.clone(),
-                reads: false,
-                writes: false,
-            });
+            let outage = state.outage.get_or_insert_with(|| outage(0));
             outage.failures += 1;
-            outage.error = error.clone();
-            match access {
-                Access::Read => outage.reads = true,
-                Access::Write => outage.writes = true,
-            }
-            is_first
+            outage.failing |= operation as u8;
+            (is_first, mem::replace(&mut outage.error, error.clone()))
         };
         if is_first {
+            self.report_gauge();
             self.reporter.store_failing(error);
         }
     }
 
-    fn succeeded(&self, access: Access) {
-        let (is_first, ended) = {
+    pub(super) fn succeeded(&self, operation: Operation) {
+        let ended = {
             let mut state = self.state();
-            let is_first = !std::mem::replace(&mut state.is_known, true);
+            state.has_written |= matches!(operation, Operation::Release | Operation::Publish);
             if let Some(outage) = &mut state.outage {
-                match access {
-                    Access::Read => outage.reads = false,
-                    Access::Write => outage.writes = false,
-                }
+                outage.failing &= !operation.shown();
             }
-            (is_first, state.outage.take_if(|outage| !outage.reads && !outage.writes))
+            state.outage.take_if(|outage| outage.failing == 0)
         };
         if let Some(Outage { since, failures, .. }) = ended {
+            self.report_gauge();
             self.reporter.store_recovered(since.elapsed(), failures);
-        } else if is_first {
-            self.reporter.store_usable(true);
+        }
+    }
+
+    /// Sets the gauge to what is known now.
+    fn report_gauge(&self) {
+        let is_usable = || self.state().outage.is_none();
+        loop {
+            let reported = is_usable();
+            self.reporter.store_usable(reported);
+            // Otherwise the value that was read first could be set last.
+            if is_usable() == reported {
+                return;
+            }
         }
     }
 
     /// Records whether the record that was read is valid. Returns true if it is the first invalid one in a row.
     pub(super) fn record_is_valid(&self, is_valid: bool) -> bool {
-        !is_valid & !std::mem::replace(&mut self.state().has_invalid_record, !is_valid)
+        let was_invalid = mem::replace(&mut self.state().has_invalid_record, !is_valid);
+        !is_valid && !was_invalid
     }
 
-    pub(super) fn is_failing(&self) -> bool {
-        self.state().outage.is_some()
+    /// Whether something fails, or it is not known that a process of this role can write.
+    pub(super) fn needs_check(&self, role: Role) -> bool {
+        let state = self.state();
+        state.outage.is_some() || (role != Role::Reader && !state.has_written)
     }
 
     pub(super) fn status(&self) -> StoreStatus {

@@ -14,7 +14,7 @@ use crate::{
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
-    source::{Asking, Check, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
+    source::{Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
     token::Token,
 };
 
@@ -45,7 +45,7 @@ impl<T: TokenSource> SharedSource<T> {
             return Ok(token);
         }
         if self.role == Role::Reader {
-            return self.wait_for_publisher(previous).await;
+            return self.wait_for_publisher(previous, asking).await;
         }
         match self.refresh_with_store(request, asking).await {
             Ok(result) => result,
@@ -105,7 +105,7 @@ impl<T: TokenSource> SharedSource<T> {
         asking: Asking<'_>,
         lease: Lease,
     ) -> Result<Token, SourceError> {
-        asking();
+        asking(Asked::Source);
         let requested_at = Instant::now();
         let token = match self.ask_while_extending(&lease, request).await {
             Ok(Answer::Source(token)) => token,
@@ -190,9 +190,8 @@ impl<T: TokenSource> SharedSource<T> {
                 error.into_source_error("the token store cannot be used, and the current token still works")
             );
         }
-        // A store that fails has been reported. One that grants no lease has not.
-        self.shared.reporter.without_store(&error, !self.shared.health.is_failing());
-        asking();
+        self.shared.reporter.without_store(&error);
+        asking(Asked::Source);
         let requested_at = Instant::now();
         let token =
             self.source.fetch(request).await?.with_record_version(previous.map_or(0, Token::record_version));
@@ -202,7 +201,11 @@ impl<T: TokenSource> SharedSource<T> {
     }
 
     /// Polls the store, as a reader, until there is a newer token or one lease length has passed.
-    async fn wait_for_publisher(&self, previous: Option<&Token>) -> Result<Token, SourceError> {
+    async fn wait_for_publisher(
+        &self,
+        previous: Option<&Token>,
+        asking: Asking<'_>,
+    ) -> Result<Token, SourceError> {
         let deadline = Instant::now() + self.shared.lease;
         let mut polls = backoff(POLL_BACKOFF);
         loop {
@@ -212,6 +215,7 @@ impl<T: TokenSource> SharedSource<T> {
             }
             let next = Instant::now() + polls.next_delay();
             if next > deadline {
+                asking(Asked::Publisher);
                 return Err(match found {
                     Err(error) => error.into_source_error("the token store cannot be used"),
                     Ok(None) => SourceError::unavailable("the store holds no token; is a publisher running?"),
@@ -230,6 +234,10 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
 
     fn store_status(&self) -> Option<StoreStatus> {
         Some(self.shared.health.status())
+    }
+
+    fn store_needs_check(&self) -> bool {
+        self.shared.health.needs_check(self.role)
     }
 
     fn check_store(&self) -> Check {

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     DynTokenStore, Extension, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
-    health::{Access, Health},
+    health::{Health, Operation},
 };
 use crate::{
     observability::{self, Reporter},
@@ -94,7 +94,7 @@ impl SharedToken {
     pub(super) async fn load(&self) -> Result<Option<Token>, StoreError> {
         let loaded_at = Instant::now();
         let found = with_timeout(self.store.load()).await;
-        self.health.record(Access::Read, &found);
+        self.health.record(Operation::Load, &found);
         match found.and_then(|record| record.map(|record| record.token(loaded_at)).transpose()) {
             Err(error) if error.kind() == StoreErrorKind::InvalidRecord => {
                 let is_news = self.health.record_is_valid(false);
@@ -146,29 +146,38 @@ impl SharedToken {
             return Ok(());
         }
         *waited = Duration::ZERO;
-        Err(StoreError::unavailable(format!("timed out waiting for the lease after {max:?}")))
+        drop(waited);
+        let error = StoreError::unavailable(format!("timed out waiting for the lease after {max:?}"));
+        self.health.failed(Operation::Wait, &error);
+        Err(error)
     }
 
     /// Resets the time spent waiting, after a lease or a newer token was obtained.
     pub(super) fn reset_lease_wait(&self) {
         *self.lease_wait() = Duration::ZERO;
+        self.health.succeeded(Operation::Wait);
     }
 
     pub(super) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
         let leased = with_timeout(self.store.lease(self.lease)).await;
-        self.health.record(Access::Write, &leased);
+        self.health.record(Operation::Lease, &leased);
         leased
     }
 
-    /// Checks that the store can be read, and written unless this is a reader.
+    /// Checks that the store can be read, and written unless this is a reader. A publication that has failed is repeated
+    /// in the background: it fails the check until it succeeds.
     pub(super) async fn check(&self, role: Role) -> Result<(), StoreError> {
         self.load().await?;
         if role != Role::Reader {
             if let Some(lease) = self.lease().await? {
+                self.reset_lease_wait();
                 self.release(lease).await;
             }
         }
-        Ok(())
+        match self.health.status().error {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// Extends the lease every third of its length until dropped. If one attempt fails, the next one still comes before
@@ -191,7 +200,7 @@ impl SharedToken {
 
     pub(super) async fn publish(&self, token: &Token, lease: &Lease) -> Result<Publication, StoreError> {
         let published = with_timeout(self.store.publish(lease, Record::of(token, lease.fence()))).await;
-        self.health.record(Access::Write, &published);
+        self.health.record(Operation::Publish, &published);
         published
     }
 
@@ -208,9 +217,10 @@ impl SharedToken {
         self.unpublished().token.take_if(|unpublished| unpublished.has_same_access_token(token));
     }
 
-    /// Releases the lease. A failure is ignored, because the lease then ends by itself.
+    /// Releases the lease. A failure is only recorded, because the lease then ends by itself.
     pub(super) async fn release(&self, lease: Lease) {
-        let _ = with_timeout(self.store.release(lease)).await;
+        let released = with_timeout(self.store.release(lease)).await;
+        self.health.record(Operation::Release, &released);
     }
 
     /// Releases the lease in the background, so that callers do not wait for a store that has just failed.
@@ -262,7 +272,11 @@ impl SharedToken {
         let known = self.unpublished().stored_version.max(token.record_version());
         match self.load().await? {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
-            Some(found) if found.record_version() > known => self.remove_unpublished(&token),
+            Some(found) if found.record_version() > known => {
+                self.remove_unpublished(&token);
+                // There is nothing left to publish, so its failure is over.
+                self.health.succeeded(Operation::Publish);
+            }
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
                     self.published(token, lease.fence());

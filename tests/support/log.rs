@@ -65,6 +65,14 @@ impl Record {
         self.events.lock().unwrap().clone()
     }
 
+    /// The only event of this message at this level.
+    pub fn one_at(&self, message: &str, level: Level) -> Logged {
+        let mut found = self.events();
+        found.retain(|event| event.message == message && event.level == level);
+        assert_eq!(found.len(), 1, "{message}: {found:?}");
+        found.remove(0)
+    }
+
     /// The only event of this message.
     pub fn one(&self, message: &str) -> Logged {
         let mut found = self.events();

@@ -81,7 +81,7 @@ impl DefaultClient {
         let make = || match default_client(self.roots, self.cryptography) {
             Ok(client) => Ok(Endpoint::reporting(client)),
             Err(error) => {
-                Err(SourceError::configuration("the default client cannot set up TLS").with_cause(error))
+                Err(SourceError::configuration(format!("the default client cannot set up TLS: {error}")))
             }
         };
         self.made.get_or_init(make).clone()

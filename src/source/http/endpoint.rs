@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Full};
 use secrecy::zeroize::Zeroizing;
 use tower_service::Service;
 
-use crate::error::{BoxError, SourceError};
+use crate::error::{BoxError, Chain, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
@@ -53,14 +53,10 @@ pub(crate) enum ExchangeError {
 }
 
 impl ExchangeError {
-    /// Converts the error, and says in its text what is missing because of it.
+    /// Converts the error. Its text says what is missing, and the whole chain of causes, which are no sources besides: a
+    /// chain of sources shows each text once.
     pub(crate) fn into_source_error(self, missing: &str) -> SourceError {
-        let error = SourceError::unavailable(format!("{missing}: {self}"));
-        match self {
-            // The text has this error itself, so that a chain of causes shows it once.
-            Self::NotSent(cause) | Self::Lost(cause) => error.with_cause(cause),
-            Self::TooSlow(_) | Self::TooLong | Self::Compressed => error,
-        }
+        SourceError::unavailable(format!("{missing}: {}", Chain(&self)))
     }
 }
 
@@ -260,7 +256,7 @@ mod tests {
             let error = endpoint.send(request("https://api.example"), DEADLINE, &sent).await.err().unwrap();
             assert_eq!(matches!(error, ExchangeError::NotSent(_)), !takes_body, "{error:?}");
             assert_eq!(sent.get(), takes_body);
-            assert!(crate::observability::chain(&error).contains("within 10s"), "{error:?}");
+            assert!(crate::error::Chain(&error).to_string().contains("within 10s"), "{error:?}");
         }
     }
 
