@@ -329,7 +329,9 @@ async fn trusts_only_given_root_over_tls() {
     assert_eq!(store.load().await.unwrap().unwrap().text(), "over TLS");
     // A server with an untrusted certificate is not queried.
     let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
-    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+    assert_eq!(error.kind(), StoreErrorKind::Configuration, "{error:?}");
+    let place = format!("Redis at 127.0.0.1:{tls_port}, namespace \"videos\": invalid peer certificate: ");
+    assert!(error.to_string().starts_with(&place), "{error}");
 }
 
 /// The documented rights suffice, and no output contains the password.
@@ -373,11 +375,16 @@ async fn documented_acl_rights_suffice() {
 async fn ready_finds_wrong_password() {
     let redis = RedisServer::start().await;
     redis.run(&["ACL", "SETUSER", "bearer", "on", ">canary-password", "~*", "+@all"]).await;
-    redis.run(&["ACL", "SETUSER", "default", "off"]).await;
+    redis.run(&["CONFIG", "SET", "requirepass", "canary-required"]).await;
     let server = AuthServer::start().await.unwrap();
-    for (user, why) in
-        [("bearer:canary-wrong@", "WRONGPASS"), ("", "NOAUTH"), ("bearer:canary-password@", "")]
-    {
+    let rejected = "the server rejects the user name or the password";
+    for (user, why) in [
+        ("bearer:canary-wrong@", rejected),
+        (":canary-wrong@", rejected),
+        ("", "the server answers NOAUTH: Authentication required."),
+        ("bearer:canary-password@", ""),
+        (":canary-required@", ""),
+    ] {
         let url = format!("redis://{user}127.0.0.1:{}", redis.port);
         let provider = process(&server, RedisStore::new(&url, "videos").unwrap());
         let ready = provider.ready().await;
@@ -391,12 +398,73 @@ async fn ready_finds_wrong_password() {
         assert!(!error.is_transient() && !status.is_usable(), "{error:?}");
         let text = support::chain(&error);
         let place = format!("Redis at 127.0.0.1:{}, namespace \"videos\": ", redis.port);
-        assert!(text.starts_with(&format!("the token store cannot be used: {place}")), "{text}");
+        assert_eq!(text, format!("the token store cannot be used: {place}{why}"));
         assert!(!format!("{text}{error:?}{status:?}").contains("canary"), "{error:?}");
         assert_eq!(status.error.unwrap().kind(), StoreErrorKind::Configuration, "{why}");
         // A request does not need the store.
         assert!(provider.token().await.is_ok());
     }
+}
+
+/// Row 78: a Redis that is down when the program starts is waited for.
+#[tokio::test]
+async fn ready_waits_for_redis() {
+    let mut redis = RedisServer::start().await;
+    redis.kill();
+    let server = AuthServer::start().await.unwrap();
+    let provider = process(&server, store(&redis));
+    provider.token().await.unwrap();
+    assert!(!provider.status().store.unwrap().is_usable());
+    let (ready, ()) = tokio::join!(provider.ready(), redis.restart());
+    ready.unwrap();
+    assert!(provider.status().store.unwrap().is_usable());
+    assert!(stored(&store(&redis)).await.text().contains(provider.current().unwrap().access_token()));
+    assert_eq!(server.counters().api_key_grants, 1);
+}
+
+/// Row 78: only a change of the configuration helps, and `ready` does not wait for it.
+#[tokio::test]
+async fn ready_finds_wrong_configuration() {
+    let redis = RedisServer::start().await;
+    let documentation = include_str!("../src/store/redis.rs");
+    let rights = documentation.lines().filter_map(|line| line.strip_prefix("/// ~tower-bearer:* ")).nth(1);
+    let rights: Vec<_> = rights.unwrap().split(' ').collect();
+    let reader = ["ACL", "SETUSER", "reader", "on", ">canary", "~tower-bearer:*"];
+    redis.run(&[&reader, &rights[..]].concat()).await;
+    redis.run(&["ACL", "SETUSER", "keyless", "on", ">canary", "~other:*", "+@all"]).await;
+    let server = AuthServer::start().await.unwrap();
+    let port = redis.port;
+    for (url, why) in [
+        (format!("redis://reader:canary@127.0.0.1:{port}"), "can't run this command"),
+        (format!("redis://keyless:canary@127.0.0.1:{port}"), "the server answers NOPERM: "),
+        (format!("redis://127.0.0.1:{port}/99"), "the server answers ERR: DB index is out of range"),
+        (format!("redis://:canary@127.0.0.1:{port}"), "rejects the user name or the password"),
+    ] {
+        let provider = process(&server, RedisStore::new(&url, "videos").unwrap());
+        let error = provider.ready().await.unwrap_err();
+        let text = support::chain(&error);
+        assert!(
+            matches!(&error, Error::Store(error) if error.kind() == StoreErrorKind::Configuration),
+            "{text}"
+        );
+        assert!(text.contains(why) && !format!("{text}{error:?}").contains("canary"), "{text}");
+    }
+    // A reader needs no right to write.
+    store(&redis).release(lease(&store(&redis)).await).await.unwrap();
+    publish(&store(&redis), r#"{"schema":1,"access_token":"abc"}"#).await;
+    let url = format!("redis://reader:canary@127.0.0.1:{port}");
+    let reader = TokenProvider::reader(RedisStore::new(&url, "videos").unwrap()).build().unwrap();
+    assert_eq!(reader.ready().await.unwrap().access_token(), "abc");
+}
+
+/// Row 46: Redis quotes the arguments of a command that it does not know.
+#[tokio::test]
+async fn unknown_command_hides_password() {
+    let redis = RedisServer::with(&["--rename-command", "HELLO", "another"]).await;
+    let url = format!("redis://user:canary@127.0.0.1:{}/?protocol=resp3", redis.port);
+    let error = RedisStore::new(&url, "videos").unwrap().load().await.unwrap_err();
+    assert!(error.to_string().ends_with("the server answers ERR: unknown command 'HELLO'"), "{error}");
+    assert!(!format!("{error:?}").contains("canary"), "{error:?}");
 }
 
 /// The error says where, and the cause once.
@@ -432,15 +500,34 @@ fn out_of_range_options_are_errors() {
         |set: fn(RedisStore) -> RedisStore| build(set(new("redis://127.0.0.1", "videos").unwrap()));
     let url = "redis://127.0.0.1";
     const SECOND: Duration = Duration::from_secs(1);
+    let encode = "percent-encode the special characters of the password";
+    let invalid = format!("an invalid URL with the scheme redis: check the host and the port, and {encode}");
+    let early = format!("redis:// with @ after the host: {encode}");
     for (url, got) in [
         ("http://canary", "another scheme"),
         ("127.0.0.1:6379", "another scheme"),
-        ("redis://user:canary@", "an invalid URL with the scheme redis"),
-        ("redis://127.0.0.1/canary", "an invalid URL with the scheme redis"),
+        ("redis://user:canary@", &invalid),
+        ("redis://user:canary/@redis.example", &invalid),
+        ("redis://127.0.0.1:65536", &invalid),
+        ("redis://canary#pass@redis.example", &early),
+        ("redis://canary:12/pass@redis.example", &early),
+        ("redis://", "redis://, which has no host"),
+        ("redis:///1", "redis:///1, which has no host"),
+        ("redis://:canary@127.0.0.1:0/1", "redis://127.0.0.1:0/1, whose port is 0"),
+        ("rediss://u:canary@127.0.0.1/videos", "rediss://127.0.0.1/videos, whose database is not a number"),
+        ("redis://127.0.0.1/-1", "redis://127.0.0.1/-1, whose database is not a number"),
+        ("redis://0.0.0.0", "redis://0.0.0.0, which redis-rs rejects"),
+        ("redis+unix:///redis?db=-1&pass=canary", "redis+unix:///redis, whose database is less than 0"),
+        ("redis+unix:///redis?db=x&pass=canary@", "redis+unix:///redis, which redis-rs rejects"),
     ] {
-        let error = new(url, "videos").unwrap_err().to_string();
+        let error = new(url, "videos").expect_err(url).to_string();
         assert!(error.ends_with(&format!("or redis+unix:///path, got {got}")), "{url}: {error}");
         assert!(error.contains("url must be redis://") && !error.contains("canary"), "{error}");
+    }
+    for url in
+        ["redis://h", "rediss://:p%2F@h:1/15", "valkey://h/", "redis://[::1]:1", "unix:///redis?pass=a@b"]
+    {
+        new(url, "videos").unwrap_or_else(|error| panic!("{url}: {error}"));
     }
     for result in [
         new("http://127.0.0.1", "videos"),

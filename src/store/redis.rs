@@ -166,8 +166,9 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if redis-rs cannot parse `url`, or the namespace is not 1 to 200 visible ASCII
-    /// characters without braces.
+    /// [`Error::InvalidOption`] if `url` has another scheme, no host, the port 0 or a database that is not a number, or if
+    /// the namespace is not 1 to 200 visible ASCII characters without braces. The error shows `url` without its user name
+    /// and password.
     pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
         let namespace = namespace.into();
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
@@ -179,16 +180,7 @@ impl RedisStore {
                 .into(),
             ));
         }
-        // redis-rs' own message is dropped, because the URL contains a password.
-        let client = Client::open(url).map_err(|_| {
-            // Only a scheme that is known: any other part of the text may be a secret.
-            let scheme = url.split_once("://").map_or("no scheme", |(scheme, _)| scheme);
-            let known = ["redis", "rediss", "redis+unix", "unix"].contains(&scheme);
-            let got = if known {
-                format!("an invalid URL with the scheme {scheme}")
-            } else {
-                "another scheme".into()
-            };
+        let client = open(url).map_err(|got| {
             Error::out_of_range(
                 "RedisStore::new: url",
                 "redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or redis+unix:///path",
@@ -281,10 +273,18 @@ impl RedisStore {
     /// Returns the error of an operation. Its text says where, and has the cause, which is no source besides: a chain of
     /// sources shows it once.
     fn failed(&self, error: &RedisError) -> StoreError {
-        match error.kind() {
+        match (error.kind(), error.code()) {
             // Without redis-rs' text, which would quote the response.
-            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+            (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) => {
                 self.error(error, "the server is not Redis")
+            }
+            (ErrorKind::AuthenticationFailed, _) => {
+                self.error(error, "the server rejects the user name or the password")
+            }
+            (_, Some(code)) => {
+                // The response to an unknown command quotes its arguments. Those of HELLO include the password.
+                let detail = error.detail().and_then(|detail| detail.split(", with args").next());
+                self.error(error, format_args!("the server answers {code}: {}", detail.unwrap_or_default()))
             }
             _ => self.error(error, error),
         }
@@ -294,6 +294,49 @@ impl RedisStore {
         let address = self.client.get_connection_info().addr();
         let text = format!("Redis at {address}, namespace {:?}: {what}", self.namespace);
         if is_configuration(error) { StoreError::configuration(text) } else { StoreError::unavailable(text) }
+    }
+}
+
+/// Opens a client, which connects later. The error says what is wrong with the URL, without its user name and password.
+fn open(url: &str) -> Result<Client, String> {
+    // Of a text that cannot be parsed, only a known scheme is shown: any other part may be a secret.
+    let Some(parsed) = redis::parse_redis_url(url) else {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        return Err(match scheme {
+            "redis" | "rediss" | "redis+unix" | "unix" | "valkey" | "valkeys" | "valkey+unix" => format!(
+                "an invalid URL with the scheme {scheme}: check the host and the port, and percent-encode the special \
+                 characters of the password"
+            ),
+            _ => "another scheme".into(),
+        });
+    };
+    let (scheme, path) = (parsed.scheme(), parsed.path());
+    let host = parsed.host_str().unwrap_or_default();
+    let has_host = !scheme.ends_with("unix");
+    let after_host = [path, parsed.query().unwrap_or_default(), parsed.fragment().unwrap_or_default()];
+    if has_host && after_host.iter().any(|part| part.contains('@')) {
+        // A password with one of `/?#` ends the host early: the part before it would be shown as the host.
+        return Err(format!(
+            "{scheme}:// with @ after the host: percent-encode the special characters of the password"
+        ));
+    }
+    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let shown = format!("{scheme}://{host}{port}{path}");
+    let database = path.trim_matches('/');
+    if has_host && host.is_empty() {
+        return Err(format!("{shown}, which has no host"));
+    }
+    if parsed.port() == Some(0) {
+        return Err(format!("{shown}, whose port is 0"));
+    }
+    if has_host && !database.is_empty() && !database.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("{shown}, whose database is not a number"));
+    }
+    // redis-rs' own message is dropped, because it may quote a part that is not shown here.
+    match Client::open(url) {
+        Ok(client) if client.get_connection_info().redis_settings().db() >= 0 => Ok(client),
+        Ok(_) => Err(format!("{shown}, whose database is less than 0")),
+        Err(_) => Err(format!("{shown}, which redis-rs rejects")),
     }
 }
 
@@ -385,16 +428,22 @@ fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
     }
 }
 
-/// Whether only a change of the configuration helps: the URL's password or database, or the user's rights.
+/// Whether only a change of the configuration helps: of the URL, of the user's rights, or of the trusted roots.
 fn is_configuration(error: &RedisError) -> bool {
+    /// What has no code of its own. The first two are rights that a script lacks, before and since Redis 7.2.
+    const DETAILS: [&str; 3] =
+        ["The user executing the script can't", "ACL failure in script", "DB index is out of range"];
+
     matches!(
         error.kind(),
         ErrorKind::AuthenticationFailed
             | ErrorKind::InvalidClientConfig
+            | ErrorKind::RESP3NotSupported
             | ErrorKind::Server(ServerErrorKind::NoPerm)
     ) || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
-        // A right that a script lacks has no code of its own.
-        || error.detail().is_some_and(|detail| detail.contains("can't run this command"))
+        || error.detail().is_some_and(|detail| DETAILS.iter().any(|known| detail.contains(known)))
+        // rustls' error, which redis-rs passes on within an I/O error.
+        || (error.is_io_error() && error.to_string().starts_with("invalid peer certificate"))
 }
 
 impl fmt::Debug for RedisStore {
