@@ -52,31 +52,50 @@ async fn publish(store: &FileStore, text: &str) -> u64 {
 #[tokio::test]
 async fn ready_finds_unusable_place() {
     type Spoil = fn(&Folder);
-    let cases: [(&str, StoreErrorKind, &str, Spoil); 3] = [
-        ("folder/token", StoreErrorKind::Unavailable, "folder", |folder| {
-            fs::write(folder.0.join("folder"), "a file in its way").unwrap();
-        }),
-        ("token", StoreErrorKind::Insecure, "is not a regular file", |folder| {
+    let file: Spoil = |folder| fs::write(folder.0.join("folder"), "a file in its way").unwrap();
+    let cases: [(&str, StoreErrorKind, &str, Spoil); 5] = [
+        ("folder/token", StoreErrorKind::Unavailable, "cannot open {}/folder/token: Not a directory", file),
+        (
+            "folder/of/token",
+            StoreErrorKind::Unavailable,
+            "cannot inspect {}/folder/of: Not a directory",
+            file,
+        ),
+        (
+            "/proc/tower-bearer/token",
+            StoreErrorKind::Unavailable,
+            "cannot create /proc/tower-bearer: ",
+            |_| {},
+        ),
+        ("token", StoreErrorKind::Insecure, "{}/token is not a regular file", |folder| {
             fs::create_dir(folder.0.join("token")).unwrap();
         }),
-        ("token", StoreErrorKind::Insecure, "is writable by other users", |folder| {
+        ("token", StoreErrorKind::Insecure, "{} is writable by other users", |folder| {
             fs::set_permissions(&folder.0, Permissions::from_mode(0o777)).unwrap();
         }),
     ];
     for (path, kind, why, spoil) in cases {
+        if path.starts_with("/proc") && !cfg!(target_os = "linux") {
+            continue;
+        }
         let folder = Folder::new();
         spoil(&folder);
+        let before = fs::read_dir(&folder.0).unwrap().count();
         let provider = TokenProvider::builder(StaticToken::new("abc"))
             .store(FileStore::new(folder.0.join(path)))
             .refresh_timeout(Duration::from_millis(500))
             .build()
             .unwrap();
         let error = provider.ready().await.unwrap_err();
+        let why = why.replace("{}", folder.0.to_str().unwrap());
         let text = error.to_string();
-        assert!(text.contains(why) && text.contains(folder.0.to_str().unwrap()), "{text}");
+        assert!(text.starts_with(&format!("the token store cannot be used: {why}")), "{text}");
+        // The text has the cause already.
+        assert!(std::error::Error::source(&error).is_none(), "{error:?}");
         let Error::Store(error) = error else { panic!("{error:?}") };
         assert_eq!(error.kind(), kind, "{why}");
         assert!(provider.token().await.is_ok());
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), before, "{why}: nothing is written");
     }
 }
 
@@ -409,11 +428,24 @@ fn out_of_range_options_are_errors() {
         assert!(matches!(built, Err(Error::InvalidOption(_))), "{timeout:?}");
     }
     let too_long = format!("folder/{}", "n".repeat(250));
-    for path in ["", "/", ".", "folder/", "folder/..", "a\0b", &too_long] {
+    for path in [
+        "",
+        "/",
+        ".",
+        "..",
+        "folder/",
+        "folder//",
+        "folder/.",
+        "folder/./",
+        "folder/..",
+        "a\0b",
+        "a\0b/c",
+        &too_long,
+    ] {
         let error = TokenProvider::builder(StaticToken::new("abc")).store(FileStore::new(path)).build();
         let error = error.unwrap_err();
-        let text =
-            "FileStore::new must be a path that ends with the name of a file of at most 249 bytes, got ";
+        let text = "FileStore::new must be a path that ends with the name of a file of at most 249 bytes, none of \
+                    which is 0, got ";
         assert_eq!(error.to_string(), format!("invalid option: {text}{path:?}"));
         assert!(matches!(error, Error::InvalidOption(_)));
     }

@@ -41,6 +41,8 @@ mod status;
 mod status_changes;
 mod sync;
 
+#[cfg(feature = "store")]
+use std::time::Duration;
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use http::HeaderValue;
@@ -55,8 +57,6 @@ pub use self::{
 pub(crate) use self::{challenge_pause::Part, refresh::Waiting, state::Need, sync::Cache};
 
 use self::{config::Config, refresh::obtain, shared::Shared, state::AFTER_INTERRUPTION};
-#[cfg(feature = "store")]
-use crate::store::{NoSource, Role, TokenStore};
 use crate::{
     error::Error,
     observability::Reporter,
@@ -64,6 +64,15 @@ use crate::{
     source::{DynTokenSource, TokenSource},
     token::{self, Token, TokenId},
 };
+#[cfg(feature = "store")]
+use crate::{
+    retry::RetryPolicy,
+    store::{NoSource, Role, TokenStore},
+};
+
+/// The delay between two checks of a store that fails, min and max.
+#[cfg(feature = "store")]
+const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Holds one credential's current token and refreshes it, once for all callers.
 ///
@@ -227,8 +236,9 @@ impl TokenProvider {
     /// order. A permanent failure ends it at once.
     ///
     /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: it can be
-    /// read, and by members and publishers written. A program that may start while its store is down calls
-    /// [`token`](Self::token) instead, which does not need the store.
+    /// read, and by members and publishers written. Usually the first token has shown that already; otherwise this
+    /// reads, leases and releases, again with backoff until the refresh timeout is over. A program that may start
+    /// while its store is down calls [`token`](Self::token) instead, which does not need the store.
     ///
     /// The last refresh that this waits for may take another refresh timeout.
     ///
@@ -244,19 +254,19 @@ impl TokenProvider {
         let shared = self.shared();
         let deadline = Instant::now() + shared.config.refresh_timeout;
         loop {
-            let outcome = self.token().await;
-            #[cfg(feature = "store")]
-            let outcome = match outcome {
-                Ok(token) if shared.source.store_needs_check() => {
-                    tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-                    shared.source.check_store().await.map(|()| token).map_err(Error::Store)
+            let error = match self.token().await {
+                Ok(token) => {
+                    #[cfg(feature = "store")]
+                    self.store_ready(deadline).await?;
+                    return Ok(token);
                 }
-                outcome => outcome,
-            };
-            let error = match outcome {
                 Err(error) if error.is_transient() => error,
-                outcome => return outcome,
+                Err(error) => return Err(error),
             };
+            #[cfg(feature = "store")]
+            if let Some(error) = shared.store_error().filter(|error| !error.is_transient()) {
+                return Err(error);
+            }
             let soonest = Instant::now() + AFTER_INTERRUPTION;
             let not_before = shared.state().not_before();
             let next = not_before.map_or(soonest, |at| at.max(soonest));
@@ -264,6 +274,27 @@ impl TokenProvider {
                 return Err(error);
             }
         }
+    }
+
+    /// Checks the store until it can be used, if that is not known.
+    #[cfg(feature = "store")]
+    async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
+        let shared = self.shared();
+        let (min, max) = STORE_BACKOFF;
+        let mut delays = RetryPolicy::new().backoff(min, max).make_backoff();
+        while shared.source.store_needs_check() {
+            tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+            let error = match tokio::time::timeout_at(deadline, shared.source.check_store()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => Error::Store(error),
+                Err(_) => shared.store_error().unwrap_or(Error::TimedOut(shared.config.refresh_timeout)),
+            };
+            let next = Instant::now() + delays.next_delay();
+            if !error.is_transient() || next >= deadline || shared.is_shut_down_before(next).await {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Removes the current token, because it is known not to work any more: the next caller waits for another.

@@ -224,6 +224,12 @@ impl Shared {
         self.changes.send_modify(|_| {});
     }
 
+    /// Why the store fails; `None` if it does not, or there is none.
+    #[cfg(feature = "store")]
+    pub(super) fn store_error(&self) -> Option<Error> {
+        self.source.store_status()?.error.map(Error::Store)
+    }
+
     pub(super) fn status(&self) -> Status {
         let status = self.state().status(self.published().as_ref(), Instant::now());
         // Without the state's lock, so that there is no order between it and the store's.

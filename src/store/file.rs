@@ -128,6 +128,10 @@ type Millis = u64;
 
 impl FileStore {
     /// Creates a store with its record in the file at `path`. The file and its directory need not exist yet.
+    ///
+    /// `path` must end with the name of a file, of at most 249 bytes: otherwise
+    /// [`build`](crate::TokenProviderBuilder::build) returns an error. A place that cannot be used, such as a directory
+    /// that cannot be created, is an error of [`ready`](crate::TokenProvider::ready).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let record = path.into();
         let namespace = record.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -172,11 +176,13 @@ impl TokenStore for FileStore {
 
     fn validate(&self) -> Result<(), Error> {
         let path = self.files.record.as_os_str();
-        let name_len = self.files.record.file_name().unwrap_or_default().len();
-        let fits = (1..=MAX_NAME_LEN).contains(&name_len);
-        if !fits || path.as_bytes().ends_with(b"/") || path.as_bytes().contains(&0) {
-            let accepted =
-                format!("a path that ends with the name of a file of at most {MAX_NAME_LEN} bytes");
+        // `file_name` ignores what follows it: `folder/` and `folder/.` are the folder.
+        let name = self.files.record.file_name().filter(|name| path.as_bytes().ends_with(name.as_bytes()));
+        let fits = name.is_some_and(|name| name.len() <= MAX_NAME_LEN) && !path.as_bytes().contains(&0);
+        if !fits {
+            let accepted = format!(
+                "a path that ends with the name of a file of at most {MAX_NAME_LEN} bytes, none of which is 0"
+            );
             return Err(Error::out_of_range("FileStore::new", &accepted, format_args!("{path:?}")));
         }
         let timeout = self.files.timeout;
@@ -455,7 +461,7 @@ fn now_millis() -> Millis {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// Its text has the cause, which is no source besides: a chain of sources shows it once.
+/// The text has the cause, and the error no source, so that a chain of sources shows the cause once.
 fn cannot(what: &str, path: &Path, error: io::Error) -> StoreError {
     StoreError::unavailable(format!("cannot {what} {}: {error}", path.display()))
 }

@@ -151,6 +151,10 @@ impl Health {
         state.outage.is_some() || (role != Role::Reader && !state.has_written)
     }
 
+    pub(super) fn is_failing(&self) -> bool {
+        self.state().outage.is_some()
+    }
+
     pub(super) fn status(&self) -> StoreStatus {
         let state = self.state();
         let outage = state.outage.as_ref();

@@ -63,7 +63,7 @@ impl<T: TokenSource> SharedSource<T> {
         let mut polls = backoff(POLL_BACKOFF);
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
-                return Ok(Ok(self.shared.adopt(token)));
+                return Ok(Ok(self.shared.adopt(token, self.role)));
             }
             let leased_at = Instant::now();
             let Some(lease) = self.shared.lease().await? else {
@@ -83,7 +83,7 @@ impl<T: TokenSource> SharedSource<T> {
             };
             if let Some(token) = usable(&found, previous) {
                 self.shared.release(lease).await;
-                return Ok(Ok(self.shared.adopt(token)));
+                return Ok(Ok(self.shared.adopt(token, self.role)));
             }
             if leased_at.elapsed() > self.shared.lease / 2 {
                 self.shared.release(lease).await;
@@ -111,7 +111,7 @@ impl<T: TokenSource> SharedSource<T> {
             Ok(Answer::Source(token)) => token,
             Ok(Answer::Store(token)) => {
                 self.shared.release(lease).await;
-                return Ok(self.shared.adopt(token));
+                return Ok(self.shared.adopt(token, self.role));
             }
             Err(error) => {
                 self.shared.release(lease).await;
@@ -132,7 +132,7 @@ impl<T: TokenSource> SharedSource<T> {
                 self.shared.reporter.superseded();
                 // If the newer lease's token is stored already, only its refresh token still works.
                 if let Ok(Some(newer)) = self.shared.newer(Some(&token)).await {
-                    return Ok(self.shared.adopt(newer));
+                    return Ok(self.shared.adopt(newer, self.role));
                 }
                 self.shared.publish_later();
                 Ok(token)
@@ -200,7 +200,8 @@ impl<T: TokenSource> SharedSource<T> {
         Ok(token)
     }
 
-    /// Polls the store, as a reader, until there is a newer token or one lease length has passed.
+    /// Polls the store, as a reader, until there is a newer token, one lease length has passed, or the store has failed
+    /// permanently.
     async fn wait_for_publisher(
         &self,
         previous: Option<&Token>,
@@ -211,10 +212,11 @@ impl<T: TokenSource> SharedSource<T> {
         loop {
             let found = self.shared.load().await;
             if let Some(token) = found.as_ref().ok().and_then(|found| usable(found, previous)) {
-                return Ok(self.shared.adopt(token).without_refresh_token());
+                return Ok(self.shared.adopt(token, self.role).without_refresh_token());
             }
             let next = Instant::now() + polls.next_delay();
-            if next > deadline {
+            let is_permanent = found.as_ref().is_err_and(|error| !error.is_transient());
+            if next > deadline || is_permanent {
                 asking(Asked::Publisher);
                 return Err(match found {
                     Err(error) => error.into_source_error("the token store cannot be used"),

@@ -166,9 +166,9 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] if `url` has another scheme, no host, the port 0 or a database that is not a number, or if
-    /// the namespace is not 1 to 200 visible ASCII characters without braces. The error shows `url` without its user name
-    /// and password.
+    /// [`Error::InvalidOption`] if `url` has another scheme, no host, the port 0 or a database that is not a number, or
+    /// if the namespace is not 1 to 200 visible ASCII characters without braces. The error shows `url` without its user
+    /// name and password.
     pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
         let namespace = namespace.into();
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
@@ -270,8 +270,8 @@ impl RedisStore {
         invocation.invoke_async(&mut self.connection()?).await.map_err(|error| self.failed(&error))
     }
 
-    /// Returns the error of an operation. Its text says where, and has the cause, which is no source besides: a chain of
-    /// sources shows it once.
+    /// Returns the error of an operation. Its text says where, and why. It has no source, so that a chain of sources
+    /// shows the cause once.
     fn failed(&self, error: &RedisError) -> StoreError {
         match (error.kind(), error.code()) {
             // Without redis-rs' text, which would quote the response.

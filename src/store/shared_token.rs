@@ -114,7 +114,13 @@ impl SharedToken {
         Ok(usable(&self.load().await?, previous))
     }
 
-    pub(super) fn adopt(&self, token: Token) -> Token {
+    /// During an outage, a process that only adopts tokens would never learn that the store can be written again: it is
+    /// checked in the background.
+    pub(super) fn adopt(self: &Arc<Self>, token: Token, role: Role) -> Token {
+        if self.health.is_failing() {
+            let shared = Arc::clone(self);
+            tokio::spawn(async move { shared.check(role).await });
+        }
         {
             let mut unpublished = self.unpublished();
             (unpublished.token, unpublished.newest) = (None, Some(Instant::now()));
