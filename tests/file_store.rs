@@ -251,6 +251,8 @@ async fn invalid_file_is_replaced() {
         // The same content in the lock's file: the next fence is based on the clock.
         let fence = publish(&store, "third").await;
         fs::write(folder.0.join("token.lock"), &text).unwrap();
+        // The clock counts milliseconds here.
+        tokio::time::sleep(Duration::from_millis(2)).await;
         assert!(publish(&store, "fourth").await > fence);
     }
 

@@ -181,3 +181,25 @@ fn expiry_gauge_follows_the_token() {
         assert_eq!(expiry(), f64::INFINITY, "a token without a lifetime");
     });
 }
+
+/// Row 78.
+#[test]
+fn gauge_follows_store() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    record(&recorder, async {
+        tower_bearer::observability::describe_metrics();
+        let gauge = || metrics_of(&snapshotter).remove("tower_bearer_store_usable{provider=videos}");
+        let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
+        let process = endpoint.process(&store).name("videos").build().unwrap();
+        for (health, is_usable) in
+            [(fleet::Health::Good, 1), (fleet::Health::Forgetful, 0), (fleet::Health::Good, 1)]
+        {
+            store.set(health);
+            process.invalidate();
+            process.token().await.unwrap();
+            tokio::time::sleep(fleet::MINUTE / 2).await;
+            assert_eq!(gauge(), Some(is_usable), "{health:?}");
+        }
+    });
+}

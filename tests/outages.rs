@@ -14,7 +14,7 @@ use log::{Logged, Record};
 use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, Freshness, SourceError, TokenProvider};
+use tower_bearer::{BearerAuthLayer, Error, Freshness, SourceError, TokenProvider, store::TokenStore};
 use tracing::Level;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -328,4 +328,41 @@ async fn reader_counts_its_failures() {
     let status = reader.status();
     assert_eq!((&*failed, status.refreshes, status.failed_refreshes), ("3", 3, 3));
     assert!(!record.events().iter().any(|event| event.message == "asking the token source"));
+}
+
+/// Row 78: a store that leases and forgets its records is one outage, not one per attempt to store the token. So is a
+/// lease that is never released.
+#[tokio::test(start_paused = true)]
+async fn failing_store_is_two_lines() {
+    for case in ["forgetful", "leased"] {
+        let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
+        let process = endpoint.process(&store).lease(SECOND).build().unwrap();
+        let first = process.token().await.unwrap();
+        let (record, _guard) = Record::start();
+        let held = match case {
+            "forgetful" => {
+                store.set(fleet::Health::Forgetful);
+                None
+            }
+            _ => Some(store.lease(HOUR).await.unwrap().unwrap()),
+        };
+        let second = process.refresh(&first).await.unwrap();
+        sleep(50 * SECOND).await;
+        process.refresh(&second).await.unwrap();
+        let failing = process.status().store.unwrap();
+        assert!(failing.failing_for > Some(49 * SECOND), "{case}: {failing:?}");
+        store.set(fleet::Health::Good);
+        if let Some(lease) = held {
+            store.release(lease).await.unwrap();
+        }
+        sleep(50 * SECOND).await;
+        assert!(process.status().store.unwrap().is_usable(), "{case}");
+        let of_the_store: Vec<_> =
+            levels_and_messages(&record).into_iter().filter(|line| line.contains("token store")).collect();
+        assert_eq!(
+            of_the_store,
+            ["WARN token store cannot be used", "INFO token store can be used again"],
+            "{case}"
+        );
+    }
 }

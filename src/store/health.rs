@@ -14,8 +14,17 @@ use crate::observability::Reporter;
 
 /// Whether a provider's store can be used, in [`Status::store`](crate::Status#structfield.store).
 ///
-/// A store that can be read but not written cannot be used by a member or a publisher: it counts as failing until what
-/// has failed succeeds, which is a read, a lease, its release or a publication.
+/// An outage begins when an operation fails, and ends when each kind of operation that failed works again:
+///
+/// - a read, with the next read;
+/// - a lease that was not granted or extended because of an error, with the next one that is. That another process has
+///   the lease does not show that the store can be written;
+/// - a lease that was not granted within five lease lengths, when it is granted, or a token is adopted;
+/// - the release of a lease, with the next release;
+/// - a token that could not be stored, when it has been stored, or another process has stored a newer one.
+///
+/// A token that is stored ends the failures of reads and leases, too. A store that can be read but not written can
+/// therefore be used by a reader, and not by a member or a publisher. An invalid record is not a failure of the store.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStatus {
@@ -112,11 +121,21 @@ impl Health {
     }
 
     pub(super) fn succeeded(&self, operation: Operation) {
+        self.state().has_written |= matches!(operation, Operation::Release | Operation::Publish);
+        self.end(operation.shown());
+    }
+
+    /// Records that no token has to be stored any more, because another process has stored a newer one.
+    pub(super) fn nothing_to_publish(&self) {
+        self.end(Operation::Publish as u8);
+    }
+
+    /// Ends the failures of these operations.
+    fn end(&self, operations: u8) {
         let ended = {
             let mut state = self.state();
-            state.has_written |= matches!(operation, Operation::Release | Operation::Publish);
             if let Some(outage) = &mut state.outage {
-                outage.failing &= !operation.shown();
+                outage.failing &= !operations;
             }
             state.outage.take_if(|outage| outage.failing == 0)
         };

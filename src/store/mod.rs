@@ -87,9 +87,10 @@ use crate::error::Error;
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
 /// lengths. The process then refreshes without the store and reports it
-/// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the token as soon as the store works again. During the first half of the expiring period
+/// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the
+/// token when the store works again, within about 30 s. During the first half of the expiring period
 /// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader
-/// cannot refresh without the store.
+/// cannot refresh without the store. [`StoreStatus`] defines when an outage begins and ends.
 ///
 /// # A store of your own
 ///

@@ -117,9 +117,12 @@ impl SharedToken {
     /// During an outage, a process that only adopts tokens would never learn that the store can be written again: it is
     /// checked in the background.
     pub(super) fn adopt(self: &Arc<Self>, token: Token, role: Role) -> Token {
+        self.health.nothing_to_publish();
         if self.health.is_failing() {
             let shared = Arc::clone(self);
-            tokio::spawn(async move { shared.check(role).await });
+            // The operations record its result.
+            let check = async move { _ = shared.check(role).await };
+            tokio::spawn(observability::within(observability::current_span(), check));
         }
         {
             let mut unpublished = self.unpublished();
@@ -166,7 +169,12 @@ impl SharedToken {
 
     pub(super) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
         let leased = with_timeout(self.store.lease(self.lease)).await;
-        self.health.record(Operation::Lease, &leased);
+        match &leased {
+            Ok(Some(_)) => self.health.succeeded(Operation::Lease),
+            // Another process has it, which does not show that the store can be written.
+            Ok(None) => {}
+            Err(error) => self.health.failed(Operation::Lease, error),
+        }
         leased
     }
 
@@ -196,17 +204,22 @@ impl SharedToken {
         thirds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             thirds.tick().await;
-            match timeout(max, self.store.extend(lease, self.lease)).await {
-                Ok(Ok(Extension::Extended) | Err(_)) | Err(_) => {}
+            match with_limit(max, self.store.extend(lease, self.lease)).await {
+                Ok(Extension::Extended) => self.health.succeeded(Operation::Lease),
+                Err(error) => self.health.failed(Operation::Lease, &error),
                 // The source is still asked: the fence protects what is published.
-                Ok(Ok(Extension::Expired | Extension::Unsupported)) => pending().await,
+                Ok(Extension::Expired | Extension::Unsupported) => pending().await,
             }
         }
     }
 
     pub(super) async fn publish(&self, token: &Token, lease: &Lease) -> Result<Publication, StoreError> {
         let published = with_timeout(self.store.publish(lease, Record::of(token, lease.fence()))).await;
-        self.health.record(Operation::Publish, &published);
+        match &published {
+            Ok(Publication::Stored) => self.health.succeeded(Operation::Publish),
+            Ok(Publication::Superseded) => {}
+            Err(error) => self.health.failed(Operation::Publish, error),
+        }
         published
     }
 
@@ -280,8 +293,7 @@ impl SharedToken {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
             Some(found) if found.record_version() > known => {
                 self.remove_unpublished(&token);
-                // There is nothing left to publish, so its failure is over.
-                self.health.succeeded(Operation::Publish);
+                self.health.nothing_to_publish();
             }
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
@@ -313,7 +325,14 @@ pub(super) fn backoff((min, max): (Duration, Duration)) -> Backoff {
 
 /// Applies [`OPERATION_TIMEOUT`] to one operation of a store.
 async fn with_timeout<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout(OPERATION_TIMEOUT, operation).await.unwrap_or_else(|_| {
-        Err(StoreError::unavailable(format!("the token store did not respond within {OPERATION_TIMEOUT:?}")))
+    with_limit(OPERATION_TIMEOUT, operation).await
+}
+
+async fn with_limit<T>(
+    limit: Duration,
+    operation: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(limit, operation).await.unwrap_or_else(|_| {
+        Err(StoreError::unavailable(format!("the token store did not respond within {limit:?}")))
     })
 }

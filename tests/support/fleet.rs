@@ -31,6 +31,8 @@ pub enum Health {
     ReadOnly,
     /// Grants leases, but stores nothing.
     Forgetful,
+    /// Set up wrongly, such as with a wrong password.
+    Misconfigured,
 }
 
 /// Stops one simulated process, so that it extends no lease.
@@ -108,7 +110,10 @@ impl MemoryStore {
     async fn health(&self) -> Result<Health, StoreError> {
         let health = self.lock().health;
         match health {
-            Health::Down => return Err(StoreError::unavailable("the store is down")),
+            Health::Down => {
+                return Err(StoreError::unavailable("the store is down").with_cause("connection refused"));
+            }
+            Health::Misconfigured => return Err(StoreError::configuration("the password is wrong")),
             Health::Slow => sleep(SLOW).await,
             _ => {}
         }
