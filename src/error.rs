@@ -288,7 +288,8 @@ impl SourceError {
         Self { kind, message: message.into(), retry_after: None, cause: None }
     }
 
-    /// Sets the cause of the error, which is its [`source`](StdError::source). Its `Drop` must not call the provider.
+    /// Sets the cause of the error, which is its [`source`](StdError::source). Its text must not repeat
+    /// it.
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
         self

@@ -2,6 +2,7 @@
 
 #[path = "support/fleet.rs"]
 mod fleet;
+mod support;
 
 use std::time::Duration;
 
@@ -466,8 +467,8 @@ fn ready_outside_of_a_runtime_is_an_error() {
 }
 
 /// Row 78: the drop of an error's cause is foreign code, which may read the status.
-#[tokio::test(start_paused = true)]
-async fn drop_of_store_error_is_no_deadlock() {
+#[test]
+fn drop_of_store_error_is_no_deadlock() {
     use std::sync::{Arc, OnceLock};
 
     #[derive(Clone, Debug, thiserror::Error)]
@@ -488,7 +489,7 @@ async fn drop_of_store_error_is_no_deadlock() {
         }
 
         async fn load(&self) -> Result<Option<Record>, StoreError> {
-            Err(StoreError::unavailable("down").with_cause(Cause(self.0.clone())))
+            Err(StoreError::unavailable("down").with_cause(Cause(Arc::clone(&self.0))))
         }
 
         async fn lease(&self, _: Duration) -> Result<Option<Lease>, StoreError> {
@@ -505,14 +506,21 @@ async fn drop_of_store_error_is_no_deadlock() {
     }
 
     let provider = Arc::new(OnceLock::new());
-    let store = Failing(provider.clone());
+    let store = Failing(Arc::clone(&provider));
     let process = TokenProvider::builder(Endpoint::default()).store(store).build().unwrap();
     provider.set(process.clone()).unwrap();
-    for _ in 0..3 {
-        process.invalidate();
-        process.token().await.unwrap();
-    }
-    assert!(!process.status().store.unwrap().is_usable());
+    support::ends(async move {
+        for _ in 0..3 {
+            process.invalidate();
+            process.token().await.unwrap();
+        }
+        until_expiring(&process).await;
+        for _ in 0..3 {
+            process.token().await.unwrap();
+            sleep(SECOND).await;
+        }
+        assert!(!process.status().store.unwrap().is_usable());
+    });
 }
 
 /// Row 78: a caller of `ready` that is dropped during the check leaves no lease behind.
@@ -1076,12 +1084,6 @@ async fn slow_check_ends_with_ready() {
     assert!(begun.elapsed() <= 3 * SECOND, "{:?}", begun.elapsed());
 }
 
-/// An error with its sources, as a log shows it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// The reason is in each error's own text, and the cause once in its chain.
 #[tokio::test(start_paused = true)]
 async fn store_error_has_cause_once() {
@@ -1099,6 +1101,6 @@ async fn store_error_has_cause_once() {
         (TokenProvider::reader(store).build().unwrap().token().await.unwrap_err(), without),
     ] {
         assert_eq!(error.to_string(), format!("{text}: the store is down"));
-        assert_eq!(chain(&error), format!("{text}: the store is down: connection refused"));
+        assert_eq!(support::chain(&error), format!("{text}: the store is down: connection refused"));
     }
 }

@@ -7,7 +7,7 @@ use std::{
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -252,5 +252,53 @@ fn shutdown_does_not_wait_for_lost_background_task() {
         });
         assert!(timeout(10 * SECOND, ended).await.is_ok(), "it waits for the refresh timeout");
         shutdown.await.unwrap();
+    });
+}
+
+/// Row 4: the drop of an error's cause is foreign code, which may read the status.
+#[test]
+fn drop_of_an_error_is_no_deadlock() {
+    #[derive(Debug)]
+    struct Cause(Arc<OnceLock<TokenProvider>>);
+
+    impl std::fmt::Display for Cause {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("cause")
+        }
+    }
+
+    impl std::error::Error for Cause {}
+
+    impl Drop for Cause {
+        fn drop(&mut self) {
+            self.0.get().map(TokenProvider::status);
+        }
+    }
+
+    let provider = Arc::new(OnceLock::new());
+    let source = source_fn({
+        let provider = Arc::clone(&provider);
+        let calls = AtomicU64::new(0);
+        move |_| {
+            let cause = Cause(Arc::clone(&provider));
+            let error = match calls.fetch_add(1, Ordering::Relaxed) {
+                0..4 => Some(SourceError::unavailable("down")),
+                4..6 => Some(SourceError::rejected("no")),
+                _ => None,
+            };
+            async move {
+                match error {
+                    Some(error) => Err(error.with_cause(cause)),
+                    None => Ok(Token::builder("abc").build()?),
+                }
+            }
+        }
+    });
+    provider.set(TokenProvider::new(source)).unwrap();
+    support::ends(async move {
+        let provider = provider.get().unwrap();
+        while provider.token().await.is_err() {
+            sleep(10 * SECOND).await;
+        }
     });
 }

@@ -5,6 +5,7 @@
 //! path reads without the lock: it only uses a token, and any token that was published may be used.
 
 use std::{
+    ops::{Deref, DerefMut},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -68,8 +69,8 @@ impl Shared {
 
     /// Locks the state. Neither a source, nor a subscriber, nor a waker may run before the guard is dropped: each is
     /// foreign code, and may call the provider.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+    pub(super) fn state(&self) -> Locked<'_> {
+        Locked(Some(lock(&self.state)))
     }
 
     /// The current token as one service sees it.
@@ -84,7 +85,7 @@ impl Shared {
 
     /// Publishes a token, or none. The guard shows that the caller holds the lock, without which a decision could see
     /// the state of one token and the value of another.
-    fn publish(&self, _locked: &MutexGuard<'_, State>, token: Option<Token>) -> Option<Token> {
+    fn publish(&self, _locked: &Locked<'_>, token: Option<Token>) -> Option<Token> {
         self.published.swap(token.map(|token| token.0)).map(Token)
     }
 
@@ -236,6 +237,31 @@ impl Shared {
         #[cfg(feature = "store")]
         let status = Status { store: self.source.store_status(), ..status };
         status
+    }
+}
+
+/// The locked state. Its drop unlocks, and then drops the errors that were replaced.
+pub(super) struct Locked<'a>(Option<MutexGuard<'a, State>>);
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.0.as_ref().expect("locked until the drop")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.0.as_mut().expect("locked until the drop")
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let replaced = self.take_replaced();
+        self.0 = None;
+        drop(replaced);
     }
 }
 

@@ -195,6 +195,8 @@ pub(super) struct State {
     asked: u64,
     failed: u64,
     last_error: Option<Error>,
+    /// The errors that were replaced, for the caller to drop without the lock: the drop of a cause is foreign code.
+    replaced: Vec<Error>,
     /// What has failed since the newest token.
     outage: Outage,
     /// After a permanent failure: how long callers get it without another refresh.
@@ -231,6 +233,7 @@ impl State {
             asked: 0,
             failed: 0,
             last_error: None,
+            replaced: Vec::new(),
             outage: Outage::default(),
             permanent: CoolDown::new(min, max),
             permanent_error: None,
@@ -314,7 +317,7 @@ impl State {
             Need::Any | Need::Ahead => (false, None),
         };
         self.started += 1;
-        self.attempt_error = None;
+        self.replaced.extend(self.attempt_error.take());
         self.watched.clear();
         let refresh = Arc::new(Refresh {
             number: self.started,
@@ -424,8 +427,8 @@ impl State {
         }
         let delay = asked + self.backoff.next_delay();
         self.not_before = now.checked_add(delay);
-        self.attempt_error = Some(error.clone());
-        self.last_error = Some(error.clone());
+        self.replaced.extend(self.attempt_error.replace(error.clone()));
+        self.replaced.extend(self.last_error.replace(error.clone()));
         let is_news = self.outage.attempt_failed(now, error.name());
         (error, delay, is_news)
     }
@@ -503,9 +506,9 @@ impl State {
         self.previous = Some(token.clone());
         self.published_at = Some((now, wall));
         self.asked_at = Some(asked_at);
-        self.last_error = None;
+        self.replaced.extend(self.last_error.take());
         self.permanent.reset();
-        self.permanent_error = None;
+        self.replaced.extend(self.permanent_error.take().map(|(error, _)| error));
         let is_first_postponed = !std::mem::replace(&mut self.is_postponed, postponed.is_some());
         self.not_before = postponed.and_then(|delay| now.checked_add(delay));
         if postponed.is_none() {
@@ -517,11 +520,12 @@ impl State {
 
     fn fail(&mut self, refresh: &Refresh, error: Error, current: Option<Token>, now: Instant) -> Failed {
         self.failed += u64::from(refresh.has_asked());
-        self.last_error = Some(error.clone());
+        self.replaced.extend(self.last_error.replace(error.clone()));
         let mut cool_down = None;
         if !error.is_transient() && !matches!(error, Error::ShutDown) {
             cool_down = Some(self.permanent.begin(now));
-            self.permanent_error = Some((error.clone(), refresh.revision));
+            let replaced = self.permanent_error.replace((error.clone(), refresh.revision));
+            self.replaced.extend(replaced.map(|(error, _)| error));
         } else if !matches!(error, Error::Source(_)) {
             self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
         }
@@ -542,7 +546,7 @@ impl State {
         let (error, failed_revision) = self.permanent_error.as_ref()?;
         if *failed_revision != revision {
             self.permanent.reset();
-            self.permanent_error = None;
+            self.replaced.extend(self.permanent_error.take().map(|(error, _)| error));
             return None;
         }
         self.permanent.is_active(now).then(|| error.clone())
@@ -611,6 +615,11 @@ impl State {
         let (_, due, _) = self.background.as_mut().filter(|(newest, ..)| *newest == number)?;
         *due = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
         Some(*due)
+    }
+
+    /// Takes the errors that were replaced.
+    pub(super) fn take_replaced(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.replaced)
     }
 
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {

@@ -181,6 +181,22 @@ pub fn at_once<F: Future>(future: F) -> Option<F::Output> {
     }
 }
 
+/// Runs a future on a paused clock, on a thread of its own.
+///
+/// # Panics
+///
+/// If it does not end, because of a deadlock.
+pub fn ends(future: impl Future<Output = ()> + Send + 'static) {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(future);
+        done.send(()).unwrap();
+    });
+    // A failed assertion drops the sender.
+    ended.recv_timeout(Duration::from_secs(60)).expect("deadlock, or a failed assertion above");
+}
+
 pub fn get() -> Request<Empty<Bytes>> {
     Request::get("https://api.example/videos").body(Empty::new()).unwrap()
 }
