@@ -95,8 +95,8 @@
 //! | `tower_bearer_store_usable` | gauge | Whether the store can be used (1) or has failed (0). | |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
-//! The seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()` in PromQL: the moment does not
-//! have to be updated while no request is sent.
+//! In PromQL, the seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()`. As a point in
+//! time, the gauge is right even while no request is sent.
 //!
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
@@ -164,8 +164,8 @@ impl Reporter {
         Self { provider: Arc::clone(provider) }
     }
 
-    /// Records that nothing has happened so far: a counter that first appears with its first count would hide that count
-    /// from a query for its increase.
+    /// Sets all counters to 0. A counter that first appears with its first count would hide that count from a query for
+    /// its increase.
     pub(crate) fn register(&self, has_store: bool) {
         #[cfg(feature = "metrics")]
         {

@@ -93,8 +93,8 @@ impl ChallengePause {
         }
     }
 
-    /// Records that a challenge has started no refresh. Once in the longest cool-down it is news: returns how many there
-    /// were since the last that was.
+    /// Records that a challenge has started no refresh. It is news once in the longest cool-down: then this returns how
+    /// many there were since the last that was news.
     pub(super) fn leave_alone(&mut self, now: Instant) -> Option<u64> {
         if self.reported_at.is_some_and(|at| now.saturating_duration_since(at) < self.max) {
             self.unreported += 1;

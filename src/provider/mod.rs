@@ -235,17 +235,17 @@ impl TokenProvider {
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
     /// order. A permanent failure ends it at once.
     ///
-    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: it can be
-    /// read, and by members and publishers written. Usually the first token has shown that already; otherwise this
-    /// reads, leases and releases, again with backoff until the refresh timeout is over. A program that may start
-    /// while its store is down calls [`token`](Self::token) instead, which does not need the store.
+    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
+    /// to read it, a member and a publisher also to write it. Usually the first token has shown that already. Otherwise
+    /// this reads, leases and releases, with backoff until the refresh timeout is over. A program that may start while
+    /// its store is down calls [`token`](Self::token) instead, which does not need the store.
     ///
     /// The last refresh that this waits for may take another refresh timeout.
     ///
     /// # Errors
     ///
-    /// As for [`token`](Self::token): the newest failure. [`Error::Store`](crate::Error) (feature `store`) if there is a
-    /// token, but the store cannot be used.
+    /// As for [`token`](Self::token): the newest failure. [`Error::Store`](crate::Error) (feature `store`) if the store
+    /// cannot be used, at once if that is permanent.
     ///
     /// # Cancel safety
     ///

@@ -81,8 +81,8 @@ pub(super) enum Decision {
     Use(Token),
     /// This token has replaced the challenged one already.
     Replaced(Token, TokenId),
-    /// This token is used and the source is not asked: the API challenges even the newest token. With the number of
-    /// such decisions since the one before that was news; `None` if this one is not.
+    /// This token is used and the source is not asked: the API challenges even the newest token. If that is news, with
+    /// the number of such decisions since the last that was news.
     LeaveAlone(Token, Option<u64>),
     /// This token is used and replaced later: nobody waits, and the source is in its backoff.
     Postpone(Token),
@@ -385,10 +385,10 @@ impl State {
         Some(failed)
     }
 
-    /// Counts a request that fails because there is no token, and returns the error. `None` if that is not part of an
-    /// outage: the request may learn of its failure when the outage has ended.
+    /// Counts a request that fails because there is no token, and returns the error to report. Without `error`, the
+    /// request was dropped while it waited.
     ///
-    /// Without an error of its own, the request was dropped while it waited. That is a failure if refreshes fail.
+    /// Returns `None` if there is no outage: it has ended before the request was polled, or nothing has failed.
     pub(super) fn request_failed(&mut self, error: Option<&Error>, now: Instant) -> Option<(Error, Counted)> {
         let is_outage = match error {
             Some(Error::ShutDown) => false,
@@ -411,8 +411,8 @@ impl State {
         self.not_before
     }
 
-    /// Postpones the next attempt of the refresh, by the backoff and the source's `Retry-After`; returns by how much, and
-    /// whether the failure is news.
+    /// Postpones the next attempt of the refresh, by the backoff and the source's `Retry-After`. Returns by how much,
+    /// and whether the failure is news.
     pub(super) fn back_off(
         &mut self,
         refresh: &Refresh,

@@ -30,8 +30,8 @@ pub struct Status {
     /// Whether the store that processes share can be used; if not, for how long it has failed, and why. `None` without
     /// a [store](crate::TokenProviderBuilder#method.store).
     ///
-    /// It is what the operations of the newest refresh have shown. A change of it alone is no change of the status for
-    /// [`subscribe`](crate::TokenProvider::subscribe).
+    /// It is what the newest operations of the store have shown. A change of this field alone does not notify
+    /// [subscribers](crate::TokenProvider::subscribe).
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub store: Option<StoreStatus>,

@@ -1,5 +1,5 @@
-//! [`Health`]: whether the store can be used, as its operations show; and [`StoreStatus`], what a provider's status says
-//! of it.
+//! [`Health`]: whether the store can be used, as its operations show. [`StoreStatus`]: what a provider's status says of
+//! it.
 
 use std::{
     mem,
@@ -28,20 +28,20 @@ use crate::observability::Reporter;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStatus {
-    /// For how long the store has failed. `None` if nothing has failed that has not succeeded since.
+    /// How long the outage has lasted. `None` if there is none.
     pub failing_for: Option<Duration>,
-    /// Why the newest operation that failed did so. `None` if the store does not fail.
+    /// The newest failure of the outage. `None` if there is none.
     pub error: Option<StoreError>,
 }
 
 impl StoreStatus {
-    /// Whether the store does not fail. Before its first use, it does not.
+    /// Returns whether there is no outage. Before the first use of the store, there is none.
     pub fn is_usable(&self) -> bool {
         self.failing_for.is_none()
     }
 }
 
-/// What can fail. Each ends when the same succeeds.
+/// What can fail, until the same succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Load = 1,

@@ -179,7 +179,7 @@ impl SharedToken {
     }
 
     /// Checks that the store can be read, and written unless this is a reader. A publication that has failed is repeated
-    /// in the background: it fails the check until it succeeds.
+    /// in the background, and fails the check until it succeeds.
     pub(super) async fn check(&self, role: Role) -> Result<(), StoreError> {
         self.load().await?;
         if role != Role::Reader {

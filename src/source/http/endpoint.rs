@@ -53,8 +53,8 @@ pub(crate) enum ExchangeError {
 }
 
 impl ExchangeError {
-    /// Converts the error. Its text says what is missing, and the whole chain of causes, which are no sources besides: a
-    /// chain of sources shows each text once.
+    /// Converts the error. The text says what is missing, and has the whole chain of causes. The error has no source, so
+    /// that each text is shown once.
     pub(crate) fn into_source_error(self, missing: &str) -> SourceError {
         SourceError::unavailable(format!("{missing}: {}", Chain(&self)))
     }
