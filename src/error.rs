@@ -78,6 +78,9 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Source(error) if error.kind() == SourceErrorKind::Configuration => {
+                write!(f, "the token source is set up wrongly: {error}")
+            }
             Self::Source(error) => write!(f, "no access token could be obtained: {error}"),
             #[cfg(feature = "store")]
             Self::Store(error) => write!(f, "the token store cannot be used: {error}"),
@@ -240,6 +243,9 @@ impl SourceError {
     /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
     /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
     /// | any other | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    ///
+    /// It is for the exchange of a credential. A rejected refresh token (400 in RFC 6749 §5.2) is no reason to return an
+    /// error: use the credential instead, since the same refresh token would be rejected again.
     ///
     /// `Retry-After` has seconds or an HTTP date (RFC 9110 §10.2.3); any other value is ignored. The message has the
     /// status, and nothing of `headers`.

@@ -5,7 +5,7 @@
 //! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`.
 //! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
-//! A level says what callers notice: at ERROR requests fail, at WARN they still succeed. Of a failure that repeats, only
+//! A level says what callers notice: at ERROR requests fail for lack of a token, at WARN they still have one. Of a failure that repeats, only
 //! the first since the newest token, and the first for each reason, is logged at the level in the table; the others are
 //! DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few lines, however long it
 //! lasts.
@@ -67,7 +67,7 @@
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
 //! | `joined the running refresh` | TRACE | `refresh` |
 //! | `challenged token is already replaced` | DEBUG | `generation` (of the new token), `challenged` (the other's) |
-//! | `newest token challenged; not asking the source` | WARN, once in the longest cool-down, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
+//! | `the API challenges new tokens too; not asking the source` | WARN, once in the longest cool-down, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `using the expiring token until the backoff ends` | TRACE | `generation` |
 //! | `not asking the source; the last failure still holds` | DEBUG | `error` |
 //! | `token invalidated` | INFO | `generation` |
@@ -96,7 +96,8 @@
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
 //! In PromQL, the seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()`. As a point in
-//! time, the gauge is right even while no request is sent.
+//! time, the gauge is right even while no request is sent. How a histogram is shown is up to the recorder:
+//! `metrics-exporter-prometheus` makes it a summary unless it is given buckets.
 //!
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
@@ -528,7 +529,7 @@ impl Reporter {
             provider = %self.provider,
             generation = token.generation(),
             repeated,
-            "newest token challenged; not asking the source"
+            "the API challenges new tokens too; not asking the source"
         );
     }
 

@@ -44,8 +44,9 @@ const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
 ///
 /// The first retry of a request is free if it has a newer token that the API has not challenged: each token is
 /// challenged at most once per request, and tokens are renewed at most once per cool-down. Every further retry is
-/// charged, and so is a retry with a token that was challenged already. Requests that the API always challenges
-/// therefore cannot multiply its load. All clones of the policy share the budget ([`tower::retry::budget`]).
+/// charged, and so is a retry with a token that was challenged already. The budget therefore bounds what requests that
+/// the API always challenges add to its load: by default, 10 retries per second and a fifth of the challenged requests.
+/// All clones of the policy share the budget ([`tower::retry::budget`]).
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     max_retries: u32,

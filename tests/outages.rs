@@ -48,7 +48,7 @@ async fn constant_401_is_a_line_per_minute() {
         for response in futures_util::future::join_all(requests).await {
             assert_eq!(response.unwrap().status(), StatusCode::UNAUTHORIZED);
         }
-        let left_alone = "newest token challenged; not asking the source";
+        let left_alone = "the API challenges new tokens too; not asking the source";
         let warnings: Vec<_> =
             lines(&record).into_iter().filter(|event| event.message == left_alone).collect();
         assert_eq!(warnings.len(), round + 1, "{:?}", levels_and_messages(&record));

@@ -162,8 +162,9 @@ async fn says_why_there_is_no_token() {
     let answer = send(request).await;
     assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
     let text = text(answer.into_body()).await;
-    let why = "no access token could be obtained: 127.0.0.1 rejected the API key (HTTP 400)";
-    assert!(text.starts_with(why) && !text.contains("canary"), "{text}");
+    let url = format!("{}auth/api-key", server.uri());
+    let why = format!("no access token could be obtained: {url} rejected the API key (HTTP 400)");
+    assert!(text.starts_with(&why) && !text.contains("canary"), "{text}");
 }
 
 #[tokio::test]

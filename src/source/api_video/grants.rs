@@ -84,7 +84,7 @@ impl ApiVideo {
         if response.status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.
             return token_response::parse(&response.body, requested_at, DEFAULT_LIFETIME)
-                .map_err(Failure::Lost);
+                .map_err(|error| Failure::Lost(SourceError::invalid_response(format!("{url}: {error}"))));
         }
         Err(Failure::Status(response.status, failure(response.status, &response.headers, &url)))
     }
@@ -136,8 +136,8 @@ impl ApiVideo {
             }
             Err(Failure::Status(status, error)) if error.kind() == SourceErrorKind::Rejected => {
                 Err(SourceError::rejected(format!(
-                    "{} rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
-                    self.base_url.host().unwrap_or_default(),
+                    "{}auth/api-key rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
+                    self.api_base(),
                     status.as_u16()
                 )))
             }
