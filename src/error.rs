@@ -1,5 +1,5 @@
-//! The errors of each boundary: [`Error`] for callers, [`SourceError`] for token sources, [`TokenError`] for tokens.
-//! `store/error.rs` has the one for stores.
+//! The errors of each boundary: [`Error`] for callers, [`SourceError`] for token sources, `StoreError` for stores,
+//! [`TokenError`] for tokens.
 //!
 //! No error contains a token, a key, or a byte of a response body. Every error is `Clone`, because all callers that
 //! wait for one refresh get the same one.
@@ -9,8 +9,6 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration}
 use http::{HeaderMap, StatusCode};
 
 use crate::retry_after::retry_after;
-#[cfg(feature = "store")]
-use crate::store::StoreError;
 
 /// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -351,6 +349,102 @@ impl fmt::Display for SourceError {
 impl StdError for SourceError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
+    }
+}
+
+/// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
+///
+/// A member or a publisher refreshes without the store, and uses it again at the next refresh. A reader has no other
+/// source: its callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error
+/// in [`Status::store`](crate::Status#structfield.store), as an event and by a metric
+/// ([`observability`](crate::observability)). [`TokenProvider::ready`](crate::TokenProvider::ready) returns it.
+///
+/// ```
+/// use tower_bearer::store::{StoreError, StoreErrorKind};
+///
+/// let error = StoreError::unavailable("the database is read-only");
+/// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+/// assert_eq!(error.to_string(), "the database is read-only");
+/// ```
+#[cfg(feature = "store")]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    message: Cow<'static, str>,
+    #[source]
+    cause: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// The kind of a [`StoreError`].
+#[cfg(feature = "store")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// The store cannot be reached, is too slow, cannot be written, or is not the expected kind of store.
+    Unavailable,
+    /// The store is set up wrongly: the password is wrong, or a right is missing. Permanent until that is corrected.
+    Configuration,
+    /// Other users could read or change the stored data, so the store does not use it.
+    Insecure,
+    /// There is a record, but it cannot be read: it is too long, has an unknown schema, or is encrypted with another
+    /// key. The record counts as absent and the next one replaces it.
+    InvalidRecord,
+}
+
+#[cfg(feature = "store")]
+impl StoreError {
+    /// Creates an error of kind [`Unavailable`](StoreErrorKind::Unavailable).
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Unavailable, message)
+    }
+
+    /// Creates an error of kind [`Configuration`](StoreErrorKind::Configuration). The message should say how to correct
+    /// it.
+    pub fn configuration(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Configuration, message)
+    }
+
+    /// Creates an error of kind [`Insecure`](StoreErrorKind::Insecure). The message should say who else has access.
+    pub fn insecure(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::Insecure, message)
+    }
+
+    /// Creates an error of kind [`InvalidRecord`](StoreErrorKind::InvalidRecord).
+    ///
+    /// The message must not quote the record, because the record may hold a token.
+    pub fn invalid_record(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StoreErrorKind::InvalidRecord, message)
+    }
+
+    fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into(), cause: None }
+    }
+
+    /// Adds the underlying error, as this error's [`source`](StdError::source). Its text must not repeat it.
+    pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(Arc::from(cause.into()));
+        self
+    }
+
+    /// Returns the kind of this error.
+    pub fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+
+    /// Whether a later retry may succeed without any change.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::Unavailable | StoreErrorKind::InvalidRecord)
+    }
+
+    /// Converts this error to a source's, whose text begins with `what` and includes this error's. A chain of causes
+    /// shows each text once.
+    pub(crate) fn into_source_error(self, what: &str) -> SourceError {
+        let error = SourceError::unavailable(format!("{what}: {self}"));
+        match self.cause {
+            Some(cause) => error.with_shared_cause(cause),
+            None => error,
+        }
     }
 }
 

@@ -112,7 +112,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 #[cfg(feature = "store")]
-use crate::store::StoreError;
+use crate::error::StoreError;
 use crate::{
     error::{Chain, Error, SourceError},
     token::{Token, TokenId},

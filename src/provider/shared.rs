@@ -22,6 +22,8 @@ use super::{
     status::Status,
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
 };
+#[cfg(feature = "store")]
+use crate::store::StoreStatus;
 use crate::{
     error::{Error, SourceError},
     observability::Reporter,
@@ -228,14 +230,14 @@ impl Shared {
     /// Why the store fails; `None` if it does not, or there is none.
     #[cfg(feature = "store")]
     pub(super) fn store_error(&self) -> Option<Error> {
-        self.source.store_status()?.error.map(Error::Store)
+        self.source.store_outage()?.map(|(_, error)| Error::Store(error))
     }
 
     pub(super) fn status(&self) -> Status {
         let status = self.state().status(self.published().as_ref(), Instant::now());
         // Without the state's lock, so that there is no order between it and the store's.
         #[cfg(feature = "store")]
-        let status = Status { store: self.source.store_status(), ..status };
+        let status = Status { store: self.source.store_outage().map(StoreStatus::of), ..status };
         status
     }
 }

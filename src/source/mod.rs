@@ -22,7 +22,7 @@ pub use self::{
 };
 
 #[cfg(feature = "store")]
-use crate::store::{StoreError, StoreStatus};
+use crate::error::StoreError;
 use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
 
 /// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens.
@@ -150,6 +150,10 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 /// The future of [`DynTokenSource::fetch`].
 pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
 
+/// How long a store has failed, and its newest failure.
+#[cfg(feature = "store")]
+pub(crate) type StoreOutage = Option<(std::time::Duration, StoreError)>;
+
 /// The future of [`DynTokenSource::check_store`].
 #[cfg(feature = "store")]
 pub(crate) type Check = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -171,9 +175,9 @@ pub(crate) trait DynTokenSource: Send + Sync {
     /// Calls `asking` directly before the service that issues the tokens is asked, if it is.
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a>;
 
-    /// Whether the store that processes share can be used. `None` without a store.
+    /// The outage of the store that processes share, if there is one. `None` without a store.
     #[cfg(feature = "store")]
-    fn store_status(&self) -> Option<StoreStatus> {
+    fn store_outage(&self) -> Option<StoreOutage> {
         None
     }
 

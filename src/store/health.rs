@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Role, StoreError, StoreErrorKind};
-use crate::observability::Reporter;
+use crate::{observability::Reporter, source::StoreOutage};
 
 /// Whether a provider's store can be used, in [`Status::store`](crate::Status#structfield.store).
 ///
@@ -35,6 +35,11 @@ pub struct StoreStatus {
 }
 
 impl StoreStatus {
+    pub(crate) fn of(outage: StoreOutage) -> Self {
+        let (failing_for, error) = outage.unzip();
+        Self { failing_for, error }
+    }
+
     /// Returns whether there is no outage. Before the first use of the store, there is none.
     pub fn is_usable(&self) -> bool {
         self.failing_for.is_none()
@@ -174,12 +179,7 @@ impl Health {
         self.state().outage.is_some()
     }
 
-    pub(super) fn status(&self) -> StoreStatus {
-        let state = self.state();
-        let outage = state.outage.as_ref();
-        StoreStatus {
-            failing_for: outage.map(|outage| outage.since.elapsed()),
-            error: outage.map(|outage| outage.error.clone()),
-        }
+    pub(super) fn outage(&self) -> StoreOutage {
+        self.state().outage.as_ref().map(|outage| (outage.since.elapsed(), outage.error.clone()))
     }
 }

@@ -13,7 +13,6 @@
 
 #[cfg(feature = "encryption")]
 mod encrypted;
-mod error;
 // For std's file locks.
 #[clippy::msrv = "1.89"]
 #[cfg(all(feature = "file-store", unix))]
@@ -38,11 +37,12 @@ pub(crate) use self::protocol::SharedSource;
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
 pub use self::{
-    error::{StoreError, StoreErrorKind},
     health::StoreStatus,
     protocol::NoSource,
     record::{Extension, Lease, Publication, Record},
 };
+
+pub use crate::error::{StoreError, StoreErrorKind};
 
 use crate::error::Error;
 

@@ -7,14 +7,16 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    DynTokenStore, Lease, Publication, Role, StoreError, StoreStatus,
+    DynTokenStore, Lease, Publication, Role, StoreError,
     shared_token::{SharedToken, backoff, is_newer, usable},
 };
 use crate::{
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
-    source::{Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, TokenRequest, TokenSource},
+    source::{
+        Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, StoreOutage, TokenRequest, TokenSource,
+    },
     token::Token,
 };
 
@@ -234,8 +236,8 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
         Box::pin(self.token(request, asking))
     }
 
-    fn store_status(&self) -> Option<StoreStatus> {
-        Some(self.shared.health.status())
+    fn store_outage(&self) -> Option<StoreOutage> {
+        Some(self.shared.health.outage())
     }
 
     fn store_needs_check(&self) -> bool {

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::error::StoreError;
+use super::StoreError;
 use crate::token::Token;
 
 /// The schema of the text. A record with another schema counts as absent.

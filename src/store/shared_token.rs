@@ -188,8 +188,8 @@ impl SharedToken {
                 self.release(lease).await;
             }
         }
-        match self.health.status().error {
-            Some(error) => Err(error),
+        match self.health.outage() {
+            Some((_, error)) => Err(error),
             None => Ok(()),
         }
     }
