@@ -991,9 +991,12 @@ fn late_token_replaces_no_newer_one() {
     // The token is granted, but the runtime stalls before the response arrives.
     let first = stalled.block_on(async {
         let token = provider.token().await.unwrap();
-        endpoint.change(|grants| grants.delays.push_back(millis(100)));
-        let _ = tokio::time::timeout(millis(250), provider.refresh(&token)).await;
-        token
+        endpoint.change(|grants| grants.delays.push_back(millis(300)));
+        let mut refresh = std::pin::pin!(provider.refresh(&token));
+        while endpoint.grants().posts() < 2 {
+            let _ = tokio::time::timeout(millis(1), &mut refresh).await;
+        }
+        token.clone()
     });
     let newer = live.block_on(async {
         assert!(provider.refresh(&first).await.is_err());
