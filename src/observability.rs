@@ -5,10 +5,10 @@
 //! The target of all events is `tower_bearer`. Durations are in whole milliseconds, and their fields end in `_ms`.
 //! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
-//! A level says what callers notice: at ERROR requests fail for lack of a token, at WARN they still have one. Of a failure that repeats, only
-//! the first since the newest token, and the first for each reason, is logged at the level in the table; the others are
-//! DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few lines, however long it
-//! lasts.
+//! A level says what callers notice: at ERROR requests fail for lack of a token, at WARN they still have one. Of a
+//! failure that repeats, only the first since the newest token, and the first for each reason, is logged at the level in
+//! the table; the others are DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few
+//! lines, however long it lasts.
 //!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
@@ -27,7 +27,7 @@
 //! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` |
 //! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
-//! | `source returned the challenged access token` | WARN | `generation` |
+//! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
 //! | `token file cannot be read; keeping the last good token` | WARN, repeated DEBUG | `error`, `failures` |
 //! | `token file can be read again` | INFO | `failures` |
 //! | `token is about to expire; backing off` | WARN, repeated DEBUG | `generation`, `delay_ms` |
@@ -280,8 +280,13 @@ impl Reporter {
         event!(DEBUG, generation = token.generation(), "source returned the same access token");
     }
 
-    pub(crate) fn challenged_token_again(&self, token: &Token) {
-        event!(WARN, generation = token.generation(), "source returned the challenged access token");
+    pub(crate) fn challenged_token_again(&self, token: &Token, is_news: bool) {
+        event_if!(
+            is_news,
+            WARN,
+            generation = token.generation(),
+            "source returned the challenged access token"
+        );
     }
 
     pub(crate) fn about_to_expire(&self, token: &Token, delay: Duration, is_news: bool) {

@@ -25,7 +25,8 @@ use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, TokenFile, TokenProvider, TokenSource,
+    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenFile, TokenProvider, TokenSource,
+    source_fn,
 };
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -105,6 +106,14 @@ async fn trigger_every_event() {
     let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO)));
     let first = same.token().await.unwrap();
     same.refresh(&first).await.unwrap();
+    advance(HOUR).await;
+    let only = source_fn(|_| async { Ok(Token::builder("access-1").build()?) });
+    let same = provider(&Arc::new(only));
+    let first = same.token().await.unwrap();
+    for _ in 0..2 {
+        same.refresh(&first).await.unwrap();
+        advance(second * 10).await;
+    }
     let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)));
     same.token().await.unwrap();
     advance(HOUR * 2).await;

@@ -14,7 +14,9 @@ use log::{Logged, Record};
 use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, Freshness, SourceError, TokenProvider, store::TokenStore};
+use tower_bearer::{
+    BearerAuthLayer, Error, Freshness, SourceError, Token, TokenProvider, source_fn, store::TokenStore,
+};
 use tracing::Level;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,11 +40,12 @@ fn down() -> Act {
 /// Row 74.
 #[tokio::test(start_paused = true)]
 async fn constant_401_is_a_line_per_minute() {
+    let (record, _guard) = Record::start();
     let api = Api::default();
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
-    let (record, _guard) = Record::start();
+    record.clear();
     for round in 0..2 {
         let requests = (0..100).map(|_| service.clone().oneshot(get()));
         for response in futures_util::future::join_all(requests).await {
@@ -66,14 +69,37 @@ async fn constant_401_is_a_line_per_minute() {
     assert_eq!(provider.status().refreshes, source.fetches());
 }
 
+/// Row 74: a source that has only one token.
+#[tokio::test(start_paused = true)]
+async fn constant_401_of_one_token_is_brief() {
+    let (record, _guard) = Record::start();
+    let api = Api::default();
+    api.accept("abc");
+    let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("abc").build()?) }));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    api.revoke_all();
+    record.clear();
+    for _ in 0..60 {
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        sleep(SECOND).await;
+    }
+    assert!(provider.status().refreshes > 3);
+    let again = "WARN source returned the challenged access token";
+    let seen = levels_and_messages(&record);
+    assert_eq!(seen.iter().filter(|line| *line == again).count(), 1, "{seen:#?}");
+    assert!(seen.len() <= 3, "{seen:#?}");
+}
+
 /// Row 75.
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_one_refresh() {
+    let (record, _guard) = Record::start();
     let error = SourceError::unavailable("HTTP 429").with_retry_after(SECOND * 60);
     let source = Source::living(HOUR).then(Act::Fail(error));
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
-    let (record, _guard) = Record::start();
+    record.clear();
     for _ in 0..200 {
         let error = service.clone().oneshot(get()).await.unwrap_err();
         assert_eq!(error.to_string(), "no access token could be obtained: HTTP 429");
@@ -99,13 +125,14 @@ async fn retry_after_is_one_refresh() {
 /// Row 76.
 #[tokio::test(start_paused = true)]
 async fn level_follows_impact_on_callers() {
+    let (record, _guard) = Record::start();
     let api = Api::default();
     (1..100).for_each(|number| api.accept(&format!("access-{number}")));
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
     provider.token().await.unwrap();
-    let (record, _guard) = Record::start();
+    record.clear();
 
     // The auth endpoint is down from three minutes before the expiry to an hour after it.
     (0..10_000).for_each(|_| source.next(down()));
@@ -144,12 +171,13 @@ async fn level_follows_impact_on_callers() {
 /// Row 76: a credential that is rejected.
 #[tokio::test(start_paused = true)]
 async fn rejection_is_a_line_per_cool_down() {
+    let (record, _guard) = Record::start();
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
     provider.token().await.unwrap();
     (0..9).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
-    let (record, _guard) = Record::start();
+    record.clear();
     advance(HOUR * 99 / 100).await;
     for _ in 0..10 {
         provider.token().await.unwrap();
@@ -175,9 +203,10 @@ async fn rejection_is_a_line_per_cool_down() {
 /// Row 76: nobody needs the token, so nothing fails.
 #[tokio::test(start_paused = true)]
 async fn rejection_without_requests_is_a_warning() {
+    let (record, _guard) = Record::start();
     let source = Source::new();
     (0..1000).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
-    let (record, _guard) = Record::start();
+    record.clear();
     let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true).build().unwrap();
     sleep(10 * HOUR).await;
     assert!(source.fetches() > 500);
@@ -188,6 +217,7 @@ async fn rejection_without_requests_is_a_warning() {
 /// Row 76: the reason of an outage changes.
 #[tokio::test(start_paused = true)]
 async fn another_reason_is_news() {
+    let (record, _guard) = Record::start();
     let source = Source::new();
     for _ in 0..30 {
         source.next(Act::Fail(SourceError::unavailable("HTTP 503")));
@@ -197,7 +227,7 @@ async fn another_reason_is_news() {
     }
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
-    let (record, _guard) = Record::start();
+    record.clear();
     while source.fetches() < 60 {
         service.clone().oneshot(get()).await.unwrap_err();
     }
@@ -209,6 +239,7 @@ async fn another_reason_is_news() {
 /// Row 76: one endpoint challenges the token, the others accept it, and refreshes fail.
 #[tokio::test(start_paused = true)]
 async fn alternating_failures_are_news_once() {
+    let (record, _guard) = Record::start();
     let api = Api::default();
     api.accept("access-1");
     let source = Source::living(2 * HOUR);
@@ -217,7 +248,7 @@ async fn alternating_failures_are_news_once() {
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
     (0..10_000).for_each(|_| source.next(down()));
     advance(HOUR * 19 / 10).await;
-    let (record, _guard) = Record::start();
+    record.clear();
     for round in 0..10 {
         api.revoke_all();
         if round % 2 == 0 {
@@ -232,11 +263,12 @@ async fn alternating_failures_are_news_once() {
 /// Row 76: a caller with a shorter timeout than a refresh, while the auth endpoint hangs.
 #[tokio::test(start_paused = true)]
 async fn request_dropped_in_outage_has_failed() {
+    let (record, _guard) = Record::start();
     let source = Source::new();
     (0..100).for_each(|_| source.next(Act::Hang));
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
-    let (record, _guard) = Record::start();
+    record.clear();
     for _ in 0..60 {
         let request = tokio::time::timeout(SECOND * 5, service.clone().oneshot(get()));
         assert!(request.await.is_err());
@@ -253,6 +285,7 @@ async fn request_dropped_in_outage_has_failed() {
 /// Row 76: a request learns of its failure when the outage is over.
 #[tokio::test(start_paused = true)]
 async fn late_failure_is_no_new_outage() {
+    let (record, _guard) = Record::start();
     let source = Source::living(HOUR).then(Act::Fail(SourceError::rejected("the key was rejected")));
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
@@ -260,7 +293,7 @@ async fn late_failure_is_no_new_outage() {
     assert!(support::at_once(&mut late).is_none());
     sleep(SECOND * 5).await;
     provider.token().await.unwrap();
-    let (record, _guard) = Record::start();
+    record.clear();
     assert!(late.await.is_err());
     advance(HOUR).await;
     provider.token().await.unwrap();
@@ -270,13 +303,14 @@ async fn late_failure_is_no_new_outage() {
 /// Row 76: a token that the API challenges does not work, even if it has not expired.
 #[tokio::test(start_paused = true)]
 async fn challenged_token_does_not_work() {
+    let (record, _guard) = Record::start();
     let api = Api::default();
     let source = Source::living(HOUR);
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
     provider.token().await.unwrap();
     source.next(Act::Fail(SourceError::rejected("the key was rejected")));
-    let (record, _guard) = Record::start();
+    record.clear();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     let expected = ["ERROR credential rejected; the API challenges the current token"];
     assert_eq!(levels_and_messages(&record), expected);
@@ -285,10 +319,11 @@ async fn challenged_token_does_not_work() {
 /// Row 76: a retry that helps is no outage, and a shutdown is none either.
 #[tokio::test(start_paused = true)]
 async fn healed_attempt_is_no_outage() {
+    let (record, _guard) = Record::start();
     let source = Source::living(HOUR).then(down());
     let provider = TokenProvider::new(Arc::clone(&source));
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
-    let (record, _guard) = Record::start();
+    record.clear();
     provider.token().await.unwrap();
     assert_eq!(lines(&record).len(), 2, "the failed attempt, and the token: {:?}", lines(&record));
     provider.shutdown().await;
@@ -301,11 +336,12 @@ async fn healed_attempt_is_no_outage() {
 /// Row 77.
 #[tokio::test(start_paused = true)]
 async fn adoption_is_no_refresh() {
+    let (record, _guard) = Record::start();
     let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
     let build = || endpoint.process(&store).build().unwrap();
     let (first, second) = (build(), build());
     first.token().await.unwrap();
-    let (record, _guard) = Record::start();
+    record.clear();
     second.token().await.unwrap();
     let events = record.events();
     assert!(events.iter().any(|event| event.message.starts_with("adopted ")), "{events:?}");
@@ -316,9 +352,10 @@ async fn adoption_is_no_refresh() {
 /// Row 79: a reader's failures are in the status as in the log.
 #[tokio::test(start_paused = true)]
 async fn reader_counts_its_failures() {
+    let (record, _guard) = Record::start();
     let store = fleet::MemoryStore::default();
     let reader = TokenProvider::reader(store.clone()).build().unwrap();
-    let (record, _guard) = Record::start();
+    record.clear();
     for _ in 0..3 {
         reader.token().await.unwrap_err();
     }
@@ -334,11 +371,12 @@ async fn reader_counts_its_failures() {
 /// lease that is never released.
 #[tokio::test(start_paused = true)]
 async fn failing_store_is_two_lines() {
+    let (record, _guard) = Record::start();
     for case in ["forgetful", "leased"] {
         let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
         let process = endpoint.process(&store).lease(SECOND).build().unwrap();
         let first = process.token().await.unwrap();
-        let (record, _guard) = Record::start();
+        record.clear();
         let held = match case {
             "forgetful" => {
                 store.set(fleet::Health::Forgetful);

@@ -187,11 +187,21 @@ impl RefreshTask {
         self.shared.changed();
         let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
         let outcome = match finished {
-            Finished::Published { token, same, postponed, is_first_postponed, recovered, is_late } => {
+            Finished::Published {
+                token,
+                same,
+                is_first_same,
+                postponed,
+                is_first_postponed,
+                recovered,
+                is_late,
+            } => {
                 self.shared.report_expiry();
                 match (same, refresh.reason) {
                     (false, _) => reporter.published(&token, took),
-                    (true, RefreshReason::Challenged) => reporter.challenged_token_again(&token),
+                    (true, RefreshReason::Challenged) => {
+                        reporter.challenged_token_again(&token, is_first_same)
+                    }
                     (true, _) => reporter.same_token(&token),
                 }
                 if let Some(delay) = postponed {

@@ -103,6 +103,8 @@ pub(super) enum Finished {
         token: Token,
         /// The source gave the access token that it gave before.
         same: bool,
+        /// The refresh before it brought another one.
+        is_first_same: bool,
         /// How long the source is not asked, because the token is about to expire.
         postponed: Option<Duration>,
         /// Whether the token before it was not about to expire.
@@ -184,6 +186,8 @@ pub(super) struct State {
     watched: Vec<runtime::Id>,
     shut_down: bool,
     generation: u32,
+    /// Whether the source gave the newest access token more than once.
+    is_same: bool,
     /// The token published last, even if it has expired or was invalidated: its refresh token is the next to spend.
     previous: Option<Token>,
     /// When it was published, by both clocks.
@@ -226,6 +230,7 @@ impl State {
             watched: Vec::new(),
             shut_down: false,
             generation: 0,
+            is_same: false,
             previous: None,
             published_at: None,
             asked_at: None,
@@ -514,8 +519,9 @@ impl State {
         if postponed.is_none() {
             self.backoff = self.config.retry.make_backoff();
         }
+        let is_first_same = !std::mem::replace(&mut self.is_same, same);
         let recovered = self.outage.end(now);
-        Finished::Published { token, same, postponed, is_first_postponed, recovered, is_late }
+        Finished::Published { token, same, is_first_same, postponed, is_first_postponed, recovered, is_late }
     }
 
     fn fail(&mut self, refresh: &Refresh, error: Error, current: Option<Token>, now: Instant) -> Failed {

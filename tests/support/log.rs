@@ -61,6 +61,11 @@ impl Record {
         (record, (guard, turn))
     }
 
+    /// Forgets the events so far.
+    pub fn clear(&self) {
+        self.events.lock().unwrap().clear();
+    }
+
     pub fn events(&self) -> Vec<Logged> {
         self.events.lock().unwrap().clone()
     }
