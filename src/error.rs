@@ -133,9 +133,6 @@ impl Error {
         }
     }
 
-    /// The name for a request that was dropped while it waited.
-    pub(crate) const CANCELLED: &str = "cancelled";
-
     /// Returns the name in events and metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -292,8 +289,7 @@ impl SourceError {
         Self { kind, message: message.into(), retry_after: None, cause: None }
     }
 
-    /// Sets the cause of the error, which is its [`source`](StdError::source). Its text must not repeat
-    /// it.
+    /// Sets the cause of the error, which is its [`source`](StdError::source). The message should not repeat the cause.
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
         self
@@ -421,7 +417,7 @@ impl StoreError {
         Self { kind, message: message.into(), cause: None }
     }
 
-    /// Adds the underlying error, as this error's [`source`](StdError::source). Its text must not repeat it.
+    /// Adds the underlying error, as this error's [`source`](StdError::source). The message should not repeat it.
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(Arc::from(cause.into()));
         self

@@ -167,25 +167,18 @@ impl Reporter {
 
     /// Sets all counters to 0. A counter that first appears with its first count would hide that count from a query for
     /// its increase.
-    pub(crate) fn register(&self, has_store: bool) {
+    pub(crate) fn register(&self) {
         #[cfg(feature = "metrics")]
         {
-            let zero = |name: &'static str, labels: &[(&'static str, &'static str)]| {
-                let mut all = vec![metrics::Label::new("provider", Arc::clone(&self.provider))];
-                all.extend(
-                    labels.iter().map(|(label, value)| metrics::Label::from_static_parts(label, value)),
-                );
-                metrics::counter!(name, all).increment(0);
-            };
             for reason in ["missing", "expired", "expiring", "challenged"] {
                 for outcome in ["published", "transient", "permanent"] {
-                    zero("tower_bearer_refreshes_total", &[("reason", reason), ("outcome", outcome)]);
+                    self.zero("tower_bearer_refreshes_total", &[("reason", reason), ("outcome", outcome)]);
                 }
             }
             for kind in ["unavailable", "invalid_response"] {
-                zero("tower_bearer_source_failures_total", &[("kind", kind)]);
+                self.zero("tower_bearer_source_failures_total", &[("kind", kind)]);
             }
-            zero("tower_bearer_waits_total", &[]);
+            self.zero("tower_bearer_waits_total", &[]);
             let reasons = [
                 "unavailable",
                 "invalid_response",
@@ -198,24 +191,32 @@ impl Reporter {
                 "shut_down",
             ];
             for reason in reasons {
-                zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
+                self.zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
             }
             for outcome in
                 ["retried", "retries_exhausted", "body_not_replayable", "no_token", "budget_exhausted"]
             {
-                zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
+                self.zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
             }
             self.expires(None);
-            #[cfg(feature = "store")]
-            if has_store {
-                self.store_usable(true);
-                for outcome in
-                    ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"]
-                {
-                    zero("tower_bearer_store_total", &[("outcome", outcome)]);
-                }
-            }
         }
+    }
+
+    /// As [`register`](Self::register), for a provider with a store.
+    #[cfg(feature = "store")]
+    pub(crate) fn register_store(&self) {
+        self.store_usable(true);
+        #[cfg(feature = "metrics")]
+        for outcome in ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"] {
+            self.zero("tower_bearer_store_total", &[("outcome", outcome)]);
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    fn zero(&self, name: &'static str, labels: &[(&'static str, &'static str)]) {
+        let provider = metrics::Label::new("provider", Arc::clone(&self.provider));
+        let others = labels.iter().map(|(label, value)| metrics::Label::from_static_parts(label, value));
+        metrics::counter!(name, std::iter::once(provider).chain(others).collect::<Vec<_>>()).increment(0);
     }
 
     /// Makes the span of a refresh.

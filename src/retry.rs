@@ -189,6 +189,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    /// Makes a backoff between `min` and `max`.
+    #[cfg(feature = "store")]
+    pub(crate) fn between((min, max): (Duration, Duration)) -> Self {
+        RetryPolicy::new().backoff(min, max).make_backoff()
+    }
+
     /// Returns the delay before the next attempt. Needs a runtime's clock, as tower's backoff does.
     pub(crate) fn next_delay(&mut self) -> Duration {
         let bound = self.bound.next_backoff().deadline().saturating_duration_since(Instant::now());

@@ -120,7 +120,7 @@ where
             state: State::slow_path(SlowPath::Waiting {
                 token,
                 unsent: Some(Unsent::first(request)),
-                given_up: Some(GivenUp::new(&shared.options.provider)),
+                given_up: GivenUp(Some(shared.options.provider.clone())),
             }),
             pending: PendingRequest::new(None, kept),
             shared: Arc::clone(shared),

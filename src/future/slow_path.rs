@@ -46,8 +46,7 @@ pin_project! {
         Waiting {
             token: Waiting,
             unsent: Option<Unsent<Req, ResBody>>,
-            // If the request has no response yet.
-            given_up: Option<GivenUp>,
+            given_up: GivenUp,
         },
         // The challenge is kept whole: the caller gets it if there is no other token.
         Refreshing {
@@ -83,24 +82,14 @@ pin_project! {
     }
 }
 
-/// Counts a request that is dropped while it waits for a token, which its caller sees as a failure.
-pub(super) struct GivenUp(Option<TokenProvider>);
-
-impl GivenUp {
-    pub(super) fn new(provider: &TokenProvider) -> Self {
-        Self(Some(provider.clone()))
-    }
-
-    /// Ends the wait.
-    fn disarm(&mut self) {
-        self.0 = None;
-    }
-}
+/// Counts a request that is dropped while it waits for a token, which its caller sees as a failure. `None` if the wait
+/// has ended, or the request has a response.
+pub(super) struct GivenUp(pub(super) Option<TokenProvider>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
-            provider.request_failed(None);
+            provider.request_given_up();
         }
     }
 }
@@ -159,9 +148,7 @@ where
             let next = match self.as_mut().project() {
                 SlowPathProj::Waiting { token, unsent, given_up } => {
                     let token = ready!(Pin::new(token).poll(cx));
-                    if let Some(given_up) = given_up {
-                        given_up.disarm();
-                    }
+                    given_up.0 = None;
                     let unsent = taken(unsent);
                     match (token, unsent.challenge) {
                         (Ok(_), challenge) => SlowPath::GettingReady {
@@ -173,7 +160,7 @@ where
                             return Poll::Ready(Ok(End::Return(challenge)));
                         }
                         (Err(error), None) => {
-                            shared.options.provider.request_failed(Some(&error));
+                            shared.options.provider.request_failed(&error);
                             return Poll::Ready(Err(error.into()));
                         }
                     }
@@ -203,7 +190,7 @@ where
                         // It expired before the service was ready. The service is dropped: it may hold a permit.
                         None => SlowPath::Waiting {
                             token: shared.options.provider.obtain(Need::Any),
-                            given_up: challenge.is_none().then(|| GivenUp::new(&shared.options.provider)),
+                            given_up: GivenUp(challenge.is_none().then(|| shared.options.provider.clone())),
                             unsent: Some(Unsent { request, backoff, renewed, challenge }),
                         },
                     }

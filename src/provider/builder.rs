@@ -155,9 +155,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
             store.validate()?;
             let source =
                 SharedSource::new(source, store, config.role, config.lease, Reporter::new(&config.name));
-            return Ok(TokenProvider::with_config(Box::new(source), config.shared(), true));
+            return Ok(TokenProvider::with_config(Box::new(source), config.shared()));
         }
-        Ok(TokenProvider::with_config(Box::new(source), config, false))
+        Ok(TokenProvider::with_config(Box::new(source), config))
     }
 }
 

@@ -66,7 +66,7 @@ use crate::{
 };
 #[cfg(feature = "store")]
 use crate::{
-    retry::RetryPolicy,
+    retry::Backoff,
     store::{NoSource, Role, TokenStore},
 };
 
@@ -155,7 +155,7 @@ impl TokenProvider {
     ///
     /// A source that is set up wrongly is an error of the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::with_config(Box::new(source), Config::default(), false)
+        Self::with_config(Box::new(source), Config::default())
     }
 
     /// Starts to build a provider with other options.
@@ -175,9 +175,9 @@ impl TokenProvider {
         Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
-    fn with_config(source: Box<dyn DynTokenSource>, config: Config, has_store: bool) -> Self {
+    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
         let shared = Arc::new(Shared::new(source, config, SystemTime::now));
-        shared.reporter.register(has_store);
+        shared.reporter.register();
         background::start(&shared);
         Self { handle: Arc::new(Handle { shared }) }
     }
@@ -280,8 +280,7 @@ impl TokenProvider {
     #[cfg(feature = "store")]
     async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
         let shared = self.shared();
-        let (min, max) = STORE_BACKOFF;
-        let mut delays = RetryPolicy::new().backoff(min, max).make_backoff();
+        let mut delays = Backoff::between(STORE_BACKOFF);
         while shared.source.store_needs_check() {
             tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
             let error = match tokio::time::timeout_at(deadline, shared.source.check_store()).await {
@@ -411,10 +410,14 @@ impl TokenProvider {
         self.shared().accept(token);
     }
 
-    /// Counts and reports a request that fails because there is no token, or, without an error, is dropped while it
-    /// waits for one.
-    pub(crate) fn request_failed(&self, error: Option<&Error>) {
+    /// Counts and reports a request that fails because there is no token.
+    pub(crate) fn request_failed(&self, error: &Error) {
         self.shared().request_failed(error);
+    }
+
+    /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
+    pub(crate) fn request_given_up(&self) {
+        self.shared().request_given_up();
     }
 
     /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.

@@ -22,6 +22,9 @@ pub(super) struct Outage {
     seen: Vec<(Kind, &'static str)>,
 }
 
+/// The reason of a request that was dropped while it waited.
+pub(super) const GIVEN_UP: &str = "cancelled";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Attempt,
@@ -30,8 +33,8 @@ enum Kind {
     Request,
 }
 
-/// A failure, and what it adds to those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A failure, and what it adds to those before it. By default, it is not part of an outage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
     /// Whether it is news. Otherwise it repeats what was reported.
     pub(crate) is_news: bool,

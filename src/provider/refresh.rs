@@ -17,11 +17,11 @@ use super::{
     challenge_pause::Part,
     outage::Recovered,
     shared::Shared,
-    state::{BACKOFF_TOO_LONG, Decision, Failed, Finished, Need, Refresh, Starter},
+    state::{Decision, Failed, Finished, Need, Refresh, Starter},
     sync::{Outcome, Sender, Waiter},
 };
 use crate::{
-    error::{Error, SourceError},
+    error::Error,
     observability,
     source::{Asked, RefreshReason, TokenRequest},
 };
@@ -146,8 +146,7 @@ impl RefreshTask {
             let not_before = shared.state().not_before();
             if let Some(at) = not_before {
                 if at > refresh.deadline {
-                    let too_long = SourceError::unavailable(BACKOFF_TOO_LONG).into();
-                    return Err(shared.state().last_error_or(too_long));
+                    return Err(shared.state().backoff_too_long());
                 }
                 if shared.is_shut_down_before(at).await {
                     return Err(shared.state().last_error_or(Error::ShutDown));

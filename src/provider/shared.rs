@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     config::Config,
-    outage::Counted,
+    outage::{Counted, GIVEN_UP},
     state::{Decision, Failed, Finished, Need, Refresh, State},
     status::Status,
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
@@ -72,7 +72,7 @@ impl Shared {
     /// Locks the state. Neither a source, nor a subscriber, nor a waker may run before the guard is dropped: each is
     /// foreign code, and may call the provider.
     pub(super) fn state(&self) -> Locked<'_> {
-        Locked(Some(lock(&self.state)))
+        Locked { state: lock(&self.state), replaced: Vec::new() }
     }
 
     /// The current token as one service sees it.
@@ -131,17 +131,17 @@ impl Shared {
         state.abandon(refresh, self.published(), Instant::now())
     }
 
-    /// Counts and reports a request that fails because there is no token, or is dropped while it waits for one.
-    pub(super) fn request_failed(&self, error: Option<&Error>) {
-        let failed = self.state().request_failed(error, Instant::now());
-        match (failed, error) {
-            (Some((error, Counted { is_news, failures })), own) => {
-                let reason = own.map_or(Error::CANCELLED, Error::name);
-                self.reporter.request_failed(&error, reason, is_news, failures);
-            }
-            (None, Some(error)) => self.reporter.request_failed(error, error.name(), false, 0),
-            // Its caller has lost interest, and nothing has failed.
-            (None, None) => {}
+    /// Counts and reports a request that fails because there is no token.
+    pub(super) fn request_failed(&self, error: &Error) {
+        let Counted { is_news, failures } = self.state().request_failed(error, Instant::now());
+        self.reporter.request_failed(error, error.name(), is_news, failures);
+    }
+
+    /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
+    pub(super) fn request_given_up(&self) {
+        let given_up = self.state().request_given_up(Instant::now());
+        if let Some((error, Counted { is_news, failures })) = given_up {
+            self.reporter.request_failed(&error, GIVEN_UP, is_news, failures);
         }
     }
 
@@ -243,27 +243,29 @@ impl Shared {
 }
 
 /// The locked state. Its drop unlocks, and then drops the errors that were replaced.
-pub(super) struct Locked<'a>(Option<MutexGuard<'a, State>>);
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    /// After the guard: fields are dropped in their order.
+    replaced: Vec<Error>,
+}
 
 impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        self.0.as_ref().expect("locked until the drop")
+        &self.state
     }
 }
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        self.0.as_mut().expect("locked until the drop")
+        &mut self.state
     }
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let replaced = self.take_replaced();
-        self.0 = None;
-        drop(replaced);
+        self.replaced = self.state.take_replaced();
     }
 }
 

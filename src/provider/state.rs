@@ -18,7 +18,7 @@ use super::{
     challenge_pause::{ChallengePause, Part},
     config::Config,
     cool_down::CoolDown,
-    outage::{Counted, Outage, Recovered},
+    outage::{Counted, GIVEN_UP, Outage, Recovered},
     status::{Freshness, Status},
     sync::{Mutex, Outcome, Sender, Waiter, channel, lock},
 };
@@ -35,7 +35,7 @@ use crate::{
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The error of a caller that would have to wait for longer than a refresh may take, if no failure says why.
-pub(super) const BACKOFF_TOO_LONG: &str = "the source's backoff ends after refresh_timeout";
+const BACKOFF_TOO_LONG: &str = "the source's backoff ends after refresh_timeout";
 
 /// How long the source is not asked after a refresh that was interrupted or timed out, for which there is no backoff.
 pub(super) const AFTER_INTERRUPTION: Duration = Duration::from_millis(100);
@@ -303,11 +303,15 @@ impl State {
             _ if !has_runtime => Decision::Fail(Error::NoRuntime),
             // A refresh could only wait for its own timeout: it would ask nothing.
             _ if self.not_before > now.checked_add(self.config.refresh_timeout) => {
-                let too_long = SourceError::unavailable(BACKOFF_TOO_LONG).into();
-                Decision::Fail(self.last_error_or(too_long))
+                Decision::Fail(self.backoff_too_long())
             }
             _ => self.start(need, reason, revision, now),
         }
+    }
+
+    /// The error of a caller that would have to wait for longer than a refresh may take.
+    pub(super) fn backoff_too_long(&self) -> Error {
+        self.last_error_or(SourceError::unavailable(BACKOFF_TOO_LONG).into())
     }
 
     /// Why the newest attempt failed, or else `other`.
@@ -390,20 +394,23 @@ impl State {
         Some(failed)
     }
 
-    /// Counts a request that fails because there is no token, and returns the error to report. Without `error`, the
-    /// request was dropped while it waited.
-    ///
-    /// Returns `None` if there is no outage: it has ended before the request was polled, or nothing has failed.
-    pub(super) fn request_failed(&mut self, error: Option<&Error>, now: Instant) -> Option<(Error, Counted)> {
+    /// Counts a request that fails because there is no token. It may be polled when the outage has ended.
+    pub(super) fn request_failed(&mut self, error: &Error, now: Instant) -> Counted {
         let is_outage = match error {
-            Some(Error::ShutDown) => false,
-            Some(Error::NoRuntime) => true,
+            Error::ShutDown => false,
+            Error::NoRuntime => true,
             _ => self.outage.is_running(),
         };
-        let reason = error.map_or(Error::CANCELLED, Error::name);
-        let error = error.or(self.last_error.as_ref()).cloned();
-        let error = error.unwrap_or(Error::TimedOut(self.config.refresh_timeout));
-        is_outage.then(|| (error, self.outage.request_failed(now, reason)))
+        if is_outage { self.outage.request_failed(now, error.name()) } else { Counted::default() }
+    }
+
+    /// Counts a request that was dropped while it waited, and returns the error to report. `None` if nothing has failed.
+    pub(super) fn request_given_up(&mut self, now: Instant) -> Option<(Error, Counted)> {
+        if !self.outage.is_running() {
+            return None;
+        }
+        let error = self.last_error_or(Error::TimedOut(self.config.refresh_timeout));
+        Some((error, self.outage.request_failed(now, GIVEN_UP)))
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.

@@ -94,6 +94,7 @@ struct Outage {
 
 impl Health {
     pub(super) fn new(reporter: Reporter) -> Self {
+        reporter.register_store();
         Self { reporter, state: Mutex::default() }
     }
 
@@ -110,11 +111,11 @@ impl Health {
     }
 
     pub(super) fn failed(&self, operation: Operation, error: &StoreError) {
-        let outage = |failures| Outage { since: Instant::now(), failures, error: error.clone(), failing: 0 };
+        let begin = || Outage { since: Instant::now(), failures: 0, error: error.clone(), failing: 0 };
         let (is_first, _dropped_unlocked) = {
             let mut state = self.state();
             let is_first = state.outage.is_none();
-            let outage = state.outage.get_or_insert_with(|| outage(0));
+            let outage = state.outage.get_or_insert_with(begin);
             outage.failures += 1;
             outage.failing |= operation as u8;
             (is_first, mem::replace(&mut outage.error, error.clone()))
@@ -152,12 +153,11 @@ impl Health {
 
     /// Sets the gauge to what is known now.
     fn report_gauge(&self) {
-        let is_usable = || self.state().outage.is_none();
         loop {
-            let reported = is_usable();
-            self.reporter.store_usable(reported);
+            let is_failing = self.is_failing();
+            self.reporter.store_usable(!is_failing);
             // Otherwise the value that was read first could be set last.
-            if is_usable() == reported {
+            if self.is_failing() == is_failing {
                 return;
             }
         }

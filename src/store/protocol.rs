@@ -8,12 +8,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     DynTokenStore, Lease, Publication, Role, StoreError,
-    shared_token::{SharedToken, backoff, is_newer, usable},
+    shared_token::{SharedToken, is_newer, usable},
 };
 use crate::{
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
+    retry::Backoff,
     source::{
         Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, StoreOutage, TokenRequest, TokenSource,
     },
@@ -26,7 +27,6 @@ const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration:
 /// The source of a provider whose processes share a store.
 pub(crate) struct SharedSource<T> {
     source: T,
-    role: Role,
     shared: Arc<SharedToken>,
 }
 
@@ -38,7 +38,7 @@ impl<T: TokenSource> SharedSource<T> {
         lease: Duration,
         reporter: Reporter,
     ) -> Self {
-        Self { source, role, shared: Arc::new(SharedToken::new(store, lease, reporter)) }
+        Self { source, shared: Arc::new(SharedToken::new(store, role, lease, reporter)) }
     }
 
     async fn token(&self, request: &TokenRequest<'_>, asking: Asking<'_>) -> Result<Token, SourceError> {
@@ -46,7 +46,7 @@ impl<T: TokenSource> SharedSource<T> {
         if let Some(token) = self.shared.unpublished_token(previous) {
             return Ok(token);
         }
-        if self.role == Role::Reader {
+        if self.shared.role == Role::Reader {
             return self.wait_for_publisher(previous, asking).await;
         }
         match self.refresh_with_store(request, asking).await {
@@ -62,10 +62,10 @@ impl<T: TokenSource> SharedSource<T> {
         asking: Asking<'_>,
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
-        let mut polls = backoff(POLL_BACKOFF);
+        let mut polls = Backoff::between(POLL_BACKOFF);
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
-                return Ok(Ok(self.shared.adopt(token, self.role)));
+                return Ok(Ok(self.shared.adopt(token)));
             }
             let leased_at = Instant::now();
             let Some(lease) = self.shared.lease().await? else {
@@ -85,7 +85,7 @@ impl<T: TokenSource> SharedSource<T> {
             };
             if let Some(token) = usable(&found, previous) {
                 self.shared.release(lease).await;
-                return Ok(Ok(self.shared.adopt(token, self.role)));
+                return Ok(Ok(self.shared.adopt(token)));
             }
             if leased_at.elapsed() > self.shared.lease / 2 {
                 self.shared.release(lease).await;
@@ -113,7 +113,7 @@ impl<T: TokenSource> SharedSource<T> {
             Ok(Answer::Source(token)) => token,
             Ok(Answer::Store(token)) => {
                 self.shared.release(lease).await;
-                return Ok(self.shared.adopt(token, self.role));
+                return Ok(self.shared.adopt(token));
             }
             Err(error) => {
                 self.shared.release(lease).await;
@@ -134,7 +134,7 @@ impl<T: TokenSource> SharedSource<T> {
                 self.shared.reporter.superseded();
                 // If the newer lease's token is stored already, only its refresh token still works.
                 if let Ok(Some(newer)) = self.shared.newer(Some(&token)).await {
-                    return Ok(self.shared.adopt(newer, self.role));
+                    return Ok(self.shared.adopt(newer));
                 }
                 self.shared.publish_later();
                 Ok(token)
@@ -210,11 +210,11 @@ impl<T: TokenSource> SharedSource<T> {
         asking: Asking<'_>,
     ) -> Result<Token, SourceError> {
         let deadline = Instant::now() + self.shared.lease;
-        let mut polls = backoff(POLL_BACKOFF);
+        let mut polls = Backoff::between(POLL_BACKOFF);
         loop {
             let found = self.shared.load().await;
             if let Some(token) = found.as_ref().ok().and_then(|found| usable(found, previous)) {
-                return Ok(self.shared.adopt(token, self.role).without_refresh_token());
+                return Ok(self.shared.adopt(token).without_refresh_token());
             }
             let next = Instant::now() + polls.next_delay();
             let is_permanent = found.as_ref().is_err_and(|error| !error.is_transient());
@@ -241,13 +241,13 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
     }
 
     fn store_needs_check(&self) -> bool {
-        self.shared.health.needs_check(self.role)
+        self.shared.health.needs_check(self.shared.role)
     }
 
     fn check_store(&self) -> Check {
-        let (shared, role) = (Arc::clone(&self.shared), self.role);
+        let shared = Arc::clone(&self.shared);
         // In a task: if it were dropped between the lease and its release, the other processes would wait for the lease.
-        let checked = tokio::spawn(async move { shared.check(role).await });
+        let checked = tokio::spawn(async move { shared.check().await });
         Box::pin(async move {
             let interrupted =
                 |_| Err(StoreError::unavailable("the check of the token store was interrupted"));

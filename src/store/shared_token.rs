@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     observability::{self, Reporter},
-    retry::{Backoff, RetryPolicy},
+    retry::Backoff,
     token::{LEAST_LIFE, Token},
 };
 
@@ -37,6 +37,7 @@ const MAX_LEASE_WAIT: u32 = 5;
 /// never waits for the store while it waits for a lock.
 pub(super) struct SharedToken {
     store: Arc<dyn DynTokenStore>,
+    pub(super) role: Role,
     pub(super) lease: Duration,
     pub(super) reporter: Reporter,
     pub(super) health: Health,
@@ -60,9 +61,15 @@ struct Unpublished {
 }
 
 impl SharedToken {
-    pub(super) fn new(store: Arc<dyn DynTokenStore>, lease: Duration, reporter: Reporter) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn DynTokenStore>,
+        role: Role,
+        lease: Duration,
+        reporter: Reporter,
+    ) -> Self {
         Self {
             store,
+            role,
             lease,
             health: Health::new(reporter.clone()),
             reporter,
@@ -116,19 +123,19 @@ impl SharedToken {
 
     /// During an outage, a process that only adopts tokens would never learn that the store can be written again: it is
     /// checked in the background.
-    pub(super) fn adopt(self: &Arc<Self>, token: Token, role: Role) -> Token {
-        self.health.nothing_to_publish();
-        if self.health.is_failing() {
-            let shared = Arc::clone(self);
-            // The operations record its result.
-            let check = async move { _ = shared.check(role).await };
-            tokio::spawn(observability::within(observability::current_span(), check));
-        }
+    pub(super) fn adopt(self: &Arc<Self>, token: Token) -> Token {
         {
             let mut unpublished = self.unpublished();
             (unpublished.token, unpublished.newest) = (None, Some(Instant::now()));
         }
+        self.health.nothing_to_publish();
         self.reset_lease_wait();
+        if self.health.is_failing() {
+            let shared = Arc::clone(self);
+            // The operations record its result.
+            let check = async move { _ = shared.check().await };
+            tokio::spawn(observability::within(observability::current_span(), check));
+        }
         self.reporter.adopted(token.record_version());
         token
     }
@@ -180,9 +187,9 @@ impl SharedToken {
 
     /// Checks that the store can be read, and written unless this is a reader. A publication that has failed is repeated
     /// in the background, and fails the check until it succeeds.
-    pub(super) async fn check(&self, role: Role) -> Result<(), StoreError> {
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
         self.load().await?;
-        if role != Role::Reader {
+        if self.role != Role::Reader {
             if let Some(lease) = self.lease().await? {
                 self.reset_lease_wait();
                 self.release(lease).await;
@@ -257,7 +264,7 @@ impl SharedToken {
         }
         let shared = Arc::downgrade(self);
         let publish = async move {
-            let mut delays = backoff(PUBLISH_BACKOFF);
+            let mut delays = Backoff::between(PUBLISH_BACKOFF);
             loop {
                 sleep(delays.next_delay()).await;
                 let Some(shared) = shared.upgrade() else { return };
@@ -293,7 +300,9 @@ impl SharedToken {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
             Some(found) if found.record_version() > known => {
                 self.remove_unpublished(&token);
-                self.health.nothing_to_publish();
+                if self.unpublished().token.is_none() {
+                    self.health.nothing_to_publish();
+                }
             }
             _ => {
                 if self.publish(&token, lease).await? == Publication::Stored {
@@ -317,10 +326,6 @@ pub(super) fn usable(found: &Option<Token>, previous: Option<&Token>) -> Option<
     let usable =
         |found: &&Token| is_newer(found, previous) && !found.0.is_expired(Instant::now() + LEAST_LIFE);
     found.as_ref().filter(usable).cloned()
-}
-
-pub(super) fn backoff((min, max): (Duration, Duration)) -> Backoff {
-    RetryPolicy::new().backoff(min, max).make_backoff()
 }
 
 /// Applies [`OPERATION_TIMEOUT`] to one operation of a store.
