@@ -152,8 +152,8 @@ impl Error {
 /// Why a [`TokenSource`](crate::TokenSource) could not return a token.
 ///
 /// The [kind](Self::kind) decides what the provider does. It retries after a transient error, with backoff. After a
-/// permanent one ([`Rejected`](SourceErrorKind::Rejected), [`Configuration`](SourceErrorKind::Configuration)), every
-/// caller gets the error at once until the cool-down ends.
+/// permanent one ([`Rejected`](SourceErrorKind::Rejected), [`LoginRequired`](SourceErrorKind::LoginRequired),
+/// [`Configuration`](SourceErrorKind::Configuration)), every caller gets the error at once until the cool-down ends.
 ///
 /// ```
 /// use std::time::Duration;
@@ -177,6 +177,9 @@ pub struct SourceError {
 pub enum SourceErrorKind {
     /// The credential was rejected (RFC 6749 §5.2 `invalid_grant`, `invalid_client`). Permanent until it is replaced.
     Rejected,
+    /// The refresh token was rejected or is spent, and the source has nothing else: a user has to log in. Permanent until
+    /// the source gets the refresh token of the login ([`OAuth2::set_refresh_token`](crate::OAuth2::set_refresh_token)).
+    LoginRequired,
     /// The source's configuration is wrong, such as a URL without a token endpoint. Permanent until it is corrected.
     Configuration,
     /// The source could not be reached, timed out, or asked for a delay. Transient.
@@ -190,6 +193,7 @@ impl SourceErrorKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
+            Self::LoginRequired => "login_required",
             Self::Configuration => "configuration",
             Self::Unavailable => "unavailable",
             Self::InvalidResponse => "invalid_response",
@@ -211,6 +215,11 @@ impl SourceError {
     /// Makes a permanent error: the credential was rejected.
     pub fn rejected(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(SourceErrorKind::Rejected, message)
+    }
+
+    /// Makes a permanent error: a user has to log in, because the source has no refresh token that works.
+    pub fn login_required(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(SourceErrorKind::LoginRequired, message)
     }
 
     /// Makes a permanent error: the source's configuration is wrong. The message should say how to correct it.
@@ -270,7 +279,9 @@ impl SourceError {
     ) -> Self {
         let (kind, code) = (SourceErrorKind::of_status(status), status.as_u16());
         let message = match kind {
-            SourceErrorKind::Rejected => format!("{endpoint} rejected the credential (HTTP {code})"),
+            SourceErrorKind::Rejected | SourceErrorKind::LoginRequired => {
+                format!("{endpoint} rejected the credential (HTTP {code})")
+            }
             SourceErrorKind::Configuration if status.is_redirection() => format!(
                 "{endpoint} responded with a redirect (HTTP {code}), which is not followed: set {option} to the final URL"
             ),

@@ -128,10 +128,13 @@ mod token;
 pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
 #[cfg(feature = "api-video")]
 #[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
-pub use self::source::{
-    api_video::{ApiVideo, UploadToken},
-    http::tls,
-};
+pub use self::source::api_video::{ApiVideo, UploadToken};
+#[cfg(feature = "__token-endpoint")]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "api-video", feature = "oauth2"))))]
+pub use self::source::http::tls;
+#[cfg(feature = "oauth2")]
+#[cfg_attr(docsrs, doc(cfg(feature = "oauth2")))]
+pub use self::source::oauth2::{self, OAuth2};
 pub use self::{
     bounds::{CloneService, HttpService},
     config::ExistingAuthorization,

@@ -24,7 +24,7 @@
 //! | `refresh failed (attempt {} of {}), next try in {} ms` | WARN, repeated DEBUG | `attempt`, `attempts`, `delay_ms`, `kind`, `error` |
 //! | `refresh token rejected; authenticating with the API key` | INFO | `status` |
 //! | `the response to the refresh was lost twice; authenticating with the API key` | WARN | `error` |
-//! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` |
+//! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` (absent if there is none) |
 //! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
 //! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
@@ -38,6 +38,8 @@
 //! | `credential rejected; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
 //! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
 //! | `credential rejected; failing requests until the cool-down ends` | ERROR, once for each cool-down | `error`, `took_ms`, `cool_down_ms` |
+//! | `login required; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime) |
+//! | `login required; failing requests until it is done` | ERROR, repeated DEBUG | `error`, `took_ms` |
 //! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
 //! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
@@ -90,7 +92,7 @@
 //! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
 //! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
-//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail |
+//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `login_required`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail |
 //! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
 //! | `tower_bearer_store_usable` | gauge | Whether the store can be used (1) or has failed (0). | |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
@@ -102,7 +104,7 @@
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
 #![cfg_attr(
-    not(all(feature = "tracing", feature = "metrics", feature = "api-video")),
+    not(all(feature = "tracing", feature = "metrics", feature = "api-video", feature = "oauth2")),
     allow(dead_code, unused_variables)
 )]
 
@@ -183,6 +185,7 @@ impl Reporter {
                 "unavailable",
                 "invalid_response",
                 "rejected",
+                "login_required",
                 "configuration",
                 "timed_out",
                 "cancelled",
@@ -387,6 +390,28 @@ impl Reporter {
                 took_ms,
                 cool_down_ms,
                 "credential rejected; no token is available"
+            ),
+        }
+    }
+
+    /// A refresh has failed, and only a login can help.
+    pub(crate) fn login_required(&self, error: &Error, took: Duration, left: TokenLeft, is_news: bool) {
+        let (error, took_ms) = (Chain(error), millis(took));
+        match left {
+            TokenLeft::Works(remaining) => event_if!(
+                is_news,
+                WARN,
+                %error,
+                took_ms,
+                works_for_ms = remaining.map(millis),
+                "login required; the current token still works"
+            ),
+            TokenLeft::Challenged | TokenLeft::None => event_if!(
+                is_news,
+                ERROR,
+                %error,
+                took_ms,
+                "login required; failing requests until it is done"
             ),
         }
     }
@@ -643,8 +668,8 @@ pub(crate) fn refresh_lost_twice(error: &SourceError) {
     );
 }
 
-pub(crate) fn lifetime_ignored(default: Duration) {
-    event!(WARN, lifetime_ms = millis(default), "expires_in is not a number; using the default lifetime");
+pub(crate) fn lifetime_ignored(default: Option<Duration>) {
+    event!(WARN, lifetime_ms = default.map(millis), "expires_in is not a number; using the default lifetime");
 }
 
 pub(crate) fn token_file_unreadable(error: &SourceError, failures: u64) {

@@ -105,9 +105,23 @@ impl Token {
         }
     }
 
+    /// A refresh token that was granted without an access token: by a login. It is never published as a token.
+    #[cfg(feature = "store")]
+    pub(crate) fn seed(refresh_token: &str) -> Self {
+        Self(Arc::new(Inner {
+            header: HeaderValue::from_static(SCHEME),
+            refresh_token: Some(refresh_token.into()),
+            expires_at: Some(Instant::now()),
+            refresh_at: None,
+            id: TokenId::default(),
+            record_version: 0,
+        }))
+    }
+
     /// Returns the access token (RFC 6749 §1.4), which is a secret.
     pub fn access_token(&self) -> &str {
-        // Never empty: the header was built from a `str` that passed the b64token check, so it is visible ASCII.
+        // The header was built from a `str` that passed the b64token check, so it is visible ASCII. It is empty only in a
+        // seed, which no provider publishes.
         self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
     }
 
@@ -155,7 +169,7 @@ impl Token {
         Self(Arc::new(Inner { record_version: version, ..Arc::unwrap_or_clone(self.0) }))
     }
 
-    #[cfg(feature = "store")]
+    #[cfg(any(feature = "store", feature = "oauth2"))]
     pub(crate) fn without_refresh_token(self) -> Self {
         Self(Arc::new(Inner { refresh_token: None, ..Arc::unwrap_or_clone(self.0) }))
     }

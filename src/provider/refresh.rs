@@ -21,7 +21,7 @@ use super::{
     sync::{Outcome, Sender, Waiter},
 };
 use crate::{
-    error::Error,
+    error::{Error, SourceErrorKind},
     observability,
     source::{Asked, RefreshReason, TokenRequest},
 };
@@ -95,7 +95,12 @@ fn abandon(shared: &Shared, refresh: &Refresh) {
 
 fn report_failed(shared: &Shared, refresh: &Refresh, failed: &Failed, took: Duration) {
     let Failed { error, cool_down, left, is_needed, counted } = failed;
+    let is_login = matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired);
     let label = match cool_down {
+        Some(_) if is_login => {
+            shared.reporter.login_required(error, took, *left, counted.is_news);
+            "permanent"
+        }
         Some(cool_down) => {
             shared.reporter.credential_rejected(error, took, *cool_down, *left, *is_needed, counted.is_news);
             "permanent"

@@ -4,8 +4,10 @@
 
 #[cfg(feature = "api-video")]
 pub(crate) mod api_video;
-#[cfg(feature = "api-video")]
+#[cfg(feature = "__token-endpoint")]
 pub(crate) mod http;
+#[cfg(feature = "oauth2")]
+pub mod oauth2;
 mod request;
 mod source_fn;
 mod static_token;
@@ -112,6 +114,25 @@ pub trait TokenSource: Send + Sync + 'static {
         0
     }
 
+    /// Returns the refresh token that [`fetch`](Self::fetch) presents first if it gets no previous token, such as that of
+    /// a login, which can be used only once. Default: none.
+    ///
+    /// If processes share a [store](crate::TokenProviderBuilder#method.store), the provider stores it before it calls
+    /// `fetch` without a previous token. If this process then ends, another one continues with it.
+    fn seed(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether the source must not be asked while the [store](crate::TokenProviderBuilder#method.store) that processes share
+    /// fails. Default: no.
+    ///
+    /// Return true if a refresh token that two processes present ends more than that refresh token, and there is nothing
+    /// else to get a token with. A new token is then stored before it is used, if the store works again within one
+    /// [lease](crate::TokenProviderBuilder#method.lease).
+    fn needs_store(&self) -> bool {
+        false
+    }
+
     /// Returns the origins that the tokens are meant for. Default: [`AllowedOrigins::https`], every `https` origin and
     /// loopback.
     ///
@@ -140,6 +161,14 @@ impl<T: TokenSource> TokenSource for Arc<T> {
 
     fn revision(&self) -> u64 {
         T::revision(self)
+    }
+
+    fn seed(&self) -> Option<String> {
+        T::seed(self)
+    }
+
+    fn needs_store(&self) -> bool {
+        T::needs_store(self)
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {

@@ -124,7 +124,11 @@ impl<T: TokenSource> SharedSource<T> {
         // and with it the only refresh token that works.
         let token = token.with_record_version(request.previous().map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
-        match self.shared.publish(&token, &lease).await {
+        let published = match self.source.needs_store() {
+            true => self.shared.publish_for_a_lease(&token, &lease).await,
+            false => self.shared.publish(&token, &lease).await,
+        };
+        match published {
             Ok(Publication::Stored) => {
                 let token = self.shared.published(token, lease.fence());
                 self.shared.release(lease).await;
@@ -157,14 +161,14 @@ impl<T: TokenSource> SharedSource<T> {
         lease: &Lease,
         request: &TokenRequest<'_>,
     ) -> Result<Answer, SourceError> {
-        match select(pin!(self.ask(request)), pin!(self.shared.keep_extending(lease))).await {
+        match select(pin!(self.ask(request, lease)), pin!(self.shared.keep_extending(lease))).await {
             Either::Left((answer, _)) => answer,
             Either::Right((never, _)) => match never {},
         }
     }
 
     /// Asks the source with the refresh token, then reads the store again, then asks with the credential.
-    async fn ask(&self, request: &TokenRequest<'_>) -> Result<Answer, SourceError> {
+    async fn ask(&self, request: &TokenRequest<'_>, lease: &Lease) -> Result<Answer, SourceError> {
         if let Some(base) = request.previous() {
             if let Some(token) = self.source.renew(request).await? {
                 return Ok(Answer::Source(token));
@@ -172,6 +176,9 @@ impl<T: TokenSource> SharedSource<T> {
             if let Ok(Some(token)) = self.shared.newer(Some(base)).await {
                 return Ok(Answer::Store(token));
             }
+        }
+        if let Some(seed) = self.source.seed() {
+            self.shared.store_seed(&seed, lease).await?;
         }
         self.source.fetch(&request.replacing(None)).await.map(Answer::Source)
     }
@@ -191,6 +198,11 @@ impl<T: TokenSource> SharedSource<T> {
             return Err(
                 error.into_source_error("the token store cannot be used, and the current token still works")
             );
+        }
+        if self.source.needs_store() {
+            return Err(error.into_source_error(
+                "the token store cannot be used, and the refresh token must not be presented without it",
+            ));
         }
         self.shared.reporter.without_store(&error);
         asking(Asked::Source);

@@ -66,7 +66,7 @@ impl Record {
     pub(super) fn of(token: &Token, fence: u64) -> Self {
         let stored = Written {
             schema: SCHEMA,
-            access_token: token.access_token(),
+            access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
             refresh_token: token.refresh_token(),
         };
         // Serializing a struct of strings cannot fail.
@@ -85,8 +85,14 @@ impl Record {
                 stored.schema
             )));
         }
-        let mut token =
-            Token::builder(stored.access_token.expose_secret()).requested_at(loaded_at.into_std());
+        let access_token = match (&stored.access_token, &stored.refresh_token) {
+            (Some(access_token), _) => access_token,
+            (None, Some(seed)) => {
+                return Ok(Token::seed(seed.expose_secret()).with_record_version(self.version));
+            }
+            (None, None) => return Err(StoreError::invalid_record("the stored record has no token")),
+        };
+        let mut token = Token::builder(access_token.expose_secret()).requested_at(loaded_at.into_std());
         if let Some(left) = self.expires_in {
             token = token.expires_in(left);
         }
@@ -112,14 +118,16 @@ impl fmt::Debug for Record {
 #[derive(Deserialize)]
 struct Read {
     schema: u32,
-    access_token: SecretString,
+    /// Missing if the record has only the refresh token of a login.
+    access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
 }
 
 #[derive(Serialize)]
 struct Written<'a> {
     schema: u32,
-    access_token: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<&'a str>,
 }

@@ -4,13 +4,15 @@
 use std::{
     convert::Infallible,
     future::{Future, pending},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -18,6 +20,7 @@ use super::{
     health::{Health, Operation},
 };
 use crate::{
+    error::SourceError,
     observability::{self, Reporter},
     retry::Backoff,
     token::{LEAST_LIFE, Token},
@@ -228,6 +231,46 @@ impl SharedToken {
             Err(error) => self.health.failed(Operation::Publish, error),
         }
         published
+    }
+
+    /// Does [`publish`](Self::publish), and tries again for one lease length if the store fails. The lease is extended
+    /// meanwhile.
+    pub(super) async fn publish_for_a_lease(
+        &self,
+        token: &Token,
+        lease: &Lease,
+    ) -> Result<Publication, StoreError> {
+        let deadline = Instant::now() + self.lease;
+        let mut delays = Backoff::between(PUBLISH_BACKOFF);
+        let publish = async {
+            loop {
+                let published = self.publish(token, lease).await;
+                let next = Instant::now() + delays.next_delay();
+                if published.is_ok() || next > deadline {
+                    return published;
+                }
+                sleep_until(next).await;
+            }
+        };
+        match select(pin!(publish), pin!(self.keep_extending(lease))).await {
+            Either::Left((published, _)) => published,
+            Either::Right((never, _)) => match never {},
+        }
+    }
+
+    /// Stores the refresh token of a login, before it is presented: another process can then continue with it.
+    pub(super) async fn store_seed(&self, refresh_token: &str, lease: &Lease) -> Result<(), SourceError> {
+        match self.publish(&Token::seed(refresh_token), lease).await {
+            Ok(Publication::Stored) => {
+                // Otherwise a token that is stored later would take this record for a newer token of another process.
+                self.unpublished().stored_version = lease.fence();
+                Ok(())
+            }
+            Ok(Publication::Superseded) => Err(SourceError::unavailable(
+                "another process has taken over the refresh, before the refresh token was presented",
+            )),
+            Err(error) => Err(error.into_source_error("the refresh token of the login cannot be stored")),
+        }
     }
 
     /// Notes that the token is stored with this fence as its version.

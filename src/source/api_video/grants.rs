@@ -10,11 +10,9 @@ use tokio::time::Instant;
 use super::{
     super::{
         TokenRequest, TokenSource,
-        http::{ExchangeError, Sent, token_response},
+        http::{ExchangeError, Presented, Sent, TokenResponse},
     },
-    ApiVideo,
-    credential::Presented,
-    failure,
+    ApiVideo, failure,
 };
 use crate::{
     error::{SourceError, SourceErrorKind},
@@ -83,7 +81,8 @@ impl ApiVideo {
         })?;
         if response.status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.
-            return token_response::parse(&response.body, requested_at, DEFAULT_LIFETIME)
+            return TokenResponse::from_json(&response.body)
+                .and_then(|parsed| parsed.token(requested_at, Some(DEFAULT_LIFETIME), None))
                 .map_err(|error| Failure::Lost(SourceError::invalid_response(format!("{url}: {error}"))));
         }
         Err(Failure::Status(response.status, failure(response.status, &response.headers, &url)))
@@ -128,7 +127,7 @@ impl ApiVideo {
 
     /// Requests a token with the API key.
     async fn authenticate(&self) -> Result<Token, SourceError> {
-        let (key, revision) = self.credential().key()?;
+        let (key, revision) = self.key()?;
         match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
             Ok(token) => {
                 self.credential().granted(revision, &token);
@@ -160,7 +159,7 @@ impl TokenSource for ApiVideo {
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        self.credential().key()?;
+        self.key()?;
         // Checks the other options.
         self.request("/", String::new()).map(drop)
     }

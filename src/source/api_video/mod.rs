@@ -1,10 +1,9 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
-//! This file has the options and the request that all endpoints share. `grants` decides which grant is used,
-//! `credential` counts how often a refresh token was presented, and `upload_token` requests tokens for delegated
-//! uploads.
+//! This file has the options and the request that all endpoints share. `base_url` has the URL of the endpoints, `grants`
+//! decides which grant is used, and `upload_token` requests tokens for delegated uploads.
 
-mod credential;
+mod base_url;
 mod grants;
 mod upload_token;
 
@@ -23,13 +22,15 @@ use tower_service::Service;
 
 pub use self::upload_token::UploadToken;
 
-use self::credential::Credential;
+use secrecy::{ExposeSecret, SecretString};
+
+use self::base_url::BaseUrl;
 use super::http::{
-    BaseUrl, BoundedResponse, Client, Endpoint, Sent,
+    BoundedResponse, Client, Credential, Endpoint, Sent, checked_timeout, credential,
     tls::{Cryptography, Roots},
 };
 use crate::{
-    error::{BoxError, SourceError, seconds},
+    error::{BoxError, SourceError},
     retry_after::header_seconds,
 };
 
@@ -37,6 +38,9 @@ const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The maximum length of a key in bytes.
+const MAX_KEY_LEN: usize = 1024;
 
 /// The name of the client, in the form that api.video's own clients use.
 const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
@@ -251,7 +255,30 @@ impl ApiVideo {
     ///
     /// The current access token remains in use until it is about to expire or the API challenges it.
     pub fn set_key(&self, api_key: impl Into<String>) {
-        self.credential().set_key(api_key.into());
+        self.credential().set_secret(api_key.into());
+    }
+
+    /// Returns the API key and its revision.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if the key is empty, too long, or has a character that no key has.
+    fn key(&self) -> Result<(SecretString, u64), SourceError> {
+        let (secret, revision) = self.credential().secret();
+        let key = secret.expose_secret();
+        let invalid = |what: &'static str| Err(SourceError::configuration(what));
+        if key.is_empty() {
+            return invalid(
+                "the API key must not be empty: copy it from api.video's dashboard, under API Keys",
+            );
+        }
+        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return invalid(
+                "the API key must be at most 1024 visible ASCII characters, without a space or a line break: copy it \
+                 again from api.video's dashboard, under API Keys",
+            );
+        }
+        Ok((secret, revision))
     }
 
     fn credential(&self) -> MutexGuard<'_, Credential> {
@@ -264,10 +291,7 @@ impl ApiVideo {
     ///
     /// [`SourceError::configuration`] if an option other than the key is not valid.
     fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
-        if self.timeout.is_zero() || self.timeout > Duration::from_secs(60 * 60) {
-            let got = seconds(self.timeout);
-            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
-        }
+        checked_timeout(self.timeout)?;
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.base_url.join(path)?)
@@ -287,7 +311,7 @@ impl ApiVideo {
     async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
         let url = request.uri().clone();
         let response = self.client.endpoint()?.send(request, self.timeout, &Sent::default()).await;
-        let BoundedResponse { status, headers, mut body } =
+        let BoundedResponse { status, headers, mut body, .. } =
             response.map_err(|error| error.into_source_error(&format!("no response from {url}")))?;
         let text = String::from_utf8(std::mem::take(&mut *body))
             .map_err(|_| SourceError::invalid_response(format!("the response of {url} is not UTF-8")))?;
@@ -338,6 +362,16 @@ mod tests {
         {
             assert!(named(name, version).is_err(), "{name}:{version}");
         }
+    }
+
+    #[test]
+    fn invalid_key_error_has_hint() {
+        for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
+            let error = ApiVideo::new(bad).key().err().unwrap();
+            assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
+            assert!(!error.is_transient());
+        }
+        assert!(ApiVideo::new("kq5z3-_x").key().is_ok());
     }
 
     #[test]

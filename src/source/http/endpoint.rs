@@ -5,7 +5,7 @@ use std::{
     error::Error as StdError,
     future::{Future, poll_fn},
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,14 +17,20 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_ENCODING};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use secrecy::zeroize::Zeroizing;
+use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
-use crate::error::{BoxError, Chain, SourceError};
+use crate::error::{BoxError, Chain, SourceError, seconds};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
+
+/// How long the body of an error is waited for, within the deadline of the exchange.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The response of an exchange. The body is empty unless the status is a success.
 ///
@@ -33,6 +39,20 @@ pub(crate) struct BoundedResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Zeroizing<Vec<u8>>,
+    /// The body if the status is not a success.
+    unread: UnreadBody,
+    deadline: Instant,
+}
+
+// `ApiVideo` has no use for the body of an error.
+#[cfg_attr(not(feature = "oauth2"), allow(dead_code))]
+impl BoundedResponse {
+    /// Reads the body of an error. Returns an empty one if it is too long, slow or broken: the status decides then.
+    pub(crate) async fn error_body(&mut self) -> Zeroizing<Vec<u8>> {
+        let unread = std::mem::take(&mut self.unread);
+        let limit = self.deadline.min(Instant::now() + ERROR_BODY_TIMEOUT);
+        timeout_at(limit, read(unread)).await.ok().and_then(Result::ok).unwrap_or_default()
+    }
 }
 
 /// Why an exchange gave no response.
@@ -60,13 +80,32 @@ impl ExchangeError {
     }
 }
 
-type Exchange = Pin<Box<dyn Future<Output = Result<BoundedResponse, ExchangeError>> + Send>>;
+/// Checks the time limit of one exchange.
+///
+/// # Errors
+///
+/// [`SourceError::configuration`] if it is zero or more than an hour.
+pub(crate) fn checked_timeout(timeout: Duration) -> Result<Duration, SourceError> {
+    if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
+        let got = seconds(timeout);
+        return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
+    }
+    Ok(timeout)
+}
+
+type Exchange = Pin<Box<dyn Future<Output = Result<Response<UnreadBody>, ExchangeError>> + Send>>;
 
 /// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sent(Arc<AtomicBool>);
 
 impl Sent {
+    /// A request without a credential, for which it does not matter.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn assumed() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
     pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -143,7 +182,7 @@ impl Endpoint {
         }))
     }
 
-    /// Sends `request` and reads the response, both within `deadline`.
+    /// Sends `request` and reads the response, both within `limit`. The body of an error is not read.
     ///
     /// # Cancel safety
     ///
@@ -151,11 +190,23 @@ impl Endpoint {
     pub(crate) async fn send(
         &self,
         request: Request<String>,
-        deadline: Duration,
+        limit: Duration,
         sent: &Sent,
     ) -> Result<BoundedResponse, ExchangeError> {
-        let response = tokio::time::timeout(deadline, (self.0)(request, sent.clone())).await;
-        match response.unwrap_or(Err(ExchangeError::TooSlow(deadline))) {
+        let deadline = Instant::now() + limit;
+        let response = timeout_at(deadline, async {
+            let (head, unread) = (self.0)(request, sent.clone()).await?.into_parts();
+            let (status, headers) = (head.status, head.headers);
+            if !status.is_success() {
+                return Ok(BoundedResponse { status, headers, body: Zeroizing::default(), unread, deadline });
+            }
+            if headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+                return Err(ExchangeError::Compressed);
+            }
+            let body = read(unread).await?;
+            Ok(BoundedResponse { status, headers, body, unread: UnsyncBoxBody::default(), deadline })
+        });
+        match response.await.unwrap_or(Err(ExchangeError::TooSlow(limit))) {
             Err(ExchangeError::NotSent(error)) => Err(ExchangeError::NotSent(error)),
             Err(error) if !sent.get() => Err(ExchangeError::NotSent(error.into())),
             response => response,
@@ -167,40 +218,31 @@ async fn exchange<C, B, ResBody>(
     mut client: C,
     request: Request<B>,
     before_call: impl FnOnce(),
-) -> Result<BoundedResponse, ExchangeError>
+) -> Result<Response<UnreadBody>, ExchangeError>
 where
     C: Service<Request<B>, Response = Response<ResBody>>,
     C::Error: Into<BoxError>,
-    ResBody: Body,
+    ResBody: Body + Send + 'static,
     ResBody::Error: Into<BoxError>,
 {
     poll_fn(|cx| client.poll_ready(cx)).await.map_err(|error| ExchangeError::NotSent(error.into()))?;
     before_call();
     let response = client.call(request).await.map_err(|error| lost(error.into()))?;
-    let (head, body) = response.into_parts();
+    let bytes = |mut data: ResBody::Data| data.copy_to_bytes(data.remaining());
+    Ok(response
+        .map(|body| body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into).boxed_unsync()))
+}
+
+async fn read(mut body: UnreadBody) -> Result<Zeroizing<Vec<u8>>, ExchangeError> {
     let mut read = Zeroizing::new(Vec::new());
-    if !head.status.is_success() {
-        // The head decides. If the body were read, one that is too long, slow or broken would hide a rejection.
-        return Ok(BoundedResponse { status: head.status, headers: head.headers, body: read });
-    }
-    if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
-        return Err(ExchangeError::Compressed);
-    }
-    let mut body = pin!(body);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ExchangeError::Lost(error.into()))?;
-        let Ok(mut data) = frame.into_data() else { continue };
-        if read.len() + data.remaining() > MAX_RESPONSE {
+        let Ok(data) = frame.map_err(ExchangeError::Lost)?.into_data() else { continue };
+        if read.len() + data.len() > MAX_RESPONSE {
             return Err(ExchangeError::TooLong);
         }
-        while data.has_remaining() {
-            let chunk = data.chunk();
-            read.extend_from_slice(chunk);
-            let length = chunk.len();
-            data.advance(length);
-        }
+        read.extend_from_slice(&data);
     }
-    Ok(BoundedResponse { status: head.status, headers: head.headers, body: read })
+    Ok(read)
 }
 
 /// Classifies a client's error: a failure to connect means that the request was not sent. Any other error may mean that

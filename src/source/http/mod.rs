@@ -2,19 +2,25 @@
 //!
 //! - `client`: the HTTP client of a source, which is the default one or the user's.
 //! - `endpoint`: one exchange, with a deadline and a limit on the response.
-//! - `base_url`: the URL of the endpoints, checked before a credential is sent there.
+//! - `url`: whether a credential may be sent to a URL.
+//! - `credential`: a secret, and how often each refresh token that was granted to it has been presented.
 //! - `token_response`: the parser of a successful response.
 //! - `tls`: the roots and the cryptography of the default client.
 
-mod base_url;
 mod client;
+pub(crate) mod credential;
 mod endpoint;
-pub(crate) mod token_response;
+mod token_response;
+mod url;
 
 pub mod tls;
 
+#[cfg(feature = "api-video")]
+pub(crate) use self::endpoint::BoundedResponse;
 pub(crate) use self::{
-    base_url::BaseUrl,
     client::Client,
-    endpoint::{BoundedResponse, Endpoint, ExchangeError, Sent},
+    credential::{Credential, Presented},
+    endpoint::{Endpoint, ExchangeError, Sent, checked_timeout},
+    token_response::TokenResponse,
+    url::check_url,
 };

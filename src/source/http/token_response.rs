@@ -6,10 +6,18 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
-use crate::{error::SourceError, observability, token::Token};
+use crate::{
+    error::SourceError,
+    observability,
+    token::{Token, TokenBuilder},
+};
 
+/// Some servers start their JSON with it, which RFC 8259 §8.1 lets a parser ignore.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// A token response. Its fields are checked when the token is built.
 #[derive(Deserialize)]
-struct TokenResponse {
+pub(crate) struct TokenResponse {
     access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
     token_type: Option<String>,
@@ -17,45 +25,80 @@ struct TokenResponse {
     error: Option<IgnoredAny>,
 }
 
-/// Parses the token in `body`, the response to a request that was sent at `requested_at`.
-///
-/// # Errors
-///
-/// [`SourceError::invalid_response`]. It quotes nothing of the response and omits serde's message, which would.
-pub(crate) fn parse(
-    body: &[u8],
-    requested_at: Instant,
-    default_lifetime: Duration,
-) -> Result<Token, SourceError> {
-    let invalid = |what: &'static str| SourceError::invalid_response(what);
-    let response: TokenResponse = serde_json::from_slice(body)
-        .map_err(|_| invalid("the response of the token endpoint is not a token response in JSON"))?;
-    if response.error.is_some() {
-        return Err(invalid("the response of the token endpoint has a success status and an error"));
+impl TokenResponse {
+    /// Parses a response in JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::invalid_response`]. It quotes nothing of the response and omits serde's message, which would.
+    pub(crate) fn from_json(body: &[u8]) -> Result<Self, SourceError> {
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+        serde_json::from_slice(body)
+            .map_err(|_| invalid("the response of the token endpoint is not a token response in JSON"))
     }
-    // RFC 6749 §7.1: a client must not use a token of an unknown type. The name of the type is case-insensitive.
-    if response.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-        return Err(invalid("the response of the token endpoint has a token_type other than Bearer"));
+
+    /// Parses a response that is form-encoded, as some authorization servers send it. `None` if it has no token.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn from_form(body: &[u8]) -> Option<Self> {
+        let field = |name: &str| {
+            let mut fields = form_urlencoded::parse(body);
+            fields.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+        };
+        Some(Self {
+            access_token: Some(field("access_token")?.into()),
+            refresh_token: field("refresh_token").map(Into::into),
+            token_type: field("token_type"),
+            expires_in: field("expires_in").map(Value::String),
+            error: field("error").map(|_| IgnoredAny),
+        })
     }
-    let access_token = response
-        .access_token
-        .ok_or_else(|| invalid("the response of the token endpoint has no access_token"))?;
-    let stated = response.expires_in.as_ref();
-    let lifetime = stated.and_then(lifetime).unwrap_or_else(|| {
-        if stated.is_some() {
-            observability::lifetime_ignored(default_lifetime);
+
+    /// Builds the token of the response to a request that was sent at `requested_at`.
+    ///
+    /// `default_lifetime` counts if the response states no lifetime, and `kept_refresh_token` if it has no refresh token
+    /// (RFC 6749 §6).
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::invalid_response`], which quotes nothing of the response.
+    pub(crate) fn token(
+        self,
+        requested_at: Instant,
+        default_lifetime: Option<Duration>,
+        kept_refresh_token: Option<&str>,
+    ) -> Result<Token, SourceError> {
+        if self.error.is_some() {
+            return Err(invalid("the response of the token endpoint has a success status and an error"));
         }
-        default_lifetime
-    });
-    let mut token =
-        Token::builder(access_token.expose_secret()).expires_in(lifetime).requested_at(requested_at);
-    if let Some(refresh_token) = response.refresh_token {
+        // RFC 6749 §7.1: a client must not use a token of an unknown type. The name of the type is case-insensitive.
+        if self.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+            return Err(invalid("the response of the token endpoint has a token_type other than Bearer"));
+        }
+        let access_token = self
+            .access_token
+            .ok_or_else(|| invalid("the response of the token endpoint has no access_token"))?;
+        let mut token = Token::builder(access_token.expose_secret()).requested_at(requested_at);
+        let stated = self.expires_in.as_ref();
+        if let Some(lifetime) = stated.and_then(lifetime) {
+            token = token.expires_in(lifetime);
+        } else {
+            if stated.is_some() {
+                observability::lifetime_ignored(default_lifetime);
+            }
+            token = default_lifetime.into_iter().fold(token, TokenBuilder::expires_in);
+        }
         // An empty refresh token counts as missing.
-        if !refresh_token.expose_secret().is_empty() {
-            token = token.refresh_token(refresh_token.expose_secret());
+        let refresh_token =
+            self.refresh_token.as_ref().map(|token| token.expose_secret()).filter(|token| !token.is_empty());
+        if let Some(refresh_token) = refresh_token.or(kept_refresh_token) {
+            token = token.refresh_token(refresh_token);
         }
+        Ok(token.build()?)
     }
-    Ok(token.build()?)
+}
+
+fn invalid(what: &'static str) -> SourceError {
+    SourceError::invalid_response(what)
 }
 
 /// Reads `expires_in`: seconds as a number or a text, whole or fractional. A negative value is zero, any other value
@@ -79,7 +122,8 @@ mod tests {
     const DEFAULT: Duration = Duration::from_secs(1234);
 
     fn parsed(body: &str) -> Result<Token, SourceError> {
-        parse(body.as_bytes(), tokio::time::Instant::now().into_std(), DEFAULT)
+        let requested_at = tokio::time::Instant::now().into_std();
+        TokenResponse::from_json(body.as_bytes())?.token(requested_at, Some(DEFAULT), None)
     }
 
     fn remaining(expires_in: &str) -> Duration {
@@ -118,7 +162,8 @@ mod tests {
     async fn lifetime_starts_at_request() {
         let requested_at = tokio::time::Instant::now().into_std();
         tokio::time::advance(Duration::from_secs(10)).await;
-        let token = parse(br#"{"access_token": "abc", "expires_in": 60}"#, requested_at, DEFAULT).unwrap();
+        let response = TokenResponse::from_json(br#"{"access_token": "abc", "expires_in": 60}"#).unwrap();
+        let token = response.token(requested_at, Some(DEFAULT), None).unwrap();
         assert_eq!(token.remaining(), Some(Duration::from_secs(50)));
     }
 
@@ -128,7 +173,6 @@ mod tests {
             "",
             "null",
             "{",
-            "\u{feff}{\"access_token\": \"canary\"}",
             "<html>canary</html>",
             r#"{"access_token": "canary""#,
             r#"{"access_token": null, "x": "canary"}"#,
@@ -152,9 +196,10 @@ mod tests {
         for good in ["Bearer", "bearer", "BEARER"] {
             assert!(parsed(&format!(r#"{{"access_token": "a", "token_type": "{good}"}}"#)).is_ok());
         }
-        for good in
-            [r#"{"access_token": "a"}"#, r#"{"access_token": "a", "token_type": null, "error": null}"#]
-        {
+        for good in [
+            r#"{"access_token": "a"}"#,
+            "\u{feff}{\"access_token\": \"a\", \"token_type\": null, \"error\": null}",
+        ] {
             assert!(parsed(good).is_ok(), "{good}");
         }
     }

@@ -1,11 +1,9 @@
 //! [`BaseUrl`]: the URL of a source's endpoints, checked before a credential is sent there.
 
-use http::{Uri, uri::Scheme};
+use http::Uri;
 
-use crate::{
-    error::SourceError,
-    origins::{AllowedOrigins, is_loopback, shown},
-};
+use super::super::http::check_url;
+use crate::{error::SourceError, origins::AllowedOrigins};
 
 /// The URL that the paths of a source's endpoints are appended to.
 #[derive(Clone)]
@@ -52,32 +50,10 @@ impl BaseUrl {
     /// name or a query may be a secret.
     pub(crate) fn join(&self, path: &str) -> Result<Uri, SourceError> {
         let invalid = |what: &str| Err(SourceError::configuration(format!("base_url must {what}")));
-        let (Some(scheme), Some(authority)) = (self.url.scheme(), self.url.authority()) else {
-            return invalid("have a scheme and a host, such as https://api.example.com");
-        };
-        if authority.as_str().contains('@') {
-            return invalid("not have a user name or password");
-        }
-        if authority.host().is_empty() {
-            return invalid("have a host, such as https://api.example.com");
-        }
         if self.url.query().is_some() {
             return invalid("not have a query");
         }
-        if *scheme == Scheme::HTTP {
-            if !self.plaintext_anywhere && !is_loopback(authority.host()) {
-                let origin = shown(&self.url);
-                return invalid(&format!(
-                    "not be plaintext http except on loopback, got {origin}: use https, or insecure_base_url"
-                ));
-            }
-        } else if *scheme != Scheme::HTTPS {
-            return invalid(&format!("be https or http, got {}", shown(&self.url)));
-        }
-        // A URL without an origin that can be sent to has no allowed origin either.
-        if !self.allowed_origins().covers(&self.url) {
-            return invalid("have a port of at most 65535");
-        }
+        let (scheme, authority) = check_url(&self.url, "base_url", self.plaintext_anywhere)?;
         let prefix = self.url.path().trim_end_matches('/');
         Uri::builder()
             .scheme(scheme.clone())

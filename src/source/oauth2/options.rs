@@ -1,0 +1,365 @@
+//! [`OAuth2`]: the source for an OAuth 2.0 authorization server, and its options.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::Response;
+use http_body::Body;
+use tower_service::Service;
+
+use super::{
+    super::{
+        DynTokenSource, TokenSource,
+        http::{
+            Client, Credential, Endpoint,
+            tls::{Cryptography, Roots},
+        },
+    },
+    client_auth::ClientAuth,
+    server::Server,
+};
+use crate::error::{BoxError, SourceError};
+
+/// The time limit of an exchange.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time limit of an exchange that spends a refresh token: whoever gives up on it loses the next refresh token.
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A [`TokenSource`] for an OAuth 2.0 authorization server (RFC 6749).
+///
+/// ```
+/// use tower_bearer::{BearerAuthLayer, OAuth2, TokenProvider, oauth2::{ClientAuth, Server}};
+///
+/// let source = OAuth2::client_credentials(
+///     Server::issuer("https://login.example.com"),
+///     ClientAuth::basic("your-client-id", "your-client-secret"),
+/// );
+/// let provider = TokenProvider::builder(source.scopes(["videos:read"])).build()?;
+/// let layer = BearerAuthLayer::with_provider(provider);
+/// # Ok::<(), tower_bearer::Error>(())
+/// ```
+///
+/// # Grants
+///
+/// | grant | what a token is requested with | source |
+/// |---|---|---|
+/// | [`client_credentials`](Self::client_credentials) | the client's own authentication | RFC 6749 §4.4 |
+/// | [`refresh_token`](Self::refresh_token) | the newest refresh token of a login | RFC 6749 §6 |
+/// | [`token_exchange`](Self::token_exchange) | a token of another issuer | RFC 8693 |
+/// | [`jwt_bearer`](Self::jwt_bearer) | a signed assertion | RFC 7523 §2.1 |
+///
+/// Only the second one uses the refresh tokens of responses. The others have a credential that works as long.
+///
+/// # Refresh tokens
+///
+/// Many servers rotate refresh tokens: each is spent by its use, and a spent one that is presented again revokes the whole
+/// login (RFC 9700 §4.14.2). So each refresh token is presented in one exchange at a time, and:
+///
+/// | response to the refresh token | what follows |
+/// |---|---|
+/// | a token with a refresh token | the new refresh token replaces the old one |
+/// | a token without one | the refresh token is kept (RFC 6749 §6) |
+/// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
+/// | none that is complete, in time and usable | it may be spent: it is presented once more after the backoff, which heals if the server has a grace period; then it counts as spent |
+/// | another error, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
+///
+/// After a rejection, the source looks for another refresh token: the one that was set last
+/// ([`set_refresh_token`](Self::set_refresh_token), or the seed), if no token was granted for it yet. If there is none, a
+/// user has to log in. Until then requests fail at once, and the server is not asked.
+///
+/// A process that restarts only has its seed, which is spent. Keep the token in a store
+/// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), such as a file. A store
+/// is also what lets several processes share a login. With a store:
+///
+/// - A seed is stored before it is presented, and a stored refresh token is used before the seed.
+/// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
+///   [lease](crate::TokenProviderBuilder#method.lease).
+/// - While the store fails, no refresh token is presented: the current token is used until it expires.
+///
+/// # Errors
+///
+/// | response of the token endpoint | kind |
+/// |---|---|
+/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; 400, 401, 403 without a code | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | `invalid_scope`, `invalid_target`, `invalid_request`, `unsupported_grant_type`; 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
+/// | `interaction_required`, `login_required`, `consent_required` | [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
+/// | `temporarily_unavailable`, `server_error`, `slow_down`, 408, 429, 5xx, none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
+/// | another code, another status, or a success without a valid token | [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) |
+///
+/// A message has the code if it is a registered one, and nothing else of a response: neither `error_description` nor
+/// `error_uri`.
+///
+/// # Limits
+///
+/// - An exchange reads at most 64 KiB of a response, within one deadline ([`timeout`](Self::timeout)).
+/// - Redirects are not followed, because a redirect would send the credential to another URL.
+/// - Plaintext `http` is rejected for each host but loopback ([`Server::allow_plaintext`]).
+///
+/// # Which origins see the token
+///
+/// Every `https` origin and loopback, because the source does not know the API. Set the layer's
+/// [`allowed_origins`](crate::BearerAuthLayer::allowed_origins).
+///
+/// # Clones
+///
+/// Clones share the refresh token, the client's secret and the server's metadata. Keep one to replace them later
+/// ([`set_refresh_token`](Self::set_refresh_token), [`set_secret`](Self::set_secret)).
+#[derive(Clone)]
+pub struct OAuth2 {
+    pub(super) grant: Grant,
+    pub(super) server: Server,
+    client_auth: Arc<Mutex<Versioned>>,
+    pub(super) scopes: Vec<String>,
+    pub(super) resources: Vec<String>,
+    pub(super) audience: Option<String>,
+    pub(super) parameters: Vec<(String, String)>,
+    pub(super) default_lifetime: Option<Duration>,
+    pub(super) timeout: Duration,
+    pub(super) follow_challenge: bool,
+    pub(super) client: Client,
+}
+
+#[derive(Clone)]
+pub(super) enum Grant {
+    ClientCredentials,
+    RefreshToken(Arc<Mutex<Credential>>),
+    TokenExchange { subject: Subject, token_type: String },
+    JwtBearer(Subject),
+}
+
+/// The source of a subject token or an assertion.
+#[derive(Clone)]
+pub(super) struct Subject {
+    pub(super) source: Arc<dyn DynTokenSource>,
+    /// The source's own check of its options.
+    pub(super) checked: Result<(), SourceError>,
+}
+
+impl Subject {
+    fn new(source: impl TokenSource) -> Self {
+        Self { checked: source.validate(), source: Arc::new(source) }
+    }
+}
+
+/// How the client authenticates, and how often that was replaced.
+struct Versioned {
+    client_auth: ClientAuth,
+    revision: u64,
+}
+
+impl OAuth2 {
+    /// Requests tokens for the client itself (RFC 6749 §4.4).
+    ///
+    /// Options that are not valid are an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or
+    /// else of the first use. This holds for all constructors and options.
+    pub fn client_credentials(server: Server, client: ClientAuth) -> Self {
+        Self::new(Grant::ClientCredentials, server, client)
+    }
+
+    /// Requests tokens with the refresh token that a user's login gave (RFC 6749 §6), and then with each refresh token that
+    /// replaces it ([above](Self#refresh-tokens)).
+    ///
+    /// An empty `seed` is no refresh token: the store has one, or [`set_refresh_token`](Self::set_refresh_token) sets it.
+    pub fn refresh_token(server: Server, client: ClientAuth, seed: impl Into<String>) -> Self {
+        let credential = Arc::new(Mutex::new(Credential::new(seed.into())));
+        Self { timeout: ROTATION_TIMEOUT, ..Self::new(Grant::RefreshToken(credential), server, client) }
+    }
+
+    /// Exchanges a token of another issuer for an access token (RFC 8693).
+    ///
+    /// `subject` is asked at each exchange: a [`TokenFile`](crate::TokenFile) reads its file,
+    /// [`source_fn`](crate::source_fn) calls a closure, `Assertion` (feature `oauth2-jwt`) signs a JWT, and
+    /// [`StaticToken`](crate::StaticToken) has a fixed value. Its type is a JWT
+    /// ([`subject_token_type`](Self::subject_token_type)). Further parameters of RFC 8693, such as `actor_token`, are set
+    /// by [`parameter`](Self::parameter).
+    pub fn token_exchange(server: Server, client: ClientAuth, subject: impl TokenSource) -> Self {
+        let token_type = "urn:ietf:params:oauth:token-type:jwt".to_owned();
+        Self::new(Grant::TokenExchange { subject: Subject::new(subject), token_type }, server, client)
+    }
+
+    /// Requests tokens with a signed assertion (RFC 7523 §2.1).
+    ///
+    /// `assertion` is asked at each exchange, such as an `Assertion` (feature `oauth2-jwt`), which signs a new one each
+    /// time. The client is often [`ClientAuth::none`], because the assertion identifies it.
+    pub fn jwt_bearer(server: Server, client: ClientAuth, assertion: impl TokenSource) -> Self {
+        Self::new(Grant::JwtBearer(Subject::new(assertion)), server, client)
+    }
+
+    fn new(grant: Grant, server: Server, client_auth: ClientAuth) -> Self {
+        Self {
+            grant,
+            server,
+            client_auth: Arc::new(Mutex::new(Versioned { client_auth, revision: 0 })),
+            scopes: Vec::new(),
+            resources: Vec::new(),
+            audience: None,
+            parameters: Vec::new(),
+            default_lifetime: None,
+            timeout: EXCHANGE_TIMEOUT,
+            follow_challenge: false,
+            client: Client::default(),
+        }
+    }
+
+    /// Sets the scopes to request (`scope`, RFC 6749 §3.3). Default: none, so that the server decides.
+    pub fn scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
+        self.scopes = scopes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the resources that the token is for (`resource`, RFC 8707 §2). Default: none.
+    pub fn resources<S: Into<String>>(mut self, resources: impl IntoIterator<Item = S>) -> Self {
+        self.resources = resources.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the audience of the token (`audience`, RFC 8693 §2.1, which some servers also take for other grants). Default:
+    /// none.
+    pub fn audience(mut self, audience: impl Into<String>) -> Self {
+        self.audience = Some(audience.into());
+        self
+    }
+
+    /// Sets the type of the subject token of [`token_exchange`](Self::token_exchange) (RFC 8693 §3). Default:
+    /// `urn:ietf:params:oauth:token-type:jwt`.
+    ///
+    /// It has no effect on the other grants.
+    pub fn subject_token_type(mut self, subject_token_type: impl Into<String>) -> Self {
+        if let Grant::TokenExchange { token_type, .. } = &mut self.grant {
+            *token_type = subject_token_type.into();
+        }
+        self
+    }
+
+    /// Adds a parameter to each request. A name may be added more than once.
+    ///
+    /// A name that the grant, the client's authentication or another option sets is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use. So is one that has a
+    /// secret of a grant, such as `client_secret`.
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the lifetime of a token whose response has no valid `expires_in`. Default: none, so that the token is used until
+    /// the API challenges it.
+    pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
+        self.default_lifetime = Some(lifetime);
+        self
+    }
+
+    /// Sets the timeout of one exchange with the server, from connecting to the end of the response. Default: 10 s, and 30 s
+    /// for [`refresh_token`](Self::refresh_token), because the next refresh token is lost with a response that is not
+    /// waited for.
+    ///
+    /// The metadata is an exchange of its own. The refresh ends after
+    /// [`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout), whatever is set here. The timeout must be more
+    /// than zero and at most an hour.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets whether a request has what the API's challenge asks for: the parameters `claims` and `acr_values`
+    /// ([`Challenge`](crate::challenge::Challenge)). Default: no.
+    ///
+    /// `claims` in base64, as Microsoft's APIs send it, is decoded. Turn it on only for an API that may decide what the
+    /// token is asked for.
+    pub fn follow_challenge(mut self, follow: bool) -> Self {
+        self.follow_challenge = follow;
+        self
+    }
+
+    /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
+    /// connect timeout of 5 s and an idle timeout of 15 s.
+    ///
+    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
+    /// the layer that gets its tokens from this source, because the refresh would wait for itself. A request counts as sent
+    /// once the client is called, unless its error is a failure to connect.
+    pub fn with_client<C, ResBody>(mut self, client: C) -> Self
+    where
+        C: Service<http::Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send,
+        ResBody: Body + Send + 'static,
+        ResBody::Data: Send,
+        ResBody::Error: Into<BoxError>,
+    {
+        self.client = Client::Given(Endpoint::new(client));
+        self
+    }
+
+    /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
+    ///
+    /// It has no effect with [`with_client`](Self::with_client).
+    pub fn roots(mut self, roots: Roots) -> Self {
+        self.client.set_roots(roots);
+        self
+    }
+
+    /// Sets which cryptography the default client uses for TLS. Default: [`Cryptography::Ring`].
+    ///
+    /// It has no effect with [`with_client`](Self::with_client).
+    pub fn cryptography(mut self, cryptography: Cryptography) -> Self {
+        self.client.set_cryptography(cryptography);
+        self
+    }
+
+    /// Sets the refresh token that a new login gave, in all clones. The next exchange uses it, also instead of one that is
+    /// stored. If a login was required, the cool-down ends.
+    ///
+    /// The current access token remains in use until it is about to expire or the API challenges it. It has no effect on
+    /// grants other than [`refresh_token`](Self::refresh_token).
+    pub fn set_refresh_token(&self, refresh_token: impl Into<String>) {
+        if let Grant::RefreshToken(credential) = &self.grant {
+            super::super::http::credential::lock(credential).set_secret(refresh_token.into());
+        }
+    }
+
+    /// Replaces the client's secret, in all clones. The next exchange uses it. If the old secret was rejected, the cool-down
+    /// ends.
+    ///
+    /// It has no effect if the client has no secret ([`ClientAuth`]).
+    pub fn set_secret(&self, secret: impl Into<String>) {
+        let mut versioned = self.versioned();
+        versioned.client_auth.set_secret(secret.into());
+        versioned.revision += 1;
+    }
+
+    fn versioned(&self) -> MutexGuard<'_, Versioned> {
+        self.client_auth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the client authenticates, and how often that was replaced.
+    pub(super) fn client_auth(&self) -> (ClientAuth, u64) {
+        let versioned = self.versioned();
+        (versioned.client_auth.clone(), versioned.revision)
+    }
+}
+
+impl fmt::Debug for OAuth2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OAuth2")
+            .field("grant", &self.grant.name())
+            .field("server", &self.server)
+            .field("client", &self.client_auth().0)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Grant {
+    /// Returns the `grant_type`.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::ClientCredentials => "client_credentials",
+            Self::RefreshToken(_) => "refresh_token",
+            Self::TokenExchange { .. } => "urn:ietf:params:oauth:grant-type:token-exchange",
+            Self::JwtBearer(_) => "urn:ietf:params:oauth:grant-type:jwt-bearer",
+        }
+    }
+}
