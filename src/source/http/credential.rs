@@ -61,12 +61,14 @@ impl Credential {
         (self.secret.clone(), self.revision)
     }
 
-    /// Returns the secret if it is a refresh token that no token was granted for, and that may be presented.
+    /// Returns the secret as a refresh token, if no token was granted for it and it may be presented. An empty one is none.
     #[cfg(feature = "oauth2")]
     pub(crate) fn seed(&mut self) -> Option<SecretString> {
         let seed = self.secret.clone();
         let is_left = self.find(seed.expose_secret()).is_none_or(|known| known.presented < MAX_PRESENTED);
-        (is_left && self.granted_revision != Some(self.revision)).then_some(seed)
+        let is_left =
+            is_left && !seed.expose_secret().is_empty() && self.granted_revision != Some(self.revision);
+        is_left.then_some(seed)
     }
 
     /// Records that `token` was granted to the secret of this revision.

@@ -17,6 +17,8 @@ pub mod tls;
 
 #[cfg(feature = "api-video")]
 pub(crate) use self::endpoint::BoundedResponse;
+#[cfg(feature = "oauth2")]
+pub(crate) use self::token_response::without_byte_order_mark;
 pub(crate) use self::{
     client::Client,
     credential::{Credential, Presented},

@@ -12,9 +12,6 @@ use crate::{
     token::{Token, TokenBuilder},
 };
 
-/// Some servers start their JSON with it, which RFC 8259 §8.1 lets a parser ignore.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-
 /// A token response. Its fields are checked when the token is built.
 #[derive(Deserialize)]
 pub(crate) struct TokenResponse {
@@ -32,8 +29,7 @@ impl TokenResponse {
     ///
     /// [`SourceError::invalid_response`]. It quotes nothing of the response and omits serde's message, which would.
     pub(crate) fn from_json(body: &[u8]) -> Result<Self, SourceError> {
-        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-        serde_json::from_slice(body)
+        serde_json::from_slice(without_byte_order_mark(body))
             .map_err(|_| invalid("the response of the token endpoint is not a token response in JSON"))
     }
 
@@ -41,7 +37,7 @@ impl TokenResponse {
     #[cfg(feature = "oauth2")]
     pub(crate) fn from_form(body: &[u8]) -> Option<Self> {
         let field = |name: &str| {
-            let mut fields = form_urlencoded::parse(body);
+            let mut fields = form_urlencoded::parse(without_byte_order_mark(body));
             fields.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
         };
         Some(Self {
@@ -95,6 +91,11 @@ impl TokenResponse {
         }
         Ok(token.build()?)
     }
+}
+
+/// Some servers start their JSON with a byte order mark, which RFC 8259 §8.1 lets a parser ignore.
+pub(crate) fn without_byte_order_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
 fn invalid(what: &'static str) -> SourceError {

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::super::http::without_byte_order_mark;
 use crate::error::SourceErrorKind;
 
 /// An error code that is registered for a token endpoint's response (IANA, "OAuth Extensions Error").
@@ -61,7 +62,7 @@ impl Reported {
             error: Option<Value>,
         }
 
-        let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+        let body = without_byte_order_mark(body);
         match serde_json::from_slice(body) {
             Ok(Body { error: Some(Value::String(name)) }) => Self::of(&name),
             Ok(_) => Self::Nothing,
