@@ -1,12 +1,20 @@
-//! The test server follows api.video's contract and injects the faults that a test asks for.
+//! The test server follows api.video's contract and OAuth 2.0, and injects the faults that a test asks for.
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
 use serde_json::{Value, json};
 use tower_bearer::testing::{AuthServer, Fault, Route};
 
@@ -264,5 +272,464 @@ async fn stores_each_chunk_once() {
 
     for range in ["bytes 0-9/5", "bytes 5-1/10", "part 1/2", "bytes 0-1", "bytes 0-7/20"] {
         assert_eq!(put(range, "nine byte").await.status, StatusCode::BAD_REQUEST, "{range}");
+    }
+}
+
+const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+const JWT_CLIENT: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+
+/// A request to the token endpoint. The values of the form are sent as they are.
+fn token_request(server: &AuthServer, form: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let body: Vec<_> = form.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut request = request(server, Method::POST, "oauth/token", "", &body.join("&"));
+    request.headers_mut().insert("content-type", "application/x-www-form-urlencoded".parse().unwrap());
+    request
+}
+
+async fn token(server: &AuthServer, form: &[(&str, &str)]) -> Answer {
+    send(server, token_request(server, form)).await.unwrap()
+}
+
+/// A request of the client, which authenticates with its secret in the form.
+async fn client_token(server: &AuthServer, form: &[(&str, &str)]) -> Answer {
+    let (id, secret) = (server.client_id(), server.client_secret());
+    token(server, &[form, &[("client_id", &id), ("client_secret", &secret)]].concat()).await
+}
+
+async fn basic_token(server: &AuthServer, authorization: &str) -> Answer {
+    let mut request = token_request(server, &[("grant_type", "client_credentials")]);
+    request.headers_mut().insert("authorization", authorization.parse().unwrap());
+    send(server, request).await.unwrap()
+}
+
+fn basic(id: &str, secret: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")))
+}
+
+async fn refresh_login(server: &AuthServer, refresh_token: &str) -> Answer {
+    let id = server.client_id();
+    let form = [("grant_type", "refresh_token"), ("refresh_token", refresh_token), ("client_id", &id)];
+    token(server, &form).await
+}
+
+async fn jwt_bearer(server: &AuthServer, assertion: &str) -> Answer {
+    token(server, &[("grant_type", JWT_BEARER), ("assertion", assertion)]).await
+}
+
+fn seconds_from_now(seconds: i64) -> i64 {
+    i64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap() + seconds
+}
+
+/// Claims that the server accepts, except that `changed` replaces some of them.
+fn claims(server: &AuthServer, changed: Value) -> Value {
+    let id = server.client_id();
+    let exp = seconds_from_now(60);
+    let mut claims = json!({ "iss": id, "sub": id, "aud": server.token_endpoint(), "exp": exp, "jti": "1" });
+    claims.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
+    claims
+}
+
+fn signed(key: &str, header: &Value, claims: &Value) -> String {
+    let der: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = BASE64_STANDARD.decode(der).unwrap();
+    let random = SystemRandom::new();
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &random).unwrap();
+    let [header, claims] = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part.to_string()));
+    let signed = format!("{header}.{claims}");
+    let signature = key.sign(&random, signed.as_bytes()).unwrap();
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
+}
+
+fn jwt(server: &AuthServer, changed: Value) -> String {
+    signed(&server.signing_key(), &json!({ "alg": "ES256" }), &claims(server, changed))
+}
+
+/// JWTs that the server does not accept, with what is wrong.
+fn bad_jwts(server: &AuthServer) -> Vec<(&'static str, String)> {
+    let (key, good) = (server.signing_key(), claims(server, json!({})));
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    vec![
+        ("no JWT", "x".to_owned()),
+        ("no JSON", "e.e.e".to_owned()),
+        ("no signature", jwt(server, json!({})).rsplit_once('.').unwrap().0.to_owned() + "."),
+        ("another key", signed(&other, &json!({ "alg": "ES256" }), &good)),
+        ("another algorithm", signed(&key, &json!({ "alg": "none" }), &good)),
+        ("a critical extension", signed(&key, &json!({ "alg": "ES256", "crit": ["b64"] }), &good)),
+        ("another audience", jwt(server, json!({ "aud": "https://example.com" }))),
+        ("no audience", jwt(server, json!({ "aud": [] }))),
+        ("expired", jwt(server, json!({ "exp": seconds_from_now(-1) }))),
+        ("no expiry", jwt(server, json!({ "exp": null }))),
+        ("not valid yet", jwt(server, json!({ "nbf": seconds_from_now(60) }))),
+    ]
+}
+
+fn assert_error(answer: &Answer, code: &str, what: &str) {
+    assert_eq!(answer.text("error"), code, "{what}");
+    assert!(!answer.text("error_description").is_empty());
+    assert_eq!(answer.status, if code == "invalid_client" { 401 } else { 400 }, "{what}");
+    assert_eq!(answer.headers["cache-control"], "no-store");
+}
+
+#[tokio::test]
+async fn client_credentials_give_access_token_only() {
+    for tls in [false, true] {
+        let server = AuthServer::builder().tls(tls).client("an id", "a+b%&=").start().await.unwrap();
+        let post = [
+            ("grant_type", "client_credentials"),
+            ("client_id", "an+id"),
+            ("client_secret", "a%2Bb%25%26%3D"),
+        ];
+        let answers =
+            [basic_token(&server, &basic("an+id", "a%2Bb%25%26%3D")).await, token(&server, &post).await];
+        for answer in answers {
+            assert_eq!(answer.status, StatusCode::OK);
+            assert_eq!(answer.headers["cache-control"], "no-store");
+            let access_token = answer.text("access_token");
+            let expected =
+                json!({ "access_token": access_token, "token_type": "Bearer", "expires_in": 3600 });
+            assert_eq!(answer.json(), expected);
+            assert_eq!(list(&server, &access_token).await.status, StatusCode::OK);
+        }
+        assert_eq!(server.counters().client_credentials_grants, 2);
+    }
+}
+
+#[tokio::test]
+async fn unknown_client_is_rejected() {
+    let server = AuthServer::start().await.unwrap();
+    let (id, secret) = (server.client_id(), server.client_secret());
+    assert!(secret.starts_with("test-secret-"));
+    assert_eq!(basic_token(&server, &basic(&id, &secret)).await.status, StatusCode::OK);
+    let bad = [basic("x", &secret), basic(&id, "x"), basic(&id, &format!("{secret}&")), "Basic x".to_owned()];
+    for bad in [&bad[..], &[basic(&id, &secret).replace("Basic", "Bearer")]].concat() {
+        let answer = basic_token(&server, &bad).await;
+        assert_error(&answer, "invalid_client", &bad);
+        assert_eq!(answer.headers["www-authenticate"], "Basic realm=\"token\"");
+    }
+    let assertion = jwt(&server, json!({}));
+    let forms: [&[(&str, &str)]; 7] = [
+        &[],
+        &[("client_id", &id)],
+        &[("client_id", "x")],
+        &[("client_secret", &secret)],
+        &[("client_id", "x"), ("client_secret", &secret)],
+        &[("client_id", &id), ("client_secret", "x")],
+        &[("client_assertion", &assertion), ("client_assertion_type", "x")],
+    ];
+    for form in forms {
+        let answer = token(&server, &[&[("grant_type", "client_credentials")], form].concat()).await;
+        assert_error(&answer, "invalid_client", &format!("{form:?}"));
+        assert!(!answer.headers.contains_key("www-authenticate"));
+    }
+    server.set_client_secret("new");
+    assert_error(&basic_token(&server, &basic(&id, &secret)).await, "invalid_client", "the old secret");
+    assert_eq!(basic_token(&server, &basic(&id, "new")).await.status, StatusCode::OK);
+    let counters = server.counters();
+    assert_eq!((counters.rejected_clients, counters.rejected_oauth_grants), (13, 0));
+}
+
+#[tokio::test]
+async fn client_assertion_is_valid_once() {
+    let server = AuthServer::start().await.unwrap();
+    let authenticate = async |assertion: &str| {
+        let client = [("client_assertion_type", JWT_CLIENT), ("client_assertion", assertion)];
+        token(&server, &[&[("grant_type", "client_credentials")], &client[..]].concat()).await
+    };
+    for audience in [json!(server.token_endpoint()), json!(["x", server.issuer()])] {
+        let jti = audience.to_string();
+        let assertion = jwt(&server, json!({ "aud": audience, "jti": jti }));
+        assert_eq!(authenticate(&assertion).await.status, StatusCode::OK);
+        assert_error(&authenticate(&assertion).await, "invalid_client", "a replay");
+    }
+    for changed in [json!({ "iss": "x" }), json!({ "sub": "x" }), json!({ "jti": null })] {
+        let what = changed.to_string();
+        assert_error(&authenticate(&jwt(&server, changed)).await, "invalid_client", &what);
+    }
+    for (what, bad) in bad_jwts(&server) {
+        assert_error(&authenticate(&bad).await, "invalid_client", what);
+    }
+    assert_eq!(server.counters().client_credentials_grants, 2);
+}
+
+#[tokio::test]
+async fn malformed_token_request_is_rejected() {
+    let server = AuthServer::start().await.unwrap();
+    let grant = ("grant_type", "client_credentials");
+    let cases: [(&[_], &str); 12] = [
+        (&[], "invalid_request"),
+        (&[("grant_type", "")], "invalid_request"),
+        (&[grant, grant], "invalid_request"),
+        (&[grant, ("client_assertion", "x")], "invalid_request"),
+        (&[("grant_type", "password")], "unsupported_grant_type"),
+        (&[("grant_type", "refresh_token")], "invalid_request"),
+        (&[("grant_type", EXCHANGE)], "invalid_request"),
+        (&[("grant_type", JWT_BEARER)], "invalid_request"),
+        (&[grant, ("scope", "a++b")], "invalid_scope"),
+        (&[grant, ("scope", "a%22")], "invalid_scope"),
+        (&[grant, ("resource", "videos")], "invalid_target"),
+        (&[grant, ("resource", "https://a.example/%23b")], "invalid_target"),
+    ];
+    for (form, code) in cases {
+        assert_error(&client_token(&server, form).await, code, &format!("{form:?}"));
+    }
+    let mut json = token_request(&server, &[grant]);
+    json.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    assert_error(&send(&server, json).await.unwrap(), "invalid_request", "no form");
+    let long = "x".repeat(100_000);
+    assert_error(&token(&server, &[grant, ("scope", &long)]).await, "invalid_request", "too long");
+    assert_eq!(server.counters().rejected_oauth_grants, 14);
+
+    for (method, path) in
+        [(Method::GET, "oauth/token"), (Method::POST, ".well-known/oauth-authorization-server")]
+    {
+        let answer = send(&server, request(&server, method, path, "", "")).await.unwrap();
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
+
+#[tokio::test]
+async fn reuse_of_refresh_token_revokes_family() {
+    let server = AuthServer::start().await.unwrap();
+    let (login, other) = (server.log_in(), server.log_in());
+    assert!(login.starts_with("def50200"));
+    let first = refresh_login(&server, &login).await;
+    assert_eq!(first.status, StatusCode::OK);
+    assert_eq!(first.headers["cache-control"], "no-store");
+    let second = refresh_login(&server, &first.text("refresh_token")).await;
+    let others = refresh_login(&server, &other).await;
+    let access_token = second.text("access_token");
+    assert_eq!(list(&server, &access_token).await.status, StatusCode::OK);
+
+    assert_error(&refresh_login(&server, &login).await, "invalid_grant", "reuse");
+    let next = second.text("refresh_token");
+    assert_error(&refresh_login(&server, &next).await, "invalid_grant", "the family is revoked");
+    assert_error(&refresh_login(&server, "x").await, "invalid_grant", "unknown");
+    assert_eq!(list(&server, &access_token).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(list(&server, &others.text("access_token")).await.status, StatusCode::OK);
+    assert_eq!(refresh_login(&server, &others.text("refresh_token")).await.status, StatusCode::OK);
+    let counters = server.counters();
+    assert_eq!((counters.oauth_refresh_grants, counters.reused_refresh_tokens), (4, 1));
+    assert_eq!((counters.rejected_oauth_grants, counters.rejected_refresh_tokens), (3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn spent_refresh_token_is_accepted_during_grace() {
+    let grace = Duration::from_secs(30);
+    let server = AuthServer::builder().refresh_token_grace(grace).start().await.unwrap();
+    let login = server.log_in();
+    let first = refresh_login(&server, &login).await.text("refresh_token");
+    tokio::time::advance(grace - Duration::from_millis(1)).await;
+    let further = refresh_login(&server, &login).await.text("refresh_token");
+    assert_ne!(first, further);
+    // Both successors are valid.
+    for successor in [first, further] {
+        assert_eq!(refresh_login(&server, &successor).await.status, StatusCode::OK);
+    }
+    assert_eq!(server.counters().reused_refresh_tokens, 0);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_error(&refresh_login(&server, &login).await, "invalid_grant", "reuse");
+    assert_eq!(server.counters().reused_refresh_tokens, 1);
+}
+
+#[tokio::test]
+async fn without_rotation_refresh_token_stays() {
+    let server = AuthServer::builder().rotate(false).start().await.unwrap();
+    let login = server.log_in();
+    for _ in 0..2 {
+        let answer = refresh_login(&server, &login).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert!(answer.json().get("refresh_token").is_none());
+    }
+    // The client may also authenticate.
+    let form = [("grant_type", "refresh_token"), ("refresh_token", &*login)];
+    assert_eq!(client_token(&server, &form).await.status, StatusCode::OK);
+    assert_error(&token(&server, &form).await, "invalid_client", "no client");
+}
+
+#[tokio::test]
+async fn revoked_logins_keep_access_tokens() {
+    let server = AuthServer::start().await.unwrap();
+    let answer = refresh_login(&server, &server.log_in()).await;
+    server.revoke_refresh_token();
+    let answer = refresh_login(&server, &answer.text("refresh_token")).await;
+    server.revoke_logins();
+    let refresh_token = answer.text("refresh_token");
+    assert_error(&refresh_login(&server, &refresh_token).await, "invalid_grant", "revoked");
+    assert_eq!(server.counters().reused_refresh_tokens, 0);
+    assert_eq!(list(&server, &answer.text("access_token")).await.status, StatusCode::OK);
+    assert_eq!(refresh_login(&server, &server.log_in()).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn oauth_access_tokens_expire_and_are_revoked() {
+    let server = AuthServer::builder().revoke_previous(true).start().await.unwrap();
+    let form = [("grant_type", "client_credentials")];
+    let first = client_token(&server, &form).await.text("access_token");
+    let second = client_token(&server, &form).await.text("access_token");
+    assert_eq!(list(&server, &first).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(list(&server, &second).await.status, StatusCode::OK);
+    server.revoke_access_tokens();
+    assert_eq!(list(&server, &second).await.status, StatusCode::UNAUTHORIZED);
+    server.set_token_lifetime(Duration::ZERO);
+    let expired = client_token(&server, &form).await;
+    assert_eq!(expired.json()["expires_in"], 0);
+    assert_eq!(list(&server, &expired.text("access_token")).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn exchanges_jwt_or_access_token() {
+    let server = AuthServer::start().await.unwrap();
+    let exchange = async |subject: &str, token_type: &str, more: &[(&str, &str)]| {
+        let form = [("grant_type", EXCHANGE), ("subject_token", subject), ("subject_token_type", token_type)];
+        client_token(&server, &[&form, more].concat()).await
+    };
+    let good = jwt(&server, json!({}));
+    let first = exchange(&good, JWT, &[]).await;
+    assert_eq!((first.status, first.text("issued_token_type")), (StatusCode::OK, ACCESS_TOKEN.to_owned()));
+    assert!(first.json().get("refresh_token").is_none());
+    let subject = first.text("access_token");
+    let targets =
+        [("audience", "a"), ("audience", "b"), ("resource", "https://a.example"), ("resource", "urn:b")];
+    let second = exchange(&subject, ACCESS_TOKEN, &targets).await;
+    assert_eq!(list(&server, &second.text("access_token")).await.status, StatusCode::OK);
+    let actor = [("actor_token", &*good), ("actor_token_type", JWT), ("requested_token_type", ACCESS_TOKEN)];
+    assert_eq!(exchange(&subject, ACCESS_TOKEN, &actor).await.status, StatusCode::OK);
+    assert_eq!(server.counters().token_exchanges, 3);
+
+    let bad: [(&str, &str, &[_]); 6] = [
+        ("x", ACCESS_TOKEN, &[]),
+        (&subject, JWT, &[]),
+        (&subject, "urn:x", &[]),
+        (&subject, ACCESS_TOKEN, &[("actor_token", "x")]),
+        (&subject, ACCESS_TOKEN, &[("actor_token", "x"), ("actor_token_type", JWT)]),
+        (&subject, ACCESS_TOKEN, &[("requested_token_type", JWT)]),
+    ];
+    for (subject, token_type, more) in bad {
+        let answer = exchange(subject, token_type, more).await;
+        assert_error(&answer, "invalid_request", &format!("{token_type} {more:?}"));
+    }
+    for (what, bad) in bad_jwts(&server) {
+        assert_error(&exchange(&bad, JWT, &[]).await, "invalid_request", what);
+    }
+    let id = server.client_id();
+    let form = [
+        ("grant_type", EXCHANGE),
+        ("subject_token", &*good),
+        ("subject_token_type", JWT),
+        ("client_id", &*id),
+    ];
+    assert_error(&token(&server, &form).await, "invalid_client", "a public client");
+    assert_eq!(server.counters().token_exchanges, 3);
+}
+
+#[tokio::test]
+async fn jwt_bearer_needs_no_client() {
+    let server = AuthServer::start().await.unwrap();
+    let assertion = jwt(&server, json!({ "aud": server.issuer() }));
+    let answer = jwt_bearer(&server, &assertion).await;
+    assert_eq!(list(&server, &answer.text("access_token")).await.status, StatusCode::OK);
+    let form = [("grant_type", JWT_BEARER), ("assertion", &*assertion)];
+    assert_eq!(client_token(&server, &form).await.status, StatusCode::OK);
+    assert_eq!(server.counters().jwt_bearer_grants, 2);
+    let incomplete = ["iss", "sub"].map(|claim| (claim, jwt(&server, json!({ claim: null }))));
+    for (what, bad) in bad_jwts(&server).into_iter().chain(incomplete) {
+        assert_error(&jwt_bearer(&server, &bad).await, "invalid_grant", what);
+    }
+    assert_eq!(server.counters().jwt_bearer_grants, 2);
+}
+
+#[tokio::test]
+async fn metadata_names_token_endpoint() {
+    for tls in [false, true] {
+        let server = AuthServer::builder().tls(tls).start().await.unwrap();
+        let get = request(&server, Method::GET, ".well-known/oauth-authorization-server", "", "");
+        let metadata = send(&server, get).await.unwrap().json();
+        assert_eq!(server.uri().to_string(), format!("{}/", server.issuer()));
+        assert_eq!(metadata["issuer"], server.issuer());
+        assert_eq!(metadata["token_endpoint"], server.token_endpoint());
+        assert_eq!(server.token_endpoint(), format!("{}/oauth/token", server.issuer()));
+        let grants = json!(["client_credentials", "refresh_token", EXCHANGE, JWT_BEARER]);
+        assert_eq!(metadata["grant_types_supported"], grants);
+        let methods = json!(["client_secret_basic", "client_secret_post", "private_key_jwt", "none"]);
+        assert_eq!(metadata["token_endpoint_auth_methods_supported"], methods);
+        assert_eq!(server.counters().metadata_requests, 1);
+    }
+}
+
+#[tokio::test]
+async fn faults_apply_to_oauth_routes() {
+    let server = AuthServer::builder().refresh_token_grace(Duration::MAX).start().await.unwrap();
+    let login = server.log_in();
+    let answer = Response::builder().status(418).body(Bytes::from_static(b"short")).unwrap();
+    for (fault, status, grants) in [
+        (Fault::Status(StatusCode::BAD_GATEWAY), Some(502), 0),
+        (Fault::Answer(answer), Some(418), 0),
+        (Fault::Delay(Duration::from_millis(1)), Some(200), 1),
+        (Fault::Reset, None, 1),
+        (Fault::LoseAnswer, None, 2),
+        (Fault::Truncate, None, 3),
+        (Fault::Drip(Duration::from_micros(1)), Some(200), 4),
+    ] {
+        server.inject(Route::OAuthToken, fault.clone());
+        let id = server.client_id();
+        let form = [("grant_type", "refresh_token"), ("refresh_token", &*login), ("client_id", &*id)];
+        let answer = send(&server, token_request(&server, &form)).await;
+        assert_eq!(answer.ok().map(|answer| answer.status.as_u16()), status, "{fault:?}");
+        assert_eq!(server.counters().oauth_refresh_grants, grants, "{fault:?}");
+    }
+    server.inject_always(Route::Metadata, Fault::Status(StatusCode::NOT_FOUND));
+    let get = request(&server, Method::GET, ".well-known/oauth-authorization-server", "", "");
+    assert_eq!(send(&server, get).await.unwrap().status, StatusCode::NOT_FOUND);
+    assert_eq!((server.counters().metadata_requests, server.counters().faults), (0, 8));
+}
+
+#[tokio::test]
+async fn token_requests_omit_secrets() {
+    let server = AuthServer::start().await.unwrap();
+    let kept = [
+        ("grant_type", "client_credentials"),
+        ("scope", "a"),
+        ("resource", "urn:a"),
+        ("resource", "urn:b"),
+        ("audience", "b"),
+        ("claims", "c"),
+        ("acr_values", "d"),
+        ("x-unknown", "e"),
+    ];
+    let secrets = ["assertion", "client_assertion", "refresh_token", "subject_token", "actor_token"];
+    let form: Vec<_> = kept.into_iter().chain(secrets.map(|name| (name, "secret"))).collect();
+    client_token(&server, &form).await;
+    let id = server.client_id();
+    let expected: Vec<_> = kept
+        .iter()
+        .chain(&[("client_id", &*id)])
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    assert_eq!(server.token_requests(), [expected]);
+    for number in 1..=64 {
+        token(&server, &[("number", &number.to_string())]).await;
+    }
+    let newest: Vec<_> = server.token_requests().iter().map(|form| form[0].1.clone()).collect();
+    assert_eq!(newest, (1..=64).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn debug_output_has_no_oauth_secret() {
+    let builder = AuthServer::builder().client("id", "client-secret");
+    assert!(!format!("{builder:?}").contains("client-secret"));
+    let server = builder.start().await.unwrap();
+    let login = server.log_in();
+    let answer = refresh_login(&server, &login).await;
+    let key = server.signing_key();
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"));
+    let debug = format!("{server:?}");
+    assert!(debug.contains("oauth_refresh_grants: 1"));
+    let key = key.lines().nth(1).unwrap();
+    for secret in ["client-secret", &login, &answer.text("access_token"), &answer.text("refresh_token"), key]
+    {
+        assert!(!debug.contains(secret));
     }
 }

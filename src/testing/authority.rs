@@ -1,18 +1,20 @@
-//! [`Authority`]: the server's state: the key, the valid tokens, the counters and the uploads.
+//! [`Authority`]: the server's state: the credentials, the valid tokens, the counters and the uploads.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt,
     time::Duration,
 };
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::Instant;
 
 use super::{
     Route,
     faults::Faults,
-    uploads::{Uploads, hex},
+    jwt::TrustedKey,
+    logins::{Login, Logins},
+    random::random,
+    uploads::Uploads,
 };
 
 /// The number of calls of each kind.
@@ -29,6 +31,22 @@ pub struct Counters {
     pub refresh_grants: u64,
     /// `POST /auth/refresh` that were rejected because the refresh token is spent or unknown.
     pub rejected_refresh_tokens: u64,
+    /// `POST /oauth/token` that returned a token for the client's credentials.
+    pub client_credentials_grants: u64,
+    /// `POST /oauth/token` that returned a token for a refresh token.
+    pub oauth_refresh_grants: u64,
+    /// `POST /oauth/token` that returned a token for another token.
+    pub token_exchanges: u64,
+    /// `POST /oauth/token` that returned a token for an assertion.
+    pub jwt_bearer_grants: u64,
+    /// `POST /oauth/token` that were rejected because of the client (`invalid_client`).
+    pub rejected_clients: u64,
+    /// `POST /oauth/token` that were rejected for another reason.
+    pub rejected_oauth_grants: u64,
+    /// `POST /oauth/token` with a spent refresh token after the grace. `rejected_oauth_grants` counts them, too.
+    pub reused_refresh_tokens: u64,
+    /// `GET /.well-known/oauth-authorization-server` that returned the metadata.
+    pub metadata_requests: u64,
     /// Requests to the API with a valid token, whatever the response.
     pub accepted: u64,
     /// `GET /videos` that returned the list.
@@ -65,15 +83,31 @@ pub(super) struct Authority {
     pub(super) rate_limit: RateLimit,
     /// Title by id.
     pub(super) videos: BTreeMap<String, String>,
-    /// The expiry of each valid access token.
-    access_tokens: HashMap<String, Instant>,
-    /// The only valid refresh token.
+    /// The URL of the server, without a slash at its end.
+    pub(super) issuer: String,
+    pub(super) client_id: String,
+    pub(super) client_secret: String,
+    pub(super) trusted_key: TrustedKey,
+    /// The `jti` of each client assertion that was accepted.
+    pub(super) seen_jtis: HashSet<String>,
+    pub(super) logins: Logins,
+    /// The newest forms of token requests, without their secrets.
+    pub(super) token_requests: VecDeque<Vec<(String, String)>>,
+    /// The valid access tokens, and those that have expired since the last grant.
+    access_tokens: HashMap<String, AccessToken>,
+    /// The only valid refresh token of `/auth/refresh`.
     refresh_token: Option<String>,
     /// The expiry of each upload token, if it has one.
     upload_tokens: HashMap<String, Option<Instant>>,
 }
 
-/// Omits the key and the tokens.
+struct AccessToken {
+    until: Instant,
+    /// The login whose refresh token gave this token.
+    login: Option<Login>,
+}
+
+/// Omits the keys, the secrets and the tokens.
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
@@ -86,7 +120,9 @@ impl fmt::Debug for Authority {
 /// The result of a grant.
 pub(super) struct Granted {
     pub(super) access_token: String,
-    pub(super) refresh_token: String,
+    pub(super) refresh_token: Option<String>,
+    /// What a token exchange has issued (RFC 8693 §2.2.1).
+    pub(super) issued_token_type: Option<&'static str>,
     pub(super) lifetime: Duration,
 }
 
@@ -102,6 +138,13 @@ impl Authority {
             reject_bearer_at_upload: false,
             rate_limit: RateLimit::new(1_000_000),
             videos: BTreeMap::new(),
+            issuer: String::new(),
+            client_id: format!("test-client-{}", random(8)),
+            client_secret: format!("test-secret-{}", random(20)),
+            trusted_key: TrustedKey::generate(),
+            seen_jtis: HashSet::new(),
+            logins: Logins::new(),
+            token_requests: VecDeque::new(),
             access_tokens: HashMap::new(),
             refresh_token: None,
             upload_tokens: HashMap::new(),
@@ -129,25 +172,34 @@ impl Authority {
     }
 
     fn grant(&mut self) -> Granted {
+        // The form of api.video's own refresh tokens.
+        let refresh_token = format!("def50200{}", random(32));
+        self.refresh_token = Some(refresh_token.clone());
+        Granted { refresh_token: Some(refresh_token), ..self.issue(None) }
+    }
+
+    /// Issues an access token, without a refresh token.
+    pub(super) fn issue(&mut self, login: Option<Login>) -> Granted {
         if self.revoke_previous {
             self.access_tokens.clear();
         }
         let now = Instant::now();
-        self.access_tokens.retain(|_, until| *until > now);
-        // The form of api.video's own tokens: a JWT, and a long text that starts with `def50200`.
+        self.access_tokens.retain(|_, token| token.until > now);
+        // The form of api.video's own access tokens, which are JWTs.
         let access_token = format!("eyJ0eXAiOiJKV1QifQ.{}.{}", random(16), random(8));
-        let refresh_token = format!("def50200{}", random(32));
-        self.access_tokens.insert(access_token.clone(), now + self.token_lifetime);
-        self.refresh_token = Some(refresh_token.clone());
-        Granted { access_token, refresh_token, lifetime: self.token_lifetime }
+        let lifetime = self.token_lifetime;
+        self.access_tokens.insert(access_token.clone(), AccessToken { until: now + lifetime, login });
+        Granted { access_token, refresh_token: None, issued_token_type: None, lifetime }
     }
 
     pub(super) fn accepts(&mut self, access_token: Option<&str>) -> bool {
-        let good = access_token
-            .and_then(|token| self.access_tokens.get(token))
-            .is_some_and(|until| Instant::now() < *until);
+        let good = access_token.is_some_and(|token| self.is_valid(token));
         *if good { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
         good
+    }
+
+    pub(super) fn is_valid(&self, access_token: &str) -> bool {
+        self.access_tokens.get(access_token).is_some_and(|token| Instant::now() < token.until)
     }
 
     /// Creates an upload token. Without a `ttl`, it does not expire.
@@ -167,6 +219,11 @@ impl Authority {
 
     pub(super) fn revoke_access_tokens(&mut self) {
         self.access_tokens.clear();
+    }
+
+    /// Revokes the access tokens of a login.
+    pub(super) fn revoke_login(&mut self, login: Login) {
+        self.access_tokens.retain(|_, token| token.login != Some(login));
     }
 
     pub(super) fn revoke_refresh_token(&mut self) {
@@ -218,12 +275,4 @@ impl RateLimit {
             exceeded,
         }
     }
-}
-
-/// Returns random bytes in hexadecimal digits.
-pub(super) fn random(bytes: usize) -> String {
-    let mut buffer = vec![0; bytes];
-    // Fails only if the kernel has no random number generator.
-    SystemRandom::new().fill(&mut buffer).expect("the system has no randomness");
-    hex(&buffer)
 }

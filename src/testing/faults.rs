@@ -13,6 +13,10 @@ pub enum Route {
     ApiKeyGrant,
     /// `POST /auth/refresh`
     RefreshGrant,
+    /// `POST /oauth/token`
+    OAuthToken,
+    /// `GET /.well-known/oauth-authorization-server`
+    Metadata,
     /// Every other request: the API itself.
     Api,
 }

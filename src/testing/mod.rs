@@ -2,8 +2,8 @@
 //!
 //! It is a real hyper server on a real socket, with HTTP/1.1, HTTP/2 and optionally TLS. It follows api.video's
 //! contract: both grants, refresh tokens that are spent by their use and by an authentication with the key, tokens that
-//! expire, problem documents, and rate-limit headers. In addition, tests can inject faults, revoke tokens, and count
-//! every kind of call.
+//! expire, problem documents, and rate-limit headers. It also has an OAuth 2.0 token endpoint, whose tokens the same API
+//! accepts. In addition, tests can inject faults, revoke tokens, and count every kind of call.
 //!
 //! ```
 //! # #[cfg(feature = "api-video")]
@@ -28,8 +28,8 @@
 //! # Recognizable secrets
 //!
 //! A test can search the output of a program for the server's secrets. The API key starts with `test-key-` (unless it
-//! is set), an access token with `eyJ0eXAiOiJKV1QifQ.`, and a refresh token with `def50200`. An upload token is `to`
-//! and 32 hexadecimal digits.
+//! is set), the client secret with `test-secret-` (unless it is set), an access token with `eyJ0eXAiOiJKV1QifQ.`, and a
+//! refresh token with `def50200`. An upload token is `to` and 32 hexadecimal digits.
 //!
 //! # Routes
 //!
@@ -37,23 +37,41 @@
 //! |---|---|
 //! | `POST /auth/api-key` `{"apiKey"}` | returns a token; ends the refresh token before it |
 //! | `POST /auth/refresh` `{"refreshToken"}` | returns a token; spends the refresh token |
+//! | `POST /oauth/token` | the OAuth 2.0 token endpoint, see below |
+//! | `GET /.well-known/oauth-authorization-server` | returns the metadata (RFC 8414) |
 //! | `GET /videos` | lists the videos |
 //! | `POST /videos` `{"title"}` | creates a video |
 //! | `POST /videos/{id}/source` | receives its bytes, raw or as the `file` of a multipart form, whole or in chunks (`Content-Range`); checks `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if there is one |
 //! | `POST /upload-tokens` `{"ttl"}` | creates an upload token with a lifetime of `ttl` seconds |
 //! | `POST /upload?token=…` | creates a video from its bytes, raw or as a form, whole; needs no bearer token |
+//!
+//! # The token endpoint
+//!
+//! | `grant_type` | what it needs | client |
+//! |---|---|---|
+//! | `client_credentials` | | authenticated |
+//! | `refresh_token` | a refresh token of a [login](AuthServer::log_in), which is spent and replaced by the next one of its family; a spent one that is used again revokes the family | authenticated, or its ID only |
+//! | `urn:ietf:params:oauth:grant-type:token-exchange` (RFC 8693) | a subject token: a JWT (`…:jwt`, `…:id_token`), or an access token of this server (`…:access_token`) | authenticated |
+//! | `urn:ietf:params:oauth:grant-type:jwt-bearer` (RFC 7523) | an assertion: a JWT with an issuer and a subject | any or none |
+//!
+//! There is one client. It authenticates with its secret (`client_secret_basic`, `client_secret_post`), or with a JWT that
+//! is valid once (`private_key_jwt`). The server trusts the JWTs of its [signing key](AuthServer::signing_key) whose
+//! audience is the token endpoint or the issuer. It grants every scope, audience and resource that is well-formed, and
+//! keeps them in [`token_requests`](AuthServer::token_requests).
+//!
+//! Errors follow RFC 6749 §5.2. A subject token that is not valid is an `invalid_request` (RFC 8693 §2.2.2).
 
 mod authority;
 mod connection;
 mod faults;
+mod jwt;
+mod logins;
+mod oauth2;
+mod random;
 mod routes;
 mod uploads;
 
-use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use http::Uri;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -65,7 +83,8 @@ pub use self::{
 };
 
 use self::{
-    authority::{Authority, RateLimit, random},
+    authority::{Authority, RateLimit},
+    random::random,
     routes::Server,
 };
 
@@ -73,7 +92,6 @@ use self::{
 #[derive(Debug)]
 pub struct AuthServer {
     server: Server,
-    address: SocketAddr,
     certificate: Option<Vec<u8>>,
     accepting: JoinHandle<std::convert::Infallible>,
 }
@@ -104,13 +122,44 @@ impl AuthServer {
 
     /// Returns the URL of the server: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.
     pub fn uri(&self) -> Uri {
-        let scheme = if self.certificate.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.address).parse().expect("an address is an authority")
+        self.issuer().parse().expect("an address is an authority")
+    }
+
+    /// Returns the URL of the server without a slash at its end: the issuer in its
+    /// [metadata](https://www.rfc-editor.org/rfc/rfc8414).
+    pub fn issuer(&self) -> String {
+        self.server.authority().issuer.clone()
+    }
+
+    /// Returns the URL of the OAuth 2.0 token endpoint.
+    pub fn token_endpoint(&self) -> String {
+        self.server.authority().token_endpoint()
     }
 
     /// Returns the API key that the server accepts.
     pub fn api_key(&self) -> String {
         self.server.authority().api_key.clone()
+    }
+
+    /// Returns the ID of the OAuth 2.0 client that the server knows.
+    pub fn client_id(&self) -> String {
+        self.server.authority().client_id.clone()
+    }
+
+    /// Returns the secret of the OAuth 2.0 client.
+    pub fn client_secret(&self) -> String {
+        self.server.authority().client_secret.clone()
+    }
+
+    /// Returns the private key whose JWTs the server trusts, in PEM (PKCS#8, for ES256). It signs client assertions
+    /// (`private_key_jwt`), assertions of the JWT bearer grant, and subject tokens of a token exchange.
+    pub fn signing_key(&self) -> String {
+        self.server.authority().trusted_key.pem()
+    }
+
+    /// Returns what the login of a user gives: the first refresh token of a family. It belongs to the OAuth 2.0 client.
+    pub fn log_in(&self) -> String {
+        self.server.authority().logins.start()
     }
 
     /// Returns the certificate that clients have to trust, in DER. `None` without TLS.
@@ -123,7 +172,7 @@ impl AuthServer {
         self.server.authority().revoke_access_tokens();
     }
 
-    /// Revokes the refresh token. Only the API key then gives another token.
+    /// Revokes the refresh token of `/auth/refresh`. Only the API key then gives another token.
     pub fn revoke_refresh_token(&self) {
         self.server.authority().revoke_refresh_token();
     }
@@ -131,6 +180,16 @@ impl AuthServer {
     /// Replaces the API key that the server accepts.
     pub fn set_api_key(&self, api_key: impl Into<String>) {
         self.server.authority().api_key = api_key.into();
+    }
+
+    /// Ends all [logins](Self::log_in). Their refresh tokens are then invalid. Access tokens remain valid.
+    pub fn revoke_logins(&self) {
+        self.server.authority().logins.end_all();
+    }
+
+    /// Replaces the secret of the OAuth 2.0 client.
+    pub fn set_client_secret(&self, secret: impl Into<String>) {
+        self.server.authority().client_secret = secret.into();
     }
 
     /// Sets the lifetime of tokens that are granted from now on.
@@ -163,6 +222,12 @@ impl AuthServer {
     pub fn uploads(&self) -> Vec<Upload> {
         self.server.authority().uploads.whole.clone()
     }
+
+    /// Returns the parameters of the newest 64 requests to the token endpoint, in order, also of rejected ones. Secrets,
+    /// assertions and tokens are omitted.
+    pub fn token_requests(&self) -> Vec<Vec<(String, String)>> {
+        self.server.authority().token_requests.iter().cloned().collect()
+    }
 }
 
 impl Drop for AuthServer {
@@ -191,6 +256,27 @@ impl AuthServerBuilder {
     /// Sets the API key. Default: a random one.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
         self.authority.api_key = api_key.into();
+        self
+    }
+
+    /// Sets the ID and the secret of the OAuth 2.0 client. Default: random ones.
+    pub fn client(mut self, id: impl Into<String>, secret: impl Into<String>) -> Self {
+        self.authority.client_id = id.into();
+        self.authority.client_secret = secret.into();
+        self
+    }
+
+    /// Sets whether a refresh at the token endpoint spends the refresh token and returns the next one. Otherwise, the
+    /// refresh token stays valid and the response has none. Default: yes.
+    pub fn rotate(mut self, rotate: bool) -> Self {
+        self.authority.logins.rotate = rotate;
+        self
+    }
+
+    /// Sets how long a spent refresh token still gives further tokens of its family. Its use after that time revokes the
+    /// family and the family's access tokens. Default: zero.
+    pub fn refresh_token_grace(mut self, grace: Duration) -> Self {
+        self.authority.logins.grace = grace;
         self
     }
 
@@ -239,12 +325,13 @@ impl AuthServerBuilder {
     /// # Panics
     ///
     /// Panics outside of a tokio runtime with I/O and time enabled.
-    pub async fn start(self) -> io::Result<AuthServer> {
+    pub async fn start(mut self) -> io::Result<AuthServer> {
         let (certificate, acceptor) = if self.tls { Some(connection::tls()?) } else { None }.unzip();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await?;
-        let address = listener.local_addr()?;
+        let scheme = if self.tls { "https" } else { "http" };
+        self.authority.issuer = format!("{scheme}://{}", listener.local_addr()?);
         let server = Server::new(self.authority, self.challenge_late);
         let accepting = tokio::spawn(connection::serve(listener, acceptor, server.clone()));
-        Ok(AuthServer { server, address, certificate: certificate.map(|der| der.to_vec()), accepting })
+        Ok(AuthServer { server, certificate: certificate.map(|der| der.to_vec()), accepting })
     }
 }

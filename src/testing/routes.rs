@@ -1,4 +1,4 @@
-//! The routes: both grants, the videos, and the faults that change a response.
+//! The routes: the grants, the videos, and the faults that change a response.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt, Channel, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -17,13 +17,15 @@ use serde_json::{Value, json};
 
 use super::{
     Fault, Route,
-    authority::{Authority, Granted, Rate, random},
+    authority::{Authority, Granted, Rate},
+    oauth2::{METADATA_PATH, TOKEN_PATH, TokenError},
+    random::random,
     uploads::{Chunk, Read, Rejection},
 };
 use crate::error::BoxError;
 
-/// The maximum length of a JSON request in bytes.
-const MAX_JSON: usize = 64 * 1024;
+/// The maximum length of a JSON request or a form in bytes.
+const MAX_TEXT: usize = 64 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 
@@ -56,6 +58,8 @@ impl Server {
         let route = match request.uri().path() {
             "/auth/api-key" => Route::ApiKeyGrant,
             "/auth/refresh" => Route::RefreshGrant,
+            TOKEN_PATH => Route::OAuthToken,
+            METADATA_PATH => Route::Metadata,
             _ => Route::Api,
         };
         let (rate, fault) = {
@@ -90,12 +94,22 @@ impl Server {
     }
 
     async fn act(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
-        if route == Route::Api {
-            return self.api(request).await;
+        let allowed = match route {
+            Route::Api => return self.api(request).await,
+            Route::Metadata => Method::GET,
+            Route::ApiKeyGrant | Route::RefreshGrant | Route::OAuthToken => Method::POST,
+        };
+        if request.method() != allowed {
+            return problem(StatusCode::METHOD_NOT_ALLOWED, &format!("Only {allowed} is allowed."));
         }
-        if request.method() != Method::POST {
-            return problem(StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed.");
+        match route {
+            Route::Metadata => answer(StatusCode::OK, &self.authority().metadata()),
+            Route::OAuthToken => self.oauth_token(request).await,
+            _ => self.api_video_token(route, request).await,
         }
+    }
+
+    async fn api_video_token(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
         let Some(body) = json_of(request.into_body()).await else {
             return problem(StatusCode::BAD_REQUEST, "The request is not JSON.");
         };
@@ -105,6 +119,16 @@ impl Server {
             _ => self.authority().refresh(field("refreshToken")),
         };
         granted.map_or_else(rejected_grant, token_response)
+    }
+
+    async fn oauth_token(&self, request: Request<Incoming>) -> Response<Bytes> {
+        let (head, body) = request.into_parts();
+        let body = text_of(body).await;
+        let granted = self.authority().grant_token(&head.headers, body.as_deref());
+        let authorized = head.headers.contains_key(AUTHORIZATION);
+        let mut response = granted.map_or_else(|error| token_error(&error, authorized), token_response);
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
     }
 
     async fn api(&self, request: Request<Incoming>) -> Response<Bytes> {
@@ -239,9 +263,12 @@ async fn discard(mut body: Incoming) {
     while let Some(Ok(_)) = body.frame().await {}
 }
 
+async fn text_of(body: Incoming) -> Option<Bytes> {
+    Some(Limited::new(body, MAX_TEXT).collect().await.ok()?.to_bytes())
+}
+
 async fn json_of(body: Incoming) -> Option<Value> {
-    let body = Limited::new(body, MAX_JSON).collect().await.ok()?.to_bytes();
-    serde_json::from_slice(&body).ok()
+    serde_json::from_slice(&text_of(body).await?).ok()
 }
 
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
@@ -259,15 +286,31 @@ fn token_response(granted: Granted) -> Response<Bytes> {
         0 => json!(granted.lifetime.as_secs()),
         _ => json!(granted.lifetime.as_secs_f64()),
     };
-    answer(
-        StatusCode::OK,
-        &json!({
-            "token_type": "Bearer",
-            "expires_in": expires_in,
-            "access_token": granted.access_token,
-            "refresh_token": granted.refresh_token,
-        }),
-    )
+    let mut body = json!({
+        "token_type": "Bearer",
+        "expires_in": expires_in,
+        "access_token": granted.access_token,
+    });
+    if let Some(refresh_token) = granted.refresh_token {
+        body["refresh_token"] = refresh_token.into();
+    }
+    if let Some(token_type) = granted.issued_token_type {
+        body["issued_token_type"] = token_type.into();
+    }
+    answer(StatusCode::OK, &body)
+}
+
+/// The response to a token request that is rejected (RFC 6749 §5.2).
+fn token_error(error: &TokenError, authorized: bool) -> Response<Bytes> {
+    let body = json!({ "error": error.code, "error_description": error.description });
+    if error.code != "invalid_client" {
+        return answer(StatusCode::BAD_REQUEST, &body);
+    }
+    let mut response = answer(StatusCode::UNAUTHORIZED, &body);
+    if authorized {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"token\""));
+    }
+    response
 }
 
 /// The response to a rejected key or refresh token, which is a 400.

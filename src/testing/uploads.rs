@@ -1,6 +1,6 @@
 //! [`Uploads`]: the bytes of videos, raw or in a form, whole or in chunks.
 
-use std::{collections::HashMap, fmt::Write as _, ops::RangeInclusive};
+use std::{collections::HashMap, ops::RangeInclusive};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{
@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use ring::digest::{Context, SHA256};
 
+use super::random::hex;
 use crate::error::BoxError;
 
 /// A complete upload.
@@ -209,12 +210,4 @@ impl Read {
         }
         Err("no file".into())
     }
-}
-
-/// Returns the bytes in hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
