@@ -4,7 +4,8 @@
 //! cargo run --example auth_server -- --port 0 --token-lifetime 5
 //! ```
 //!
-//! It prints its address, and ends with its counters on Ctrl-C.
+//! It prints its address, its API key, and what an OAuth 2.0 client needs: the token endpoint, the client's ID and secret,
+//! and the refresh token of a login. It ends with its counters on Ctrl-C.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -38,6 +39,10 @@ async fn main() -> Result<ExitCode, BoxError> {
     let server = server.start().await?;
     println!("listening on {}", server.uri());
     println!("API key      {}", server.api_key());
+    println!("OAuth 2.0    {}", server.token_endpoint());
+    println!("client ID    {}", server.client_id());
+    println!("secret       {}", server.client_secret());
+    println!("login        {}", server.log_in());
     tokio::signal::ctrl_c().await?;
     println!("{:#?}", server.counters());
     Ok(ExitCode::SUCCESS)
