@@ -39,7 +39,8 @@
 //! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
 //! | `credential rejected; failing requests until the cool-down ends` | ERROR, once for each cool-down | `error`, `took_ms`, `cool_down_ms` |
 //! | `login required; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime) |
-//! | `login required; failing requests until it is done` | ERROR, repeated DEBUG | `error`, `took_ms` |
+//! | `login required; no token is available` | WARN, repeated DEBUG | `error`, `took_ms` |
+//! | `login required; failing requests` | ERROR, repeated DEBUG | `error`, `took_ms` |
 //! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
 //! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
@@ -395,7 +396,14 @@ impl Reporter {
     }
 
     /// A refresh has failed, and only a login can help.
-    pub(crate) fn login_required(&self, error: &Error, took: Duration, left: TokenLeft, is_news: bool) {
+    pub(crate) fn login_required(
+        &self,
+        error: &Error,
+        took: Duration,
+        left: TokenLeft,
+        is_needed: bool,
+        is_news: bool,
+    ) {
         let (error, took_ms) = (Chain(error), millis(took));
         match left {
             TokenLeft::Works(remaining) => event_if!(
@@ -406,13 +414,12 @@ impl Reporter {
                 works_for_ms = remaining.map(millis),
                 "login required; the current token still works"
             ),
-            TokenLeft::Challenged | TokenLeft::None => event_if!(
-                is_news,
-                ERROR,
-                %error,
-                took_ms,
-                "login required; failing requests until it is done"
-            ),
+            TokenLeft::Challenged | TokenLeft::None if is_needed => {
+                event_if!(is_news, ERROR, %error, took_ms, "login required; failing requests");
+            }
+            TokenLeft::Challenged | TokenLeft::None => {
+                event_if!(is_news, WARN, %error, took_ms, "login required; no token is available");
+            }
         }
     }
 

@@ -160,7 +160,31 @@ async fn trigger_every_event() {
         assert!(videos.refresh(&current).await.is_err());
         sleep(second * 20).await;
     }
+    // A login is required, while the token works and after that.
+    let log_in = || Act::Fail(SourceError::login_required("the refresh token was rejected"));
+    let source = Source::living(HOUR)
+        .then(Act::Live(HOUR))
+        .then(log_in())
+        .then(log_in())
+        .then(log_in())
+        .then(log_in());
+    let videos = provider(&source);
+    videos.token().await.unwrap();
+    advance(HOUR * 95 / 100).await;
+    for _ in 0..2 {
+        videos.token().await.unwrap();
+        sleep(second * 5).await;
+    }
+    advance(HOUR).await;
+    for _ in 0..2 {
+        assert!(videos.token().await.is_err());
+        sleep(second * 20).await;
+    }
     // Nobody needs the token of a provider that keeps fresh.
+    let idle = Source::new().then(log_in()).then(log_in()).then(log_in());
+    let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
+    sleep(second * 5).await;
+    idle.shutdown().await;
     let idle = Source::new().then(reject()).then(reject()).then(reject());
     let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
     sleep(second * 5).await;

@@ -200,6 +200,38 @@ async fn rejection_is_a_line_per_cool_down() {
     assert_eq!(levels_and_messages(&record).len(), 4, "one more cool-down");
 }
 
+/// Row 112: a login is required: one line while the token works, and one when requests fail.
+#[tokio::test(start_paused = true)]
+async fn required_login_is_reported_once() {
+    let (record, _guard) = Record::start();
+    let source = Source::living(HOUR);
+    let provider = TokenProvider::new(Arc::clone(&source));
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    provider.token().await.unwrap();
+    (0..100)
+        .for_each(|_| source.next(Act::Fail(SourceError::login_required("the refresh token was rejected"))));
+    record.clear();
+    advance(HOUR * 95 / 100).await;
+    for _ in 0..100 {
+        provider.token().await.unwrap();
+        sleep(SECOND).await;
+    }
+    advance(HOUR).await;
+    for _ in 0..10 {
+        service.clone().oneshot(get()).await.unwrap_err();
+        sleep(SECOND * 60).await;
+    }
+    assert!(source.fetches() > 10, "several cool-downs");
+    let expected = [
+        "WARN login required; the current token still works",
+        "ERROR login required; failing requests",
+        "ERROR request failed; no token is available",
+    ];
+    assert_eq!(levels_and_messages(&record), expected);
+    let error = provider.status().last_error.unwrap();
+    assert_eq!(error.to_string(), "no access token could be obtained: the refresh token was rejected");
+}
+
 /// Row 76: nobody needs the token, so nothing fails.
 #[tokio::test(start_paused = true)]
 async fn rejection_without_requests_is_a_warning() {

@@ -98,7 +98,7 @@ fn report_failed(shared: &Shared, refresh: &Refresh, failed: &Failed, took: Dura
     let is_login = matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired);
     let label = match cool_down {
         Some(_) if is_login => {
-            shared.reporter.login_required(error, took, *left, counted.is_news);
+            shared.reporter.login_required(error, took, *left, *is_needed, counted.is_news);
             "permanent"
         }
         Some(cool_down) => {
