@@ -1,0 +1,294 @@
+//! Processes that share the login of a user: one refresh token, which a server revokes if it is presented twice.
+#![cfg(all(feature = "oauth2", feature = "store"))]
+
+#[path = "support/fleet.rs"]
+mod fleet;
+mod support;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fleet::{Health, MINUTE, MemoryStore, POST, record_text};
+use futures_util::future::join_all;
+use http::{Request, Response};
+use http_body_util::Full;
+use tokio::time::{Instant, advance, sleep, timeout};
+use tower_bearer::{
+    BoxError, Error, OAuth2, SourceErrorKind, TokenProvider,
+    oauth2::{ClientAuth, Server},
+    store::TokenStore,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An authorization server whose refresh tokens rotate. A token request takes [`POST`], and is processed at its start.
+#[derive(Clone, Default)]
+struct Logins(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// When each refresh token of the login was spent.
+    refresh_tokens: HashMap<String, Option<Instant>>,
+    /// How long a spent refresh token is accepted.
+    grace: Duration,
+    granted: u32,
+    presented: Vec<String>,
+    /// How often a spent refresh token was presented too late, which revoked the login.
+    reused: u32,
+}
+
+impl Logins {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Logs a user in: `refresh_token` is the first of its family, which ends the one before.
+    fn log_in(&self, refresh_token: &str) {
+        self.state().refresh_tokens = [(refresh_token.to_owned(), None)].into();
+    }
+
+    fn revoke(&self) {
+        self.state().refresh_tokens.clear();
+    }
+
+    fn presented(&self) -> Vec<String> {
+        self.state().presented.clone()
+    }
+
+    fn grant(&self, refresh_token: &str) -> Option<u32> {
+        let mut state = self.state();
+        state.presented.push(refresh_token.to_owned());
+        let grace = state.grace;
+        let spent = state.refresh_tokens.get_mut(refresh_token)?;
+        if spent.get_or_insert_with(Instant::now).elapsed() > grace {
+            state.reused += 1;
+            state.refresh_tokens.clear();
+            return None;
+        }
+        state.granted += 1;
+        let next = format!("refresh-{}", state.granted);
+        state.refresh_tokens.insert(next, None);
+        Some(state.granted)
+    }
+
+    /// Responds to a token request. Whether a spent refresh token was used in it is known from its first time.
+    async fn answer(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
+        let field =
+            form_urlencoded::parse(request.body().as_bytes()).find(|(name, _)| name == "refresh_token");
+        let (_, refresh_token) = field.unwrap();
+        let granted = self.grant(&refresh_token);
+        sleep(POST).await;
+        let (status, body) = match granted {
+            Some(number) => (
+                200,
+                format!(
+                    r#"{{"access_token":"access-{number}","refresh_token":"refresh-{number}","expires_in":60}}"#
+                ),
+            ),
+            None => (400, r#"{"error":"invalid_grant"}"#.to_owned()),
+        };
+        Ok(Response::builder().status(status).body(Full::from(body))?)
+    }
+
+    fn source(&self, seed: &str) -> OAuth2 {
+        let logins = self.clone();
+        let server = Server::token_endpoint("https://login.example/token");
+        OAuth2::refresh_token(server, ClientAuth::public("id"), seed).with_client(tower::service_fn(
+            move |request| {
+                let logins = logins.clone();
+                async move { logins.answer(request).await }
+            },
+        ))
+    }
+
+    fn process(&self, store: &MemoryStore, seed: &str) -> TokenProvider {
+        TokenProvider::builder(self.source(seed)).store(store.clone()).build().unwrap()
+    }
+}
+
+fn logged_in() -> (Logins, MemoryStore) {
+    let logins = Logins::default();
+    logins.log_in("seed");
+    (logins, MemoryStore::default())
+}
+
+fn is_login(error: &Error) -> bool {
+    matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired)
+}
+
+fn stored(store: &MemoryStore) -> String {
+    store.kept().record.map(|(record, _)| record.text().to_owned()).unwrap_or_default()
+}
+
+/// Row 113: at a start and at each expiry, one process of sixteen presents the refresh token.
+#[tokio::test(start_paused = true)]
+async fn one_process_presents_each_refresh_token() {
+    let (logins, store) = logged_in();
+    let processes: Vec<_> = (0..16).map(|_| logins.process(&store, "seed")).collect();
+    for _ in 0..4 {
+        for token in join_all(processes.iter().map(TokenProvider::token)).await {
+            token.unwrap();
+        }
+        advance(MINUTE).await;
+    }
+    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2", "refresh-3"]);
+}
+
+/// Row 114: the process that presents the seed ends; another one, which never had it, continues.
+#[tokio::test(start_paused = true)]
+async fn stored_seed_outlives_its_process() {
+    let (logins, store) = logged_in();
+    logins.state().grace = MINUTE;
+    let source = logins.source("seed");
+    let first = TokenProvider::builder(source).store(store.clone()).build().unwrap();
+    assert!(timeout(POST / 2, first.token()).await.is_err());
+    assert_eq!(logins.presented(), ["seed"]);
+    assert_eq!(stored(&store), r#"{"schema":1,"refresh_token":"seed"}"#, "stored before it was presented");
+
+    let killed = store.kept();
+    first.shutdown().await;
+    let store = MemoryStore::default();
+    store.change(|kept| kept.record = killed.record);
+    let other = logins.process(&store, "");
+    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
+    assert_eq!((logins.presented(), logins.state().reused), (vec!["seed".to_owned(); 2], 0));
+}
+
+/// Row 115: a process that starts again has its seed, which is spent, and the store, which has a newer refresh token.
+#[tokio::test(start_paused = true)]
+async fn stored_refresh_token_wins_over_seed() {
+    let (logins, store) = logged_in();
+    logins.process(&store, "seed").token().await.unwrap();
+    advance(MINUTE).await;
+    let restarted = logins.process(&store, "seed");
+    restarted.token().await.unwrap();
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+
+    // The next deployment has the refresh token of a new login, and the stored one does not work any more.
+    logins.log_in("seed-2");
+    advance(MINUTE).await;
+    let restarted = logins.process(&store, "seed-2");
+    restarted.token().await.unwrap();
+    assert_eq!(logins.presented()[2..], ["refresh-2", "seed-2"]);
+}
+
+/// Row 112: a login in one process reaches the others with the store.
+#[tokio::test(start_paused = true)]
+async fn login_reaches_fleet() {
+    let (logins, store) = logged_in();
+    let source = logins.source("seed");
+    let one = TokenProvider::builder(source.clone()).store(store.clone()).build().unwrap();
+    let other = logins.process(&store, "seed");
+    one.token().await.unwrap();
+    other.token().await.unwrap();
+    logins.revoke();
+    advance(MINUTE).await;
+    assert!(is_login(&one.token().await.unwrap_err()));
+    assert!(is_login(&other.token().await.unwrap_err()));
+    let presented = logins.presented().len();
+    advance(SECOND * 2).await;
+    for provider in [&one, &other] {
+        assert!(is_login(&provider.token().await.unwrap_err()));
+    }
+    assert_eq!(logins.presented().len(), presented, "nothing is left to present");
+
+    logins.log_in("login-2");
+    source.set_refresh_token("login-2");
+    assert_eq!(one.token().await.unwrap().access_token(), "access-2");
+    advance(SECOND * 10).await;
+    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
+    advance(MINUTE).await;
+    other.token().await.unwrap();
+    assert_eq!(logins.presented()[presented..], ["login-2", "refresh-2"]);
+}
+
+/// Row 116: without its store, a process cannot know whether another one has spent the refresh token.
+#[tokio::test(start_paused = true)]
+async fn refresh_token_waits_for_store() {
+    let (logins, store) = logged_in();
+    let processes = [logins.process(&store, "seed"), logins.process(&store, "seed")];
+    store.set(Health::Down);
+    for process in &processes {
+        let error = process.token().await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains("must not be presented without it"), "{error}");
+    }
+    assert_eq!(logins.presented(), [""; 0]);
+
+    store.set(Health::Good);
+    sleep(SECOND * 10).await;
+    for _ in 0..2 {
+        for process in &processes {
+            process.token().await.unwrap();
+        }
+        // Down while the token is expiring: requests use it.
+        store.set(Health::Down);
+        advance(MINUTE * 95 / 100).await;
+        for process in &processes {
+            process.token().await.unwrap();
+        }
+        store.set(Health::Good);
+        advance(MINUTE).await;
+    }
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+}
+
+/// Row 117: the store fails between the response and its publication.
+#[tokio::test(start_paused = true)]
+async fn new_refresh_token_is_stored_before_use() {
+    let (logins, store) = logged_in();
+    let (one, other) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
+    one.token().await.unwrap();
+    advance(MINUTE).await;
+    let refreshing = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Down);
+    sleep(SECOND * 3).await;
+    assert!(!refreshing.is_finished(), "its refresh token is not stored");
+    let waiting = tokio::spawn(async move { other.token().await });
+    store.set(Health::Good);
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2");
+    assert_eq!(stored(&store), record_text("access-2", "refresh-2"));
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "access-2");
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+}
+
+/// Row 117: the store fails for longer. The token is used after one lease, and is stored later.
+#[tokio::test(start_paused = true)]
+async fn token_is_used_if_store_stays_down() {
+    let (logins, store) = logged_in();
+    let one = logins.process(&store, "seed");
+    let refreshing = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Down);
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-1");
+    assert!(!stored(&store).contains("access-1"));
+    store.set(Health::Good);
+    sleep(MINUTE / 2).await;
+    assert_eq!(stored(&store), record_text("access-1", "refresh-1"));
+    let lease = store.lease(SECOND).await.unwrap();
+    assert!(lease.is_some(), "no lease is left");
+}
+
+/// A process that shares no store keeps the login as well, for as long as it runs.
+#[tokio::test(start_paused = true)]
+async fn single_process_needs_no_store() {
+    let (logins, _) = logged_in();
+    let provider = TokenProvider::new(logins.source("seed"));
+    for _ in 0..20 {
+        let tokens = join_all((0..50).map(|_| provider.token())).await;
+        assert!(tokens.iter().all(Result::is_ok));
+        advance(MINUTE).await;
+    }
+    assert_eq!((logins.presented().len(), logins.state().reused), (20, 0));
+}
