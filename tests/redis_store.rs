@@ -9,19 +9,24 @@ mod processes;
 mod redis_server;
 mod support;
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    time::Duration,
+};
 
 use folder::Folder;
+use processes::Process;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
 use tower_bearer::{
-    ApiVideo, Error, RetryPolicy, StaticToken, TokenProvider,
+    ApiVideo, Error, OAuth2, RetryPolicy, StaticToken, TokenProvider,
+    oauth2::{ClientAuth, Server},
     store::{
         EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, RedisStore, StoreErrorKind,
         TokenStore,
     },
-    testing::AuthServer,
+    testing::{AuthServer, Fault, Route},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -180,6 +185,63 @@ async fn four_processes_share_one_token() {
 #[test]
 fn one_of_many() {
     processes::work(|url| RedisStore::new(url, "videos").unwrap());
+}
+
+/// Rows 113, 114 and 118: two processes with the login of a user, which are killed at random moments of a hundred
+/// rotations. The server has a grace period: a refresh token whose response was lost with its process is presented again.
+#[tokio::test]
+async fn killed_processes_keep_login() {
+    let random = |below: u64| RandomState::new().build_hasher().finish() % below;
+    let redis = RedisServer::start().await;
+    let server =
+        AuthServer::builder().client("id", "secret").refresh_token_grace(MINUTE).start().await.unwrap();
+    let seed = server.log_in();
+    let start = || Process::start_with("one_of_two", &redis.url(), &server, &seed);
+    let mut processes = [start(), start()];
+    let mut kills = 0;
+    while server.counters().oauth_refresh_grants < 100 || kills < 20 {
+        if random(3) == 0 {
+            // Before the server has processed the request, while it sends the response, or at any other moment.
+            match random(3) {
+                0 => server.inject(Route::OAuthToken, Fault::Delay(Duration::from_millis(20))),
+                1 => server.inject(Route::OAuthToken, Fault::Drip(Duration::from_millis(1))),
+                _ => {}
+            }
+            let killed = &mut processes[usize::from(random(2) == 0)];
+            killed.send("refresh").await;
+            sleep(Duration::from_millis(random(60))).await;
+            killed.child.kill().await.unwrap();
+            *killed = start();
+            kills += 1;
+        }
+        for process in &mut processes {
+            process.send("refresh").await;
+        }
+        for process in &mut processes {
+            assert_eq!(process.response().await, "200", "after {kills} kills");
+        }
+    }
+    let counters = server.counters();
+    assert_eq!((counters.reused_refresh_tokens, counters.rejected_oauth_grants), (0, 0), "{kills} kills");
+    assert_eq!(processes[0].request().await, "200");
+}
+
+/// Runs a worker process if the environment says so; otherwise does nothing.
+#[test]
+fn one_of_two() {
+    let source = |url: &str, seed: &str| {
+        OAuth2::refresh_token(
+            Server::token_endpoint(format!("{url}oauth/token")),
+            ClientAuth::public("id"),
+            seed,
+        )
+    };
+    let lease = Duration::from_millis(500);
+    processes::work_with(
+        |url| RedisStore::new(url, "login").unwrap(),
+        source,
+        |builder| builder.lease(lease),
+    );
 }
 
 /// Two namespaces, or two prefixes, are independent. A cluster keeps the keys of one namespace on one node.

@@ -13,14 +13,14 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, TokenProvider,
+    ApiVideo, BearerAuthLayer, TokenProvider, TokenProviderBuilder, TokenSource,
     store::{Lease, TokenStore},
     testing::AuthServer,
 };
 
 const STORE: &str = "TEST_STORE";
 const SERVER: &str = "TEST_SERVER";
-const KEY: &str = "TEST_KEY";
+const CREDENTIAL: &str = "TEST_CREDENTIAL";
 
 /// A worker process. It runs one command per line of its standard input.
 pub struct Process {
@@ -32,12 +32,17 @@ pub struct Process {
 impl Process {
     /// Starts a process that shares `store`. `test` is the test that calls [`work`].
     pub fn start(test: &str, store: &str, server: &AuthServer) -> Self {
+        Self::start_with(test, store, server, &server.api_key())
+    }
+
+    /// Starts a process that shares `store`, and gets its tokens with this credential.
+    pub fn start_with(test: &str, store: &str, server: &AuthServer, credential: &str) -> Self {
         // Ignoring XFSZ makes a write past the file size limit an error, as on a full disk, instead of a fatal signal.
         let mut child = Command::new("sh")
             .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
             .arg(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-            .envs([(STORE, store), (SERVER, &server.uri().to_string()), (KEY, &server.api_key())])
+            .envs([(STORE, store), (SERVER, &server.uri().to_string()), (CREDENTIAL, credential)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -71,14 +76,27 @@ impl Process {
 
 /// Runs a worker process. Returns at once if the environment does not name a store.
 pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
-    let (Ok(store), Ok(server), Ok(key)) = (env::var(STORE), env::var(SERVER), env::var(KEY)) else { return };
+    work_with(open, |server, key| ApiVideo::new(key).base_url(server.parse().unwrap()), |builder| builder);
+}
+
+/// As [`work`], with the source for the server's URL and the credential, and with options for the provider.
+pub fn work_with<S: TokenStore, T: TokenSource>(
+    open: impl FnOnce(&str) -> S,
+    source: impl FnOnce(&str, &str) -> T,
+    options: impl FnOnce(TokenProviderBuilder<T>) -> TokenProviderBuilder<T>,
+) {
+    let (Ok(store), Ok(server), Ok(credential)) = (env::var(STORE), env::var(SERVER), env::var(CREDENTIAL))
+    else {
+        return;
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let store = std::sync::Arc::new(open(&store));
-        let source = ApiVideo::new(key).base_url(server.parse().unwrap());
-        let provider = TokenProvider::builder(source).store(std::sync::Arc::clone(&store)).build().unwrap();
+        let provider =
+            TokenProvider::builder(source(&server, &credential)).store(std::sync::Arc::clone(&store));
+        let provider = options(provider).build().unwrap();
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let service = BearerAuthLayer::with_provider(provider).layer(client);
+        let service = BearerAuthLayer::with_provider(provider.clone()).layer(client);
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         let mut leases: Vec<Lease> = Vec::new();
         while let Some(line) = lines.next_line().await.unwrap() {
@@ -88,6 +106,13 @@ pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
                         Request::get(format!("{server}videos")).body(Empty::<Bytes>::new()).unwrap();
                     match service.clone().oneshot(request).await {
                         Ok(response) => println!("> {}", response.status().as_u16()),
+                        Err(error) => println!("> {error}"),
+                    }
+                }
+                "refresh" => {
+                    provider.invalidate();
+                    match provider.token().await {
+                        Ok(_) => println!("> 200"),
                         Err(error) => println!("> {error}"),
                     }
                 }
