@@ -1,6 +1,6 @@
 //! Row 46: every fault and every example, with secrets that a search recognizes.
 //!
-//! The test server's keys and tokens start with fixed texts. The tests search for these in Debug and Display of every
+//! The test server's keys, tokens and client secrets start with fixed texts. The tests search for these in Debug and Display of every
 //! type of the crate, in whole chains of errors, in the TRACE events of this crate, hyper-util, h2 and rustls, in
 //! panics, and in the output of the examples.
 
@@ -25,8 +25,9 @@ use http_body_util::{BodyExt, Empty};
 use support::chain;
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource,
+    ApiVideo, BearerAuthLayer, BoxError, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider,
+    TokenRequest, TokenSource,
+    oauth2::{ClientAuth, Server},
     store::{EncryptedStore, EncryptionKeys, TokenStore},
     testing::{AuthServer, Fault, Route},
 };
@@ -37,8 +38,11 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
-/// The first characters of the test server's access tokens, refresh tokens and API keys.
-const SECRETS: [&str; 3] = ["eyJ0eXAiOiJKV1QifQ", "def50200", "test-key-"];
+/// The first characters of the test server's access tokens, refresh tokens, API keys and client secrets.
+const SECRETS: [&str; 4] = ["eyJ0eXAiOiJKV1QifQ", "def50200", "test-key-", "test-secret-"];
+
+/// The time limit of an exchange.
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The number of texts by printer, and the texts that contained a secret.
 #[derive(Default)]
@@ -146,9 +150,11 @@ where
     }
 }
 
-/// Injects every fault into every route, one after the other, over one kind of connection.
-async fn faults<C, B>(server: &AuthServer, source: ApiVideo, client: C)
+/// Injects every fault into every route, one after the other, over one kind of connection. The first route is that of the
+/// first token.
+async fn faults<T, C, B>(server: &AuthServer, source: T, routes: &[Route], client: C)
 where
+    T: TokenSource + Clone + Debug,
     C: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Debug
@@ -160,11 +166,16 @@ where
     let retry = RetryPolicy::new().backoff(short, short);
     let quoting = |status: StatusCode, content: &str| {
         let body = format!(
-            r#"{{"you_sent": "{}", "access_token": "{} is{content}", "refresh_token": "def50200", "error": null}}"#,
+            r#"{{"you_sent": "{} {}", "access_token": "{} is{content}", "refresh_token": "def50200", "error": null}}"#,
             server.api_key(),
+            server.client_secret(),
             SECRETS[0],
         );
         Fault::Answer(Response::builder().status(status).body(body.into()).unwrap())
+    };
+    let error = |code: &str| {
+        let body = format!(r#"{{"error": "{code}", "error_description": "{}"}}"#, server.client_secret());
+        Fault::Answer(Response::builder().status(StatusCode::BAD_REQUEST).body(body.into()).unwrap())
     };
     let faults = [
         Fault::Status(StatusCode::INTERNAL_SERVER_ERROR),
@@ -175,6 +186,8 @@ where
         quoting(StatusCode::TOO_MANY_REQUESTS, ""),
         quoting(StatusCode::OK, " no token"),
         quoting(StatusCode::OK, "\\r\\nX: y"),
+        error(SECRETS[3]),
+        error("invalid_grant"),
         Fault::Answer(Response::new(Bytes::from(format!("{{{}", SECRETS[1])))),
         Fault::Delay(short),
         Fault::Hang,
@@ -183,14 +196,13 @@ where
         Fault::Truncate,
         Fault::Drip(Duration::from_micros(10)),
     ];
-    for route in [Route::ApiKeyGrant, Route::RefreshGrant, Route::Api] {
+    for &route in routes {
         for fault in &faults {
             if route == Route::Api && matches!(fault, Fault::Hang | Fault::Answer(_)) {
                 continue;
             }
-            let source = source.clone().timeout(Duration::from_millis(100));
             shown(&source);
-            let builder = TokenProvider::builder(source).retry(retry.clone()).cool_down(short, short);
+            let builder = TokenProvider::builder(source.clone()).retry(retry.clone()).cool_down(short, short);
             shown(&builder);
             let provider = builder.build().unwrap();
             let mut changes = provider.subscribe();
@@ -201,7 +213,7 @@ where
             if let Ok(ready) = ServiceExt::<Request<Empty<Bytes>>>::ready(&mut call).await {
                 shown(&ready.call(Request::new(Empty::new())));
             }
-            if route == Route::ApiKeyGrant {
+            if route == routes[0] {
                 server.inject(route, fault.clone());
             }
             send(service.clone(), server).await;
@@ -222,7 +234,7 @@ where
 
 /// Uses stores that fail, or whose record cannot be read.
 async fn stores(server: &AuthServer, source: ApiVideo) {
-    let [access_token, refresh_token, key] = SECRETS;
+    let [access_token, refresh_token, key, _] = SECRETS;
     for (number, text) in (1..).zip([
         format!(r#"{{"schema": 1, "access_token": "{access_token}", "refresh_token": "{refresh_token}"}}"#),
         format!(r#"{{"schema": 2, "access_token": "{access_token}"}}"#),
@@ -256,18 +268,34 @@ async fn stores(server: &AuthServer, source: ApiVideo) {
 #[tokio::test]
 async fn no_fault_prints_a_secret() {
     listen();
-    let source = |server: &AuthServer| ApiVideo::new(server.api_key()).base_url(server.uri());
+    let source =
+        |server: &AuthServer| ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(TIMEOUT);
+    let routes = [Route::ApiKeyGrant, Route::RefreshGrant, Route::Api];
     let server = AuthServer::start().await.unwrap();
-    faults(&server, source(&server), support::http1()).await;
-    faults(&server, source(&server).with_client(support::http2()), support::http2()).await;
+    faults(&server, source(&server), &routes, support::http1()).await;
+    faults(&server, source(&server).with_client(support::http2()), &routes, support::http2()).await;
     let server = AuthServer::builder().tls(true).start().await.unwrap();
     let certificate = server.certificate().unwrap().to_vec();
-    faults(&server, source(&server).with_client(support::https(&certificate)), support::https(&certificate))
-        .await;
+    let trusting = source(&server).with_client(support::https(&certificate));
+    faults(&server, trusting, &routes, support::https(&certificate)).await;
     // A certificate that the client does not trust.
-    faults(&server, source(&server), support::https(&certificate)).await;
+    faults(&server, source(&server), &routes, support::https(&certificate)).await;
     let server = AuthServer::start().await.unwrap();
     stores(&server, source(&server)).await;
+
+    let routes = [Route::OAuthToken, Route::Metadata, Route::Api];
+    let issuer = || Server::issuer(server.issuer());
+    let client = |id: String| ClientAuth::basic(id, server.client_secret());
+    let grants = [
+        OAuth2::client_credentials(issuer(), client(server.client_id())),
+        OAuth2::client_credentials(issuer(), ClientAuth::post("another", server.client_secret())),
+        OAuth2::refresh_token(issuer(), client(server.client_id()), server.log_in()),
+        OAuth2::token_exchange(issuer(), client(server.client_id()), StaticToken::new(SECRETS[0])),
+    ];
+    for source in grants {
+        source.set_secret(server.client_secret());
+        faults(&server, source.parameter("x", SECRETS[3]).timeout(TIMEOUT), &routes, support::http1()).await;
+    }
 
     struct Panics;
 
@@ -290,7 +318,8 @@ async fn no_fault_prints_a_secret() {
     tracing::info!(secret = SECRETS[0]);
     log::info!("{}", SECRETS[1]);
     shown(&SECRETS[2]);
-    assert_eq!(SINKS.lock().unwrap().take().unwrap().hits.len(), 3);
+    printed("display", SECRETS[3]);
+    assert_eq!(SINKS.lock().unwrap().take().unwrap().hits.len(), 4);
 }
 
 /// Row 46.

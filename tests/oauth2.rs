@@ -1,5 +1,5 @@
 //! [`OAuth2`]: what each grant sends, what a response of the token endpoint means, and which refresh token is presented.
-#![cfg(feature = "oauth2")]
+#![cfg(feature = "oauth2-jwt")]
 
 mod support;
 
@@ -7,24 +7,29 @@ use std::{
     collections::VecDeque,
     io,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use support::chain;
 use tokio::time::{advance, sleep};
+use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    BoxError, Error, OAuth2, RefreshReason, SourceError, SourceErrorKind, StaticToken, Token, TokenProvider,
-    TokenRequest, TokenSource,
+    BearerAuthLayer, BoxError, Error, OAuth2, RefreshReason, SourceError, SourceErrorKind, StaticToken,
+    Token, TokenProvider, TokenRequest, TokenSource,
     challenge::Challenge,
-    oauth2::{ClientAuth, Server},
+    oauth2::{Assertion, ClientAuth, Server, SigningKey},
     source_fn,
+    testing::AuthServer,
 };
 
 use SourceErrorKind::{Configuration, InvalidResponse, LoginRequired, Rejected, Unavailable};
@@ -643,4 +648,85 @@ async fn issuer_metadata_names_token_endpoint() {
     let endpoint = Endpoint::default().responds(200, "<html>").responds(404, "");
     let error = fetch(&endpoint.serve(issuer())).await.unwrap_err();
     assert!(error.kind() == Configuration && error.to_string().contains("has no metadata"), "{error}");
+}
+
+/// Each grant over a real socket, with the metadata of the issuer, until the API accepts its token.
+#[tokio::test]
+async fn api_accepts_token_of_each_grant() {
+    let server = AuthServer::start().await.unwrap();
+    let issuer = || Server::issuer(server.issuer());
+    let client = || ClientAuth::basic(server.client_id(), server.client_secret());
+    let key = || SigningKey::es256(&server.signing_key());
+    let assertion = || Assertion::new(key()).issuer("app").subject("user").audience(server.issuer());
+    for source in [
+        OAuth2::client_credentials(issuer(), client()),
+        OAuth2::client_credentials(issuer(), ClientAuth::post(server.client_id(), server.client_secret())),
+        OAuth2::client_credentials(issuer(), ClientAuth::private_key_jwt(server.client_id(), key())),
+        OAuth2::client_credentials(
+            Server::token_endpoint(server.token_endpoint()),
+            ClientAuth::private_key_jwt(server.client_id(), key().key_id("1")),
+        ),
+        OAuth2::refresh_token(issuer(), ClientAuth::public(server.client_id()), server.log_in()),
+        OAuth2::token_exchange(issuer(), client(), assertion()),
+        OAuth2::jwt_bearer(issuer(), ClientAuth::none(), assertion()),
+    ] {
+        let provider = TokenProvider::builder(source.clone()).build().unwrap();
+        let service = BearerAuthLayer::with_provider(provider.clone()).layer(support::http1());
+        // The second assertion is not the first one again, which the server would reject.
+        for generation in 1..=2 {
+            let request =
+                Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+            let response = service.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 200, "{source:?}");
+            assert_eq!(provider.status().generation, generation, "{source:?}");
+            provider.invalidate();
+        }
+    }
+    let counters = server.counters();
+    assert_eq!((counters.rejected_clients, counters.rejected_oauth_grants), (0, 0));
+    assert_eq!(counters.metadata_requests, 6);
+}
+
+/// The claims and the header of an assertion, and a key of each kind. `tests/auth_server.rs` and `interop` verify the
+/// signatures.
+#[tokio::test]
+async fn each_assertion_is_new() {
+    let server = AuthServer::start().await.unwrap();
+    let key = SigningKey::es256(&server.signing_key()).key_id("key-1");
+    let assertion = Assertion::new(key).issuer("app").claim("scope", "a b").lifetime(Duration::from_secs(60));
+    let decode = |part: &str| -> serde_json::Value {
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+    };
+    let request = TokenRequest::new(RefreshReason::Missing);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let token = assertion.fetch(&request).await.unwrap();
+        let parts: Vec<_> = token.access_token().split('.').collect();
+        assert_eq!(decode(parts[0]), serde_json::json!({ "typ": "JWT", "alg": "ES256", "kid": "key-1" }));
+        let claims = decode(parts[1]);
+        let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let (issued, expires) = (claims["iat"].as_u64().unwrap(), claims["exp"].as_u64().unwrap());
+        assert!(issued < now && expires <= now + 60 && expires > issued + 60, "{claims}");
+        assert_eq!((&claims["iss"], &claims["scope"]), (&"app".into(), &"a b".into()));
+        ids.push(claims["jti"].as_str().unwrap().to_owned());
+    }
+    assert!(ids[0] != ids[1] && ids[0].len() == 22, "{ids:?}");
+}
+
+#[test]
+fn invalid_signing_key_error_quotes_nothing() {
+    let pem = "-----BEGIN PRIVATE KEY-----\nY2FuYXJ5\n-----END PRIVATE KEY-----\n";
+    for key in
+        [SigningKey::es256(pem), SigningKey::rs256(pem), SigningKey::ed_dsa(pem), SigningKey::es256("canary")]
+    {
+        let source = OAuth2::client_credentials(server(), ClientAuth::private_key_jwt("id", key));
+        let error = TokenProvider::builder(source.clone()).build().unwrap_err();
+        assert!(error.to_string().contains("the signing key must be a private key for "), "{error}");
+        let shown = format!("{error} {error:?} {source:?}");
+        assert!(!shown.contains("canary") && !shown.contains("Y2FuYXJ5"), "{shown}");
+    }
+    let days = Assertion::new(SigningKey::es256("")).lifetime(Duration::from_secs(2 * 24 * 3600));
+    assert!(
+        days.validate().unwrap_err().to_string().contains("lifetime must be >= 1s and <= 1d, got 172800s")
+    );
 }
