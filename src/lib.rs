@@ -60,14 +60,16 @@
 //! # Features
 //!
 //! Features only add items, and none changes the default client. Two things affect other code. `tower-http` changes
-//! which 401 is a challenge. `api-video`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with aws-lc-rs: if
-//! a program has both, for example by hyper-rustls' default features, rustls selects neither and panics. Such a program
+//! which 401 is a challenge. `api-video`, `oauth2`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with
+//! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and panics. Such a program
 //! installs one at its start (`CryptoProvider::install_default`).
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
+//! | `oauth2` | no | `OAuth2`, the source for any OAuth 2.0 authorization server, with the same default HTTP client |
+//! | `oauth2-jwt` | no | `oauth2::Assertion`: signed JWTs, for the client authentication `private_key_jwt` and for JWT bearer |
 //! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
 //! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
@@ -87,7 +89,8 @@
 //! # Where next
 //!
 //! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
-//! [`replay`] for bodies that are not `Clone`, [`TokenSource`] and [`source_fn`] for another token service, [`observability`] for
+//! [`replay`] for bodies that are not `Clone`, `OAuth2` for an OAuth 2.0 authorization server, [`TokenSource`] and [`source_fn`]
+//! for another token service, [`observability`] for
 //! events and metrics, `testing` for tests.
 //!
 //! # Runtime
@@ -151,6 +154,6 @@ pub use self::{
 };
 
 /// README.md's code, tested as this crate's documentation is.
-#[cfg(all(doctest, feature = "api-video"))]
+#[cfg(all(doctest, feature = "api-video", feature = "oauth2"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,8 +1,8 @@
 //! TLS of the default HTTP client: which root certificates it trusts, and which cryptography it uses.
 //!
 //! A feature only makes a variant available. The default client uses [`Roots::WebPki`] and [`Cryptography::Ring`]
-//! unless the program chooses otherwise ([`ApiVideo::roots`](crate::ApiVideo::roots),
-//! [`ApiVideo::cryptography`](crate::ApiVideo::cryptography)).
+//! unless the program chooses otherwise (`roots` and `cryptography` of [`ApiVideo`](crate::ApiVideo) and of
+//! [`OAuth2`](crate::OAuth2)).
 
 /// The root certificates that the default client trusts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
