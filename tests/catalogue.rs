@@ -19,7 +19,8 @@ fn catalogue_names_existing_tests() {
             assert!(text.contains(&format!("fn {name}(")), "row {row}: no {name} in {file}");
         }
     }
-    assert_eq!(rows, (1..=79).collect());
+    // 80 to 99 are free for the faults of several tenants.
+    assert_eq!(rows, (1..=79).chain(100..=121).collect());
 }
 
 #[test]

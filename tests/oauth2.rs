@@ -401,6 +401,7 @@ async fn challenge_goes_into_request_only_if_followed() {
     }
 }
 
+/// Row 120.
 #[test]
 fn invalid_options_are_errors_of_build() {
     let source = || OAuth2::client_credentials(server(), client());
@@ -435,7 +436,7 @@ fn invalid_options_are_errors_of_build() {
     assert!(TokenProvider::builder(source().parameter("scope", "a")).build().is_ok());
 }
 
-/// Rows 100 and 109.
+/// Row 109.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_is_replaced_or_kept() {
     let endpoint = Endpoint::default();
@@ -604,7 +605,7 @@ async fn new_secret_ends_rejection_at_once() {
     assert_eq!(endpoint.values("refresh_token"), ["seed", "seed"]);
 }
 
-/// The metadata of an issuer: where it is looked for, that it is fetched once, and that it must be the issuer's.
+/// Row 119: the metadata of an issuer: where it is looked for, that it is fetched once, and that it must be the issuer's.
 #[tokio::test(start_paused = true)]
 async fn issuer_metadata_names_token_endpoint() {
     let metadata =
@@ -687,7 +688,7 @@ async fn api_accepts_token_of_each_grant() {
     assert_eq!(counters.metadata_requests, 6);
 }
 
-/// The claims and the header of an assertion, and a key of each kind. `tests/auth_server.rs` and `interop` verify the
+/// Row 121: the claims and the header of an assertion, and a key of each kind. `tests/auth_server.rs` and `interop` verify the
 /// signatures.
 #[tokio::test]
 async fn each_assertion_is_new() {

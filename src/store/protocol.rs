@@ -4,6 +4,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
+use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -177,7 +178,7 @@ impl<T: TokenSource> SharedSource<T> {
                 return Ok(Answer::Store(token));
             }
         }
-        if let Some(seed) = self.source.seed() {
+        if let Some(seed) = self.source.seed().map(Zeroizing::new) {
             self.shared.store_seed(&seed, lease).await?;
         }
         self.source.fetch(&request.replacing(None)).await.map(Answer::Source)
