@@ -238,7 +238,6 @@ async fn unusable_answer_is_transient_error() {
         "",
         "canary",
         "<html>canary</html>",
-        "\u{feff}{\"access_token\": \"canary\"}",
         r#"{"access_token": "canary"#,
         r#"{"access_token": "canary", "error": "x"}"#,
         r#"{"access_token": "canary", "token_type": "mac"}"#,

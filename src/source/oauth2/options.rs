@@ -26,7 +26,7 @@ use crate::error::{BoxError, SourceError};
 /// The time limit of an exchange.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit of an exchange that spends a refresh token: whoever gives up on it loses the next refresh token.
+/// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
 const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A [`TokenSource`] for an OAuth 2.0 authorization server (RFC 6749).
