@@ -19,8 +19,8 @@ use support::{Act, Api, CHALLENGED, Source, get, ours};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError,
-    TokenProvider, challenge,
+    ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError, Token,
+    TokenProvider, challenge, source_fn,
     testing::{AuthServer, Fault, Route},
 };
 
@@ -617,6 +617,55 @@ async fn revocations_in_a_row_heal_over_sockets() {
         let counters = server.counters();
         assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 5));
     }
+}
+
+/// Row 62: five revocations, 50 ms apart. A request takes 10 ms, and a refresh 20 ms.
+#[tokio::test(start_paused = true)]
+async fn revocations_50_ms_apart_surface_no_401() {
+    let millis = Duration::from_millis;
+    let api = Api::default();
+    let fetches = Arc::new(AtomicU64::new(0));
+    let source = source_fn({
+        let (api, fetches) = (api.clone(), Arc::clone(&fetches));
+        move |_| {
+            let (api, number) = (api.clone(), fetches.fetch_add(1, Ordering::SeqCst));
+            async move {
+                tokio::time::sleep(millis(20)).await;
+                let access_token = format!("access-{number}");
+                api.accept(&access_token);
+                Ok(Token::builder(access_token).build()?)
+            }
+        }
+    });
+    let inner = api.service();
+    let inner = tower::service_fn(move |request| {
+        let inner = inner.clone();
+        async move {
+            tokio::time::sleep(millis(5)).await;
+            let response = inner.oneshot(request).await;
+            tokio::time::sleep(millis(5)).await;
+            response
+        }
+    });
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(inner);
+    let start = tokio::time::Instant::now();
+    let mut callers = JoinSet::new();
+    for caller in 0..20 {
+        let service = service.clone();
+        callers.spawn(async move {
+            tokio::time::sleep(millis(caller)).await;
+            while start.elapsed() < millis(1000) {
+                assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+            }
+        });
+    }
+    tokio::time::sleep(millis(200)).await;
+    for _ in 0..5 {
+        api.revoke_all();
+        tokio::time::sleep(millis(50)).await;
+    }
+    callers.join_all().await;
+    assert_eq!(fetches.load(Ordering::SeqCst), 1 + 5);
 }
 
 /// Row 62: the request that started the refresh is slow, or it was dropped.
