@@ -86,7 +86,8 @@ use crate::error::Error;
 /// # When the store fails
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
-/// lengths. The process then refreshes without the store and reports it
+/// lengths. The process then refreshes without the store, unless its source
+/// [must not](crate::TokenSource::needs_store), and reports it
 /// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the
 /// token when the store works again, within about 30 s. During the first half of the expiring period
 /// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader
