@@ -465,8 +465,8 @@ pub enum TokenError {
     /// The token is longer than [`Token::MAX_LEN`](crate::Token::MAX_LEN) bytes.
     #[error("the token is longer than {} bytes", crate::Token::MAX_LEN)]
     TooLong,
-    /// The access token has a character that is not allowed in a `b64token` (RFC 6750 §2.1).
-    #[error("the access token has a character that RFC 6750 section 2.1 does not allow")]
+    /// The access token has a character other than visible ASCII (RFC 6749 appendix A.12).
+    #[error("the access token has a character other than visible ASCII")]
     IllegalCharacter,
 }
 

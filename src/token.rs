@@ -120,8 +120,7 @@ impl Token {
 
     /// Returns the access token (RFC 6749 §1.4), which is a secret.
     pub fn access_token(&self) -> &str {
-        // The header was built from a `str` that passed the b64token check, so it is visible ASCII. It is empty only in a
-        // seed, which no provider publishes.
+        // The header was built from visible ASCII. It is empty only in a seed, which no provider publishes.
         self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
     }
 
@@ -251,12 +250,13 @@ impl TokenBuilder {
     /// # Errors
     ///
     /// - [`TokenError`] if the access token is empty, longer than [`Token::MAX_LEN`], or has a character that is not
-    ///   allowed in a `b64token` (RFC 6750 §2.1). A line break, for example, could add a header to the request.
+    ///   allowed in an access token (visible ASCII, RFC 6749 appendix A.12). A line break, for example, could add a header
+    ///   to the request.
     /// - [`TokenError`] if the refresh token is empty or longer than [`Token::MAX_LEN`].
     pub fn build(self) -> Result<Token, TokenError> {
         let access_token = self.access_token.expose_secret();
         check_length(access_token)?;
-        if !is_b64token(access_token.as_bytes()) {
+        if !access_token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(TokenError::IllegalCharacter);
         }
         if let Some(refresh_token) = &self.refresh_token {
@@ -292,13 +292,6 @@ fn check_length(token: &str) -> Result<(), TokenError> {
     }
 }
 
-/// RFC 6750 §2.1: `b64token = 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`
-fn is_b64token(text: &[u8]) -> bool {
-    let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
-    let value = &text[..text.len() - padding];
-    !value.is_empty() && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,11 +301,23 @@ mod tests {
     }
 
     #[test]
-    fn token_must_match_b64token_grammar() {
-        for good in ["a", "abc.DEF-_~+/09", "YWI=", "YQ=="] {
+    fn token_must_be_visible_ascii() {
+        // RFC 6749 appendix A.12, not the narrower b64token of RFC 6750 §2.1: Salesforce's tokens have a `!`.
+        for good in [
+            "a",
+            "abc.DEF-_~+/09",
+            "YWI=",
+            "YQ==",
+            "00Dxx0000001gPL!AR8AQP0j",
+            "1|a",
+            "a,b",
+            "a\"b",
+            "!",
+            "~",
+        ] {
             assert_eq!(error_of(good), None, "{good:?}");
         }
-        for bad in ["a b", "a\tb", "a\rb", "a\nb", "a\0b", "é", "=", "a=b", "a,b", "a\"b"] {
+        for bad in ["a b", " a", "a ", "a\tb", "a\rb", "a\nb", "a\0b", "a\u{7f}", "é"] {
             assert_eq!(error_of(bad), Some(TokenError::IllegalCharacter), "{bad:?}");
         }
         assert_eq!(error_of(""), Some(TokenError::Empty));

@@ -30,7 +30,7 @@ pub struct StaticToken(SecretString);
 impl StaticToken {
     /// Makes a source of `access_token`.
     ///
-    /// A token that is empty or does not match RFC 6750 §2.1 is an error of
+    /// A token that is empty or is not visible ASCII (RFC 6749 appendix A.12) is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn new(access_token: impl Into<String>) -> Self {
         Self(access_token.into().into())
