@@ -1,6 +1,8 @@
 //! Helpers for the tests and the examples: an issuer of tokens, a server that checks them, and the check of a
 //! revocation.
 
+pub mod services;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -155,3 +157,8 @@ where
 #[cfg(doctest)]
 #[doc = include_str!("../../src/guide/recipes.md")]
 struct Recipes;
+
+/// The page `guide::oauth2`, which is tested here for the same reason. The rest of the page is tested in `sdks`.
+#[cfg(doctest)]
+#[doc = include_str!("../../src/guide/oauth2.md")]
+struct OAuth2;

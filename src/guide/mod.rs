@@ -1,6 +1,7 @@
 //! Pages on subjects that span several items of the crate.
 //!
 //! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
+//! - [`oauth2`]: tokens of an OAuth 2.0 authorization server, and of other SDKs.
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 //! - [`fleet`]: how several processes share one token.
 //! - [`operating`]: how to run a program that uses the crate: its log, its alerts, and what to do about each.
@@ -8,7 +9,13 @@
 
 // The pages link to items of all features. The documentation is published with all of them.
 #![cfg_attr(
-    not(all(feature = "api-video", feature = "encryption", feature = "file-store", feature = "redis")),
+    not(all(
+        feature = "api-video",
+        feature = "encryption",
+        feature = "file-store",
+        feature = "oauth2-jwt",
+        feature = "redis"
+    )),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
@@ -17,6 +24,12 @@
 // Its examples need the peers, so they are tested in `interop`, where the peers are dependencies.
 #[cfg_attr(not(doctest), doc = include_str!("recipes.md"))]
 pub mod recipes {}
+
+/// Tokens of an OAuth 2.0 authorization server, and of other SDKs.
+///
+// Its examples need the peers as well: `interop` tests those of the services, and `interop/sdks` those of the SDKs.
+#[cfg_attr(not(doctest), doc = include_str!("oauth2.md"))]
+pub mod oauth2 {}
 
 /// What happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 ///
