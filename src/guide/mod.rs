@@ -29,6 +29,7 @@ pub mod recipes {}
 ///
 // Its examples need the peers as well: `interop` tests those of the services, and `interop/sdks` those of the SDKs.
 #[cfg_attr(not(doctest), doc = include_str!("oauth2.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("oauth2_sdks.md"))]
 pub mod oauth2 {}
 
 /// What happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
