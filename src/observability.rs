@@ -708,7 +708,7 @@ pub(crate) fn report_within(span: Option<&Span>, report: impl FnOnce()) {
 }
 
 /// The span that is entered now.
-#[cfg(feature = "store")]
+#[cfg(any(feature = "store", feature = "oauth2"))]
 pub(crate) fn current_span() -> Span {
     #[cfg(feature = "tracing")]
     return Span::current();

@@ -46,6 +46,10 @@ pub(crate) struct Inner {
     /// When the provider starts to fetch the next token in the background. It is never after `expires_at`.
     refresh_at: Option<Instant>,
     id: TokenId,
+    /// Identifies the login that the refresh token belongs to, without a secret. `None` if there is none, or if it is not
+    /// known.
+    #[cfg(any(feature = "store", feature = "oauth2"))]
+    login: Option<Arc<str>>,
     /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
     #[cfg(feature = "store")]
     record_version: u64,
@@ -105,22 +109,49 @@ impl Token {
         }
     }
 
-    /// A refresh token that was granted without an access token: by a login. It is never published as a token.
-    #[cfg(feature = "store")]
-    pub(crate) fn seed(refresh_token: &str) -> Self {
+    /// Makes a token that has only a refresh token, such as that of a user's login. Its access token is empty, and has
+    /// expired: it is not sent.
+    ///
+    /// [`TokenSource::seed`](crate::TokenSource::seed) returns one.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError`] if the refresh token is empty or longer than [`Token::MAX_LEN`].
+    pub fn from_refresh_token(refresh_token: impl Into<String>) -> Result<Self, TokenError> {
+        let refresh_token = SecretString::from(refresh_token.into());
+        check_length(refresh_token.expose_secret())?;
+        Ok(Self::of_refresh_token(refresh_token))
+    }
+
+    /// As [`from_refresh_token`](Self::from_refresh_token), for a refresh token that was checked.
+    pub(crate) fn of_refresh_token(refresh_token: SecretString) -> Self {
         Self(Arc::new(Inner {
             header: HeaderValue::from_static(SCHEME),
-            refresh_token: Some(refresh_token.into()),
+            refresh_token: Some(refresh_token),
             expires_at: Some(Instant::now()),
             refresh_at: None,
             id: TokenId::default(),
+            #[cfg(any(feature = "store", feature = "oauth2"))]
+            login: None,
+            #[cfg(feature = "store")]
             record_version: 0,
         }))
     }
 
+    /// Which login the refresh token belongs to, if that is known.
+    #[cfg(any(feature = "store", feature = "oauth2"))]
+    pub(crate) fn login(&self) -> Option<Arc<str>> {
+        self.0.login.clone()
+    }
+
+    #[cfg(any(feature = "store", feature = "oauth2"))]
+    pub(crate) fn with_login(self, login: Option<Arc<str>>) -> Self {
+        Self(Arc::new(Inner { login, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
     /// Returns the access token (RFC 6749 §1.4), which is a secret.
     pub fn access_token(&self) -> &str {
-        // The header was built from visible ASCII. It is empty only in a seed, which no provider publishes.
+        // The header was built from visible ASCII. It is empty only if there is only a refresh token.
         self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
     }
 
@@ -278,6 +309,8 @@ impl TokenBuilder {
             expires_at,
             refresh_at: None,
             id: TokenId::default(),
+            #[cfg(any(feature = "store", feature = "oauth2"))]
+            login: None,
             #[cfg(feature = "store")]
             record_version: 0,
         })))

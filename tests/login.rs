@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet::{Health, MINUTE, MemoryStore, POST, record_text};
+use fleet::{Health, MINUTE, MemoryStore, POST};
 use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -147,7 +147,8 @@ async fn stored_seed_outlives_its_process() {
     let first = TokenProvider::builder(source).store(store.clone()).build().unwrap();
     assert!(timeout(POST / 2, first.token()).await.is_err());
     assert_eq!(logins.presented(), ["seed"]);
-    assert_eq!(stored(&store), r#"{"schema":1,"refresh_token":"seed"}"#, "stored before it was presented");
+    let record = stored(&store);
+    assert!(record.contains(r#""refresh_token":"seed""#) && !record.contains("access"), "{record}");
 
     let killed = store.kept();
     first.shutdown().await;
@@ -255,7 +256,7 @@ async fn new_refresh_token_is_stored_before_use() {
     let waiting = tokio::spawn(async move { other.token().await });
     store.set(Health::Good);
     assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2");
-    assert_eq!(stored(&store), record_text("access-2", "refresh-2"));
+    assert!(stored(&store).contains("refresh-2"));
     assert_eq!(waiting.await.unwrap().unwrap().access_token(), "access-2");
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
@@ -275,7 +276,7 @@ async fn token_is_used_if_store_stays_down() {
     assert!(!stored(&store).contains("access-1"));
     store.set(Health::Good);
     sleep(MINUTE / 2).await;
-    assert_eq!(stored(&store), record_text("access-1", "refresh-1"));
+    assert!(stored(&store).contains("refresh-1"));
     let lease = store.lease(SECOND).await.unwrap();
     assert!(lease.is_some(), "no lease is left");
 }

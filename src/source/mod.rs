@@ -114,12 +114,13 @@ pub trait TokenSource: Send + Sync + 'static {
         0
     }
 
-    /// Returns the refresh token that [`fetch`](Self::fetch) presents first if it gets no previous token, such as that of
-    /// a login, which can be used only once. Default: none.
+    /// Returns the refresh token to present if the previous token has none that works, such as the one of a user's login
+    /// ([`Token::from_refresh_token`]). Default: none.
     ///
-    /// If processes share a [store](crate::TokenProviderBuilder#method.store), the provider stores it before it calls
-    /// `fetch` without a previous token. If this process then ends, another one continues with it.
-    fn seed(&self) -> Option<String> {
+    /// If processes share a [store](crate::TokenProviderBuilder#method.store), the provider stores it, and then calls
+    /// [`renew`](Self::renew) with it as the previous token. If this process ends, another one continues with it. If
+    /// `renew` returns `None`, this is called again, and must return another one, or none.
+    fn seed(&self) -> Option<Token> {
         None
     }
 
@@ -163,7 +164,7 @@ impl<T: TokenSource> TokenSource for Arc<T> {
         T::revision(self)
     }
 
-    fn seed(&self) -> Option<String> {
+    fn seed(&self) -> Option<Token> {
         T::seed(self)
     }
 

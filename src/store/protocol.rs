@@ -4,12 +4,11 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
-use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     DynTokenStore, Lease, Publication, Role, StoreError,
-    shared_token::{SharedToken, is_newer, usable},
+    shared_token::{SharedToken, usable},
 };
 use crate::{
     error::SourceError,
@@ -39,7 +38,8 @@ impl<T: TokenSource> SharedSource<T> {
         lease: Duration,
         reporter: Reporter,
     ) -> Self {
-        Self { source, shared: Arc::new(SharedToken::new(store, role, lease, reporter)) }
+        let is_needed = source.needs_store();
+        Self { source, shared: Arc::new(SharedToken::new(store, role, is_needed, lease, reporter)) }
     }
 
     async fn token(&self, request: &TokenRequest<'_>, asking: Asking<'_>) -> Result<Token, SourceError> {
@@ -95,7 +95,8 @@ impl<T: TokenSource> SharedSource<T> {
             }
             self.shared.reset_lease_wait();
             // Even if its access token has expired, the newest record has the only refresh token that still works.
-            let base = found.filter(|found| is_newer(found, previous));
+            let version = previous.map_or(0, Token::record_version);
+            let base = found.filter(|found| found.record_version() > version);
             let request = request.replacing(base.as_ref().or(previous));
             return Ok(self.ask_and_publish(&request, asking, lease).await);
         }
@@ -125,9 +126,12 @@ impl<T: TokenSource> SharedSource<T> {
         // and with it the only refresh token that works.
         let token = token.with_record_version(request.previous().map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
-        let published = match self.source.needs_store() {
-            true => self.shared.publish_for_a_lease(&token, &lease).await,
-            false => self.shared.publish(&token, &lease).await,
+        let published = if self.shared.is_needed {
+            // Goes on if the refresh is dropped at its timeout.
+            self.shared.publish_later();
+            self.shared.publish_for_a_lease(&token, &lease).await
+        } else {
+            self.shared.publish(&token, &lease).await
         };
         match published {
             Ok(Publication::Stored) => {
@@ -178,8 +182,17 @@ impl<T: TokenSource> SharedSource<T> {
                 return Ok(Answer::Store(token));
             }
         }
-        if let Some(seed) = self.source.seed().map(Zeroizing::new) {
+        let mut rejected: Option<Token> = None;
+        while let Some(seed) = self.source.seed() {
+            // A source that returns the same one again would be asked forever.
+            if rejected.is_some_and(|rejected| rejected.refresh_token() == seed.refresh_token()) {
+                break;
+            }
             self.shared.store_seed(&seed, lease).await?;
+            if let Some(token) = self.source.renew(&request.replacing(Some(&seed))).await? {
+                return Ok(Answer::Source(token));
+            }
+            rejected = Some(seed);
         }
         self.source.fetch(&request.replacing(None)).await.map(Answer::Source)
     }
@@ -200,7 +213,7 @@ impl<T: TokenSource> SharedSource<T> {
                 error.into_source_error("the token store cannot be used, and the current token still works")
             );
         }
-        if self.source.needs_store() {
+        if self.shared.is_needed {
             return Err(error.into_source_error(
                 "the token store cannot be used, and the refresh token must not be presented without it",
             ));

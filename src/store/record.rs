@@ -64,10 +64,12 @@ impl Record {
 
     /// Creates the record in which `token` is published under the lease with this `fence`.
     pub(super) fn of(token: &Token, fence: u64) -> Self {
+        let login = token.login();
         let stored = Written {
             schema: SCHEMA,
             access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
             refresh_token: token.refresh_token(),
+            login: login.as_deref(),
         };
         // Serializing a struct of strings cannot fail.
         let text = serde_json::to_string(&stored).unwrap_or_default();
@@ -85,10 +87,12 @@ impl Record {
                 stored.schema
             )));
         }
-        let access_token = match (&stored.access_token, &stored.refresh_token) {
+        let login = stored.login.map(Into::into);
+        let access_token = match (stored.access_token, &stored.refresh_token) {
             (Some(access_token), _) => access_token,
-            (None, Some(seed)) => {
-                return Ok(Token::seed(seed.expose_secret()).with_record_version(self.version));
+            (None, Some(refresh_token)) => {
+                let token = Token::of_refresh_token(refresh_token.clone());
+                return Ok(token.with_login(login).with_record_version(self.version));
             }
             (None, None) => return Err(StoreError::invalid_record("the stored record has no token")),
         };
@@ -102,7 +106,7 @@ impl Record {
         let token = token.build().map_err(|error| {
             StoreError::invalid_record("the stored record contains an invalid token").with_cause(error)
         })?;
-        Ok(token.with_record_version(self.version))
+        Ok(token.with_login(login).with_record_version(self.version))
     }
 }
 
@@ -121,6 +125,7 @@ struct Read {
     /// Missing if the record has only the refresh token of a login.
     access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
+    login: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -130,6 +135,8 @@ struct Written<'a> {
     access_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    login: Option<&'a str>,
 }
 
 /// The right to refresh the token, for a limited time. See [`TokenStore::lease`](super::TokenStore::lease).

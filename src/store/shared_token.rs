@@ -41,6 +41,8 @@ const MAX_LEASE_WAIT: u32 = 5;
 pub(super) struct SharedToken {
     store: Arc<dyn DynTokenStore>,
     pub(super) role: Role,
+    /// Whether the source must not be asked while the store fails.
+    pub(super) is_needed: bool,
     pub(super) lease: Duration,
     pub(super) reporter: Reporter,
     pub(super) health: Health,
@@ -67,12 +69,14 @@ impl SharedToken {
     pub(super) fn new(
         store: Arc<dyn DynTokenStore>,
         role: Role,
+        is_needed: bool,
         lease: Duration,
         reporter: Reporter,
     ) -> Self {
         Self {
             store,
             role,
+            is_needed,
             lease,
             health: Health::new(reporter.clone()),
             reporter,
@@ -100,7 +104,7 @@ impl SharedToken {
         })
     }
 
-    /// Returns the stored token. A record that cannot be read counts as none.
+    /// Returns the stored token. A record that cannot be read counts as none, unless its refresh token is needed.
     pub(super) async fn load(&self) -> Result<Option<Token>, StoreError> {
         let loaded_at = Instant::now();
         let found = with_timeout(self.store.load()).await;
@@ -109,6 +113,10 @@ impl SharedToken {
             Err(error) if error.kind() == StoreErrorKind::InvalidRecord => {
                 let is_news = self.health.record_is_valid(false);
                 self.reporter.invalid_record(&error, is_news);
+                if self.is_needed {
+                    self.health.failed(Operation::Load, &error);
+                    return Err(error);
+                }
                 Ok(None)
             }
             Ok(Some(token)) => {
@@ -259,8 +267,8 @@ impl SharedToken {
     }
 
     /// Stores the refresh token of a login, before it is presented: another process can then continue with it.
-    pub(super) async fn store_seed(&self, refresh_token: &str, lease: &Lease) -> Result<(), SourceError> {
-        match self.publish(&Token::seed(refresh_token), lease).await {
+    pub(super) async fn store_seed(&self, seed: &Token, lease: &Lease) -> Result<(), SourceError> {
+        match self.publish(seed, lease).await {
             Ok(Publication::Stored) => {
                 // Otherwise a token that is stored later would take this record for a newer token of another process.
                 self.unpublished().stored_version = lease.fence();
@@ -341,7 +349,7 @@ impl SharedToken {
         let known = self.unpublished().stored_version.max(token.record_version());
         match self.load().await? {
             // Another process's token, or this one if an earlier attempt succeeded but reported an error.
-            Some(found) if found.record_version() > known => {
+            Some(found) if found.record_version() > known && !is_before(&found, &token) => {
                 self.remove_unpublished(&token);
                 if self.unpublished().token.is_none() {
                     self.health.nothing_to_publish();
@@ -357,8 +365,13 @@ impl SharedToken {
     }
 }
 
+/// Whether `found` has only a refresh token of the login of `token`, which was granted for it or for a later one.
+fn is_before(found: &Token, token: &Token) -> bool {
+    found.access_token().is_empty() && found.login().is_some() && found.login() == token.login()
+}
+
 /// Returns whether `found` was published after `previous`.
-pub(super) fn is_newer(found: &Token, previous: Option<&Token>) -> bool {
+fn is_newer(found: &Token, previous: Option<&Token>) -> bool {
     previous.is_none_or(|previous| {
         found.record_version() > previous.record_version() && !found.has_same_access_token(previous)
     })

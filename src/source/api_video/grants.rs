@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use super::{
     super::{
         TokenRequest, TokenSource,
-        http::{ExchangeError, Presented, Sent, TokenResponse},
+        http::{ExchangeError, Sent, TokenResponse},
     },
-    ApiVideo, failure,
+    ApiVideo,
+    credential::Presented,
+    failure,
 };
 use crate::{
     error::{SourceError, SourceErrorKind},
@@ -127,7 +129,7 @@ impl ApiVideo {
 
     /// Requests a token with the API key.
     async fn authenticate(&self) -> Result<Token, SourceError> {
-        let (key, revision) = self.key()?;
+        let (key, revision) = self.credential().key()?;
         match self.grant(Grant::ApiKey(key.expose_secret()), &Sent::default()).await {
             Ok(token) => {
                 self.credential().granted(revision, &token);
@@ -159,7 +161,7 @@ impl TokenSource for ApiVideo {
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        self.key()?;
+        self.credential().key()?;
         // Checks the other options.
         self.request("/", String::new()).map(drop)
     }

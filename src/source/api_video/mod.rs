@@ -1,9 +1,11 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
 //! This file has the options and the request that all endpoints share. `base_url` has the URL of the endpoints, `grants`
-//! decides which grant is used, and `upload_token` requests tokens for delegated uploads.
+//! decides which grant is used, `credential` counts how often a refresh token was presented, and `upload_token` requests
+//! tokens for delegated uploads.
 
 mod base_url;
+mod credential;
 mod grants;
 mod upload_token;
 
@@ -22,11 +24,9 @@ use tower_service::Service;
 
 pub use self::upload_token::UploadToken;
 
-use secrecy::{ExposeSecret, SecretString};
-
-use self::base_url::BaseUrl;
+use self::{base_url::BaseUrl, credential::Credential};
 use super::http::{
-    BoundedResponse, Client, Credential, Endpoint, Sent, checked_timeout, credential,
+    BoundedResponse, Client, Endpoint, Sent, checked_timeout,
     tls::{Cryptography, Roots},
 };
 use crate::{
@@ -38,9 +38,6 @@ const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The maximum length of a key in bytes.
-const MAX_KEY_LEN: usize = 1024;
 
 /// The name of the client, in the form that api.video's own clients use.
 const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
@@ -255,30 +252,7 @@ impl ApiVideo {
     ///
     /// The current access token remains in use until it is about to expire or the API challenges it.
     pub fn set_key(&self, api_key: impl Into<String>) {
-        self.credential().set_secret(api_key.into());
-    }
-
-    /// Returns the API key and its revision.
-    ///
-    /// # Errors
-    ///
-    /// [`SourceError::configuration`] if the key is empty, too long, or has a character that no key has.
-    fn key(&self) -> Result<(SecretString, u64), SourceError> {
-        let (secret, revision) = self.credential().secret();
-        let key = secret.expose_secret();
-        let invalid = |what: &'static str| Err(SourceError::configuration(what));
-        if key.is_empty() {
-            return invalid(
-                "the API key must not be empty: copy it from api.video's dashboard, under API Keys",
-            );
-        }
-        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return invalid(
-                "the API key must be at most 1024 visible ASCII characters, without a space or a line break: copy it \
-                 again from api.video's dashboard, under API Keys",
-            );
-        }
-        Ok((secret, revision))
+        self.credential().set_key(api_key.into());
     }
 
     fn credential(&self) -> MutexGuard<'_, Credential> {
@@ -362,16 +336,6 @@ mod tests {
         {
             assert!(named(name, version).is_err(), "{name}:{version}");
         }
-    }
-
-    #[test]
-    fn invalid_key_error_has_hint() {
-        for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
-            let error = ApiVideo::new(bad).key().err().unwrap();
-            assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
-            assert!(!error.is_transient());
-        }
-        assert!(ApiVideo::new("kq5z3-_x").key().is_ok());
     }
 
     #[test]

@@ -27,9 +27,6 @@ use crate::error::{BoxError, Chain, SourceError, seconds};
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
 
-/// How long the body of an error is waited for, within the deadline of the exchange.
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
-
 type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The response of an exchange. The body is empty unless the status is a success.
@@ -47,11 +44,11 @@ pub(crate) struct BoundedResponse {
 // `ApiVideo` has no use for the body of an error.
 #[cfg_attr(not(feature = "oauth2"), allow(dead_code))]
 impl BoundedResponse {
-    /// Reads the body of an error. Returns an empty one if it is too long, slow or broken: the status decides then.
+    /// Reads the body of an error, within the deadline of the exchange. Returns an empty one if it is too long, slow or
+    /// broken: the status decides then.
     pub(crate) async fn error_body(&mut self) -> Zeroizing<Vec<u8>> {
         let unread = std::mem::take(&mut self.unread);
-        let limit = self.deadline.min(Instant::now() + ERROR_BODY_TIMEOUT);
-        timeout_at(limit, read(unread)).await.ok().and_then(Result::ok).unwrap_or_default()
+        timeout_at(self.deadline, read(unread)).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 
@@ -76,7 +73,11 @@ impl ExchangeError {
     /// Converts the error. The text says what is missing, and has the whole chain of causes. The error has no source, so
     /// that each text is shown once.
     pub(crate) fn into_source_error(self, missing: &str) -> SourceError {
-        SourceError::unavailable(format!("{missing}: {}", Chain(&self)))
+        let message = format!("{missing}: {}", Chain(&self));
+        match self {
+            Self::TooLong | Self::Compressed => SourceError::invalid_response(message),
+            Self::NotSent(_) | Self::Lost(_) | Self::TooSlow(_) => SourceError::unavailable(message),
+        }
     }
 }
 

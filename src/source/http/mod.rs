@@ -3,12 +3,10 @@
 //! - `client`: the HTTP client of a source, which is the default one or the user's.
 //! - `endpoint`: one exchange, with a deadline and a limit on the response.
 //! - `url`: whether a credential may be sent to a URL.
-//! - `credential`: a secret, and how often each refresh token that was granted to it has been presented.
 //! - `token_response`: the parser of a successful response.
 //! - `tls`: the roots and the cryptography of the default client.
 
 mod client;
-pub(crate) mod credential;
 mod endpoint;
 mod token_response;
 mod url;
@@ -18,10 +16,9 @@ pub mod tls;
 #[cfg(feature = "api-video")]
 pub(crate) use self::endpoint::BoundedResponse;
 #[cfg(feature = "oauth2")]
-pub(crate) use self::token_response::without_byte_order_mark;
+pub(crate) use self::token_response::{form_field, without_byte_order_mark};
 pub(crate) use self::{
     client::Client,
-    credential::{Credential, Presented},
     endpoint::{Endpoint, ExchangeError, Sent, checked_timeout},
     token_response::TokenResponse,
     url::check_url,

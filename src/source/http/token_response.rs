@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
@@ -19,7 +19,7 @@ pub(crate) struct TokenResponse {
     refresh_token: Option<SecretString>,
     token_type: Option<String>,
     expires_in: Option<Value>,
-    error: Option<IgnoredAny>,
+    error: Option<Value>,
 }
 
 impl TokenResponse {
@@ -36,17 +36,20 @@ impl TokenResponse {
     /// Parses a response that is form-encoded, as some authorization servers send it. `None` if it has no token.
     #[cfg(feature = "oauth2")]
     pub(crate) fn from_form(body: &[u8]) -> Option<Self> {
-        let field = |name: &str| {
-            let mut fields = form_urlencoded::parse(without_byte_order_mark(body));
-            fields.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
-        };
+        let field = |name| form_field(body, name);
         Some(Self {
             access_token: Some(field("access_token")?.into()),
             refresh_token: field("refresh_token").map(Into::into),
             token_type: field("token_type"),
             expires_in: field("expires_in").map(Value::String),
-            error: field("error").map(|_| IgnoredAny),
+            error: field("error").map(Value::String),
         })
+    }
+
+    /// Returns the refresh token. An empty one counts as missing.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn refresh_token(&self) -> Option<&str> {
+        self.refresh_token.as_ref().map(|token| token.expose_secret()).filter(|token| !token.is_empty())
     }
 
     /// Builds the token of the response to a request that was sent at `requested_at`.
@@ -63,7 +66,8 @@ impl TokenResponse {
         default_lifetime: Option<Duration>,
         kept_refresh_token: Option<&str>,
     ) -> Result<Token, SourceError> {
-        if self.error.is_some() {
+        // Some servers send an empty one with each token.
+        if self.error.is_some_and(|error| error != "" && error != false) {
             return Err(invalid("the response of the token endpoint has a success status and an error"));
         }
         // RFC 6749 §7.1: a client must not use a token of an unknown type. The name of the type is case-insensitive.
@@ -83,14 +87,22 @@ impl TokenResponse {
             }
             token = default_lifetime.into_iter().fold(token, TokenBuilder::expires_in);
         }
-        // An empty refresh token counts as missing.
-        let refresh_token =
-            self.refresh_token.as_ref().map(|token| token.expose_secret()).filter(|token| !token.is_empty());
-        if let Some(refresh_token) = refresh_token.or(kept_refresh_token) {
+        let refresh_token = self.refresh_token.as_ref().map(|token| token.expose_secret());
+        if let Some(refresh_token) = refresh_token.filter(|token| !token.is_empty()).or(kept_refresh_token) {
             token = token.refresh_token(refresh_token);
         }
         Ok(token.build()?)
     }
+}
+
+/// Returns a field of a form-encoded body. `None` if the body is something else, such as HTML, whose text could have the
+/// form of a field.
+#[cfg(feature = "oauth2")]
+pub(crate) fn form_field(body: &[u8], name: &str) -> Option<String> {
+    let body = without_byte_order_mark(body).trim_ascii();
+    let is_form = body.iter().all(|byte| byte.is_ascii_graphic() && !b"<>\"{}".contains(byte));
+    let mut fields = form_urlencoded::parse(body).filter(|_| is_form);
+    fields.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
 /// Some servers start their JSON with a byte order mark, which RFC 8259 §8.1 lets a parser ignore.

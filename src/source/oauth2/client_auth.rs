@@ -97,6 +97,11 @@ impl ClientAuth {
         }
     }
 
+    /// Whether the body has the client's id.
+    pub(super) fn sends_id(&self) -> bool {
+        !matches!(self.method, Method::None | Method::Basic { .. })
+    }
+
     pub(super) fn validate(&self) -> Result<(), SourceError> {
         let invalid = |what: &'static str| Err(SourceError::configuration(what));
         if self.id.is_empty() && !matches!(self.method, Method::None) {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::http::without_byte_order_mark;
+use super::super::http::{form_field, without_byte_order_mark};
 use crate::error::SourceErrorKind;
 
 /// An error code that is registered for a token endpoint's response (IANA, "OAuth Extensions Error").
@@ -62,17 +62,17 @@ impl Reported {
             error: Option<Value>,
         }
 
-        let body = without_byte_order_mark(body);
-        match serde_json::from_slice(body) {
+        match serde_json::from_slice(without_byte_order_mark(body)) {
             Ok(Body { error: Some(Value::String(name)) }) => Self::of(&name),
             Ok(_) => Self::Nothing,
-            Err(_) => form_urlencoded::parse(body)
-                .find(|(name, _)| name == "error")
-                .map_or(Self::Nothing, |(_, name)| Self::of(&name)),
+            Err(_) => form_field(body, "error").map_or(Self::Nothing, |name| Self::of(&name)),
         }
     }
 
     fn of(name: &str) -> Self {
+        if name.is_empty() {
+            return Self::Nothing;
+        }
         let code = CODES.iter().find(|(code, ..)| *code == name);
         code.map_or(Self::Unregistered, |&(name, kind, hint)| {
             Self::Registered(ErrorCode { name, kind, hint })

@@ -4,6 +4,7 @@ use http::{
     HeaderMap, Request, StatusCode, Uri,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
 };
+use secrecy::SecretString;
 use tokio::time::Instant;
 
 use super::{
@@ -23,7 +24,7 @@ use crate::{
     token::Token,
 };
 
-/// Names that no parameter of the user's may have: each has a secret of a grant, or says which grant it is.
+/// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
 const RESERVED: [&str; 8] = [
     "grant_type",
     "refresh_token",
@@ -41,14 +42,18 @@ pub(super) enum Failure {
     Grant(SourceError),
     /// The server may have granted a token, and the result is lost.
     Lost(SourceError),
+    /// The server has granted a token that cannot be used, perhaps with another refresh token.
+    Unusable(SourceError, Option<SecretString>),
     /// No token was granted, for another reason.
     Other(SourceError),
 }
 
 impl From<Failure> for SourceError {
     fn from(failure: Failure) -> Self {
-        let (Failure::Grant(error) | Failure::Lost(error) | Failure::Other(error)) = failure;
-        error
+        match failure {
+            Failure::Grant(error) | Failure::Lost(error) | Failure::Other(error) => error,
+            Failure::Unusable(error, _) => error,
+        }
     }
 }
 
@@ -82,21 +87,35 @@ impl OAuth2 {
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
         // If the response cannot be used, a refresh token may still be spent.
-        TokenResponse::from_json(&response.body)
+        let invalid = |error| SourceError::invalid_response(format!("{url}: {error}"));
+        let parsed = TokenResponse::from_json(&response.body)
             .or_else(|error| TokenResponse::from_form(&response.body).ok_or(error))
-            .and_then(|parsed| parsed.token(requested_at, self.default_lifetime, kept))
-            .map_err(|error| Failure::Lost(SourceError::invalid_response(format!("{url}: {error}"))))
+            .map_err(|error| Failure::Lost(invalid(error)))?;
+        let next = parsed.refresh_token().map(SecretString::from);
+        parsed
+            .token(requested_at, self.default_lifetime, kept)
+            .map_err(|error| Failure::Unusable(invalid(error), next))
     }
 
     /// Checks all options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
         checked_timeout(self.timeout)?;
         self.server.checked_url()?;
-        self.client_auth().0.validate()?;
+        let (client_auth, _) = self.client_auth();
+        client_auth.validate()?;
+        let invalid =
+            |option: &str| Err(SourceError::configuration(format!("{option} must not have an empty value")));
+        if self.scopes.iter().any(String::is_empty) {
+            return invalid("scopes");
+        }
+        if self.resources.iter().any(String::is_empty) {
+            return invalid("resources");
+        }
         let fixed = self.fixed_fields();
         for (name, _) in &self.parameters {
             let is_set = RESERVED.contains(&name.as_str())
                 || fixed.has(name)
+                || (name == "client_id" && client_auth.sends_id())
                 || (self.follow_challenge && matches!(name.as_str(), "claims" | "acr_values"));
             if is_set || name.is_empty() {
                 return Err(SourceError::configuration(format!(
@@ -201,8 +220,10 @@ fn failure(status: StatusCode, headers: &HeaderMap, reported: Reported, url: &st
         }
         Reported::Unregistered | Reported::Nothing => by_status(),
     };
-    // A success with an error may have granted a token all the same.
-    if status.is_success() { Failure::Lost(error) } else { Failure::Other(error) }
+    // A success with an error may have granted a token all the same, and so may a 400 that says nothing: it is the status
+    // of a rejected grant.
+    let is_unclear = status.is_success() || (code == 400 && reported == Reported::Nothing);
+    if is_unclear { Failure::Lost(error) } else { Failure::Other(error) }
 }
 
 #[cfg(test)]

@@ -1,44 +1,83 @@
 //! The grants of [`OAuth2`]: what each presents, and what follows if that is rejected.
 
-use std::sync::Mutex;
+use std::{panic::resume_unwind, sync::Arc};
 
 use secrecy::ExposeSecret;
+use tokio::time::Instant;
 
 use super::{
-    super::{
-        TokenRequest, TokenSource,
-        http::{Credential, Presented, Sent, credential::lock},
-    },
+    super::{TokenRequest, TokenSource, http::Sent},
     exchange::Failure,
+    login::{Login, Presented},
     options::{Grant, OAuth2},
 };
-use crate::{error::SourceError, token::Token};
+use crate::{
+    error::SourceError,
+    observability,
+    token::{LEAST_LIFE, Token},
+};
 
 impl OAuth2 {
-    /// Requests a token with this refresh token. Returns `None` if it cannot be presented, or was rejected.
-    async fn present(
+    /// Requests a token with the refresh token of `asked`, or with the one that has replaced it. Returns `None` if that
+    /// cannot be presented, or was rejected.
+    ///
+    /// The exchange runs in a task of its own: its result has the next refresh token, and would be lost if it were
+    /// dropped. The next call takes a result that no caller has waited for.
+    async fn refresh(
         &self,
-        credential: &Mutex<Credential>,
-        refresh_token: &str,
+        login: &Arc<Login>,
+        asked: &Token,
         request: &TokenRequest<'_>,
     ) -> Option<Result<Token, SourceError>> {
-        let sent = Sent::default();
-        // Counts as presented until its drop, even if this future is dropped first.
-        let presented = Presented::new(credential, refresh_token, &sent)?;
-        match self.exchange(Some(("refresh_token", presented.refresh_token())), request, &sent).await {
+        if let Err(error) = self.check() {
+            return Some(Err(error));
+        }
+        let turn = login.turn().await;
+        let untaken = login.take_untaken();
+        if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
+            return Some(Ok(token));
+        }
+        // The metadata may be fetched first. After that, the exchange hangs because its runtime is not driven.
+        let presented = login.present(asked, Instant::now() + self.timeout * 2)?;
+        let (source, request) = (self.clone(), request.clone().into_owned());
+        let exchange = async move {
+            let _turn = turn;
+            source.exchange_refresh_token(presented, &request).await
+        };
+        let ended = tokio::spawn(observability::within(observability::current_span(), exchange)).await;
+        match ended {
+            Ok(Ok(())) => login.take_untaken().map(Ok),
+            Ok(Err(error)) => error.map(Err),
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(_) => Some(Err(SourceError::unavailable("the token request was interrupted"))),
+        }
+    }
+
+    /// Exchanges a refresh token. The error is `None` if the refresh token was rejected, or counts as spent.
+    async fn exchange_refresh_token(
+        &self,
+        presented: Presented,
+        request: &TokenRequest<'_>,
+    ) -> Result<(), Option<SourceError>> {
+        let field = Some(("refresh_token", presented.refresh_token()));
+        match self.exchange(field, request, &presented.sent).await {
             Ok(token) => {
-                presented.renewed(&token);
-                Some(Ok(token))
+                presented.granted(token);
+                Ok(())
             }
             Err(Failure::Grant(_)) => {
                 presented.spend();
-                None
+                Err(None)
             }
-            Err(Failure::Lost(_)) if presented.is_last() => None,
-            Err(Failure::Lost(error)) => Some(Err(error)),
+            Err(Failure::Unusable(error, Some(next))) => {
+                presented.replace(next.expose_secret());
+                Err(Some(error))
+            }
+            Err(Failure::Lost(_) | Failure::Unusable(..)) if presented.is_last() => Err(None),
+            Err(Failure::Lost(error) | Failure::Unusable(error, None)) => Err(Some(error)),
             Err(Failure::Other(error)) => {
                 presented.take_back();
-                Some(Err(error))
+                Err(Some(error))
             }
         }
     }
@@ -69,13 +108,13 @@ impl OAuth2 {
 
 impl TokenSource for OAuth2 {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        let Grant::RefreshToken(credential) = &self.grant else { return self.by_credential(request).await };
+        let Grant::RefreshToken(login) = &self.grant else { return self.by_credential(request).await };
         if let Some(token) = self.renew(request).await? {
             return Ok(token);
         }
-        let seed = lock(credential).seed();
-        if let Some(seed) = seed {
-            if let Some(result) = self.present(credential, seed.expose_secret(), request).await {
+        // A login may set another one while one is rejected.
+        while let Some(next) = login.next() {
+            if let Some(result) = self.refresh(login, &next, request).await {
                 return result;
             }
         }
@@ -87,23 +126,22 @@ impl TokenSource for OAuth2 {
 
     /// Presents the refresh token of the previous token only. The other grants have none.
     async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
-        match (&self.grant, request.previous().and_then(Token::refresh_token)) {
-            (Grant::RefreshToken(credential), Some(refresh_token)) => {
-                self.present(credential, refresh_token, request).await.transpose()
+        match (&self.grant, request.previous()) {
+            (Grant::RefreshToken(login), Some(previous)) => {
+                self.refresh(login, previous, request).await.transpose()
             }
             _ => Ok(None),
         }
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        if let Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) = &self.grant {
-            subject.checked.clone()?;
-        }
-        if let Grant::RefreshToken(credential) = &self.grant {
-            if lock(credential).secret().0.expose_secret().len() > Token::MAX_LEN {
+        match &self.grant {
+            Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) => subject.checked.clone()?,
+            Grant::RefreshToken(login) if login.seed_len() > Token::MAX_LEN => {
                 let text = format!("the refresh token must be at most {} bytes long", Token::MAX_LEN);
                 return Err(SourceError::configuration(text));
             }
+            Grant::RefreshToken(_) | Grant::ClientCredentials => {}
         }
         self.check()
     }
@@ -111,15 +149,18 @@ impl TokenSource for OAuth2 {
     fn revision(&self) -> u64 {
         let of_grant = match &self.grant {
             Grant::ClientCredentials => 0,
-            Grant::RefreshToken(credential) => lock(credential).revision(),
+            Grant::RefreshToken(login) => login.revision(),
             Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) => subject.source.revision(),
         };
-        self.client_auth().1 + of_grant
+        // A subject's revision may be any number.
+        self.client_auth().1.wrapping_add(of_grant)
     }
 
-    fn seed(&self) -> Option<String> {
-        let Grant::RefreshToken(credential) = &self.grant else { return None };
-        lock(credential).seed().map(|seed| seed.expose_secret().to_owned())
+    fn seed(&self) -> Option<Token> {
+        match &self.grant {
+            Grant::RefreshToken(login) => login.next(),
+            _ => None,
+        }
     }
 
     fn needs_store(&self) -> bool {

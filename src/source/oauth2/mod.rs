@@ -5,7 +5,7 @@
 //! - `Assertion` and `SigningKey` (feature `oauth2-jwt`): signed JWTs.
 
 // `options` has the source and its options, `exchange` one exchange with the token endpoint, `grants` decides what is
-// presented. `error_code` reads an error, and `form` has the fields of a request.
+// presented, and `login` which refresh token that is. `error_code` reads an error, and `form` has the fields of a request.
 #[cfg(feature = "oauth2-jwt")]
 mod assertion;
 mod client_auth;
@@ -13,6 +13,7 @@ mod error_code;
 mod exchange;
 mod form;
 mod grants;
+mod login;
 mod options;
 mod server;
 

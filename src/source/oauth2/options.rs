@@ -14,11 +14,12 @@ use super::{
     super::{
         DynTokenSource, TokenSource,
         http::{
-            Client, Credential, Endpoint,
+            Client, Endpoint,
             tls::{Cryptography, Roots},
         },
     },
     client_auth::ClientAuth,
+    login::Login,
     server::Server,
 };
 use crate::error::{BoxError, SourceError};
@@ -126,7 +127,7 @@ pub struct OAuth2 {
 #[derive(Clone)]
 pub(super) enum Grant {
     ClientCredentials,
-    RefreshToken(Arc<Mutex<Credential>>),
+    RefreshToken(Arc<Login>),
     TokenExchange { subject: Subject, token_type: String },
     JwtBearer(Subject),
 }
@@ -165,8 +166,8 @@ impl OAuth2 {
     ///
     /// An empty `seed` is no refresh token: the store has one, or [`set_refresh_token`](Self::set_refresh_token) sets it.
     pub fn refresh_token(server: Server, client: ClientAuth, seed: impl Into<String>) -> Self {
-        let credential = Arc::new(Mutex::new(Credential::new(seed.into())));
-        Self { timeout: ROTATION_TIMEOUT, ..Self::new(Grant::RefreshToken(credential), server, client) }
+        let login = Login::new(seed.into());
+        Self { timeout: ROTATION_TIMEOUT, ..Self::new(Grant::RefreshToken(login), server, client) }
     }
 
     /// Exchanges a token of another issuer for an access token (RFC 8693).
@@ -315,8 +316,8 @@ impl OAuth2 {
     /// The current access token remains in use until it is about to expire or the API challenges it. It has no effect on
     /// grants other than [`refresh_token`](Self::refresh_token).
     pub fn set_refresh_token(&self, refresh_token: impl Into<String>) {
-        if let Grant::RefreshToken(credential) = &self.grant {
-            super::super::http::credential::lock(credential).set_secret(refresh_token.into());
+        if let Grant::RefreshToken(login) = &self.grant {
+            login.set_seed(refresh_token.into());
         }
     }
 

@@ -6,7 +6,7 @@ use http::{Request, StatusCode, Uri, header::ACCEPT};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use super::super::http::{Client, Sent, check_url};
+use super::super::http::{Client, Sent, check_url, without_byte_order_mark};
 use crate::error::{SourceError, SourceErrorKind};
 
 /// An authorization server (RFC 6749 §1.1): the URL of its token endpoint, or its issuer.
@@ -48,6 +48,8 @@ impl Server {
     /// Anyone on the network path can then read the credential. Meant for meshes whose sidecar does the TLS.
     pub fn allow_plaintext(mut self) -> Self {
         self.plaintext_anywhere = true;
+        // What a clone has discovered by the stricter rule may differ.
+        self.discovered = Arc::default();
         self
     }
 
@@ -133,14 +135,15 @@ impl Server {
             // Nothing but an outage is a reason not to look in the other place.
             return if error.kind() == SourceErrorKind::Unavailable { Err(error) } else { Ok(None) };
         }
-        let Ok(metadata) = serde_json::from_slice::<Metadata>(&response.body) else { return Ok(None) };
+        let body = without_byte_order_mark(&response.body);
+        let Ok(metadata) = serde_json::from_slice::<Metadata>(body) else { return Ok(None) };
         if metadata.issuer != self.url {
             return Err(SourceError::configuration(format!(
                 "the metadata at {url} is of another issuer: the issuer must be set exactly as it is there, a slash \
                  at its end included"
             )));
         }
-        let named = metadata.token_endpoint.unwrap_or_default();
+        let named = metadata.token_endpoint.filter(|named| !named.contains('#')).unwrap_or_default();
         let endpoint: Uri = named.parse().map_err(|_| {
             SourceError::configuration(format!("the metadata at {url} has no valid token_endpoint"))
         })?;

@@ -1,5 +1,4 @@
-//! [`Credential`]: a secret that can be replaced, and how often each refresh token that was granted to it has been
-//! presented.
+//! [`Credential`]: the API key, and how often each refresh token that was granted to it has been presented.
 
 use std::{
     collections::VecDeque,
@@ -8,8 +7,8 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Sent;
-use crate::token::Token;
+use super::super::http::Sent;
+use crate::{error::SourceError, token::Token};
 
 /// How often a refresh token is presented at most. The first time may have spent it, so there is a second one.
 const MAX_PRESENTED: u8 = 2;
@@ -17,16 +16,16 @@ const MAX_PRESENTED: u8 = 2;
 /// How many refresh tokens are remembered. Several providers may share the credential, each with its own refresh token.
 const MAX_KNOWN: usize = 16;
 
-/// A secret that tokens are granted to, and the refresh tokens of its chains: each is granted for the one before it.
-///
-/// For `ApiVideo` the secret is the API key. For `OAuth2` it is the refresh token that a login gave, the first of its
-/// chain.
-pub(crate) struct Credential {
-    secret: SecretString,
-    /// How often the secret was replaced.
+/// The maximum length of a key in bytes.
+const MAX_KEY_LEN: usize = 1024;
+
+/// The API key, and the refresh tokens that were granted to it.
+pub(super) struct Credential {
+    key: SecretString,
+    /// How often the key was replaced.
     revision: u64,
-    /// The revision of the newest secret to which a token was granted.
-    granted_revision: Option<u64>,
+    /// The revision of the newest key to which a token was granted.
+    granted_revision: u64,
     /// The refresh tokens that are remembered, the newest last.
     known: VecDeque<Known>,
 }
@@ -34,62 +33,62 @@ pub(crate) struct Credential {
 /// A refresh token that is remembered.
 struct Known {
     refresh_token: SecretString,
-    /// The revision of the secret that it, or the first refresh token of its chain, was granted to.
+    /// The revision of the key that it, or the first refresh token of its chain, was granted to.
     revision: u64,
     /// How often it was presented. Each time may have spent it.
     presented: u8,
 }
 
 impl Credential {
-    pub(crate) fn new(secret: String) -> Self {
-        Self { secret: secret.into(), revision: 0, granted_revision: None, known: VecDeque::new() }
+    pub(super) fn new(key: String) -> Self {
+        Self { key: key.into(), revision: 0, granted_revision: 0, known: VecDeque::new() }
     }
 
-    pub(crate) fn set_secret(&mut self, secret: String) {
-        // It may have been presented before, and rejected since. The user says that it is good.
-        self.known.retain(|known| known.refresh_token.expose_secret() != secret);
-        self.secret = secret.into();
+    pub(super) fn set_key(&mut self, key: String) {
+        self.key = key.into();
         self.revision += 1;
     }
 
-    pub(crate) fn revision(&self) -> u64 {
+    pub(super) fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Returns the secret and its revision.
-    pub(crate) fn secret(&self) -> (SecretString, u64) {
-        (self.secret.clone(), self.revision)
+    /// Returns the API key and its revision.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if the key is empty, too long, or has a character that no key has.
+    pub(super) fn key(&self) -> Result<(SecretString, u64), SourceError> {
+        let key = self.key.expose_secret();
+        let invalid = |what: &'static str| Err(SourceError::configuration(what));
+        if key.is_empty() {
+            return invalid(
+                "the API key must not be empty: copy it from api.video's dashboard, under API Keys",
+            );
+        }
+        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return invalid(
+                "the API key must be at most 1024 visible ASCII characters, without a space or a line break: copy it \
+                 again from api.video's dashboard, under API Keys",
+            );
+        }
+        Ok((self.key.clone(), self.revision))
     }
 
-    /// Returns the secret as a refresh token, if no token was granted for it and it may be presented. An empty one is none.
-    #[cfg(feature = "oauth2")]
-    pub(crate) fn seed(&mut self) -> Option<SecretString> {
-        let seed = self.secret.clone();
-        let is_left = self.find(seed.expose_secret()).is_none_or(|known| known.presented < MAX_PRESENTED);
-        let is_left =
-            is_left && !seed.expose_secret().is_empty() && self.granted_revision != Some(self.revision);
-        is_left.then_some(seed)
-    }
-
-    /// Records that `token` was granted to the secret of this revision.
-    #[cfg(feature = "api-video")]
-    pub(crate) fn granted(&mut self, revision: u64, token: &Token) {
-        self.granted_revision = self.granted_revision.max(Some(revision));
+    /// Records that `token` was granted to the key of this revision.
+    pub(super) fn granted(&mut self, revision: u64, token: &Token) {
+        self.granted_revision = self.granted_revision.max(revision);
         if let Some(refresh_token) = token.refresh_token() {
             self.learn(refresh_token, revision);
         }
     }
 
-    /// Records that `token` was granted for this refresh token, and so belongs to the same secret.
+    /// Records that `token` was granted for this refresh token, and so belongs to the same key.
     fn renewed(&mut self, refresh_token: &str, token: &Token) {
-        let Some(known) = self.find(refresh_token) else { return };
-        let (is_rotated, revision) = (token.refresh_token() != Some(refresh_token), known.revision);
-        known.presented = if is_rotated { MAX_PRESENTED } else { 0 };
-        if let Some(next) = token.refresh_token() {
+        if let (Some(next), Some(revision)) =
+            (token.refresh_token(), self.find(refresh_token).map(|known| known.revision))
+        {
             self.learn(next, revision);
-        }
-        if is_rotated && refresh_token == self.secret.expose_secret() {
-            self.granted_revision = self.granted_revision.max(Some(revision));
         }
     }
 
@@ -109,13 +108,12 @@ impl Credential {
 
     /// Counts a refresh token as presented once more. Returns false if it must not be presented.
     fn present(&mut self, refresh_token: &str) -> bool {
-        let newest = self.revision;
-        let is_secret = refresh_token == self.secret.expose_secret();
-        // An unknown refresh token is another process's. It is assumed to belong to the newest secret that was granted a
+        // An unknown refresh token is another process's. It is assumed to belong to the newest key that was granted a
         // token.
-        self.learn(refresh_token, if is_secret { newest } else { self.granted_revision.unwrap_or(0) });
+        self.learn(refresh_token, self.granted_revision);
+        let newest = self.revision;
         let Some(known) = self.find(refresh_token) else { return false };
-        // A new secret may belong to another account, whose tokens the old refresh token does not give.
+        // A new key may belong to another account, whose tokens the old refresh token does not give.
         if known.revision != newest || known.presented >= MAX_PRESENTED {
             return false;
         }
@@ -128,7 +126,7 @@ impl Credential {
 ///
 /// It counts as presented from the start, because the exchange may be dropped at any await. Its drop takes that back if
 /// the request was not sent.
-pub(crate) struct Presented<'a> {
+pub(super) struct Presented<'a> {
     credential: &'a Mutex<Credential>,
     refresh_token: &'a str,
     sent: &'a Sent,
@@ -137,7 +135,7 @@ pub(crate) struct Presented<'a> {
 
 impl<'a> Presented<'a> {
     /// Counts the refresh token as presented. Returns `None` if it must not be presented any more.
-    pub(crate) fn new(
+    pub(super) fn new(
         credential: &'a Mutex<Credential>,
         refresh_token: &'a str,
         sent: &'a Sent,
@@ -146,29 +144,29 @@ impl<'a> Presented<'a> {
         is_left.then(|| Self { credential, refresh_token, sent, is_unspent: false })
     }
 
-    pub(crate) fn refresh_token(&self) -> &'a str {
+    pub(super) fn refresh_token(&self) -> &'a str {
         self.refresh_token
     }
 
     /// Records that the response says that the refresh token was not spent.
-    pub(crate) fn take_back(mut self) {
+    pub(super) fn take_back(mut self) {
         self.is_unspent = true;
     }
 
     /// Records that `token` was granted for the refresh token.
-    pub(crate) fn renewed(self, token: &Token) {
+    pub(super) fn renewed(self, token: &Token) {
         lock(self.credential).renewed(self.refresh_token, token);
     }
 
     /// Records that the refresh token must not be presented again.
-    pub(crate) fn spend(self) {
+    pub(super) fn spend(self) {
         if let Some(known) = lock(self.credential).find(self.refresh_token) {
             known.presented = MAX_PRESENTED;
         }
     }
 
     /// Whether this is the last time that the refresh token is presented.
-    pub(crate) fn is_last(&self) -> bool {
+    pub(super) fn is_last(&self) -> bool {
         lock(self.credential).find(self.refresh_token).is_none_or(|known| known.presented >= MAX_PRESENTED)
     }
 }
@@ -183,7 +181,7 @@ impl Drop for Presented<'_> {
     }
 }
 
-pub(crate) fn lock(credential: &Mutex<Credential>) -> MutexGuard<'_, Credential> {
+pub(super) fn lock(credential: &Mutex<Credential>) -> MutexGuard<'_, Credential> {
     credential.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -193,12 +191,22 @@ mod tests {
 
     /// Row 48. Checked by type, because a test cannot read freed memory.
     #[test]
-    fn zeroizes_secret_and_refresh_token() {
+    fn zeroizes_key_and_refresh_token() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
 
         let mut credential = Credential::new("key".into());
-        overwritten(&credential.secret);
+        overwritten(&credential.key);
         assert!(credential.present("def"));
         overwritten(&credential.known[0].refresh_token);
+    }
+
+    #[test]
+    fn invalid_key_error_has_hint() {
+        for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_KEY_LEN + 1)] {
+            let error = Credential::new(bad.into()).key().err().unwrap();
+            assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
+            assert!(!error.is_transient());
+        }
+        assert!(Credential::new("kq5z3-_x".into()).key().is_ok());
     }
 }

@@ -1,0 +1,269 @@
+//! [`Login`]: the refresh tokens of a user's login, and which of them is presented next.
+//!
+//! Each refresh token is granted for the one before it, and the first one, the seed, for the login. A server may revoke
+//! them all if one is presented that is spent. So there is one exchange at a time, in a task that no caller can cancel,
+//! and its result is kept until somebody takes it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use ring::digest::{SHA256, digest};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, timeout_at},
+};
+
+use super::super::http::Sent;
+use crate::token::Token;
+
+/// How often a refresh token is presented if no answer says what became of it. The first time may have spent it.
+const MAX_PRESENTED: u8 = 2;
+
+/// How many refresh tokens are remembered after others have replaced them.
+const MAX_REPLACED: usize = 16;
+
+pub(super) struct Login {
+    state: Mutex<State>,
+    /// Held while a refresh token is exchanged.
+    exchange: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct State {
+    /// The refresh token that the newest login gave.
+    seed: SecretString,
+    /// How often the seed was replaced.
+    revision: u64,
+    /// Whether the seed can still be presented: no token was granted for it, here or in another process.
+    is_seed_left: bool,
+    /// Whether the seed was set after the start, and not presented yet. It then goes before all others.
+    is_pending: bool,
+    /// The newest refresh token, which is presented next.
+    newest: Option<Newest>,
+    /// The refresh tokens that it has replaced, the newest last.
+    replaced: VecDeque<SecretString>,
+    /// The token of an exchange that nobody has waited for.
+    untaken: Option<Token>,
+    /// When the running exchange, or the one before, has ended at the latest, unless its runtime is not driven.
+    ends_by: Option<Instant>,
+}
+
+struct Newest {
+    refresh_token: SecretString,
+    /// The fingerprint of its seed; `None` if that is not known.
+    login: Option<Arc<str>>,
+    /// How often it was presented.
+    presented: u8,
+}
+
+impl Newest {
+    fn is(&self, refresh_token: &str) -> bool {
+        self.refresh_token.expose_secret() == refresh_token
+    }
+}
+
+impl Login {
+    pub(super) fn new(seed: String) -> Arc<Self> {
+        let state = State {
+            is_seed_left: !seed.is_empty(),
+            seed: seed.into(),
+            revision: 0,
+            is_pending: false,
+            newest: None,
+            replaced: VecDeque::new(),
+            untaken: None,
+            ends_by: None,
+        };
+        Arc::new(Self { state: Mutex::new(state), exchange: Arc::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the refresh token of a new login. An empty one is none.
+    pub(super) fn set_seed(&self, seed: String) {
+        let mut state = self.state();
+        (state.is_seed_left, state.is_pending) = (!seed.is_empty(), !seed.is_empty());
+        state.seed = seed.into();
+        state.revision += 1;
+        state.untaken = None;
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.state().revision
+    }
+
+    pub(super) fn seed_len(&self) -> usize {
+        self.state().seed.expose_secret().len()
+    }
+
+    /// Returns the refresh token that is presented if there is no previous token.
+    pub(super) fn next(&self) -> Option<Token> {
+        let state = self.state();
+        let newest =
+            state.newest.as_ref().filter(|newest| !state.is_pending && newest.presented < MAX_PRESENTED);
+        let (refresh_token, login) = match newest {
+            Some(newest) => (newest.refresh_token.clone(), newest.login.clone()),
+            None if state.is_seed_left => (state.seed.clone(), Some(fingerprint(&state.seed))),
+            None => return None,
+        };
+        Some(Token::of_refresh_token(refresh_token).with_login(login))
+    }
+
+    /// Waits until no exchange is running. `None` if one has not ended in time, because its runtime is not driven.
+    pub(super) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
+        loop {
+            let ends_by = self.state().ends_by;
+            let turn = Arc::clone(&self.exchange).lock_owned();
+            let Some(at) = ends_by else { return Some(turn.await) };
+            match timeout_at(at, turn).await {
+                Ok(turn) => return Some(turn),
+                // Another exchange may have begun meanwhile.
+                Err(_) if self.state().ends_by == ends_by => return None,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes the token of an exchange whose caller was dropped.
+    pub(super) fn take_untaken(&self) -> Option<Token> {
+        self.state().untaken.take()
+    }
+
+    /// Chooses the refresh token to present in place of `asked`, and counts it as presented. `None` if there is none.
+    ///
+    /// It is `asked` itself, unless another one has replaced that. The exchange ends by `ends_by`.
+    pub(super) fn present(self: &Arc<Self>, asked: &Token, ends_by: Instant) -> Option<Presented> {
+        let mut state = self.state();
+        let newest = state.choose(asked.refresh_token()?, asked.login())?;
+        newest.presented += 1;
+        let (refresh_token, login) = (newest.refresh_token.clone(), newest.login.clone());
+        state.ends_by = Some(ends_by);
+        drop(state);
+        let sent = Sent::default();
+        Some(Presented { owner: Arc::clone(self), refresh_token, login, sent, is_unspent: false })
+    }
+}
+
+impl State {
+    /// Returns the refresh token that is presented in place of `asked`, which another process may have got. `None` if it
+    /// must not be presented.
+    fn choose(&mut self, asked: &str, login: Option<Arc<str>>) -> Option<&mut Newest> {
+        let is_seed = asked == self.seed.expose_secret();
+        if !is_seed && login.as_ref().is_some_and(|login| *login == fingerprint(&self.seed)) {
+            // Another process has presented the seed.
+            (self.is_seed_left, self.is_pending) = (false, false);
+        }
+        // A new login may be another user's, whose tokens the old refresh token does not give.
+        if self.is_pending && !is_seed {
+            return None;
+        }
+        if is_seed && self.is_seed_left {
+            self.set_newest(asked, Some(fingerprint(&self.seed)));
+            // It may have been rejected before. The user says that it is good.
+            self.newest.iter_mut().for_each(|newest| newest.presented = 0);
+            (self.is_seed_left, self.is_pending) = (false, false);
+        } else if self.newest.is_none() || !(is_seed || self.was_replaced(asked)) {
+            // If it is not known here, another process has got it later than this one has got its newest.
+            self.set_newest(asked, login);
+        }
+        self.newest.as_mut().filter(|newest| newest.presented < MAX_PRESENTED)
+    }
+
+    fn was_replaced(&self, refresh_token: &str) -> bool {
+        self.replaced.iter().any(|replaced| replaced.expose_secret() == refresh_token)
+    }
+
+    fn set_newest(&mut self, refresh_token: &str, login: Option<Arc<str>>) {
+        if self.newest.as_ref().is_some_and(|newest| newest.is(refresh_token)) {
+            return;
+        }
+        let newest = Newest { refresh_token: refresh_token.into(), login, presented: 0 };
+        if let Some(replaced) = self.newest.replace(newest) {
+            if self.replaced.len() == MAX_REPLACED {
+                self.replaced.pop_front();
+            }
+            self.replaced.push_back(replaced.refresh_token);
+        }
+        // A server may grant the same one again.
+        self.replaced.retain(|replaced| replaced.expose_secret() != refresh_token);
+    }
+}
+
+/// A refresh token that is being presented to the endpoint.
+///
+/// It counts as presented from the start, because the exchange may be lost at any await. Its drop takes that back if the
+/// request was not sent.
+pub(super) struct Presented {
+    owner: Arc<Login>,
+    refresh_token: SecretString,
+    login: Option<Arc<str>>,
+    pub(super) sent: Sent,
+    is_unspent: bool,
+}
+
+impl Presented {
+    pub(super) fn refresh_token(&self) -> &str {
+        self.refresh_token.expose_secret()
+    }
+
+    /// Records that the response says that the refresh token was not spent.
+    pub(super) fn take_back(mut self) {
+        self.is_unspent = true;
+    }
+
+    /// Records that the refresh token must not be presented again.
+    pub(super) fn spend(self) {
+        self.change(|newest| newest.presented = MAX_PRESENTED);
+    }
+
+    /// Records that `next` was granted for the refresh token, which may be the same one.
+    pub(super) fn replace(&self, next: &str) {
+        let mut state = self.owner.state();
+        // The user may have set it once more while it was presented.
+        if state.seed.expose_secret() == self.refresh_token() {
+            (state.is_seed_left, state.is_pending) = (false, false);
+        }
+        if state.newest.as_ref().is_some_and(|newest| newest.is(self.refresh_token())) {
+            state.set_newest(next, self.login.clone());
+            state.newest.iter_mut().for_each(|newest| newest.presented = 0);
+        }
+    }
+
+    /// Records that `token` was granted for the refresh token, and keeps it until it is taken.
+    pub(super) fn granted(self, token: Token) {
+        self.replace(token.refresh_token().unwrap_or_default());
+        let mut state = self.owner.state();
+        let is_of_newest_login = !state.is_pending;
+        state.untaken = Some(token.with_login(self.login.clone())).filter(|_| is_of_newest_login);
+    }
+
+    /// Whether this is the last time that the refresh token is presented.
+    pub(super) fn is_last(&self) -> bool {
+        let state = self.owner.state();
+        state.newest.as_ref().is_none_or(|newest| newest.presented >= MAX_PRESENTED)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Newest)) {
+        let mut state = self.owner.state();
+        state.newest.as_mut().filter(|newest| newest.is(self.refresh_token())).map(change);
+    }
+}
+
+impl Drop for Presented {
+    fn drop(&mut self) {
+        if self.is_unspent || !self.sent.get() {
+            self.change(|newest| newest.presented = newest.presented.saturating_sub(1));
+        }
+    }
+}
+
+/// Identifies a login in a stored record, without the seed itself.
+fn fingerprint(seed: &SecretString) -> Arc<str> {
+    let hash = digest(&SHA256, seed.expose_secret().as_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]).into()
+}
