@@ -6,7 +6,8 @@ mod fleet;
 mod support;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    io,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -20,12 +21,12 @@ use tokio::time::{Instant, advance, sleep, timeout};
 use tower_bearer::{
     BoxError, Error, OAuth2, SourceErrorKind, TokenProvider,
     oauth2::{ClientAuth, Server},
-    store::TokenStore,
+    store::{EncryptedStore, EncryptionKeys, TokenStore},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An authorization server whose refresh tokens rotate. A token request takes [`POST`], and is processed at its start.
+/// An authorization server whose refresh tokens rotate. A token request is processed at its start, and takes [`POST`].
 #[derive(Clone, Default)]
 struct Logins(Arc<Mutex<State>>);
 
@@ -37,8 +38,27 @@ struct State {
     grace: Duration,
     granted: u32,
     presented: Vec<String>,
+    /// The next requests are not processed, and get this answer: a status, and `Retry-After`.
+    refusals: VecDeque<(u16, &'static str)>,
+    /// How much longer the next answer takes.
+    delay: Duration,
+    /// Whether the access token stays the same.
+    is_same: bool,
+    /// Decides which requests fail, and how long the others take.
+    chance: Option<Chance>,
     /// How often a spent refresh token was presented too late, which revoked the login.
     reused: u32,
+}
+
+/// Pseudo-random numbers, the same in each run.
+#[derive(Default)]
+struct Chance(u64);
+
+impl Chance {
+    fn draw(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
 }
 
 impl Logins {
@@ -80,15 +100,32 @@ impl Logins {
         let field =
             form_urlencoded::parse(request.body().as_bytes()).find(|(name, _)| name == "refresh_token");
         let (_, refresh_token) = field.unwrap();
+        let (refusal, takes) = {
+            let mut state = self.state();
+            let drawn = state.chance.as_mut().map(|chance| (chance.draw(8), chance.draw(3000)));
+            match (drawn, state.refusals.pop_front()) {
+                (Some((0, _)), _) => (Some((503, "0")), POST),
+                (Some((1, _)), _) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+                (Some((_, millis)), _) => (None, Duration::from_millis(millis)),
+                (None, None) => (None, POST + std::mem::take(&mut state.delay)),
+                (None, refusal) => (refusal, POST),
+            }
+        };
+        if let Some((status, retry_after)) = refusal {
+            let response = Response::builder().status(status).header("retry-after", retry_after);
+            return Ok(response.body(Full::default())?);
+        }
         let granted = self.grant(&refresh_token);
-        sleep(POST).await;
+        sleep(takes).await;
+        let is_same = self.state().is_same;
         let (status, body) = match granted {
-            Some(number) => (
-                200,
-                format!(
-                    r#"{{"access_token":"access-{number}","refresh_token":"refresh-{number}","expires_in":60}}"#
-                ),
-            ),
+            Some(number) => {
+                let access_token = if is_same { "same".to_owned() } else { format!("access-{number}") };
+                let body = format!(
+                    r#"{{"access_token":"{access_token}","refresh_token":"refresh-{number}","expires_in":60}}"#
+                );
+                (200, body)
+            }
             None => (400, r#"{"error":"invalid_grant"}"#.to_owned()),
         };
         Ok(Response::builder().status(status).body(Full::from(body))?)
@@ -292,4 +329,210 @@ async fn single_process_needs_no_store() {
         advance(MINUTE).await;
     }
     assert_eq!((logins.presented().len(), logins.state().reused), (20, 0));
+}
+
+/// Row 122: a process stores the refresh token of a new login, and does not get a token. Another one does, and rotates it.
+#[tokio::test(start_paused = true)]
+async fn login_is_handed_over() {
+    let (logins, store) = logged_in();
+    let source = logins.source("seed");
+    let one = TokenProvider::builder(source.clone()).store(store.clone()).build().unwrap();
+    let other = logins.process(&store, "seed");
+    one.token().await.unwrap();
+    other.token().await.unwrap();
+    advance(MINUTE).await;
+    logins.log_in("login-2");
+    source.set_refresh_token("login-2");
+    logins.state().refusals.extend([(503, "0"); 3]);
+    assert!(one.token().await.unwrap_err().is_transient());
+    assert!(stored(&store).contains("login-2"));
+    other.token().await.unwrap();
+    for _ in 0..3 {
+        sleep(SECOND * 5).await;
+        one.token().await.unwrap();
+        advance(MINUTE).await;
+        other.token().await.unwrap();
+    }
+    assert_eq!(logins.state().reused, 0, "{:?}", logins.presented());
+}
+
+/// Row 122: each process is told of the login, also one that starts again later.
+#[tokio::test(start_paused = true)]
+async fn each_process_may_be_told_of_login() {
+    let (logins, store) = logged_in();
+    let sources = [logins.source("seed"), logins.source("seed"), logins.source("")];
+    let processes =
+        sources.clone().map(|source| TokenProvider::builder(source).store(store.clone()).build().unwrap());
+    for process in &processes {
+        process.token().await.unwrap();
+    }
+    advance(MINUTE).await;
+    logins.log_in("login-2");
+    for (source, process) in sources.iter().zip(&processes) {
+        source.set_refresh_token("login-2");
+        process.token().await.unwrap();
+        advance(MINUTE).await;
+    }
+    let restarted = logins.source("");
+    restarted.set_refresh_token("login-2");
+    let restarted = TokenProvider::builder(restarted).store(store.clone()).build().unwrap();
+    for process in processes.iter().chain([&restarted]) {
+        process.token().await.unwrap();
+        advance(MINUTE).await;
+    }
+    let presented = logins.presented();
+    assert_eq!(
+        presented.iter().filter(|refresh_token| *refresh_token == "login-2").count(),
+        1,
+        "{presented:?}"
+    );
+    assert_eq!(logins.state().reused, 0, "{presented:?}");
+}
+
+/// Rows 113, 122 and 125: three processes, with random failures, restarts, dropped callers and a new login.
+#[tokio::test(start_paused = true)]
+async fn random_fleet_keeps_login() {
+    for number in 0..200 {
+        let (logins, store) = logged_in();
+        logins.state().chance = Some(Chance(number));
+        let mut chance = Chance(number + 1000);
+        let start = |seed: &str| {
+            let source = logins.source(seed);
+            (TokenProvider::builder(source.clone()).store(store.clone()).build().unwrap(), source)
+        };
+        let mut processes = [start("seed"), start("seed"), start("")];
+        for step in 0..40 {
+            let one = chance.draw(3) as usize;
+            match chance.draw(10) {
+                // With the last login, as if its configuration had it.
+                0 => processes[one] = start(if step > 15 { "login-2" } else { "seed" }),
+                1 if step > 15 => processes[one].1.set_refresh_token("login-2"),
+                _ => {}
+            }
+            if step == 15 {
+                logins.log_in("login-2");
+                processes[one].1.set_refresh_token("login-2");
+            }
+            for (process, _) in &processes {
+                let _ = timeout(Duration::from_millis(chance.draw(2000)), process.token()).await;
+            }
+            sleep(Duration::from_millis(chance.draw(40_000))).await;
+        }
+        assert_eq!(logins.state().reused, 0, "{number}: {:?}", logins.presented());
+    }
+}
+
+/// Row 123: a record that cannot be read may have the refresh token that works. It is neither ignored nor replaced.
+#[tokio::test(start_paused = true)]
+async fn unreadable_record_is_not_replaced() {
+    let (logins, store) = logged_in();
+    let running = logins.process(&store, "seed");
+    running.token().await.unwrap();
+    advance(MINUTE).await;
+    let wrong = EncryptedStore::new(store.clone(), EncryptionKeys::new("2", &[9; 32]).unwrap());
+    let wrong = TokenProvider::builder(logins.source("seed")).store(wrong).build().unwrap();
+    let error = wrong.token().await.unwrap_err();
+    assert!(error.to_string().contains("must not be presented without it"), "{error}");
+    assert!(wrong.status().store.is_some_and(|store| !store.is_usable()), "the store fails");
+    running.token().await.unwrap();
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+}
+
+/// Row 124: the access token stays the same while the refresh tokens rotate.
+#[tokio::test(start_paused = true)]
+async fn same_access_token_may_have_new_refresh_token() {
+    let (logins, store) = logged_in();
+    logins.state().is_same = true;
+    let processes = [logins.process(&store, "seed"), logins.process(&store, "seed")];
+    for _ in 0..3 {
+        for process in &processes {
+            process.token().await.unwrap();
+            advance(MINUTE).await;
+        }
+    }
+    assert_eq!(logins.state().reused, 0, "{:?}", logins.presented());
+}
+
+/// Row 125: the exchange starts late in a refresh, whose timeout ends it. Its token is used by the next one.
+#[tokio::test(start_paused = true)]
+async fn exchange_outlives_its_refresh() {
+    let (logins, _) = logged_in();
+    logins.state().refusals.push_back((503, "25"));
+    logins.state().delay = SECOND * 10;
+    let provider = TokenProvider::new(logins.source("seed"));
+    provider.token().await.unwrap_err();
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+    advance(MINUTE).await;
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+
+    // Nobody asks before that token has expired, too: its refresh token is used.
+    let (logins, _) = logged_in();
+    logins.state().delay = SECOND * 10;
+    let provider = TokenProvider::builder(logins.source("seed")).refresh_timeout(SECOND * 5).build().unwrap();
+    provider.token().await.unwrap_err();
+    sleep(MINUTE * 2).await;
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+}
+
+/// Row 126: two providers of one program have clones of the source.
+#[tokio::test(start_paused = true)]
+async fn clones_share_refresh_token() {
+    let (logins, _) = logged_in();
+    let source = logins.source("seed");
+    let providers = [TokenProvider::new(source.clone()), TokenProvider::new(source)];
+    for _ in 0..5 {
+        for token in join_all(providers.iter().map(TokenProvider::token)).await {
+            token.unwrap();
+        }
+        advance(MINUTE).await;
+    }
+    assert_eq!(logins.state().reused, 0, "{:?}", logins.presented());
+}
+
+/// Row 117: the refresh ends while its token is being stored, and nobody asks before that has expired.
+#[tokio::test(start_paused = true)]
+async fn token_is_stored_after_its_refresh() {
+    let (logins, store) = logged_in();
+    let builder = TokenProvider::builder(logins.source("seed")).store(store.clone());
+    let one = builder.refresh_timeout(SECOND * 5).build().unwrap();
+    one.token().await.unwrap();
+    advance(MINUTE).await;
+    let refreshing = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Down);
+    refreshing.await.unwrap().unwrap_err();
+    store.set(Health::Good);
+    sleep(MINUTE * 2).await;
+    let other = logins.process(&store, "seed");
+    other.token().await.unwrap();
+    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
+}
+
+/// Row 114: a process that starts again stores its seed, though another one has a token of that login to store.
+#[tokio::test(start_paused = true)]
+async fn seed_does_not_outlive_later_token() {
+    let (logins, store) = logged_in();
+    let one = logins.process(&store, "seed");
+    one.token().await.unwrap();
+    advance(MINUTE).await;
+    let refreshing = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Down);
+    refreshing.await.unwrap().unwrap();
+    store.flush();
+    store.set(Health::Good);
+    let text = r#"{"schema":1,"refresh_token":"seed","login":"GbJYVuHBUMqDTP_ItZsjrQ"}"#;
+    store.put(text, Duration::ZERO);
+    sleep(MINUTE * 2).await;
+    assert!(stored(&store).contains("refresh-2"), "{}", stored(&store));
+    one.token().await.unwrap();
+    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
 }
