@@ -20,7 +20,7 @@ fn catalogue_names_existing_tests() {
         }
     }
     // 80 to 99 are free for the faults of several tenants.
-    assert_eq!(rows, (1..=79).chain(100..=121).collect());
+    assert_eq!(rows, (1..=79).chain(100..=127).collect());
 }
 
 #[test]

@@ -45,6 +45,8 @@ enum Act {
     /// The connection breaks after the request.
     Lose,
     Hang,
+    /// The next act, after this time.
+    Late(Duration),
 }
 
 /// A token endpoint in memory, which follows a script. It grants `access-1`, `access-2` and so on after the last act.
@@ -81,20 +83,27 @@ impl Endpoint {
         }))
     }
 
+    fn next(&self) -> Act {
+        let mut script = self.script();
+        script.acts.pop_front().unwrap_or_else(|| {
+            script.granted += 1;
+            let number = script.granted;
+            let body = format!(
+                r#"{{"access_token":"access-{number}","token_type":"Bearer","expires_in":3600,"refresh_token":"refresh-{number}"}}"#
+            );
+            Act::Answer(200, Vec::new(), body.into())
+        })
+    }
+
     async fn answer(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
-        let act = {
-            let mut script = self.script();
-            script.requests.push(request);
-            script.acts.pop_front().unwrap_or_else(|| {
-                script.granted += 1;
-                let number = script.granted;
-                let body = format!(
-                    r#"{{"access_token":"access-{number}","token_type":"Bearer","expires_in":3600,"refresh_token":"refresh-{number}"}}"#
-                );
-                Act::Answer(200, Vec::new(), body.into())
-            })
-        };
+        self.script().requests.push(request);
+        let mut act = self.next();
+        if let Act::Late(delay) = act {
+            sleep(delay).await;
+            act = self.next();
+        }
         match act {
+            Act::Late(_) => unreachable!(),
             Act::Answer(status, headers, body) => {
                 let mut response = Response::builder().status(status);
                 for (name, value) in headers {
@@ -196,6 +205,8 @@ async fn each_answer_has_its_meaning() {
         (200, of_type("null"), None),
         (200, format!(r#"{{{TOKEN},"scope":["a","b"],"refresh_token":""}}"#), None),
         (200, format!(r#"{{{TOKEN},"error":null}}"#), None),
+        (200, format!(r#"{{{TOKEN},"error":""}}"#), None),
+        (200, format!(r#"{{{TOKEN},"error":false}}"#), None),
         (200, format!("\u{feff}{}", lifetime("7")), secs(7)),
         (200, "access_token=abc&token_type=bearer&expires_in=7&scope=a+b".to_owned(), secs(7)),
         (200, "\u{feff}access_token=abc&expires_in=".to_owned(), None),
@@ -246,6 +257,9 @@ async fn each_answer_has_its_meaning() {
         (400, error("canary"), InvalidResponse),
         (400, error("INVALID_GRANT"), InvalidResponse),
         (400, "canary".to_owned(), Rejected),
+        (400, r#"{"error":""}"#.to_owned(), Rejected),
+        (403, r#"<a href="/?x=1&error=invalid_scope&canary">"#.to_owned(), Rejected),
+        (200, r#"<a href="/?access_token=canary&expires_in=1">"#.to_owned(), InvalidResponse),
         (400, format!(r#"{{"error":"invalid_grant","x":"{}"}}"#, "a".repeat(70 * 1024)), Rejected),
         (403, "<html>canary</html>".to_owned(), Rejected),
         (404, "<html>canary</html>".to_owned(), Configuration),
@@ -416,6 +430,18 @@ fn invalid_options_are_errors_of_build() {
         (source().audience("a").parameter("audience", "canary"), parameter),
         (source().follow_challenge(true).parameter("claims", "canary"), parameter),
         (source().parameter("", "canary"), parameter),
+        (
+            OAuth2::client_credentials(server(), ClientAuth::post("id", "x"))
+                .parameter("client_id", "canary"),
+            parameter,
+        ),
+        (
+            OAuth2::client_credentials(server(), ClientAuth::public("id")).parameter("client_id", "canary"),
+            parameter,
+        ),
+        (source().scopes(["a", ""]), "scopes must not have an empty value"),
+        (source().resources([""]), "resources must not have an empty value"),
+        (source().timeout(Duration::MAX), "timeout must be > 0 and <= 1h"),
         (source().timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
         (OAuth2::client_credentials(server(), ClientAuth::public("")), "the client id must not be empty"),
         (OAuth2::client_credentials(Server::issuer("/"), client()), "the issuer must have a scheme"),
@@ -575,6 +601,100 @@ async fn login_may_set_any_refresh_token() {
     assert!(fetch(&source).await.is_ok());
 }
 
+/// Row 112: the rejection cannot be read, because its body is too long.
+#[tokio::test(start_paused = true)]
+async fn unreadable_rejection_presents_refresh_token_once_more() {
+    let endpoint = Endpoint::default();
+    let source = by_refresh_token(&endpoint);
+    let first = fetch(&source).await.unwrap();
+    let body = format!(r#"{{"error":"invalid_grant","x":"{}"}}"#, "a".repeat(70 * 1024));
+    for expected in [Rejected, LoginRequired, LoginRequired] {
+        endpoint.clone().responds(400, body.clone());
+        assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), expected);
+    }
+    assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "refresh-1"]);
+}
+
+/// Row 127: the access token cannot be used, but the refresh token that came with it is the one that works.
+#[tokio::test(start_paused = true)]
+async fn refresh_token_of_unusable_response_is_kept() {
+    let endpoint = Endpoint::default();
+    let source = by_refresh_token(&endpoint);
+    let first = fetch(&source).await.unwrap();
+    for number in 1..=3 {
+        let body = format!(r#"{{"access_token":"a","token_type":"DPoP","refresh_token":"next-{number}"}}"#);
+        endpoint.clone().responds(200, body);
+        assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), InvalidResponse);
+    }
+    renewed(&source, &first).await.unwrap();
+    assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "next-1", "next-2", "next-3"]);
+}
+
+/// Row 127: the server grants a refresh token that was spent before.
+#[tokio::test(start_paused = true)]
+async fn refresh_token_may_be_granted_again() {
+    let endpoint = Endpoint::default();
+    let source = by_refresh_token(&endpoint);
+    let mut token = fetch(&source).await.unwrap();
+    let mut expected = vec!["seed", "refresh-1"];
+    for next in ["one", "two", "one", "two", "one"] {
+        endpoint.clone().responds(200, format!(r#"{{"access_token":"a","refresh_token":"{next}"}}"#));
+        token = renewed(&source, &token).await.unwrap();
+        expected.push(next);
+    }
+    renewed(&source, &token).await.unwrap();
+    assert_eq!(endpoint.values("refresh_token"), expected);
+}
+
+/// Row 126: a login sets its refresh token once more while it is exchanged, and another one while that is rejected.
+#[tokio::test(start_paused = true)]
+async fn refresh_token_may_be_set_during_exchange() {
+    let endpoint = Endpoint::default().then(Act::Late(Duration::from_secs(1)));
+    let source = by_refresh_token(&endpoint);
+    let provider = TokenProvider::new(source.clone());
+    let refreshing = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(Duration::from_millis(500)).await;
+    source.set_refresh_token("seed");
+    refreshing.await.unwrap().unwrap();
+    advance(Duration::from_secs(3600)).await;
+    provider.token().await.unwrap();
+    assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1"]);
+
+    endpoint.clone().then(Act::Late(Duration::from_secs(1))).responds(400, r#"{"error":"invalid_grant"}"#);
+    advance(Duration::from_secs(3600)).await;
+    let refreshing = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(Duration::from_millis(500)).await;
+    source.set_refresh_token("login-2");
+    refreshing.await.unwrap().unwrap();
+    assert_eq!(endpoint.values("refresh_token")[2..], ["refresh-2", "login-2"]);
+}
+
+/// A subject's revision may be a hash of its credential.
+#[tokio::test]
+async fn revision_of_subject_may_be_any_number() {
+    struct Subject;
+
+    impl TokenSource for Subject {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            Ok(Token::builder("subject").build()?)
+        }
+
+        fn revision(&self) -> u64 {
+            u64::MAX
+        }
+    }
+    let source = OAuth2::jwt_bearer(server(), client(), Subject);
+    let before = source.revision();
+    source.set_secret("new");
+    assert_ne!(source.revision(), before);
+}
+
 /// A login replaces a refresh token that still works: it may be another user's.
 #[tokio::test(start_paused = true)]
 async fn login_replaces_working_refresh_token() {
@@ -636,6 +756,10 @@ async fn issuer_metadata_names_token_endpoint() {
         (metadata("https://evil.example/canary", "https://evil.example/canary"), "is of another issuer"),
         (r#"{"issuer":"https://login.example/tenant"}"#.to_owned(), "has no valid token_endpoint"),
         (
+            metadata("https://login.example/tenant", "https://login.example/token#x"),
+            "has no valid token_endpoint",
+        ),
+        (
             metadata("https://login.example/tenant", "http://login.example/canary"),
             "must not be plaintext http",
         ),
@@ -646,6 +770,18 @@ async fn issuer_metadata_names_token_endpoint() {
         assert!(error.to_string().contains(hint) && !error.to_string().contains("canary"), "{error}");
         assert_eq!(endpoint.requests(), 1);
     }
+    // A clone with a weaker rule does not decide for this one.
+    let plaintext = metadata("https://login.example/tenant", "http://login.example/token");
+    let endpoint = Endpoint::default().responds(200, plaintext.clone());
+    let strict = Server::issuer("https://login.example/tenant");
+    let weak = OAuth2::client_credentials(strict.clone().allow_plaintext(), client());
+    fetch(&endpoint.serve(weak)).await.unwrap();
+    endpoint.clone().responds(200, plaintext);
+    let error = fetch(&endpoint.serve(OAuth2::client_credentials(strict, client()))).await.unwrap_err();
+    assert!(error.to_string().contains("must not be plaintext http"), "{error}");
+
+    let endpoint = Endpoint::default().responds(200, format!("\u{feff}{found}"));
+    fetch(&endpoint.serve(issuer())).await.unwrap();
     let endpoint = Endpoint::default().responds(200, "<html>").responds(404, "");
     let error = fetch(&endpoint.serve(issuer())).await.unwrap_err();
     assert!(error.kind() == Configuration && error.to_string().contains("has no metadata"), "{error}");

@@ -128,7 +128,7 @@ pub trait TokenSource: Send + Sync + 'static {
     /// fails. Default: no.
     ///
     /// Return true if a refresh token that two processes present ends more than that refresh token, and there is nothing
-    /// else to get a token with. A new token is then stored before it is used, if the store works again within one
+    /// else to get a token with. A record that cannot be read is then a failure, instead of being replaced. A new token is then stored before it is used, if the store works again within one
     /// [lease](crate::TokenProviderBuilder#method.lease).
     fn needs_store(&self) -> bool {
         false

@@ -116,7 +116,8 @@ const RELEASE: &str = r"
 /// process's own refresh token. A failover to a replica may lose the last write. If that was a lease, two processes
 /// may have a lease at once; the newer one has the greater fence, because fences are based on the clock. If it was a
 /// record, the next holder finds the previous one, whose refresh token no longer works, and authenticates once. Data
-/// loss costs only calls: see [`TokenStore`](TokenStore#what-makes-it-right).
+/// loss costs only calls ([`TokenStore`](TokenStore#what-makes-it-right)), unless there is nothing to authenticate with: a
+/// lost record of [`OAuth2::refresh_token`](crate::OAuth2::refresh_token) may cost a login. Turn on persistence for it.
 ///
 /// # Connections
 ///

@@ -58,14 +58,17 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Refresh tokens
 ///
 /// Many servers rotate refresh tokens: each is spent by its use, and a spent one that is presented again revokes the whole
-/// login (RFC 9700 §4.14.2). So each refresh token is presented in one exchange at a time, and:
+/// login (RFC 9700 §4.14.2). So one exchange runs at a time, also for several clones. It runs in a task of its own, which
+/// ends with the exchange, whatever becomes of its caller or of the
+/// [refresh](crate::TokenProviderBuilder::refresh_timeout). If nobody waits for its token any more, the next call gets it.
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
 /// | a token with a refresh token | the new refresh token replaces the old one |
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
+/// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
 /// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | none that is complete, in time and usable | it may be spent: it is presented once more after the backoff, which heals if the server has a grace period; then it counts as spent |
+/// | none that is complete, in time and readable; a 400 without an error code | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](Self::timeout); then it counts as spent |
 /// | another error, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
 ///
 /// After a rejection, the source looks for another refresh token: the one that was set last
@@ -79,7 +82,9 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// - A seed is stored before it is presented, and a stored refresh token is used before the seed.
 /// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
 ///   [lease](crate::TokenProviderBuilder#method.lease).
-/// - While the store fails, no refresh token is presented: the current token is used until it expires.
+/// - While the store fails, no refresh token is presented: the current token is used until it expires. A record that cannot
+///   be read, such as with another encryption key, is such a failure. Correct the key, or delete the record.
+/// - Loss of the store's data may cost the login: only the process that refreshed last has the refresh token that works.
 ///
 /// # Errors
 ///
@@ -107,7 +112,7 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Clones
 ///
-/// Clones share the refresh token, the client's secret and the server's metadata. Keep one to replace them later
+/// Clones share the refresh token, the client's secret and the server's metadata, also in several providers. Keep one to replace them later
 /// ([`set_refresh_token`](Self::set_refresh_token), [`set_secret`](Self::set_secret)).
 #[derive(Clone)]
 pub struct OAuth2 {
