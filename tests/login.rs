@@ -476,6 +476,26 @@ async fn exchange_outlives_its_refresh() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
+/// Row 125: the refresh times out, and another process needs a token before the exchange ends.
+#[tokio::test(start_paused = true)]
+async fn lease_outlives_its_refresh() {
+    let (logins, store) = logged_in();
+    let build = || {
+        let builder = TokenProvider::builder(logins.source("seed")).store(store.clone());
+        builder.lease(SECOND * 2).refresh_timeout(SECOND * 5).build().unwrap()
+    };
+    let (one, other) = (build(), build());
+    logins.state().delay = SECOND * 20;
+    one.token().await.unwrap_err();
+    let mut refreshes = 0;
+    while other.token().await.is_err() {
+        refreshes += 1;
+    }
+    assert!(refreshes > 1, "the exchange runs for longer than a refresh of the other process");
+    assert_eq!(one.token().await.unwrap().access_token(), "access-1");
+    assert_eq!(logins.presented(), ["seed"]);
+}
+
 /// Row 126: two providers of one program have clones of the source.
 #[tokio::test(start_paused = true)]
 async fn clones_share_refresh_token() {

@@ -4,6 +4,8 @@
 
 #[cfg(feature = "api-video")]
 pub(crate) mod api_video;
+#[cfg(any(feature = "store", feature = "oauth2"))]
+mod detached;
 #[cfg(feature = "__token-endpoint")]
 pub(crate) mod http;
 #[cfg(feature = "oauth2")]
@@ -15,6 +17,8 @@ mod token_file;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
+#[cfg(any(feature = "store", feature = "oauth2"))]
+pub(crate) use self::detached::detached;
 pub(crate) use self::request::CurrentReason;
 pub use self::{
     request::{RefreshReason, TokenRequest},
@@ -128,8 +132,12 @@ pub trait TokenSource: Send + Sync + 'static {
     /// fails. Default: no.
     ///
     /// Return true if a refresh token that two processes present ends more than that refresh token, and there is nothing
-    /// else to get a token with. A record that cannot be read is then a failure, instead of being replaced. A new token is then stored before it is used, if the store works again within one
-    /// [lease](crate::TokenProviderBuilder#method.lease).
+    /// else to get a token with. Then:
+    ///
+    /// - A record that cannot be read is a failure of the store, and is not replaced.
+    /// - A call of the source is not dropped when the refresh times out. It must end by itself.
+    /// - A new token is stored before it is used, if the store works again within one
+    ///   [lease](crate::TokenProviderBuilder#method.lease).
     fn needs_store(&self) -> bool {
         false
     }

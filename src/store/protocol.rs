@@ -17,6 +17,7 @@ use crate::{
     retry::Backoff,
     source::{
         Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, StoreOutage, TokenRequest, TokenSource,
+        detached,
     },
     token::Token,
 };
@@ -26,8 +27,14 @@ const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration:
 
 /// The source of a provider whose processes share a store.
 pub(crate) struct SharedSource<T> {
-    source: T,
+    source: Arc<T>,
     shared: Arc<SharedToken>,
+}
+
+impl<T> Clone for SharedSource<T> {
+    fn clone(&self) -> Self {
+        Self { source: Arc::clone(&self.source), shared: Arc::clone(&self.shared) }
+    }
 }
 
 impl<T: TokenSource> SharedSource<T> {
@@ -38,8 +45,8 @@ impl<T: TokenSource> SharedSource<T> {
         lease: Duration,
         reporter: Reporter,
     ) -> Self {
-        let is_needed = source.needs_store();
-        Self { source, shared: Arc::new(SharedToken::new(store, role, is_needed, lease, reporter)) }
+        let shared = SharedToken::new(store, role, source.needs_store(), lease, reporter);
+        Self { source: Arc::new(source), shared: Arc::new(shared) }
     }
 
     async fn token(&self, request: &TokenRequest<'_>, asking: Asking<'_>) -> Result<Token, SourceError> {
@@ -98,18 +105,20 @@ impl<T: TokenSource> SharedSource<T> {
             let version = previous.map_or(0, Token::record_version);
             let base = found.filter(|found| found.record_version() > version);
             let request = request.replacing(base.as_ref().or(previous));
-            return Ok(self.ask_and_publish(&request, asking, lease).await);
+            asking(Asked::Source);
+            if self.shared.is_needed {
+                // Otherwise the lease would end while the source is still asked: another process would present the same
+                // refresh token.
+                let (shared, request) = (self.clone(), request.into_owned());
+                let asked = detached(async move { shared.ask_and_publish(&request, lease).await }).await;
+                return Ok(asked.and_then(|token| token));
+            }
+            return Ok(self.ask_and_publish(&request, lease).await);
         }
     }
 
     /// Steps 5 to 7.
-    async fn ask_and_publish(
-        &self,
-        request: &TokenRequest<'_>,
-        asking: Asking<'_>,
-        lease: Lease,
-    ) -> Result<Token, SourceError> {
-        asking(Asked::Source);
+    async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, SourceError> {
         let requested_at = Instant::now();
         let token = match self.ask_while_extending(&lease, request).await {
             Ok(Answer::Source(token)) => token,
@@ -127,8 +136,6 @@ impl<T: TokenSource> SharedSource<T> {
         let token = token.with_record_version(request.previous().map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
         let published = if self.shared.is_needed {
-            // Goes on if the refresh is dropped at its timeout.
-            self.shared.publish_later();
             self.shared.publish_for_a_lease(&token, &lease).await
         } else {
             self.shared.publish(&token, &lease).await
@@ -194,7 +201,7 @@ impl<T: TokenSource> SharedSource<T> {
             }
             rejected = Some(seed);
         }
-        self.source.fetch(&request.replacing(None)).await.map(Answer::Source)
+        TokenSource::fetch(&*self.source, &request.replacing(None)).await.map(Answer::Source)
     }
 
     /// Asks the source without the store, unless there is time left to wait for the store.
@@ -221,8 +228,9 @@ impl<T: TokenSource> SharedSource<T> {
         self.shared.reporter.without_store(&error);
         asking(Asked::Source);
         let requested_at = Instant::now();
-        let token =
-            self.source.fetch(request).await?.with_record_version(previous.map_or(0, Token::record_version));
+        let token = TokenSource::fetch(&*self.source, request)
+            .await?
+            .with_record_version(previous.map_or(0, Token::record_version));
         self.shared.set_unpublished(&token, requested_at);
         self.shared.publish_later();
         Ok(token)
@@ -282,11 +290,11 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
     }
 
     fn revision(&self) -> u64 {
-        self.source.revision()
+        TokenSource::revision(&*self.source)
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {
-        self.source.allowed_origins()
+        TokenSource::allowed_origins(&*self.source)
     }
 }
 

@@ -1,19 +1,18 @@
 //! The grants of [`OAuth2`]: what each presents, and what follows if that is rejected.
 
-use std::{panic::resume_unwind, sync::Arc};
+use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
-    super::{TokenRequest, TokenSource, http::Sent},
+    super::{TokenRequest, TokenSource, detached, http::Sent},
     exchange::Failure,
     login::{Login, Presented},
     options::{Grant, OAuth2},
 };
 use crate::{
     error::SourceError,
-    observability,
     token::{LEAST_LIFE, Token},
 };
 
@@ -23,7 +22,7 @@ impl OAuth2 {
     ///
     /// The exchange runs in a task of its own: its result has the next refresh token, and would be lost if it were
     /// dropped. The next call takes a result that no caller has waited for.
-    async fn refresh(
+    async fn present(
         &self,
         login: &Arc<Login>,
         asked: &Token,
@@ -44,12 +43,10 @@ impl OAuth2 {
             let _turn = turn;
             source.exchange_refresh_token(presented, &request).await
         };
-        let ended = tokio::spawn(observability::within(observability::current_span(), exchange)).await;
-        match ended {
+        match detached(exchange).await {
             Ok(Ok(())) => login.take_untaken().map(Ok),
             Ok(Err(error)) => error.map(Err),
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-            Err(_) => Some(Err(SourceError::unavailable("the token request was interrupted"))),
+            Err(error) => Some(Err(error)),
         }
     }
 
@@ -114,7 +111,7 @@ impl TokenSource for OAuth2 {
         }
         // A login may set another one while one is rejected.
         while let Some(next) = login.next() {
-            if let Some(result) = self.refresh(login, &next, request).await {
+            if let Some(result) = self.present(login, &next, request).await {
                 return result;
             }
         }
@@ -128,7 +125,7 @@ impl TokenSource for OAuth2 {
     async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
         match (&self.grant, request.previous()) {
             (Grant::RefreshToken(login), Some(previous)) => {
-                self.refresh(login, previous, request).await.transpose()
+                self.present(login, previous, request).await.transpose()
             }
             _ => Ok(None),
         }
