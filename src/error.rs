@@ -179,6 +179,15 @@ pub enum SourceErrorKind {
     Rejected,
     /// The refresh token was rejected or is spent, and the source has nothing else: a user has to log in. Permanent until
     /// the source gets the refresh token of the login ([`OAuth2::set_refresh_token`](crate::OAuth2::set_refresh_token)).
+    ///
+    /// ```
+    /// use tower_bearer::{BoxError, Error, SourceErrorKind};
+    ///
+    /// /// Whether a request failed because the user has to log in.
+    /// fn needs_login(error: &BoxError) -> bool {
+    ///     matches!(error.downcast_ref(), Some(Error::Source(error)) if error.kind() == SourceErrorKind::LoginRequired)
+    /// }
+    /// ```
     LoginRequired,
     /// The source's configuration is wrong, such as a URL without a token endpoint. Permanent until it is corrected.
     Configuration,
@@ -361,8 +370,8 @@ impl StdError for SourceError {
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
 ///
-/// A member or a publisher refreshes without the store, and uses it again at the next refresh. A reader has no other
-/// source: its callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error
+/// A member or a publisher refreshes without the store, unless its source [must not](crate::TokenSource::needs_store), and
+/// uses it again at the next refresh. A reader has no other source: its callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error
 /// in [`Status::store`](crate::Status#structfield.store), as an event and by a metric
 /// ([`observability`](crate::observability)). [`TokenProvider::ready`](crate::TokenProvider::ready) returns it.
 ///
@@ -395,7 +404,8 @@ pub enum StoreErrorKind {
     /// Other users could read or change the stored data, so the store does not use it.
     Insecure,
     /// There is a record, but it cannot be read: it is too long, has an unknown schema, or is encrypted with another
-    /// key. The record counts as absent and the next one replaces it.
+    /// key. The record counts as absent and the next one replaces it, unless the source
+    /// [needs its store](crate::TokenSource::needs_store): then the store fails until somebody corrects or deletes it.
     InvalidRecord,
 }
 

@@ -288,7 +288,7 @@ async fn registered_code_is_in_message() {
     let error = fetch(&by_client(&endpoint)).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "https://login.example/token responded with HTTP 401 invalid_client: check the client's id, and its secret or key"
+        "https://login.example/token responded with HTTP 401 invalid_client: check the client's id and its secret; of an assertion, the key, the audience and the clock"
     );
 }
 
@@ -419,7 +419,7 @@ async fn challenge_goes_into_request_only_if_followed() {
 #[test]
 fn invalid_options_are_errors_of_build() {
     let source = || OAuth2::client_credentials(server(), client());
-    let parameter = "parameter must have a name that neither the grant nor another option sets, got ";
+    let parameter = "parameter must have a name that is not set otherwise, by the grant, by ClientAuth or by another option of OAuth2, got ";
     for (source, expected) in [
         (source().parameter("grant_type", "canary"), parameter),
         (source().parameter("client_secret", "canary"), parameter),
@@ -439,8 +439,22 @@ fn invalid_options_are_errors_of_build() {
             OAuth2::client_credentials(server(), ClientAuth::public("id")).parameter("client_id", "canary"),
             parameter,
         ),
-        (source().scopes(["a", ""]), "scopes must not have an empty value"),
-        (source().resources([""]), "resources must not have an empty value"),
+        (source().scopes(["a", ""]), "scopes must have one scope in each value, of visible ASCII, got "),
+        (
+            source().scopes(["a b"]),
+            r#"scopes must have one scope in each value, of visible ASCII, got "a b""#,
+        ),
+        (source().resources([""]), "resources must not be empty or have a fragment"),
+        (source().resources(["https://a.example/#b"]), "resources must not be empty or have a fragment"),
+        (source().default_lifetime(Duration::ZERO), "default_lifetime must be > 0, got 0s"),
+        (
+            OAuth2::client_credentials(server(), ClientAuth::post("id", "canary\n")),
+            "the client secret must not have a control character",
+        ),
+        (
+            OAuth2::refresh_token(server(), client(), "canary\n"),
+            "the refresh token must not have a control character",
+        ),
         (source().timeout(Duration::MAX), "timeout must be > 0 and <= 1h"),
         (source().timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
         (OAuth2::client_credentials(server(), ClientAuth::public("")), "the client id must not be empty"),

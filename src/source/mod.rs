@@ -121,9 +121,64 @@ pub trait TokenSource: Send + Sync + 'static {
     /// Returns the refresh token to present if the previous token has none that works, such as the one of a user's login
     /// ([`Token::from_refresh_token`]). Default: none.
     ///
-    /// If processes share a [store](crate::TokenProviderBuilder#method.store), the provider stores it, and then calls
-    /// [`renew`](Self::renew) with it as the previous token. If this process ends, another one continues with it. If
-    /// `renew` returns `None`, this is called again, and must return another one, or none.
+    /// Only called if processes share a [store](crate::TokenProviderBuilder#method.store). The provider stores the refresh
+    /// token, and then calls [`renew`](Self::renew) with it as the previous token: if this process ends, another one
+    /// continues with it. If `renew` returns `None`, the provider calls this again, until it returns none or the same one.
+    /// Without a store, [`fetch`](Self::fetch) has to present it.
+    ///
+    /// `renew` may get a refresh token that was rejected before, from the store. A source that must not present it again
+    /// has to remember it.
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    /// use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
+    ///
+    /// struct Login {
+    ///     /// The refresh token of the login, until it is presented.
+    ///     seed: Mutex<Option<Token>>,
+    /// }
+    ///
+    /// /// Asks the token service. `None` if it rejects the refresh token.
+    /// async fn exchange(refresh_token: &str) -> Result<Option<Token>, SourceError> {
+    ///     # if refresh_token == "spent" { return Ok(None); }
+    ///     Ok(Some(Token::builder("eyJ0eXAi").refresh_token("next").build()?))
+    /// }
+    ///
+    /// impl TokenSource for Login {
+    ///     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+    ///         let seed = self.seed();
+    ///         for token in request.previous().into_iter().chain(&seed) {
+    ///             if let Some(token) = self.renew(&request.clone().with_previous(token.clone())).await? {
+    ///                 return Ok(token);
+    ///             }
+    ///         }
+    ///         Err(SourceError::login_required("the login has ended"))
+    ///     }
+    ///
+    ///     async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
+    ///         let Some(refresh_token) = request.previous().and_then(Token::refresh_token) else { return Ok(None) };
+    ///         // Before it is sent: the response may be lost.
+    ///         let is_seed = |seed: &mut Token| seed.refresh_token() == Some(refresh_token);
+    ///         self.seed.lock().unwrap().take_if(is_seed);
+    ///         exchange(refresh_token).await
+    ///     }
+    ///
+    ///     fn seed(&self) -> Option<Token> {
+    ///         self.seed.lock().unwrap().clone()
+    ///     }
+    ///
+    ///     fn needs_store(&self) -> bool {
+    ///         true
+    ///     }
+    /// }
+    /// # async fn run() -> Result<(), tower_bearer::Error> {
+    /// # let seed = Mutex::new(Some(Token::from_refresh_token("seed").unwrap()));
+    /// # let provider = tower_bearer::TokenProvider::new(Login { seed });
+    /// # assert_eq!(provider.token().await?.access_token(), "eyJ0eXAi");
+    /// # Ok(())
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
+    /// ```
     fn seed(&self) -> Option<Token> {
         None
     }
@@ -131,8 +186,7 @@ pub trait TokenSource: Send + Sync + 'static {
     /// Whether the source must not be asked while the [store](crate::TokenProviderBuilder#method.store) that processes share
     /// fails. Default: no.
     ///
-    /// Return true if a refresh token that two processes present ends more than that refresh token, and there is nothing
-    /// else to get a token with. Then:
+    /// Return true if a refresh token that is presented twice ends a whole login, and nothing else gives a token. Then:
     ///
     /// - A record that cannot be read is a failure of the store, and is not replaced.
     /// - A call of the source is not dropped when the refresh times out. It must end by itself.

@@ -208,7 +208,7 @@ pub trait TokenStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::InvalidRecord`] if there is a record that cannot be read, which counts as none.
+    /// [`StoreErrorKind::InvalidRecord`] if there is a record that cannot be read. It usually counts as none.
     ///
     /// # Cancel safety
     ///

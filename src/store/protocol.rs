@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    DynTokenStore, Lease, Publication, Role, StoreError,
+    DynTokenStore, Lease, Publication, Role, StoreError, StoreErrorKind,
     shared_token::{SharedToken, usable},
 };
 use crate::{
@@ -221,9 +221,13 @@ impl<T: TokenSource> SharedSource<T> {
             );
         }
         if self.shared.is_needed {
-            return Err(error.into_source_error(
-                "the token store cannot be used, and the refresh token must not be presented without it",
-            ));
+            let text =
+                "the token store cannot be used, and the refresh token must not be presented without it";
+            return Err(match error.kind() {
+                StoreErrorKind::Unavailable => error.into_source_error(text),
+                // Only an operator can correct it.
+                _ => SourceError::configuration(format!("{text}: {error}")),
+            });
         }
         self.shared.reporter.without_store(&error);
         asking(Asked::Source);

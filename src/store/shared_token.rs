@@ -32,6 +32,9 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// The delay between two attempts to publish a token later, min and max.
 const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
+/// The delay between two attempts to publish a token while its callers wait, min and max.
+const WAITING_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
 /// A store that grants no lease for this many lease lengths counts as failed: it is unlikely that so many holders in a
 /// row have died.
 const MAX_LEASE_WAIT: u32 = 5;
@@ -108,23 +111,23 @@ impl SharedToken {
     pub(super) async fn load(&self) -> Result<Option<Token>, StoreError> {
         let loaded_at = Instant::now();
         let found = with_timeout(self.store.load()).await;
-        self.health.record(Operation::Load, &found);
-        match found.and_then(|record| record.map(|record| record.token(loaded_at)).transpose()) {
-            Err(error) if error.kind() == StoreErrorKind::InvalidRecord => {
+        let found = found.and_then(|record| record.map(|record| record.token(loaded_at)).transpose());
+        match &found {
+            Err(error) if error.kind() == StoreErrorKind::InvalidRecord && !self.is_needed => {
+                self.health.succeeded(Operation::Load);
                 let is_news = self.health.record_is_valid(false);
-                self.reporter.invalid_record(&error, is_news);
-                if self.is_needed {
-                    self.health.failed(Operation::Load, &error);
-                    return Err(error);
+                self.reporter.invalid_record(error, is_news);
+                return Ok(None);
+            }
+            Err(error) => self.health.failed(Operation::Load, error),
+            Ok(token) => {
+                self.health.succeeded(Operation::Load);
+                if token.is_some() {
+                    self.health.record_is_valid(true);
                 }
-                Ok(None)
             }
-            Ok(Some(token)) => {
-                self.health.record_is_valid(true);
-                Ok(Some(token))
-            }
-            found => found,
         }
+        found
     }
 
     /// Returns the stored token, if it can be adopted in place of `previous`.
@@ -249,7 +252,7 @@ impl SharedToken {
         lease: &Lease,
     ) -> Result<Publication, StoreError> {
         let deadline = Instant::now() + self.lease;
-        let mut delays = Backoff::between(PUBLISH_BACKOFF);
+        let mut delays = Backoff::between(WAITING_BACKOFF);
         let publish = async {
             loop {
                 let published = self.publish(token, lease).await;

@@ -53,7 +53,8 @@ impl BaseUrl {
         if self.url.query().is_some() {
             return invalid("not have a query");
         }
-        let (scheme, authority) = check_url(&self.url, "base_url", self.plaintext_anywhere)?;
+        let (scheme, authority) =
+            check_url(&self.url, "base_url", "insecure_base_url", self.plaintext_anywhere)?;
         let prefix = self.url.path().trim_end_matches('/');
         Uri::builder()
             .scheme(scheme.clone())

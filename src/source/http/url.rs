@@ -10,7 +10,8 @@ use crate::{
     origins::{AllowedOrigins, is_loopback, shown},
 };
 
-/// Checks that a credential may be sent to `url`, which the option of this name has set. Returns its scheme and authority.
+/// Checks that a credential may be sent to `url`, which the option of this name has set. Returns its scheme and authority. The option
+/// `allow` allows plaintext for any host.
 ///
 /// # Errors
 ///
@@ -19,6 +20,7 @@ use crate::{
 pub(crate) fn check_url<'a>(
     url: &'a Uri,
     option: &str,
+    allow: &str,
     plaintext_anywhere: bool,
 ) -> Result<(&'a Scheme, &'a Authority), SourceError> {
     let invalid = |what: &str| Err(SourceError::configuration(format!("{option} must {what}")));
@@ -35,7 +37,7 @@ pub(crate) fn check_url<'a>(
         if !plaintext_anywhere && !is_loopback(authority.host()) {
             let origin = shown(url);
             return invalid(&format!(
-                "not be plaintext http except on loopback, got {origin}: use https, or allow plaintext explicitly"
+                "not be plaintext http except on loopback, got {origin}: use https, or {allow}"
             ));
         }
     } else if *scheme != Scheme::HTTPS {

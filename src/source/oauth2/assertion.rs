@@ -96,7 +96,8 @@ impl SigningKey {
         // Without the parser's error: it could quote the key.
         let pair = pair.map(Arc::new).ok_or_else(|| {
             SourceError::configuration(format!(
-                "the signing key must be a private key for {algorithm} in PEM, as PKCS#8 (openssl pkcs8 -topk8 -nocrypt)"
+                "the signing key must be a private key for {algorithm}, not for another algorithm, in PEM as PKCS#8 \
+                 (openssl pkcs8 -topk8 -nocrypt)"
             ))
         });
         Self { algorithm, key_id: None, pair }

@@ -107,6 +107,13 @@ impl ClientAuth {
         if self.id.is_empty() && !matches!(self.method, Method::None) {
             return invalid("the client id must not be empty");
         }
+        if let Method::Basic { secret, .. } | Method::Post(secret) = &self.method {
+            if secret.expose_secret().contains(char::is_control) {
+                return invalid(
+                    "the client secret must not have a control character, such as a line break at its end",
+                );
+            }
+        }
         match &self.method {
             Method::None | Method::Public => Ok(()),
             Method::Basic { secret, .. } | Method::Post(secret) if secret.expose_secret().is_empty() => {

@@ -22,7 +22,11 @@ const CODES: [(&str, SourceErrorKind, &str); 20] = {
 
     [
         ("invalid_grant", Rejected, "the grant is not valid, has expired, or was revoked"),
-        ("invalid_client", Rejected, "check the client's id, and its secret or key"),
+        (
+            "invalid_client",
+            Rejected,
+            "check the client's id and its secret; of an assertion, the key, the audience and the clock",
+        ),
         ("unauthorized_client", Rejected, "the client may not use this grant"),
         ("access_denied", Rejected, "the grant was denied"),
         ("invalid_request", Configuration, "check the options of the source"),

@@ -14,7 +14,7 @@ use super::{
     },
     error_code::{ErrorCode, Reported},
     form::Form,
-    options::OAuth2,
+    options::{Grant, OAuth2},
     server::shown,
 };
 use crate::{
@@ -79,11 +79,11 @@ impl OAuth2 {
         })?;
         if !response.status.is_success() {
             let reported = Reported::in_body(&response.error_body().await);
-            return Err(failure(response.status, &response.headers, reported, &url));
+            return Err(self.failure(response.status, &response.headers, reported, &url));
         }
         match Reported::in_body(&response.body) {
             Reported::Nothing => {}
-            reported => return Err(failure(response.status, &response.headers, reported, &url)),
+            reported => return Err(self.failure(response.status, &response.headers, reported, &url)),
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
         // If the response cannot be used, a refresh token may still be spent.
@@ -103,13 +103,26 @@ impl OAuth2 {
         self.server.checked_url()?;
         let (client_auth, _) = self.client_auth();
         client_auth.validate()?;
-        let invalid =
-            |option: &str| Err(SourceError::configuration(format!("{option} must not have an empty value")));
-        if self.scopes.iter().any(String::is_empty) {
-            return invalid("scopes");
+        if let Grant::RefreshToken(login) = &self.grant {
+            login.check()?;
         }
-        if self.resources.iter().any(String::is_empty) {
-            return invalid("resources");
+        let invalid = |what: String| Err(SourceError::configuration(what));
+        // RFC 6749 §3.3.
+        let is_scope = |scope: &str| {
+            !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(&byte))
+        };
+        if let Some(scope) = self.scopes.iter().find(|scope| !is_scope(scope)) {
+            return invalid(format!(
+                "scopes must have one scope in each value, of visible ASCII, got {scope:?}"
+            ));
+        }
+        // RFC 8707 §2 also asks for an absolute URI, which not every server's resources are.
+        let is_resource = |resource: &str| !resource.is_empty() && !resource.contains('#');
+        if let Some(resource) = self.resources.iter().find(|resource| !is_resource(resource)) {
+            return invalid(format!("resources must not be empty or have a fragment, got {resource:?}"));
+        }
+        if self.default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
+            return invalid("default_lifetime must be > 0, got 0s".to_owned());
         }
         let fixed = self.fixed_fields();
         for (name, _) in &self.parameters {
@@ -118,9 +131,10 @@ impl OAuth2 {
                 || (name == "client_id" && client_auth.sends_id())
                 || (self.follow_challenge && matches!(name.as_str(), "claims" | "acr_values"));
             if is_set || name.is_empty() {
-                return Err(SourceError::configuration(format!(
-                    "parameter must have a name that neither the grant nor another option sets, got {name:?}"
-                )));
+                return invalid(format!(
+                    "parameter must have a name that is not set otherwise, by the grant, by ClientAuth or by another \
+                     option of OAuth2, got {name:?}"
+                ));
             }
         }
         Ok(())
@@ -148,7 +162,7 @@ impl OAuth2 {
         if let Some((name, value)) = presented {
             form.add(name, value);
         }
-        if let super::options::Grant::TokenExchange { token_type, .. } = &self.grant {
+        if let Grant::TokenExchange { token_type, .. } = &self.grant {
             form.add("subject_token_type", token_type);
         }
         self.parameters.iter().for_each(|(name, value)| form.add(name, value));
@@ -190,40 +204,53 @@ fn claims(challenge: &Challenge) -> Option<String> {
     Some(decoded.unwrap_or_else(|| claims.to_owned()))
 }
 
-/// Returns the failure for a response without a token.
-fn failure(status: StatusCode, headers: &HeaderMap, reported: Reported, url: &str) -> Failure {
-    let code = status.as_u16();
-    let by_status = || SourceError::of_response(status, headers, url, "the server's URL");
-    let error = match reported {
-        // A server that is down may answer with anything.
-        _ if matches!(code, 408 | 429 | 500..=599) => by_status(),
-        Reported::Registered(ErrorCode { name, kind, hint }) => {
-            let message = format!("{url} responded with HTTP {code} {name}: {hint}");
-            let error = match kind {
-                SourceErrorKind::Rejected => SourceError::rejected(message),
-                SourceErrorKind::LoginRequired => SourceError::login_required(message),
-                SourceErrorKind::Unavailable => {
-                    let error = SourceError::unavailable(message);
-                    retry_after(headers).into_iter().fold(error, SourceError::with_retry_after)
-                }
-                _ => SourceError::configuration(message),
-            };
-            if name == "invalid_grant" {
-                return Failure::Grant(error);
+impl OAuth2 {
+    /// Returns the failure for a response without a token.
+    fn failure(&self, status: StatusCode, headers: &HeaderMap, reported: Reported, url: &str) -> Failure {
+        let code = status.as_u16();
+        let by_status = || SourceError::of_response(status, headers, url, "the server's URL");
+        let error = match reported {
+            // A server that is down may answer with anything.
+            _ if matches!(code, 408 | 429 | 500..=599) => by_status(),
+            Reported::Registered(ErrorCode { name: "invalid_request", .. })
+                if matches!(self.grant, Grant::TokenExchange { .. }) =>
+            {
+                // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+                SourceError::rejected(format!(
+                    "{url} responded with HTTP {code} invalid_request: check the subject token, its type and the options"
+                ))
             }
-            error
-        }
-        Reported::Unregistered if status.is_success() || matches!(code, 400 | 401 | 403) => {
-            let message =
-                format!("{url} responded with HTTP {code} and an error code that is not registered");
-            SourceError::invalid_response(message)
-        }
-        Reported::Unregistered | Reported::Nothing => by_status(),
-    };
-    // A success with an error may have granted a token all the same, and so may a 400 that says nothing: it is the status
-    // of a rejected grant.
-    let is_unclear = status.is_success() || (code == 400 && reported == Reported::Nothing);
-    if is_unclear { Failure::Lost(error) } else { Failure::Other(error) }
+            Reported::Registered(ErrorCode { name, kind, hint }) => {
+                let message = format!("{url} responded with HTTP {code} {name}: {hint}");
+                let error = match kind {
+                    SourceErrorKind::Rejected => SourceError::rejected(message),
+                    SourceErrorKind::LoginRequired => SourceError::login_required(message),
+                    SourceErrorKind::Unavailable => {
+                        let error = SourceError::unavailable(message);
+                        retry_after(headers).into_iter().fold(error, SourceError::with_retry_after)
+                    }
+                    _ => SourceError::configuration(message),
+                };
+                if name == "invalid_grant" {
+                    return Failure::Grant(error);
+                }
+                error
+            }
+            Reported::Unregistered if status.is_success() || matches!(code, 400 | 401 | 403) => {
+                let message =
+                    format!("{url} responded with HTTP {code} and an error code that is not registered");
+                SourceError::invalid_response(message)
+            }
+            Reported::Nothing if matches!(code, 400 | 401 | 403) => SourceError::rejected(format!(
+                "{url} responded with HTTP {code} without an error code: check the URL, then the credential"
+            )),
+            Reported::Unregistered | Reported::Nothing => by_status(),
+        };
+        // A success with an error may have granted a token all the same, and so may a 400 that says nothing: it is the
+        // status of a rejected grant.
+        let is_unclear = status.is_success() || (code == 400 && reported == Reported::Nothing);
+        if is_unclear { Failure::Lost(error) } else { Failure::Other(error) }
+    }
 }
 
 #[cfg(test)]

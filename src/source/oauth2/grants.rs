@@ -116,8 +116,8 @@ impl TokenSource for OAuth2 {
             }
         }
         Err(SourceError::login_required(
-            "no refresh token is left that the authorization server accepts: a user has to log in again, and the new \
-             refresh token has to be set with set_refresh_token",
+            "no refresh token is left that the authorization server accepts: a user has to log in again (then \
+             OAuth2::set_refresh_token, or a start with the new refresh token)",
         ))
     }
 
@@ -132,13 +132,8 @@ impl TokenSource for OAuth2 {
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        match &self.grant {
-            Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) => subject.checked.clone()?,
-            Grant::RefreshToken(login) if login.seed_len() > Token::MAX_LEN => {
-                let text = format!("the refresh token must be at most {} bytes long", Token::MAX_LEN);
-                return Err(SourceError::configuration(text));
-            }
-            Grant::RefreshToken(_) | Grant::ClientCredentials => {}
+        if let Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) = &self.grant {
+            subject.checked.clone()?;
         }
         self.check()
     }

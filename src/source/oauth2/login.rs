@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::super::http::Sent;
-use crate::token::Token;
+use crate::{error::SourceError, token::Token};
 
 /// How often a refresh token is presented if no answer says what became of it. The first time may have spent it.
 const MAX_PRESENTED: u8 = 2;
@@ -97,8 +97,19 @@ impl Login {
         self.state().revision
     }
 
-    pub(super) fn seed_len(&self) -> usize {
-        self.state().seed.expose_secret().len()
+    /// Checks the seed. An empty one is none.
+    pub(super) fn check(&self) -> Result<(), SourceError> {
+        let seed = self.state().seed.clone();
+        if seed.expose_secret().len() > Token::MAX_LEN {
+            let text = format!("the refresh token must be at most {} bytes long", Token::MAX_LEN);
+            return Err(SourceError::configuration(text));
+        }
+        if seed.expose_secret().contains(char::is_control) {
+            return Err(SourceError::configuration(
+                "the refresh token must not have a control character, such as a line break at its end",
+            ));
+        }
+        Ok(())
     }
 
     /// Returns the refresh token that is presented if there is no previous token.
@@ -224,8 +235,8 @@ impl Presented {
     /// Records that `next` was granted for the refresh token, which may be the same one.
     pub(super) fn replace(&self, next: &str) {
         let mut state = self.owner.state();
-        // The user may have set it once more while it was presented.
-        if state.seed.expose_secret() == self.refresh_token() {
+        // The seed of the same login may have been set once more meanwhile. It is spent.
+        if self.login == Some(fingerprint(&state.seed)) {
             (state.is_seed_left, state.is_pending) = (false, false);
         }
         if state.newest.as_ref().is_some_and(|newest| newest.is(self.refresh_token())) {

@@ -79,7 +79,8 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), such as a file. A store
 /// is also what lets several processes share a login. With a store:
 ///
-/// - A seed is stored before it is presented, and a stored refresh token is used before the seed.
+/// - A seed is stored before it is presented, and a stored refresh token is used before the seed. So a store belongs to one
+///   login: while its refresh token works, another seed is not used.
 /// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
 ///   [lease](crate::TokenProviderBuilder#method.lease).
 /// - While the store fails, no refresh token is presented: the current token is used until it expires. A record that cannot
@@ -90,7 +91,7 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// | response of the token endpoint | kind |
 /// |---|---|
-/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; 400, 401, 403 without a code | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code | [`Rejected`](crate::SourceErrorKind::Rejected) |
 /// | `invalid_scope`, `invalid_target`, `invalid_request`, `unsupported_grant_type`; 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
 /// | `interaction_required`, `login_required`, `consent_required` | [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | `temporarily_unavailable`, `server_error`, `slow_down`, 408, 429, 5xx, none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
@@ -161,7 +162,8 @@ impl OAuth2 {
     /// Requests tokens for the client itself (RFC 6749 §4.4).
     ///
     /// Options that are not valid are an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or
-    /// else of the first use. This holds for all constructors and options.
+    /// else of the first use. This holds for all constructors and options. What only the server knows, such as its scopes,
+    /// is an error of the first use.
     pub fn client_credentials(server: Server, client: ClientAuth) -> Self {
         Self::new(Grant::ClientCredentials, server, client)
     }
@@ -211,13 +213,13 @@ impl OAuth2 {
         }
     }
 
-    /// Sets the scopes to request (`scope`, RFC 6749 §3.3). Default: none, so that the server decides.
+    /// Sets the scopes to request (`scope`, RFC 6749 §3.3), one in each value. Default: none, so that the server decides.
     pub fn scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
         self.scopes = scopes.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the resources that the token is for (`resource`, RFC 8707 §2). Default: none.
+    /// Sets the resources that the token is for (`resource`, RFC 8707 §2). Default: none. They have no fragment.
     pub fn resources<S: Into<String>>(mut self, resources: impl IntoIterator<Item = S>) -> Self {
         self.resources = resources.into_iter().map(Into::into).collect();
         self
@@ -252,7 +254,7 @@ impl OAuth2 {
     }
 
     /// Sets the lifetime of a token whose response has no valid `expires_in`. Default: none, so that the token is used until
-    /// the API challenges it.
+    /// the API challenges it. It is more than zero.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
         self.default_lifetime = Some(lifetime);
         self
@@ -317,6 +319,9 @@ impl OAuth2 {
 
     /// Sets the refresh token that a new login gave, in all clones. The next exchange uses it, also instead of one that is
     /// stored. If a login was required, the cool-down ends.
+    ///
+    /// Until that exchange it is in memory only. [`invalidate`](crate::TokenProvider::invalidate) and
+    /// [`ready`](crate::TokenProvider::ready) bring it about at once.
     ///
     /// The current access token remains in use until it is about to expire or the API challenges it. It has no effect on
     /// grants other than [`refresh_token`](Self::refresh_token).

@@ -9,6 +9,9 @@ use tokio::sync::OnceCell;
 use super::super::http::{Client, Sent, check_url, without_byte_order_mark};
 use crate::error::{SourceError, SourceErrorKind};
 
+/// The option that allows plaintext.
+const ALLOW: &str = "Server::allow_plaintext";
+
 /// An authorization server (RFC 6749 §1.1): the URL of its token endpoint, or its issuer.
 ///
 /// `Debug` shows the URL without its query.
@@ -67,13 +70,16 @@ impl Server {
     pub(super) fn checked_url(&self) -> Result<Uri, SourceError> {
         let option = if self.is_issuer { "the issuer" } else { "the token endpoint" };
         // Without the parser's error: its text is no help, and the URL may have a secret.
-        let url: Uri = (self.url.parse())
-            .map_err(|_| SourceError::configuration(format!("{option} must be a valid URL")))?;
+        let url: Uri = (self.url.parse()).map_err(|_| {
+            SourceError::configuration(format!(
+                "{option} must be a valid URL, such as https://login.example.com"
+            ))
+        })?;
         if self.url.contains('#') || (self.is_issuer && url.query().is_some()) {
             let parts = if self.is_issuer { "a query or a fragment" } else { "a fragment" };
             return Err(SourceError::configuration(format!("{option} must not have {parts}")));
         }
-        check_url(&url, option, self.plaintext_anywhere)?;
+        check_url(&url, option, ALLOW, self.plaintext_anywhere)?;
         Ok(url)
     }
 
@@ -139,8 +145,9 @@ impl Server {
         let Ok(metadata) = serde_json::from_slice::<Metadata>(body) else { return Ok(None) };
         if metadata.issuer != self.url {
             return Err(SourceError::configuration(format!(
-                "the metadata at {url} is of another issuer: the issuer must be set exactly as it is there, a slash \
-                 at its end included"
+                "the metadata at {url} is of another issuer than {}: the issuer must be set exactly as it is there, a \
+                 slash at its end included",
+                self.url
             )));
         }
         let named = metadata.token_endpoint.filter(|named| !named.contains('#')).unwrap_or_default();
@@ -150,6 +157,7 @@ impl Server {
         check_url(
             &endpoint,
             &format!("the token_endpoint in the metadata at {url}"),
+            ALLOW,
             self.plaintext_anywhere,
         )?;
         Ok(Some(endpoint))
