@@ -44,6 +44,8 @@ struct State {
     delay: Duration,
     /// Whether the access token stays the same.
     is_same: bool,
+    /// Whether the access token is not valid.
+    is_unusable: bool,
     /// Decides which requests fail, and how long the others take.
     chance: Option<Chance>,
     /// How often a spent refresh token was presented too late, which revoked the login.
@@ -121,10 +123,17 @@ impl Logins {
         }
         let granted = self.grant(&refresh_token);
         sleep(takes).await;
-        let is_same = self.state().is_same;
+        let (is_same, is_unusable) = {
+            let state = self.state();
+            (state.is_same, state.is_unusable)
+        };
         let (status, body) = match granted {
             Some(number) => {
-                let access_token = if is_same { "same".to_owned() } else { format!("access-{number}") };
+                let access_token = match (is_same, is_unusable) {
+                    (true, _) => "same".to_owned(),
+                    (_, true) => "not valid".to_owned(),
+                    _ => format!("access-{number}"),
+                };
                 let body = format!(
                     r#"{{"access_token":"{access_token}","refresh_token":"refresh-{number}","expires_in":60}}"#
                 );
@@ -535,6 +544,57 @@ async fn token_is_stored_after_its_refresh() {
     let other = logins.process(&store, "seed");
     other.token().await.unwrap();
     assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
+}
+
+/// Row 117: the store has no room for longer than a lease. No other process gets the lease meanwhile.
+#[tokio::test(start_paused = true)]
+async fn lease_is_kept_until_token_is_stored() {
+    let (logins, store) = logged_in();
+    let (one, other) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
+    one.token().await.unwrap();
+    other.token().await.unwrap();
+    advance(MINUTE).await;
+    let refreshing = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(POST / 2).await;
+    store.set(Health::Full);
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2", "after one lease");
+    other.token().await.unwrap_err();
+    store.set(Health::Good);
+    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
+    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+}
+
+/// Row 127: with a store, another process has to present the refresh token of an unusable response.
+#[tokio::test(start_paused = true)]
+async fn refresh_token_of_unusable_response_is_stored() {
+    let (logins, store) = logged_in();
+    let (one, other) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
+    one.token().await.unwrap();
+    other.token().await.unwrap();
+    advance(MINUTE).await;
+    logins.state().is_unusable = true;
+    one.token().await.unwrap_err();
+    logins.state().is_unusable = false;
+    other.token().await.unwrap();
+    assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
+}
+
+/// Row 126: a provider with a clone of the source is idle for many rotations.
+#[tokio::test(start_paused = true)]
+async fn idle_clone_presents_newest_refresh_token() {
+    let (logins, _) = logged_in();
+    let source = logins.source("seed");
+    let (busy, idle) = (TokenProvider::new(source.clone()), TokenProvider::new(source));
+    idle.token().await.unwrap();
+    for _ in 0..100 {
+        busy.token().await.unwrap();
+        advance(MINUTE).await;
+    }
+    idle.token().await.unwrap();
+    assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
 }
 
 /// Row 114: a process that starts again stores its seed, though another one has a token of that login to store.

@@ -506,7 +506,7 @@ async fn lost_answer_presents_refresh_token_once_more() {
     for lost in [
         Act::Lose,
         Act::Answer(200, Vec::new(), Bytes::from_static(b"<html>")),
-        Act::Answer(200, Vec::new(), Bytes::from_static(br#"{"error":"canary"}"#)),
+        Act::Answer(200, Vec::new(), Bytes::from_static(br#"{"error":"canary","access_token":"a"}"#)),
     ] {
         let endpoint = Endpoint::default();
         let source = by_refresh_token(&endpoint);
@@ -557,6 +557,8 @@ async fn unspent_refresh_token_is_presented_again() {
         (answer(400, r#"{"error":"invalid_scope"}"#), Configuration),
         (answer(400, r#"{"error":"interaction_required"}"#), LoginRequired),
         (answer(404, ""), Configuration),
+        (answer(200, r#"{"error":"incorrect_client_credentials"}"#), InvalidResponse),
+        (answer(200, r#"{"error":"invalid_client"}"#), Rejected),
     ] {
         let endpoint = Endpoint::default();
         let source = by_refresh_token(&endpoint);

@@ -128,7 +128,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// killed, the others wait for at most this long. After five leases without a turn, the store counts as failed ([`TokenStore`]):
     /// set the lease to at least a fifth of the longest exchange. With a store that cannot extend a lease
     /// ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one costs a rejected refresh and an
-    /// authentication.
+    /// authentication, or a user's login.
     #[cfg(feature = "store")]
     #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn lease(mut self, length: Duration) -> Self {

@@ -308,7 +308,9 @@ impl TokenProvider {
     /// refresh, so that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
     ///
     /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as
-    /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout).
+    /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout). An
+    /// exchange of [`OAuth2`](crate::OAuth2#refresh-tokens) that has outlived its refresh, and a token that the store has
+    /// not taken yet, are not waited for.
     ///
     /// # Cancel safety
     ///

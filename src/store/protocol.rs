@@ -127,6 +127,7 @@ impl<T: TokenSource> SharedSource<T> {
                 return Ok(self.shared.adopt(token));
             }
             Err(error) => {
+                self.store_replacement(request, &lease).await;
                 self.shared.release(lease).await;
                 return Err(error);
             }
@@ -157,10 +158,25 @@ impl<T: TokenSource> SharedSource<T> {
             }
             Err(error) => {
                 self.shared.reporter.not_stored(&error);
-                self.shared.release_in_background(lease);
-                self.shared.publish_later();
+                if self.shared.is_needed {
+                    self.shared.keep_publishing(token.clone(), lease);
+                } else {
+                    self.shared.release_in_background(lease);
+                    self.shared.publish_later();
+                }
                 Ok(token)
             }
+        }
+    }
+
+    /// Stores the refresh token that the source presents next, if a response without a usable token has replaced that of
+    /// the request.
+    async fn store_replacement(&self, request: &TokenRequest<'_>, lease: &Lease) {
+        let asked = request.previous().and_then(Token::refresh_token);
+        let seed = if self.shared.is_needed { self.source.seed() } else { None };
+        if let Some(seed) = seed.filter(|seed| seed.refresh_token() != asked) {
+            // The store has reported a failure. The source remembers the refresh token.
+            let _ = self.shared.store_seed(&seed, lease).await;
         }
     }
 

@@ -269,6 +269,25 @@ impl SharedToken {
         }
     }
 
+    /// Publishes `token` in the background until it is stored, and keeps the lease until then: a process that got it would
+    /// present the spent refresh token.
+    pub(super) fn keep_publishing(self: &Arc<Self>, token: Token, lease: Lease) {
+        let shared = Arc::downgrade(self);
+        let publish = async move {
+            while let Some(shared) = shared.upgrade() {
+                match shared.publish_for_a_lease(&token, &lease).await {
+                    Ok(Publication::Stored) => {
+                        shared.published(token, lease.fence());
+                        return shared.release(lease).await;
+                    }
+                    Ok(Publication::Superseded) => return shared.publish_later(),
+                    Err(error) => shared.reporter.not_stored(&error),
+                }
+            }
+        };
+        tokio::spawn(observability::within(observability::current_span(), publish));
+    }
+
     /// Stores the refresh token of a login, before it is presented: another process can then continue with it.
     pub(super) async fn store_seed(&self, seed: &Token, lease: &Lease) -> Result<(), SourceError> {
         match self.publish(seed, lease).await {

@@ -31,6 +31,8 @@ pub enum Health {
     ReadOnly,
     /// Grants leases, but stores nothing.
     Forgetful,
+    /// Grants leases, but has no room for a record.
+    Full,
     /// Set up wrongly, such as with a wrong password.
     Misconfigured,
 }
@@ -183,6 +185,9 @@ impl TokenStore for MemoryStore {
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
         let health = self.writable().await?;
+        if health == Health::Full {
+            return Err(StoreError::unavailable("the store is full"));
+        }
         let takes = {
             let mut kept = self.lock();
             if lease.fence() != kept.fence {

@@ -46,6 +46,11 @@ impl TokenResponse {
         })
     }
 
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn has_access_token(&self) -> bool {
+        self.access_token.is_some()
+    }
+
     /// Returns the refresh token. An empty one counts as missing.
     #[cfg(feature = "oauth2")]
     pub(crate) fn refresh_token(&self) -> Option<&str> {

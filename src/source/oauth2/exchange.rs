@@ -81,16 +81,24 @@ impl OAuth2 {
             let reported = Reported::in_body(&response.error_body().await);
             return Err(self.failure(response.status, &response.headers, reported, &url));
         }
+        let parsed = TokenResponse::from_json(&response.body)
+            .or_else(|error| TokenResponse::from_form(&response.body).ok_or(error));
         match Reported::in_body(&response.body) {
             Reported::Nothing => {}
-            reported => return Err(self.failure(response.status, &response.headers, reported, &url)),
+            reported => {
+                let failure = self.failure(response.status, &response.headers, reported, &url);
+                // A success with both may have granted the token.
+                let has_token = parsed.is_ok_and(|parsed| parsed.has_access_token());
+                return Err(match failure {
+                    Failure::Other(error) if has_token => Failure::Lost(error),
+                    failure => failure,
+                });
+            }
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
         // If the response cannot be used, a refresh token may still be spent.
         let invalid = |error| SourceError::invalid_response(format!("{url}: {error}"));
-        let parsed = TokenResponse::from_json(&response.body)
-            .or_else(|error| TokenResponse::from_form(&response.body).ok_or(error))
-            .map_err(|error| Failure::Lost(invalid(error)))?;
+        let parsed = parsed.map_err(|error| Failure::Lost(invalid(error)))?;
         let next = parsed.refresh_token().map(SecretString::from);
         parsed
             .token(requested_at, self.default_lifetime, kept)
@@ -246,9 +254,8 @@ impl OAuth2 {
             )),
             Reported::Unregistered | Reported::Nothing => by_status(),
         };
-        // A success with an error may have granted a token all the same, and so may a 400 that says nothing: it is the
-        // status of a rejected grant.
-        let is_unclear = status.is_success() || (code == 400 && reported == Reported::Nothing);
+        // It is the status of a rejected grant, too, which would have spent a refresh token.
+        let is_unclear = code == 400 && reported == Reported::Nothing;
         if is_unclear { Failure::Lost(error) } else { Failure::Other(error) }
     }
 }

@@ -36,8 +36,8 @@ impl OAuth2 {
         if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
             return Some(Ok(token));
         }
-        // The metadata may be fetched first. After that, the exchange hangs because its runtime is not driven.
-        let presented = login.present(asked, Instant::now() + self.timeout * 2)?;
+        // Two fetches of metadata may come first. After that, the exchange hangs because its runtime is not driven.
+        let presented = login.present(asked, Instant::now() + self.timeout * 3)?;
         let (source, request) = (self.clone(), request.clone().into_owned());
         let exchange = async move {
             let _turn = turn;
@@ -106,10 +106,8 @@ impl OAuth2 {
 impl TokenSource for OAuth2 {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let Grant::RefreshToken(login) = &self.grant else { return self.by_credential(request).await };
-        if let Some(token) = self.renew(request).await? {
-            return Ok(token);
-        }
-        // A login may set another one while one is rejected.
+        // Not that of the previous token: without a store, no other process has a newer one. A login may set another one
+        // while one is rejected.
         while let Some(next) = login.next() {
             if let Some(result) = self.present(login, &next, request).await {
                 return result;

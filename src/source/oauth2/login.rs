@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -24,7 +25,7 @@ use crate::{error::SourceError, token::Token};
 const MAX_PRESENTED: u8 = 2;
 
 /// How many refresh tokens are remembered after others have replaced them.
-const MAX_REPLACED: usize = 16;
+const MAX_REPLACED: usize = 64;
 
 pub(super) struct Login {
     state: Mutex<State>,
@@ -131,7 +132,8 @@ impl Login {
             let ends_by = self.state().ends_by;
             let turn = Arc::clone(&self.exchange).lock_owned();
             let Some(at) = ends_by else { return Some(turn.await) };
-            match timeout_at(at, turn).await {
+            // One that has just got its turn has not said yet when it ends.
+            match timeout_at(at.max(Instant::now() + Duration::from_secs(1)), turn).await {
                 Ok(turn) => return Some(turn),
                 // Another exchange may have begun meanwhile.
                 Err(_) if self.state().ends_by == ends_by => return None,
@@ -140,9 +142,12 @@ impl Login {
         }
     }
 
-    /// Takes the token of an exchange whose caller was dropped.
+    /// Takes the token of an exchange whose caller was dropped, unless it is no longer the newest.
     pub(super) fn take_untaken(&self) -> Option<Token> {
-        self.state().untaken.take()
+        let mut state = self.state();
+        let token = state.untaken.take()?;
+        let newest = state.newest.as_ref()?;
+        token.refresh_token().is_some_and(|refresh_token| newest.is(refresh_token)).then_some(token)
     }
 
     /// Chooses the refresh token to present in place of `asked`, and counts it as presented. `None` if there is none.

@@ -82,10 +82,12 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// - A seed is stored before it is presented, and a stored refresh token is used before the seed. So a store belongs to one
 ///   login: while its refresh token works, another seed is not used.
 /// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
-///   [lease](crate::TokenProviderBuilder#method.lease).
-/// - While the store fails, no refresh token is presented: the current token is used until it expires. A record that cannot
+///   [lease](crate::TokenProviderBuilder#method.lease), or until the refresh times out, and in the background after that.
+/// - While the store cannot be read or grants no lease, no refresh token is presented: the current token is used until it
+///   expires. A record that cannot
 ///   be read, such as with another encryption key, is such a failure. Correct the key, or delete the record.
-/// - Loss of the store's data may cost the login: only the process that refreshed last has the refresh token that works.
+/// - Loss of the store's data may cost the login: only the process that refreshed last has the refresh token that works. So
+///   may a store that cannot be reached for longer than a lease, from the response on.
 ///
 /// # Errors
 ///
