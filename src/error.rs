@@ -370,9 +370,10 @@ impl StdError for SourceError {
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
 ///
-/// A member or a publisher refreshes without the store, unless its source [must not](crate::TokenSource::needs_store), and
-/// uses it again at the next refresh. A reader has no other source: its callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error
-/// in [`Status::store`](crate::Status#structfield.store), as an event and by a metric
+/// A member or a publisher refreshes without the store, unless its source [must
+/// not](crate::TokenSource::needs_store), and uses it again at the next refresh. A reader has no other source: its
+/// callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error in
+/// [`Status::store`](crate::Status#structfield.store), as an event and by a metric
 /// ([`observability`](crate::observability)). [`TokenProvider::ready`](crate::TokenProvider::ready) returns it.
 ///
 /// ```

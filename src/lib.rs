@@ -61,8 +61,8 @@
 //!
 //! Features only add items, and none changes the default client. Two things affect other code. `tower-http` changes
 //! which 401 is a challenge. `api-video`, `oauth2`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with
-//! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and panics. Such a program
-//! installs one at its start (`CryptoProvider::install_default`).
+//! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and
+//! panics. Such a program installs one at its start (`CryptoProvider::install_default`).
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|

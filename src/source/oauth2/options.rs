@@ -84,8 +84,8 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
 ///   [lease](crate::TokenProviderBuilder#method.lease), or until the refresh times out, and in the background after that.
 /// - While the store cannot be read or grants no lease, no refresh token is presented: the current token is used until it
-///   expires. A record that cannot
-///   be read, such as with another encryption key, is such a failure. Correct the key, or delete the record.
+///   expires. A record that cannot be read, such as with another encryption key, is such a failure. Correct the key, or
+///   delete the record.
 /// - Loss of the store's data may cost the login: only the process that refreshed last has the refresh token that works. So
 ///   may a store that cannot be reached for longer than a lease, from the response on.
 ///
@@ -115,8 +115,8 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Clones
 ///
-/// Clones share the refresh token, the client's secret and the server's metadata, also in several providers. Keep one to replace them later
-/// ([`set_refresh_token`](Self::set_refresh_token), [`set_secret`](Self::set_secret)).
+/// Clones share the refresh token, the client's secret and the server's metadata, also in several providers. Keep one to
+/// replace them later ([`set_refresh_token`](Self::set_refresh_token), [`set_secret`](Self::set_secret)).
 #[derive(Clone)]
 pub struct OAuth2 {
     pub(super) grant: Grant,
