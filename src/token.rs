@@ -125,10 +125,15 @@ impl Token {
 
     /// As [`from_refresh_token`](Self::from_refresh_token), for a refresh token that was checked.
     pub(crate) fn of_refresh_token(refresh_token: SecretString) -> Self {
+        Self::new(HeaderValue::from_static(SCHEME), Some(refresh_token), Some(Instant::now()))
+    }
+
+    /// Makes a token that no provider has published, and that is in no store.
+    fn new(header: HeaderValue, refresh_token: Option<SecretString>, expires_at: Option<Instant>) -> Self {
         Self(Arc::new(Inner {
-            header: HeaderValue::from_static(SCHEME),
-            refresh_token: Some(refresh_token),
-            expires_at: Some(Instant::now()),
+            header,
+            refresh_token,
+            expires_at,
             refresh_at: None,
             id: TokenId::default(),
             #[cfg(any(feature = "store", feature = "oauth2"))]
@@ -303,17 +308,7 @@ impl TokenBuilder {
             Duration::ZERO => Some(Instant::now().max(self.requested_at)),
             lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
         });
-        Ok(Token(Arc::new(Inner {
-            header,
-            refresh_token: self.refresh_token,
-            expires_at,
-            refresh_at: None,
-            id: TokenId::default(),
-            #[cfg(any(feature = "store", feature = "oauth2"))]
-            login: None,
-            #[cfg(feature = "store")]
-            record_version: 0,
-        })))
+        Ok(Token::new(header, self.refresh_token, expires_at))
     }
 }
 

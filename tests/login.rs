@@ -17,9 +17,12 @@ use fleet::{Health, MINUTE, MemoryStore, POST};
 use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::Full;
-use tokio::time::{Instant, advance, sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, advance, sleep, timeout},
+};
 use tower_bearer::{
-    BoxError, Error, OAuth2, SourceErrorKind, TokenProvider,
+    BoxError, Error, OAuth2, SourceErrorKind, Token, TokenProvider,
     oauth2::{ClientAuth, Server},
     store::{EncryptedStore, EncryptionKeys, TokenStore},
 };
@@ -174,6 +177,19 @@ fn stored(store: &MemoryStore) -> String {
     store.kept().record.map(|(record, _)| record.text().to_owned()).unwrap_or_default()
 }
 
+/// Starts a refresh, and changes the store while its exchange runs.
+async fn refresh_into(
+    process: &TokenProvider,
+    store: &MemoryStore,
+    health: Health,
+) -> JoinHandle<Result<Token, Error>> {
+    let process = process.clone();
+    let refreshing = tokio::spawn(async move { process.token().await });
+    sleep(POST / 2).await;
+    store.set(health);
+    refreshing
+}
+
 /// Row 113: at a start and at each expiry, one process of sixteen presents the refresh token.
 #[tokio::test(start_paused = true)]
 async fn one_process_presents_each_refresh_token() {
@@ -295,12 +311,7 @@ async fn new_refresh_token_is_stored_before_use() {
     let (one, other) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
     one.token().await.unwrap();
     advance(MINUTE).await;
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        async move { one.token().await }
-    });
-    sleep(POST / 2).await;
-    store.set(Health::Down);
+    let refreshing = refresh_into(&one, &store, Health::Down).await;
     sleep(SECOND * 3).await;
     assert!(!refreshing.is_finished(), "its refresh token is not stored");
     let waiting = tokio::spawn(async move { other.token().await });
@@ -316,12 +327,7 @@ async fn new_refresh_token_is_stored_before_use() {
 async fn token_is_used_if_store_stays_down() {
     let (logins, store) = logged_in();
     let one = logins.process(&store, "seed");
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        async move { one.token().await }
-    });
-    sleep(POST / 2).await;
-    store.set(Health::Down);
+    let refreshing = refresh_into(&one, &store, Health::Down).await;
     assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-1");
     assert!(!stored(&store).contains("access-1"));
     store.set(Health::Good);
@@ -532,12 +538,7 @@ async fn token_is_stored_after_its_refresh() {
     let one = builder.refresh_timeout(SECOND * 5).build().unwrap();
     one.token().await.unwrap();
     advance(MINUTE).await;
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        async move { one.token().await }
-    });
-    sleep(POST / 2).await;
-    store.set(Health::Down);
+    let refreshing = refresh_into(&one, &store, Health::Down).await;
     refreshing.await.unwrap().unwrap_err();
     store.set(Health::Good);
     sleep(MINUTE * 2).await;
@@ -554,12 +555,7 @@ async fn lease_is_kept_until_token_is_stored() {
     one.token().await.unwrap();
     other.token().await.unwrap();
     advance(MINUTE).await;
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        async move { one.token().await }
-    });
-    sleep(POST / 2).await;
-    store.set(Health::Full);
+    let refreshing = refresh_into(&one, &store, Health::Full).await;
     assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2", "after one lease");
     other.token().await.unwrap_err();
     store.set(Health::Good);
@@ -604,12 +600,7 @@ async fn seed_does_not_outlive_later_token() {
     let one = logins.process(&store, "seed");
     one.token().await.unwrap();
     advance(MINUTE).await;
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        async move { one.token().await }
-    });
-    sleep(POST / 2).await;
-    store.set(Health::Down);
+    let refreshing = refresh_into(&one, &store, Health::Down).await;
     refreshing.await.unwrap().unwrap();
     store.flush();
     store.set(Health::Good);

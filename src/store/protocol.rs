@@ -1,9 +1,8 @@
 //! [`SharedSource`]: a source that uses the store first and asks the real source only if it has to. It implements the
 //! protocol of [`TokenStore`](super::TokenStore).
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -120,7 +119,7 @@ impl<T: TokenSource> SharedSource<T> {
     /// Steps 5 to 7.
     async fn ask_and_publish(&self, request: &TokenRequest<'_>, lease: Lease) -> Result<Token, SourceError> {
         let requested_at = Instant::now();
-        let token = match self.ask_while_extending(&lease, request).await {
+        let token = match self.shared.extending(&lease, self.ask(request, &lease)).await {
             Ok(Answer::Source(token)) => token,
             Ok(Answer::Store(token)) => {
                 self.shared.release(lease).await;
@@ -177,21 +176,6 @@ impl<T: TokenSource> SharedSource<T> {
         if let Some(seed) = seed.filter(|seed| seed.refresh_token() != asked) {
             // The store has reported a failure. The source remembers the refresh token.
             let _ = self.shared.store_seed(&seed, lease).await;
-        }
-    }
-
-    /// Does [`ask`](Self::ask), and extends the lease meanwhile.
-    ///
-    /// Both run in one task, so that the lease is extended only while its refresh runs. A refresh that was dropped,
-    /// or whose process was killed or stopped, extends nothing.
-    async fn ask_while_extending(
-        &self,
-        lease: &Lease,
-        request: &TokenRequest<'_>,
-    ) -> Result<Answer, SourceError> {
-        match select(pin!(self.ask(request, lease)), pin!(self.shared.keep_extending(lease))).await {
-            Either::Left((answer, _)) => answer,
-            Either::Right((never, _)) => match never {},
         }
     }
 

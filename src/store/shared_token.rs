@@ -215,9 +215,20 @@ impl SharedToken {
         }
     }
 
+    /// Does `future`, and extends the lease meanwhile.
+    ///
+    /// Both run in one task, so that the lease is extended only while that runs. A refresh that was dropped, or whose
+    /// process was killed or stopped, extends nothing.
+    pub(super) async fn extending<T>(&self, lease: &Lease, future: impl Future<Output = T>) -> T {
+        match select(pin!(future), pin!(self.keep_extending(lease))).await {
+            Either::Left((output, _)) => output,
+            Either::Right((never, _)) => match never {},
+        }
+    }
+
     /// Extends the lease every third of its length until dropped. If one attempt fails, the next one still comes before
     /// the lease ends.
-    pub(super) async fn keep_extending(&self, lease: &Lease) -> Infallible {
+    async fn keep_extending(&self, lease: &Lease) -> Infallible {
         let third = self.lease / 3;
         // An attempt that hangs must not delay the next one.
         let max = third.min(OPERATION_TIMEOUT);
@@ -263,10 +274,7 @@ impl SharedToken {
                 sleep_until(next).await;
             }
         };
-        match select(pin!(publish), pin!(self.keep_extending(lease))).await {
-            Either::Left((published, _)) => published,
-            Either::Right((never, _)) => match never {},
-        }
+        self.extending(lease, publish).await
     }
 
     /// Publishes `token` in the background until it is stored, and keeps the lease until then: a process that got it would

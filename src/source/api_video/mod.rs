@@ -26,7 +26,7 @@ pub use self::upload_token::UploadToken;
 
 use self::{base_url::BaseUrl, credential::Credential};
 use super::http::{
-    BoundedResponse, Client, Endpoint, Sent, checked_timeout,
+    BoundedResponse, Client, Endpoint, Sent, check_timeout,
     tls::{Cryptography, Roots},
 };
 use crate::{
@@ -265,7 +265,7 @@ impl ApiVideo {
     ///
     /// [`SourceError::configuration`] if an option other than the key is not valid.
     fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
-        checked_timeout(self.timeout)?;
+        check_timeout(self.timeout)?;
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.base_url.join(path)?)

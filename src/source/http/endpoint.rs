@@ -86,12 +86,12 @@ impl ExchangeError {
 /// # Errors
 ///
 /// [`SourceError::configuration`] if it is zero or more than an hour.
-pub(crate) fn checked_timeout(timeout: Duration) -> Result<Duration, SourceError> {
+pub(crate) fn check_timeout(timeout: Duration) -> Result<(), SourceError> {
     if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
         let got = seconds(timeout);
         return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
     }
-    Ok(timeout)
+    Ok(())
 }
 
 type Exchange = Pin<Box<dyn Future<Output = Result<Response<UnreadBody>, ExchangeError>> + Send>>;

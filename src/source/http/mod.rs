@@ -19,7 +19,7 @@ pub(crate) use self::endpoint::BoundedResponse;
 pub(crate) use self::token_response::{form_field, without_byte_order_mark};
 pub(crate) use self::{
     client::Client,
-    endpoint::{Endpoint, ExchangeError, Sent, checked_timeout},
+    endpoint::{Endpoint, ExchangeError, Sent, check_timeout},
     token_response::TokenResponse,
     url::check_url,
 };

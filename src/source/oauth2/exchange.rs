@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         TokenRequest,
-        http::{ExchangeError, Sent, TokenResponse, checked_timeout},
+        http::{ExchangeError, Sent, TokenResponse, check_timeout},
     },
     error_code::{ErrorCode, Reported},
     form::Form,
@@ -107,7 +107,7 @@ impl OAuth2 {
 
     /// Checks all options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
-        checked_timeout(self.timeout)?;
+        check_timeout(self.timeout)?;
         self.server.checked_url()?;
         let (client_auth, _) = self.client_auth();
         client_auth.validate()?;
