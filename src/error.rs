@@ -68,6 +68,22 @@ pub enum Error {
     /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
     TooManyHeaders,
 
+    /// The request has no key that selects its token provider ([`BearerAuthLayer::by_key`]).
+    ///
+    /// [`BearerAuthLayer::by_key`]: crate::BearerAuthLayer::by_key
+    #[cfg(feature = "tenants")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
+    MissingKey,
+
+    /// The factory of [`TokenProviders`](crate::TokenProviders) returned this error: there is no token provider for the
+    /// request's key.
+    ///
+    /// The text includes the factory's error, whose cause is the [`source`](StdError::source). Use `downcast_ref` for its
+    /// type.
+    #[cfg(feature = "tenants")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
+    Factory(Arc<dyn StdError + Send + Sync>),
+
     /// An option is out of its range. The text has the option, the accepted values, and the value unless it is a
     /// secret.
     InvalidOption(Cow<'static, str>),
@@ -93,6 +109,12 @@ impl fmt::Display for Error {
             Self::TooManyHeaders => {
                 f.write_str("the request has too many headers to add an Authorization header")
             }
+            #[cfg(feature = "tenants")]
+            Self::MissingKey => f.write_str("the request has no key that selects its token provider"),
+            #[cfg(feature = "tenants")]
+            Self::Factory(error) => {
+                write!(f, "no token provider could be made for the request's key: {error}")
+            }
             Self::InvalidOption(text) => write!(f, "invalid option: {text}"),
         }
     }
@@ -105,6 +127,8 @@ impl StdError for Error {
             Self::Source(error) => error.source(),
             #[cfg(feature = "store")]
             Self::Store(error) => error.source(),
+            #[cfg(feature = "tenants")]
+            Self::Factory(error) => error.source(),
             _ => None,
         }
     }
@@ -130,6 +154,8 @@ impl Error {
             Self::Store(error) => error.is_transient(),
             Self::TimedOut(_) | Self::Interrupted => true,
             Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
+            #[cfg(feature = "tenants")]
+            Self::MissingKey | Self::Factory(_) => false,
         }
     }
 
@@ -144,6 +170,10 @@ impl Error {
             Self::NoRuntime => "no_runtime",
             Self::ShutDown => "shut_down",
             Self::TooManyHeaders => "too_many_headers",
+            #[cfg(feature = "tenants")]
+            Self::MissingKey => "missing_key",
+            #[cfg(feature = "tenants")]
+            Self::Factory(_) => "factory",
             Self::InvalidOption(_) => "invalid_option",
         }
     }

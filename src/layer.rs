@@ -12,6 +12,7 @@ use crate::{
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
     retry::RetryPolicy,
+    select::SelectProvider,
     service::BearerAuth,
 };
 
@@ -65,8 +66,8 @@ use crate::{
 /// The layer's methods cannot fail. The first request gets [`Error::InvalidOption`](crate::Error::InvalidOption).
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
-pub struct BearerAuthLayer<R = Cloned> {
-    options: Config<R>,
+pub struct BearerAuthLayer<R = Cloned, P = TokenProvider> {
+    options: Config<R, P>,
 }
 
 impl BearerAuthLayer {
@@ -81,11 +82,27 @@ impl BearerAuthLayer {
 
     /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.
     pub fn with_provider(provider: TokenProvider) -> Self {
-        Self { options: Config::new(provider) }
+        let origins = provider.allowed_origins().clone();
+        Self { options: Config::new(provider, Some(origins)) }
     }
 }
 
 impl<R> BearerAuthLayer<R> {
+    /// Returns the provider, to share it with another layer or to read its status.
+    pub fn provider(&self) -> &TokenProvider {
+        &self.options.providers
+    }
+}
+
+#[cfg(feature = "tenants")]
+impl<P> BearerAuthLayer<Cloned, P> {
+    /// Makes a layer whose origins are those of the selected provider, unless it sets its own.
+    pub(crate) fn selecting(providers: P) -> Self {
+        Self { options: Config::new(providers, None) }
+    }
+}
+
+impl<R, P> BearerAuthLayer<R, P> {
     /// Sets how often and how soon a challenged request is sent again, and the budget for it. Default:
     /// [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
@@ -105,7 +122,7 @@ impl<R> BearerAuthLayer<R> {
     /// Sets which origins get the token. Default: those that the token source names
     /// ([`TokenSource::allowed_origins`](crate::TokenSource::allowed_origins)).
     pub fn allowed_origins(mut self, origins: AllowedOrigins) -> Self {
-        self.options.allowed_origins = origins;
+        self.options.allowed_origins = Some(origins);
         self
     }
 
@@ -125,7 +142,7 @@ impl<R> BearerAuthLayer<R> {
     /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1
     /// KiB, however small the frames are. [`ReplayBody`](crate::replay::ReplayBody#memory) documents which frames are
     /// copied.
-    pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
+    pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered, P> {
         self.with_replay(Buffered::new(limit), Some(limit))
     }
 
@@ -151,46 +168,43 @@ impl<R> BearerAuthLayer<R> {
     /// # fn is_service<S: tower::Service<Request<Body>>>(_: &S) {}
     /// # is_service(&service);
     /// ```
-    pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>> {
+    pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>, P> {
         self.with_replay(ReplayWith::new(limit, wrap), Some(limit))
     }
 
     /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that
     /// cannot be cloned.
-    pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
+    pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>, P> {
         self.with_replay(CloneWith::new(clone), None)
     }
 
     /// Sends no request again: the caller gets the challenge, and the next request has a new token. For any body.
-    pub fn no_replay(self) -> BearerAuthLayer<NoReplay> {
+    pub fn no_replay(self) -> BearerAuthLayer<NoReplay, P> {
         self.with_replay(NoReplay, None)
     }
 
-    /// Returns the provider, to share it with another layer or to read its status.
-    pub fn provider(&self) -> &TokenProvider {
-        &self.options.provider
-    }
-
-    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2> {
+    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2, P> {
         BearerAuthLayer { options: self.options.with_replay(replay, limit) }
     }
 }
 
-impl<S, R> Layer<S> for BearerAuthLayer<R>
+impl<S, R, P> Layer<S> for BearerAuthLayer<R, P>
 where
     S: CloneService,
     R: Clone,
+    P: SelectProvider,
 {
-    type Service = BearerAuth<S, R>;
+    type Service = BearerAuth<S, R, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
         BearerAuth::new(inner, self.options.clone())
     }
 }
 
-impl<R> fmt::Debug for BearerAuthLayer<R>
+impl<R, P> fmt::Debug for BearerAuthLayer<R, P>
 where
     R: fmt::Debug,
+    P: fmt::Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BearerAuthLayer").field("options", &self.options).finish()

@@ -116,11 +116,15 @@ pub mod replay;
 mod reqwest_service;
 mod retry;
 mod retry_after;
+mod select;
 mod service;
 mod source;
 #[cfg(feature = "store")]
 #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
 pub mod store;
+#[cfg(feature = "tenants")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
+pub mod tenants;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
@@ -138,6 +142,9 @@ pub use self::source::http::tls;
 #[cfg(feature = "oauth2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "oauth2")))]
 pub use self::source::oauth2::{self, OAuth2};
+#[cfg(feature = "tenants")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
+pub use self::tenants::TokenProviders;
 pub use self::{
     bounds::{CloneService, HttpService},
     config::ExistingAuthorization,
@@ -148,6 +155,7 @@ pub use self::{
     per_request::{NoBearer, UseToken},
     provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
     retry::RetryPolicy,
+    select::SelectProvider,
     service::BearerAuth,
     source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},
     token::{Token, TokenBuilder},

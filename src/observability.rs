@@ -160,17 +160,52 @@ pub(crate) enum TokenLeft {
 /// Reports the events and metrics of one provider and the layers that share it.
 #[derive(Clone)]
 pub(crate) struct Reporter {
+    /// The name in events.
     provider: Arc<str>,
+    /// The label of the metrics, if it is that of a group. The gauges of one token have no meaning for a group.
+    group: Option<Arc<str>>,
 }
 
 impl Reporter {
-    pub(crate) fn new(provider: &Arc<str>) -> Self {
-        Self { provider: Arc::clone(provider) }
+    pub(crate) fn new(provider: Arc<str>, group: Option<Arc<str>>) -> Self {
+        Self { provider, group }
+    }
+
+    /// The label of the metrics.
+    #[cfg(feature = "metrics")]
+    fn label(&self) -> Arc<str> {
+        Arc::clone(self.group.as_ref().unwrap_or(&self.provider))
     }
 
     /// Sets all counters to 0. A counter that first appears with its first count would hide that count from a query for
     /// its increase.
+    ///
+    /// The counters of a group are registered once for all its providers.
     pub(crate) fn register(&self) {
+        if self.group.is_none() {
+            self.register_counters();
+            self.expires(None);
+        }
+    }
+
+    /// As [`register`](Self::register), for a group of providers.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn register_group(&self) {
+        self.register_counters();
+        #[cfg(feature = "metrics")]
+        {
+            for reason in ["missing_key", "factory"] {
+                self.zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
+            }
+            for reason in ["idle", "capacity"] {
+                self.zero("tower_bearer_evictions_total", &[("reason", reason)]);
+            }
+        }
+        self.providers(0);
+        self.providers_kept(0, false);
+    }
+
+    fn register_counters(&self) {
         #[cfg(feature = "metrics")]
         {
             for reason in ["missing", "expired", "expiring", "challenged"] {
@@ -202,7 +237,6 @@ impl Reporter {
             {
                 self.zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
             }
-            self.expires(None);
         }
     }
 
@@ -218,7 +252,7 @@ impl Reporter {
 
     #[cfg(feature = "metrics")]
     fn zero(&self, name: &'static str, labels: &[(&'static str, &'static str)]) {
-        let provider = metrics::Label::new("provider", Arc::clone(&self.provider));
+        let provider = metrics::Label::new("provider", self.label());
         let others = labels.iter().map(|(label, value)| metrics::Label::from_static_parts(label, value));
         metrics::counter!(name, std::iter::once(provider).chain(others).collect::<Vec<_>>()).increment(0);
     }
@@ -267,7 +301,7 @@ impl Reporter {
             error = %Chain(error),
             "refresh failed (attempt {attempt} of {attempts}), next try in {delay_ms} ms"
         );
-        count!("tower_bearer_source_failures_total", "provider" => Arc::clone(&self.provider), "kind" => kind);
+        count!("tower_bearer_source_failures_total", "provider" => self.label(), "kind" => kind);
     }
 
     pub(crate) fn published(&self, token: &Token, took: Duration) {
@@ -437,13 +471,13 @@ impl Reporter {
     /// Sets when the current token expires.
     pub(crate) fn expires(&self, token: Option<&Token>) {
         #[cfg(feature = "metrics")]
-        {
+        if self.group.is_none() {
             let lifetime =
                 token.map(|token| token.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64()));
             let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
             metrics::gauge!(
                 "tower_bearer_token_expiry_timestamp_seconds",
-                "provider" => Arc::clone(&self.provider)
+                "provider" => self.label()
             )
             .set(lifetime.map_or(0.0, |left| now.as_secs_f64() + left));
         }
@@ -454,18 +488,18 @@ impl Reporter {
         #[cfg(feature = "metrics")]
         metrics::histogram!(
             "tower_bearer_refresh_duration_seconds",
-            "provider" => Arc::clone(&self.provider), "outcome" => outcome
+            "provider" => self.label(), "outcome" => outcome
         )
         .record(took);
         count!(
             "tower_bearer_refreshes_total",
-            "provider" => Arc::clone(&self.provider), "reason" => reason, "outcome" => outcome
+            "provider" => self.label(), "reason" => reason, "outcome" => outcome
         );
     }
 
     #[cfg(feature = "store")]
     fn store(&self, outcome: &'static str) {
-        count!("tower_bearer_store_total", "provider" => Arc::clone(&self.provider), "outcome" => outcome);
+        count!("tower_bearer_store_total", "provider" => self.label(), "outcome" => outcome);
     }
 
     #[cfg(feature = "store")]
@@ -528,8 +562,13 @@ impl Reporter {
     #[cfg(feature = "store")]
     pub(crate) fn store_usable(&self, is_usable: bool) {
         #[cfg(feature = "metrics")]
-        metrics::gauge!("tower_bearer_store_usable", "provider" => Arc::clone(&self.provider))
-            .set(if is_usable { 1.0 } else { 0.0 });
+        if self.group.is_none() {
+            metrics::gauge!("tower_bearer_store_usable", "provider" => self.label()).set(if is_usable {
+                1.0
+            } else {
+                0.0
+            });
+        }
     }
 
     pub(crate) fn joined(&self, refresh: u64) {
@@ -585,6 +624,34 @@ impl Reporter {
         );
     }
 
+    /// Sets the number of providers of a group.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn providers(&self, number: usize) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("tower_bearer_providers", "provider" => self.label()).set(number as f64);
+    }
+
+    /// Sets the number of idle providers of a group that cannot be evicted.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn providers_kept(&self, number: usize, is_news: bool) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("tower_bearer_providers_kept", "provider" => self.label()).set(number as f64);
+        if is_news {
+            event!(WARN, provider = %self.provider, kept = number, "idle providers cannot be evicted");
+        }
+    }
+
+    #[cfg(feature = "tenants")]
+    pub(crate) fn kept(&self) {
+        event!(DEBUG, provider = %self.provider, "provider kept; only this process has its refresh token");
+    }
+
+    #[cfg(feature = "tenants")]
+    pub(crate) fn evicted(&self, reason: &'static str) {
+        event!(DEBUG, provider = %self.provider, reason, "provider evicted");
+        count!("tower_bearer_evictions_total", "provider" => self.label(), "reason" => reason);
+    }
+
     pub(crate) fn shut_down(&self) {
         event!(DEBUG, provider = %self.provider, "provider shut down");
     }
@@ -600,7 +667,7 @@ impl Reporter {
 
     pub(crate) fn waiting(&self) {
         event!(DEBUG, provider = %self.provider, "request waits for a token");
-        count!("tower_bearer_waits_total", "provider" => Arc::clone(&self.provider));
+        count!("tower_bearer_waits_total", "provider" => self.label());
     }
 
     /// A request fails because there is no token.
@@ -622,7 +689,7 @@ impl Reporter {
         );
         count!(
             "tower_bearer_failed_requests_total",
-            "provider" => Arc::clone(&self.provider), "reason" => reason
+            "provider" => self.label(), "reason" => reason
         );
     }
 
@@ -647,7 +714,7 @@ impl Reporter {
             "retrying the request"
         );
         count!(
-            "tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => "retried"
+            "tower_bearer_challenges_total", "provider" => self.label(), "outcome" => "retried"
         );
     }
 
@@ -659,7 +726,7 @@ impl Reporter {
             reason,
             "not retrying; returning the challenge"
         );
-        count!("tower_bearer_challenges_total", "provider" => Arc::clone(&self.provider), "outcome" => reason);
+        count!("tower_bearer_challenges_total", "provider" => self.label(), "outcome" => reason);
     }
 }
 

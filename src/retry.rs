@@ -1,6 +1,9 @@
 //! [`RetryPolicy`]: the number of retries, their backoff and their budget, on tower's backoff and budget.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tower::{
@@ -46,7 +49,8 @@ const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
 /// challenged at most once per request, and tokens are renewed at most once per cool-down. Every further retry is
 /// charged, and so is a retry with a token that was challenged already. The budget therefore bounds what requests that
 /// the API always challenges add to its load: by default, 10 retries per second and a fifth of the challenged requests.
-/// All clones of the policy share the budget ([`tower::retry::budget`]).
+/// All clones of the policy share the budget ([`tower::retry::budget`]). With
+/// `BearerAuthLayer::by_key`, each tenant has a budget of its own.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     max_retries: u32,
@@ -128,15 +132,48 @@ impl RetryPolicy {
     /// Counts a challenged request. The budget's ratio is a ratio of these.
     ///
     /// tower's own `Retry` counts all requests. The budget takes a lock, which a request that succeeds must not take.
-    pub(crate) fn deposit(&self) {
-        if let Some(budget) = &self.budget {
-            budget.shared.deposit();
+    /// `budgets`: those of the request's tenant, if each has its own.
+    pub(crate) fn deposit(&self, budgets: Option<&Budgets>) {
+        if let Some(budget) = self.budget_of(budgets) {
+            budget.deposit();
         }
     }
 
     /// Takes one retry from the budget. Returns false if none is left.
-    pub(crate) fn withdraw(&self) -> bool {
-        self.budget.as_ref().is_none_or(|budget| budget.shared.withdraw())
+    pub(crate) fn withdraw(&self, budgets: Option<&Budgets>) -> bool {
+        self.budget_of(budgets).is_none_or(|budget| budget.withdraw())
+    }
+
+    fn budget_of(&self, budgets: Option<&Budgets>) -> Option<Arc<TpsBudget>> {
+        let budget = self.budget.as_ref()?;
+        Some(budgets.map_or_else(|| Arc::clone(&budget.shared), |budgets| budgets.of(budget)))
+    }
+}
+
+/// The retry budgets of one tenant: one for each policy, made at the tenant's first challenge.
+#[derive(Debug, Default)]
+pub struct Budgets(Mutex<Vec<TenantBudget>>);
+
+#[derive(Debug)]
+struct TenantBudget {
+    /// The budget of the policy, which identifies it.
+    policy: Weak<TpsBudget>,
+    own: Arc<TpsBudget>,
+}
+
+impl Budgets {
+    fn of(&self, policy: &Budget) -> Arc<TpsBudget> {
+        let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_policy =
+            |budget: &TenantBudget| std::ptr::eq(budget.policy.as_ptr(), Arc::as_ptr(&policy.shared));
+        if let Some(found) = budgets.iter().find(|budget| is_policy(budget)) {
+            return Arc::clone(&found.own);
+        }
+        // A program may make layers for as long as the tenant lives.
+        budgets.retain(|budget| budget.policy.strong_count() > 0);
+        let own = Budget::new(policy.ttl, policy.min_per_sec, policy.ratio).shared;
+        budgets.push(TenantBudget { policy: Arc::downgrade(&policy.shared), own: Arc::clone(&own) });
+        own
     }
 }
 
@@ -263,8 +300,8 @@ mod tests {
             assert!(matches!(policy.validate(), Err(Error::InvalidOption(_))), "{policy:?}");
             // If it is used without `validate`, it has the default backoff and budget.
             assert!(policy.make_backoff().next_delay() <= second);
-            policy.deposit();
-            assert!(policy.withdraw());
+            policy.deposit(None);
+            assert!(policy.withdraw(None));
         }
         for ratio in [0.0, f32::MIN_POSITIVE, 1e-6, 0.5] {
             assert!(policy().budget(second, 1_000_000, ratio).validate().is_ok(), "{ratio}");
@@ -274,10 +311,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn budget_allows_reserve_and_share() {
         let policy = RetryPolicy::new().budget(Duration::from_secs(1), 3, 0.5);
-        let withdrawn = || (0..100).filter(|_| policy.withdraw()).count();
+        let withdrawn = || (0..100).filter(|_| policy.withdraw(None)).count();
         assert_eq!(withdrawn(), 3);
-        (0..10).for_each(|_| policy.deposit());
+        (0..10).for_each(|_| policy.deposit(None));
         assert_eq!(withdrawn(), 5);
-        assert!(policy.clone().without_budget().withdraw());
+        assert!(policy.clone().without_budget().withdraw(None));
     }
 }

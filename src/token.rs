@@ -38,7 +38,7 @@ pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
 pub struct Token(pub(crate) Arc<Inner>);
 
 #[derive(Clone)]
-pub(crate) struct Inner {
+pub struct Inner {
     /// `Bearer <access token>`, marked sensitive. It is formatted once per token, not once per request.
     header: HeaderValue,
     refresh_token: Option<SecretString>,
@@ -57,7 +57,7 @@ pub(crate) struct Inner {
 
 /// Identifies a published access token within the process. All zero before publication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TokenId {
+pub struct TokenId {
     /// The number of the provider within the process.
     pub(crate) provider: u32,
     /// The number of the access token within its provider. At one token per second, it overflows after a century.
@@ -82,6 +82,10 @@ impl Inner {
     /// Whether the token expired `grace` ago or earlier.
     pub(crate) fn is_expired_by(&self, grace: Duration, now: Instant) -> bool {
         self.expires_at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        self.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     #[inline]
@@ -172,7 +176,7 @@ impl Token {
 
     /// Returns the remaining lifetime: zero if the token has expired, `None` if the source stated no lifetime.
     pub fn remaining(&self) -> Option<Duration> {
-        self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
+        self.0.remaining()
     }
 
     /// Returns the number of the token within its provider, counted from 1. It is 0 until a provider has published the
@@ -236,10 +240,17 @@ impl Token {
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Shows no secret.
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
-            .field("generation", &self.generation())
+            .field("generation", &self.id.generation)
             .field("remaining", &self.remaining())
-            .field("has_refresh_token", &self.0.refresh_token.is_some())
+            .field("has_refresh_token", &self.refresh_token.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -21,7 +21,6 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -32,7 +31,7 @@ use tower_service::Service;
 
 #[cfg(feature = "reqwest")]
 pub(crate) use self::shared::FinalUri;
-pub(crate) use self::shared::Shared;
+pub(crate) use self::shared::{Shared, Via};
 
 use self::{
     pending_request::PendingRequest,
@@ -40,8 +39,9 @@ use self::{
 };
 use crate::{
     error::{BoxError, Error},
-    provider::Waiting,
+    provider::{Need, TokenProvider},
     replay::{Replay, RequestHead},
+    select::SelectProvider,
     token::TokenId,
 };
 
@@ -51,15 +51,16 @@ pin_project! {
     /// # Cancel safety
     ///
     /// Dropping it drops the running attempt, and nothing else: a token refresh that it started continues.
-    pub struct ResponseFuture<S, R, B, ResBody>
+    pub struct ResponseFuture<S, R, B, ResBody, P = TokenProvider>
     where
         S: Service<Request<R::Body>>,
         R: Replay<B>,
+        P: SelectProvider,
     {
         #[pin]
         state: State<S, Request<R::Body>, ResBody>,
         pending: PendingRequest<R::Spare>,
-        shared: Arc<Shared<S, R>>,
+        via: Via<S, R, P>,
     }
 }
 
@@ -80,10 +81,11 @@ pin_project! {
     }
 }
 
-impl<S, R, B, ResBody> ResponseFuture<S, R, B, ResBody>
+impl<S, R, B, ResBody, P> ResponseFuture<S, R, B, ResBody, P>
 where
     S: Service<Request<R::Body>>,
     R: Replay<B>,
+    P: SelectProvider,
 {
     /// A request that was sent with a token.
     #[inline]
@@ -91,55 +93,48 @@ where
         response: S::Future,
         token: TokenId,
         kept: Option<(RequestHead, R::Spare)>,
-        shared: &Arc<Shared<S, R>>,
+        via: Via<S, R, P>,
     ) -> Self {
-        Self {
-            state: State::Sending { response },
-            pending: PendingRequest::new(Some(token), kept),
-            shared: Arc::clone(shared),
-        }
+        Self { state: State::Sending { response }, pending: PendingRequest::new(Some(token), kept), via }
     }
 
     /// A request that was sent as it came: with its caller's own credentials, or to an origin that is not allowed.
-    pub(crate) fn passing(response: S::Future, shared: &Arc<Shared<S, R>>) -> Self {
-        Self {
-            state: State::Sending { response },
-            pending: PendingRequest::new(None, None),
-            shared: Arc::clone(shared),
-        }
+    pub(crate) fn passing(response: S::Future, via: Via<S, R, P>) -> Self {
+        Self { state: State::Sending { response }, pending: PendingRequest::new(None, None), via }
     }
 
     /// A request that waits for a token.
     pub(crate) fn waiting(
-        token: Waiting,
         request: Request<R::Body>,
         kept: Option<(RequestHead, R::Spare)>,
-        shared: &Arc<Shared<S, R>>,
+        via: Via<S, R, P>,
     ) -> Self {
+        let provider = via.provider();
         Self {
             state: State::slow_path(SlowPath::Waiting {
-                token,
+                token: provider.obtain(Need::Any),
                 unsent: Some(Unsent::first(request)),
-                given_up: GivenUp(Some(shared.options.provider.clone())),
+                given_up: GivenUp(Some(provider.clone())),
             }),
             pending: PendingRequest::new(None, kept),
-            shared: Arc::clone(shared),
+            via,
         }
     }
 
     /// A request that was not sent.
-    pub(crate) fn failed(error: Error, shared: &Arc<Shared<S, R>>) -> Self {
+    pub(crate) fn failed(error: Error, via: Via<S, R, P>) -> Self {
         Self {
             state: State::slow_path(SlowPath::Failed { error: Some(error) }),
             pending: PendingRequest::new(None, None),
-            shared: Arc::clone(shared),
+            via,
         }
     }
 }
 
-impl<S, R, B, ResBody> Future for ResponseFuture<S, R, B, ResBody>
+impl<S, R, B, ResBody, P> Future for ResponseFuture<S, R, B, ResBody, P>
 where
     R: Replay<B>,
+    P: SelectProvider,
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
     ResBody: Body,
@@ -153,10 +148,10 @@ where
             match this.state.as_mut().project() {
                 StateProj::Sending { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let Some(token) = this.pending.challenged_by(this.shared, &response) else {
+                    let Some(token) = this.pending.challenged_by(this.via, &response) else {
                         return Poll::Ready(Ok(response));
                     };
-                    match slow_path::challenged(this.pending, token, this.shared, response) {
+                    match slow_path::challenged(this.pending, token, this.via, response) {
                         Step::Return(response) => return Poll::Ready(Ok(response)),
                         // Drops the service that was ready before the retry waits for readiness. Otherwise a
                         // `ConcurrencyLimit(1)` would never get ready.
@@ -164,7 +159,7 @@ where
                     }
                 }
                 StateProj::SlowPath { slow_path } => {
-                    match ready!(slow_path.as_mut().poll(this.pending, this.shared, cx))? {
+                    match ready!(slow_path.as_mut().poll(this.pending, this.via, cx))? {
                         End::Return(response) => return Poll::Ready(Ok(response)),
                         End::Sent(response) => this.state.set(State::Sending { response }),
                     }
@@ -184,10 +179,11 @@ where
     }
 }
 
-impl<S, R, B, ResBody> fmt::Debug for ResponseFuture<S, R, B, ResBody>
+impl<S, R, B, ResBody, P> fmt::Debug for ResponseFuture<S, R, B, ResBody, P>
 where
     S: Service<Request<R::Body>>,
     R: Replay<B>,
+    P: SelectProvider,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()

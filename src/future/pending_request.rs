@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
-use super::shared::Shared;
+use super::shared::Via;
 use crate::{
     challenge::Challenge,
     config::Config,
     provider::{Need, Part},
     replay::{Replay, RequestHead},
     retry::Backoff,
+    select::SelectProvider,
     token::{Token, TokenId},
 };
 
@@ -64,7 +65,7 @@ impl<Spare> PendingRequest<Spare> {
     }
 
     /// Stops the body of the running attempt where it is, if the request may be sent again.
-    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotRetried>
+    pub(super) fn hold<R, P, B>(&self, options: &Config<R, P>) -> Result<(), NotRetried>
     where
         R: Replay<B, Spare = Spare>,
     {
@@ -110,18 +111,18 @@ impl<Spare> PendingRequest<Spare> {
     /// Returns the token that a response challenges. `None` if the response goes to the caller.
     // Every response comes this way: a call would cost more than what it does.
     #[inline(always)]
-    pub(super) fn challenged_by<S, R, ResBody>(
+    pub(super) fn challenged_by<S, R, P: SelectProvider, ResBody>(
         &mut self,
-        shared: &Shared<S, R>,
+        via: &Via<S, R, P>,
         response: &Response<ResBody>,
     ) -> Option<TokenId> {
         if let Some(token) = self.token {
-            if shared.options.challenge.matches(response) && !shared.is_foreign(response) {
+            if via.options.challenge.matches(response) && !via.is_foreign(response) {
                 return Some(token);
             }
             // Known for most tokens: this comparison is all that the happy path pays for the evidence.
-            if !shared.options.provider.is_accepted(token) {
-                learn_from(shared, token, Part::None, response);
+            if !via.provider().is_accepted(token) {
+                learn_from(via, token, Part::None, response);
             }
         }
         // Recording stops here: the caller may read the response's body while the request's body is still being sent.
@@ -132,31 +133,32 @@ impl<Spare> PendingRequest<Spare> {
     /// As [`challenged_by`](Self::challenged_by), for the response to a retry, which also tells whether the refresh has
     /// healed the request.
     #[cold]
-    pub(super) fn challenged_again_by<S, R, ResBody>(
+    pub(super) fn challenged_again_by<S, R, P: SelectProvider, ResBody>(
         &mut self,
-        shared: &Shared<S, R>,
+        via: &Via<S, R, P>,
         response: &Response<ResBody>,
     ) -> Option<TokenId> {
-        let challenged = self.challenged_by(shared, response);
+        let challenged = self.challenged_by(via, response);
         if let (None, Some(token)) = (challenged, self.token) {
-            learn_from(shared, token, self.part(), response);
+            learn_from(via, token, self.part(), response);
         }
         challenged
     }
 
     /// Makes the retry, without a token, and returns how long to wait first. `token` is the provider's answer to the
     /// challenge.
-    pub(super) fn again<R, B>(
+    pub(super) fn again<S, R, P: SelectProvider, B>(
         &mut self,
-        options: &Config<R>,
+        via: &Via<S, R, P>,
         token: &Token,
     ) -> Result<(Request<R::Body>, Duration), NotRetried>
     where
         R: Replay<B, Spare = Spare>,
     {
+        let options = &via.options;
         // The first retry with another token does not wait and takes nothing from the budget.
         let free = self.retries.is_none() && self.token != Some(token.id());
-        if !free && !options.retry.withdraw() {
+        if !free && !options.retry.withdraw(via.budgets()) {
             return Err(NotRetried::Budget);
         }
         let (head, spare) = self.kept.take().ok_or(NotRetried::Body)?;
@@ -174,16 +176,16 @@ impl<Spare> PendingRequest<Spare> {
 
 /// Records a success: the API accepts the token, and the refresh in which the request had this `part` has healed it.
 #[cold]
-fn learn_from<S, R, ResBody>(
-    shared: &Shared<S, R>,
+fn learn_from<S, R, P: SelectProvider, ResBody>(
+    via: &Via<S, R, P>,
     token: TokenId,
     part: Part,
     response: &Response<ResBody>,
 ) {
-    if response.status().is_success() && !shared.is_foreign(response) {
-        shared.options.provider.accept(token);
+    if response.status().is_success() && !via.is_foreign(response) {
+        via.provider().accept(token);
         if part != Part::None {
-            shared.options.provider.healed(token, part);
+            via.provider().healed(token, part);
         }
     }
 }

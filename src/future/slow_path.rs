@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::{
     pending_request::{NotRetried, PendingRequest},
-    shared::Shared,
+    shared::Via,
 };
 use crate::{
     authorization::authorize,
@@ -26,6 +26,7 @@ use crate::{
     error::{BoxError, Error},
     provider::{Need, Part, TokenProvider, Waiting},
     replay::Replay,
+    select::SelectProvider,
     token::{Token, TokenId},
 };
 
@@ -135,14 +136,15 @@ where
     ResBody: Body,
 {
     #[cold]
-    pub(super) fn poll<R, B>(
+    pub(super) fn poll<R, P, B>(
         mut self: Pin<&mut Self>,
         pending: &mut PendingRequest<R::Spare>,
-        shared: &Shared<S, R>,
+        via: &Via<S, R, P>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
     where
         R: Replay<B, Body = ReqBody>,
+        P: SelectProvider,
     {
         loop {
             let next = match self.as_mut().project() {
@@ -152,15 +154,15 @@ where
                     let unsent = taken(unsent);
                     match (token, unsent.challenge) {
                         (Ok(_), challenge) => SlowPath::GettingReady {
-                            service: shared.service(),
+                            service: via.service(),
                             unsent: Some(Unsent { challenge, ..unsent }),
                         },
                         (Err(_), Some(challenge)) => {
-                            not_retried(pending, shared, NotRetried::Token);
+                            not_retried(pending, via, NotRetried::Token);
                             return Poll::Ready(Ok(End::Return(challenge)));
                         }
                         (Err(error), None) => {
-                            shared.options.provider.request_failed(&error);
+                            via.provider().request_failed(&error);
                             return Poll::Ready(Err(error.into()));
                         }
                     }
@@ -170,7 +172,7 @@ where
                         return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Return));
                     }
                     let Unsent { mut request, backoff, renewed, challenge } = taken(unsent);
-                    match shared.options.provider.usable() {
+                    match via.provider().usable() {
                         Some(token) => {
                             // A request whose own header is kept does not come here.
                             authorize(
@@ -183,21 +185,21 @@ where
                             if pending.retries() == 0 {
                                 return Poll::Ready(Ok(End::Sent(response)));
                             }
-                            let reporter = shared.options.provider.reporter();
+                            let reporter = via.provider().reporter();
                             reporter.retrying(token.id(), pending.retries(), backoff);
                             SlowPath::Retrying { response, challenge }
                         }
                         // It expired before the service was ready. The service is dropped: it may hold a permit.
                         None => SlowPath::Waiting {
-                            token: shared.options.provider.obtain(Need::Any),
-                            given_up: GivenUp(challenge.is_none().then(|| shared.options.provider.clone())),
+                            token: via.provider().obtain(Need::Any),
+                            given_up: GivenUp(challenge.is_none().then(|| via.provider().clone())),
                             unsent: Some(Unsent { request, backoff, renewed, challenge }),
                         },
                     }
                 }
                 SlowPathProj::Refreshing { token: waiting, challenge } => {
                     let token = ready!(Pin::new(&mut *waiting).poll(cx));
-                    match refreshed(pending, shared, token.ok(), waiting.part(), taken(challenge)) {
+                    match refreshed(pending, via, token.ok(), waiting.part(), taken(challenge)) {
                         Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
                         Step::Next(next) => next,
                     }
@@ -218,7 +220,7 @@ where
                     if let Some(timer) = timer.as_pin_mut() {
                         ready!(timer.poll(cx));
                     }
-                    SlowPath::GettingReady { service: shared.service(), unsent: unsent.take() }
+                    SlowPath::GettingReady { service: via.service(), unsent: unsent.take() }
                 }
                 SlowPathProj::Retrying { response, challenge } => {
                     let response = match ready!(response.poll(cx)) {
@@ -227,10 +229,10 @@ where
                             return Poll::Ready(shed(error.into(), challenge.take()).map(End::Return));
                         }
                     };
-                    let Some(token) = pending.challenged_again_by(shared, &response) else {
+                    let Some(token) = pending.challenged_again_by(via, &response) else {
                         return Poll::Ready(Ok(End::Return(response)));
                     };
-                    match challenged(pending, token, shared, response) {
+                    match challenged(pending, token, via, response) {
                         Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
                         Step::Next(next) => next,
                     }
@@ -245,63 +247,68 @@ where
 
 /// Asks for another token. Waits for it if the request can be sent again; otherwise the next request will use it.
 #[cold]
-pub(super) fn challenged<S, R, B, ResBody>(
+pub(super) fn challenged<S, R, P, B, ResBody>(
     pending: &mut PendingRequest<R::Spare>,
     token: TokenId,
-    shared: &Shared<S, R>,
+    via: &Via<S, R, P>,
     challenge: Response<ResBody>,
 ) -> Step<S, Request<R::Body>, ResBody>
 where
     R: Replay<B>,
+    P: SelectProvider,
     S: Service<Request<R::Body>>,
 {
-    let options = &shared.options;
+    let (options, provider) = (&via.options, via.provider());
     let asked = Challenge::from_headers(challenge.headers());
-    options.retry.deposit();
-    options.provider.reporter().challenged(token, challenge.status(), pending.retries());
+    options.retry.deposit(via.budgets());
+    provider.reporter().challenged(token, challenge.status(), pending.retries());
     match pending.hold(options) {
         Ok(()) => {
-            let token = options.provider.obtain(pending.need(token, true, asked));
+            let token = provider.obtain(pending.need(token, true, asked));
             Step::Next(SlowPath::Refreshing { token, challenge: Some(challenge) })
         }
         Err(reason) => {
             // For the next request: this one does not wait.
-            drop(options.provider.obtain(pending.need(token, false, asked)));
-            not_retried(pending, shared, reason);
+            drop(provider.obtain(pending.need(token, false, asked)));
+            not_retried(pending, via, reason);
             Step::Return(challenge)
         }
     }
 }
 
 /// Gives up on the request: its caller gets the challenge.
-fn not_retried<S, R, Spare>(pending: &mut PendingRequest<Spare>, shared: &Shared<S, R>, reason: NotRetried) {
+fn not_retried<S, R, P, Spare>(pending: &mut PendingRequest<Spare>, via: &Via<S, R, P>, reason: NotRetried)
+where
+    P: SelectProvider,
+{
     pending.give_up();
     if let Some(token) = pending.token {
-        shared.options.provider.reporter().not_retrying(token, reason.name());
+        via.provider().reporter().not_retrying(token, reason.name());
     }
 }
 
 /// After the provider's answer to a challenge: sends the request again, or returns the challenge.
-fn refreshed<S, R, B, ResBody>(
+fn refreshed<S, R, P, B, ResBody>(
     pending: &mut PendingRequest<R::Spare>,
-    shared: &Shared<S, R>,
+    via: &Via<S, R, P>,
     token: Option<Token>,
     part: Part,
     challenge: Response<ResBody>,
 ) -> Step<S, Request<R::Body>, ResBody>
 where
     R: Replay<B>,
+    P: SelectProvider,
     S: Service<Request<R::Body>>,
     ResBody: Body,
 {
     let again = token.ok_or(NotRetried::Token).and_then(|token| {
-        let (request, backoff) = pending.again(&shared.options, &token)?;
+        let (request, backoff) = pending.again(via, &token)?;
         Ok(Unsent { request, backoff, renewed: Some((token.id(), part)), challenge: None })
     });
     let unsent = match again {
         Ok(unsent) => unsent,
         Err(reason) => {
-            not_retried(pending, shared, reason);
+            not_retried(pending, via, reason);
             return Step::Return(challenge);
         }
     };

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::{fmt, time::Duration};
 
+#[cfg(feature = "tenants")]
+use super::config::Group;
 use super::{TokenProvider, config::Config, refresh_ahead::RefreshAhead};
-use crate::{error::Error, retry::RetryPolicy, source::TokenSource};
 #[cfg(feature = "store")]
-use crate::{
-    observability::Reporter,
-    store::{Role, SharedSource, TokenStore},
-};
+use crate::store::{Role, SharedSource, TokenStore};
+use crate::{error::Error, retry::RetryPolicy, source::TokenSource};
 
 /// Builds a [`TokenProvider`]; see [`TokenProvider::builder`].
 ///
@@ -31,7 +30,14 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// The name is shown as it is: it must not contain a secret.
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
-        self.config.name = name.as_ref().into();
+        self.config.name = Some(name.as_ref().into());
+        self
+    }
+
+    /// Makes the provider one of a group.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn member_of(mut self, group: &Group) -> Self {
+        self.config.group = Some(group.clone());
         self
     }
 
@@ -153,8 +159,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         #[cfg(feature = "store")]
         if let Some(store) = config.store.clone() {
             store.validate()?;
-            let source =
-                SharedSource::new(source, store, config.role, config.lease, Reporter::new(&config.name));
+            let source = SharedSource::new(source, store, config.role, config.lease, config.reporter());
             return Ok(TokenProvider::with_config(Box::new(source), config.shared()));
         }
         Ok(TokenProvider::with_config(Box::new(source), config))

@@ -7,14 +7,20 @@ use super::refresh_ahead::RefreshAhead;
 use crate::store::{DynTokenStore, Role};
 use crate::{
     error::{Error, seconds},
+    observability::Reporter,
     retry::RetryPolicy,
 };
+
+const DEFAULT_NAME: &str = "default";
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Clone, Debug)]
 pub(super) struct Config {
-    pub(super) name: Arc<str>,
+    /// `None` for the group's name, or the default.
+    pub(super) name: Option<Arc<str>>,
+    /// The tenants that the provider belongs to.
+    pub(super) group: Option<Group>,
     pub(super) refresh_ahead: RefreshAhead,
     pub(super) keep_fresh: bool,
     pub(super) refresh_timeout: Duration,
@@ -29,9 +35,24 @@ pub(super) struct Config {
     pub(super) lease: Duration,
 }
 
+/// The providers of many tenants.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    /// Whether the name is the label of the metrics of all providers. Otherwise that is each one's own name.
+    pub(crate) is_label: bool,
+}
+
 impl Config {
+    pub(super) fn reporter(&self) -> Reporter {
+        let group = self.group.as_ref();
+        let name = self.name.as_ref().or(group.map(|group| &group.name));
+        let name = name.map_or_else(|| DEFAULT_NAME.into(), Arc::clone);
+        Reporter::new(name, group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)))
+    }
+
     pub(super) fn validate(&self) -> Result<(), Error> {
-        if self.name.is_empty() {
+        if self.name.as_ref().is_some_and(|name| name.is_empty()) {
             return Err(Error::out_of_range("name", "at least one character long", "none"));
         }
         self.refresh_ahead.validate()?;
@@ -86,7 +107,8 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            name: "default".into(),
+            name: None,
+            group: None,
             refresh_ahead: RefreshAhead::new(),
             keep_fresh: false,
             refresh_timeout: Duration::from_secs(30),

@@ -48,6 +48,8 @@ use std::{fmt, sync::Arc, time::SystemTime};
 use http::HeaderValue;
 use tokio::time::Instant;
 
+#[cfg(feature = "tenants")]
+pub(crate) use self::config::Group;
 pub use self::{
     builder::TokenProviderBuilder,
     refresh_ahead::RefreshAhead,
@@ -179,6 +181,15 @@ impl TokenProvider {
         let shared = Arc::new(Shared::new(source, config, SystemTime::now));
         shared.reporter.register();
         background::start(&shared);
+        Self { handle: Arc::new(Handle { shared }) }
+    }
+
+    /// Makes a provider that reports what concerns a group. It is not used for requests.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn reporting_for(group: &Group, source: impl TokenSource) -> Self {
+        let config = Config { group: Some(group.clone()), ..Config::default() };
+        let shared = Arc::new(Shared::new(Box::new(source), config, SystemTime::now));
+        shared.reporter.register_group();
         Self { handle: Arc::new(Handle { shared }) }
     }
 
@@ -420,6 +431,35 @@ impl TokenProvider {
     /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
     pub(crate) fn request_given_up(&self) {
         self.shared().request_given_up();
+    }
+
+    /// Whether there is a handle besides this one.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn has_other_handles(&self) -> bool {
+        Arc::strong_count(&self.handle) > 1
+    }
+
+    #[cfg(feature = "tenants")]
+    pub(crate) fn is_refreshing(&self) -> bool {
+        self.shared().is_refreshing()
+    }
+
+    /// Whether only this process has the refresh token, and the source has nothing else to begin with.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn holds_only_copy(&self) -> bool {
+        self.shared().holds_only_copy()
+    }
+
+    /// As [`shutdown`](Self::shutdown), without waiting.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn begin_shutdown(&self) {
+        self.shared().shut_down();
+    }
+
+    /// Makes the next failed request news again.
+    #[cfg(feature = "tenants")]
+    pub(crate) fn end_failures(&self) {
+        self.shared().state().end_failures(Instant::now());
     }
 
     /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.

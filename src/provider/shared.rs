@@ -63,7 +63,7 @@ impl Shared {
             changes: watch::Sender::new(false),
             allowed_origins: source.allowed_origins(),
             source,
-            reporter: Reporter::new(&config.name),
+            reporter: config.reporter(),
             config,
             wall_clock,
         }
@@ -216,6 +216,18 @@ impl Shared {
             }
         };
         let _ = timeout(self.config.refresh_timeout, at_rest).await;
+    }
+
+    /// Whether a refresh is running.
+    #[cfg(feature = "tenants")]
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.state().is_refreshing()
+    }
+
+    /// Whether only this process has the refresh token, and the source has nothing else to begin with.
+    #[cfg(feature = "tenants")]
+    pub(super) fn holds_only_copy(&self) -> bool {
+        self.source.holds_only_copy() && self.state().may_have_login(self.source.revision())
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<bool> {

@@ -22,6 +22,8 @@ use super::{
     status::{Freshness, Status},
     sync::{Mutex, Outcome, Sender, Waiter, channel, lock},
 };
+#[cfg(feature = "tenants")]
+use crate::error::SourceErrorKind;
 use crate::{
     challenge::Challenge,
     error::{Error, SourceError},
@@ -399,6 +401,8 @@ impl State {
         let is_outage = match error {
             Error::ShutDown => false,
             Error::NoRuntime => true,
+            #[cfg(feature = "tenants")]
+            Error::MissingKey | Error::Factory(_) => true,
             _ => self.outage.is_running(),
         };
         if is_outage { self.outage.request_failed(now, error.name()) } else { Counted::default() }
@@ -411,6 +415,28 @@ impl State {
         }
         let error = self.last_error_or(Error::TimedOut(self.config.refresh_timeout));
         Some((error, self.outage.request_failed(now, GIVEN_UP)))
+    }
+
+    /// Makes the next failed request news again.
+    #[cfg(feature = "tenants")]
+    pub(super) fn end_failures(&mut self, now: Instant) {
+        self.outage.end(now);
+    }
+
+    #[cfg(feature = "tenants")]
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether the source was asked for a token, and has not reported that the login has ended. `revision`: the source's.
+    #[cfg(feature = "tenants")]
+    pub(super) fn may_have_login(&self, revision: u64) -> bool {
+        let has_ended = matches!(
+            &self.permanent_error,
+            Some((Error::Source(error), failed_revision))
+                if error.kind() == SourceErrorKind::LoginRequired && *failed_revision == revision
+        );
+        self.asked > 0 && !has_ended
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.

@@ -62,7 +62,7 @@ mod mocked {
 
     pub(crate) use loom::sync::{Mutex, MutexGuard, atomic::AtomicU32};
 
-    pub(crate) struct Published(Mutex<Option<std::sync::Arc<token::Inner>>>);
+    pub struct Published(Mutex<Option<std::sync::Arc<token::Inner>>>);
 
     impl Published {
         pub(crate) fn empty() -> Self {
@@ -82,7 +82,7 @@ mod mocked {
     }
 
     #[derive(Clone)]
-    pub(crate) struct Cache(std::sync::Arc<Published>, Option<std::sync::Arc<token::Inner>>);
+    pub struct Cache(std::sync::Arc<Published>, Option<std::sync::Arc<token::Inner>>);
 
     impl Cache {
         pub(crate) fn new(published: std::sync::Arc<Published>) -> Self {

@@ -285,6 +285,10 @@ pub(crate) trait DynTokenSource: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Whether a refresh token that the source has got is nowhere else, and nothing else gives a token.
+    #[cfg(feature = "tenants")]
+    fn holds_only_copy(&self) -> bool;
+
     fn revision(&self) -> u64;
 
     fn allowed_origins(&self) -> AllowedOrigins;
@@ -294,6 +298,11 @@ impl<T: TokenSource> DynTokenSource for T {
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>, asking: Asking<'a>) -> Fetch<'a> {
         asking(Asked::Source);
         Box::pin(TokenSource::fetch(self, request))
+    }
+
+    #[cfg(feature = "tenants")]
+    fn holds_only_copy(&self) -> bool {
+        self.needs_store()
     }
 
     fn revision(&self) -> u64 {

@@ -278,6 +278,11 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
         Some(self.shared.health.outage())
     }
 
+    #[cfg(feature = "tenants")]
+    fn holds_only_copy(&self) -> bool {
+        self.shared.is_needed && self.shared.has_unpublished()
+    }
+
     fn store_needs_check(&self) -> bool {
         self.shared.health.needs_check(self.shared.role)
     }

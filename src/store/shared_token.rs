@@ -319,6 +319,12 @@ impl SharedToken {
         token.with_record_version(fence)
     }
 
+    /// Whether there is a token that the store has not taken yet.
+    #[cfg(feature = "tenants")]
+    pub(super) fn has_unpublished(&self) -> bool {
+        self.unpublished().token.is_some()
+    }
+
     /// Removes `token` from the unpublished ones. A refresh may have put another there meanwhile, which stays.
     fn remove_unpublished(&self, token: &Token) {
         self.unpublished().token.take_if(|unpublished| unpublished.has_same_access_token(token));

@@ -1,0 +1,113 @@
+//! [`TokenProvidersBuilder`]: the options of [`TokenProviders`], and their validation.
+
+use std::{fmt, hash::Hash, sync::Arc, time::Duration};
+
+use super::providers::{Make, TokenProviders};
+use crate::error::{Error, seconds};
+
+const MAX_PROVIDERS: usize = 10_000_000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Builds [`TokenProviders`]; see [`TokenProviders::builder`].
+///
+/// The setters accept any value; [`build`](Self::build) checks all of them.
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct TokenProvidersBuilder<K> {
+    pub(super) make: Make<K>,
+    pub(super) name: Arc<str>,
+    pub(super) max_providers: usize,
+    /// `None` for no limit.
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) metrics_by_provider: bool,
+}
+
+impl<K> TokenProvidersBuilder<K>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+{
+    pub(super) fn new(make: Make<K>) -> Self {
+        Self {
+            make,
+            name: "default".into(),
+            max_providers: 10_000,
+            idle_timeout: Some(Duration::from_secs(60 * 60)),
+            metrics_by_provider: false,
+        }
+    }
+
+    /// Names the group in events and metrics. Default: `default`. At least one character.
+    ///
+    /// It is the label `provider` of the metrics of all its providers. A provider without a
+    /// [name](crate::TokenProviderBuilder::name) has this one in events as well. The name is shown as it is: it must not
+    /// contain a secret.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        self.name = name.as_ref().into();
+        self
+    }
+
+    /// Sets how many providers are kept. Default: 10,000. From 1 to 10 million.
+    ///
+    /// The providers that are rarely used are evicted first, except those with which something would be
+    /// [lost](super#how-many-and-for-how-long). More than 1,000 are kept in several parts, each with its share of the
+    /// bound, so that the first is evicted when about nine tenths are there.
+    pub fn max_providers(mut self, max: usize) -> Self {
+        self.max_providers = max;
+        self
+    }
+
+    /// Sets for how long a provider is kept that is not used. Default: one hour. From 1 s to 30 days.
+    ///
+    /// It is evicted within an eighth of this time after its end. Each [`get`](TokenProviders::get) and each request is a
+    /// use, and a handle or a request that has the provider uses it all the time. The background refresh of a provider that
+    /// is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) is none.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Keeps providers however long they are not used. [`max_providers`](Self::max_providers) is then the only bound.
+    pub fn without_idle_timeout(mut self) -> Self {
+        self.idle_timeout = None;
+        self
+    }
+
+    /// Sets whether the metrics of each provider have its own [name](crate::TokenProviderBuilder::name) as their label.
+    /// Default: no, they have the group's.
+    ///
+    /// A recorder keeps a series for each label, also for a provider that was evicted: use this for a known, small number
+    /// of tenants.
+    pub fn metrics_by_provider(mut self, by_provider: bool) -> Self {
+        self.metrics_by_provider = by_provider;
+        self
+    }
+
+    /// Builds the group. No provider is made before its first use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if an option is out of its range.
+    pub fn build(self) -> Result<TokenProviders<K>, Error> {
+        if self.name.is_empty() {
+            return Err(Error::out_of_range("name", "at least one character long", "none"));
+        }
+        if !(1..=MAX_PROVIDERS).contains(&self.max_providers) {
+            return Err(Error::out_of_range("max_providers", ">= 1 and <= 10000000", self.max_providers));
+        }
+        if let Some(timeout) = self.idle_timeout {
+            if !(Duration::from_secs(1)..=30 * DAY).contains(&timeout) {
+                return Err(Error::out_of_range("idle_timeout", ">= 1s and <= 30 days", seconds(timeout)));
+            }
+        }
+        Ok(TokenProviders::with_options(self))
+    }
+}
+
+impl<K> fmt::Debug for TokenProvidersBuilder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenProvidersBuilder")
+            .field("name", &self.name)
+            .field("max_providers", &self.max_providers)
+            .field("idle_timeout", &self.idle_timeout)
+            .finish_non_exhaustive()
+    }
+}
