@@ -1,6 +1,6 @@
 //! [`EncryptedStore`]: encrypts the records of another store.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chacha20poly1305::{
@@ -9,7 +9,7 @@ use chacha20poly1305::{
 };
 use secrecy::zeroize::Zeroizing;
 
-use super::{Extension, Lease, Publication, Record, StoreError, TokenStore};
+use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore};
 use crate::error::Error;
 
 /// The prefix of an encrypted text, with the version of the format.
@@ -48,7 +48,7 @@ const FORMAT: &str = "sealed-1";
 #[derive(Debug)]
 pub struct EncryptedStore<S> {
     store: S,
-    keys: EncryptionKeys,
+    keys: Arc<EncryptionKeys>,
 }
 
 /// The keys of an [`EncryptedStore`]. Each has an id, and a record names the id of its key.
@@ -121,7 +121,7 @@ impl fmt::Debug for EncryptionKeys {
 impl<S: TokenStore> EncryptedStore<S> {
     /// Creates a store that encrypts the records of `store`.
     pub fn new(store: S, keys: EncryptionKeys) -> Self {
-        Self { store, keys }
+        Self { store, keys: Arc::new(keys) }
     }
 
     fn seal(&self, record: Record, fence: u64) -> Result<Record, StoreError> {
@@ -206,5 +206,12 @@ impl<S: TokenStore> TokenStore for EncryptedStore<S> {
 
     fn release(&self, lease: Lease) -> impl Future<Output = Result<(), StoreError>> + Send {
         self.store.release(lease)
+    }
+}
+
+/// Shares the keys. A record can be decrypted only in the namespace of its handle.
+impl<S: NamespacedStore> NamespacedStore for EncryptedStore<S> {
+    fn for_namespace(&self, namespace: impl Into<String>) -> Self {
+        Self { store: self.store.for_namespace(namespace), keys: Arc::clone(&self.keys) }
     }
 }

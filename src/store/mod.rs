@@ -9,7 +9,8 @@
 //!
 //! A store keeps one [`Record`] and grants one [`Lease`] at a time. Give it to
 //! [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), and choose the [`Role`] of each process.
-//! [`TokenStore`] documents the protocol and what happens when the store fails.
+//! [`TokenStore`] documents the protocol and what happens when the store fails. For many credentials, such as one per
+//! tenant, a [`NamespacedStore`] keeps their records in one place.
 
 #[cfg(feature = "encryption")]
 mod encrypted;
@@ -96,7 +97,7 @@ use crate::error::Error;
 /// # A store of your own
 ///
 /// Every lock must end by itself: after a time, or with the process that holds it. One instance belongs to one
-/// credential.
+/// credential; [`NamespacedStore`] makes instances for others.
 ///
 /// ```
 /// use std::{sync::{Mutex, MutexGuard}, time::Duration};
@@ -307,6 +308,38 @@ impl<T: TokenStore> TokenStore for Arc<T> {
 
     fn release(&self, lease: Lease) -> impl Future<Output = Result<(), StoreError>> + Send {
         T::release(self, lease)
+    }
+}
+
+/// A store that keeps the records of many credentials in one place, such as one token per tenant.
+///
+/// Handles share the connection, the folder or the keys, and the options, of the store that they are made from.
+///
+/// ```
+/// # #[cfg(feature = "api-video")]
+/// # mod example {
+/// use tower_bearer::{ApiVideo, Error, TokenProvider, store::NamespacedStore};
+///
+/// // One store for all tenants, such as `RedisStore::new("rediss://user:password@redis.example", "tenants")?`.
+/// fn provider(store: &impl NamespacedStore, tenant: &str, api_key: &str) -> Result<TokenProvider, Error> {
+///     TokenProvider::builder(ApiVideo::new(api_key)).store(store.for_namespace(tenant)).build()
+/// }
+/// # }
+/// ```
+pub trait NamespacedStore: TokenStore + Sized {
+    /// Returns a handle for the record of the credential named `namespace`, in the same place.
+    ///
+    /// The namespace replaces that of this store. Two handles with the same namespace have the same record and the same
+    /// lease, those with different namespaces never. The namespace must not contain a secret.
+    ///
+    /// An invalid namespace is an error of [`validate`](TokenStore::validate), and so of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build).
+    fn for_namespace(&self, namespace: impl Into<String>) -> Self;
+}
+
+impl<T: NamespacedStore> NamespacedStore for Arc<T> {
+    fn for_namespace(&self, namespace: impl Into<String>) -> Self {
+        Arc::new(T::for_namespace(self, namespace))
     }
 }
 
