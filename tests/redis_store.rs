@@ -11,20 +11,26 @@ mod support;
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use folder::Folder;
+use futures_util::{StreamExt, future::join_all, stream};
 use processes::Process;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
 use tokio::time::sleep;
 use tower_bearer::{
-    ApiVideo, Error, OAuth2, RetryPolicy, StaticToken, TokenProvider,
+    ApiVideo, Error, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider, TokenRequest,
+    TokenSource,
     oauth2::{ClientAuth, Server},
     store::{
-        EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, RedisStore, StoreErrorKind,
-        TokenStore,
+        EncryptedStore, EncryptionKeys, Extension, Lease, NamespacedStore, Publication, Record, RedisStore,
+        StoreErrorKind, TokenStore,
     },
     testing::{AuthServer, Fault, Route},
 };
@@ -138,7 +144,7 @@ async fn lease_extends_until_next_is_given() {
     let redis = RedisServer::start().await;
     let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
     // Through every wrapper that forwards it.
-    let (one, other) = (std::sync::Arc::new(EncryptedStore::new(store(&redis), keys)), store(&redis));
+    let (one, other) = (Arc::new(EncryptedStore::new(store(&redis), keys)), store(&redis));
     let short = Duration::from_millis(200);
     let held = one.lease(short).await.unwrap().unwrap();
     assert_eq!(one.extend(&held, MINUTE).await.unwrap(), Extension::Extended);
@@ -272,6 +278,128 @@ async fn isolates_namespaces_in_one_slot_each() {
         keys,
         ["mine:{videos}:record", "tower-bearer:{other}:record", "tower-bearer:{videos}:lease", KEY]
     );
+}
+
+/// Returns how many connections the server has accepted since it started, without those of this function.
+async fn connections(redis: &RedisServer, calls: &mut u32) -> u32 {
+    *calls += 1;
+    let stats = redis.run(&["INFO", "stats"]).await;
+    let accepted = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+    accepted.trim().parse::<u32>().unwrap() - *calls
+}
+
+/// A tenant's credential: its tokens have the tenant's name, and a number.
+struct Tenant(String, AtomicU32);
+
+impl TokenSource for Tenant {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        let Self(name, fetches) = self;
+        let number = fetches.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Token::builder(format!("{name}-{number}")).expires_in(60 * MINUTE).build()?)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_namespaces_use_one_connection() {
+    assert!(size_of::<RedisStore>() <= 40);
+    let redis = RedisServer::start().await;
+    let mut calls = 0;
+    let before = connections(&redis, &mut calls).await;
+    let base = Arc::new(store(&redis).timeouts(MINUTE, MINUTE));
+    let tenant = |number: usize| format!("tenant-{number}");
+    let handles: Vec<_> = (0..10_000).map(|number| base.for_namespace(tenant(number))).collect();
+
+    // The first operations start together, on several threads.
+    let first = handles[..1000].iter().cloned();
+    let first = join_all(first.map(|handle| tokio::spawn(async move { handle.load().await }))).await;
+    assert!(first.into_iter().all(|loaded| loaded.unwrap().unwrap().is_none()));
+
+    // 200 tenants, each with a provider whose token is refreshed, and another process that only reads it.
+    let refreshed = |number: usize| number % 50 == 0;
+    let tokens = stream::iter((0..10_000).filter(|number| refreshed(*number))).map(|number| {
+        let (name, store) = (tenant(number), Arc::clone(&handles[number]));
+        async move {
+            let source = Tenant(name.clone(), AtomicU32::new(0));
+            let provider = TokenProvider::builder(source).store(Arc::clone(&store)).build().unwrap();
+            let token = provider.token().await.unwrap();
+            provider.refresh(&token).await.unwrap();
+            assert!(provider.status().store.unwrap().is_usable());
+            let reader = TokenProvider::reader(store).build().unwrap();
+            assert_eq!(reader.token().await.unwrap().access_token(), format!("{name}-2"));
+        }
+    });
+    assert_eq!(tokens.buffer_unordered(50).count().await, 200);
+
+    let loads = stream::iter(handles.iter().enumerate());
+    let loads = loads.map(|(number, handle)| async move { (number, handle.load().await.unwrap()) });
+    let records: Vec<_> = loads.buffer_unordered(100).collect().await;
+    assert_eq!(records.len(), 10_000);
+    for (number, record) in records {
+        let own = format!("\"{}-2\"", tenant(number));
+        assert_eq!(record.is_some(), refreshed(number), "{number}");
+        assert!(record.is_none_or(|record| record.text().contains(&own)), "{number}");
+    }
+    assert_eq!(connections(&redis, &mut calls).await - before, 1);
+    let clients = redis.run(&["CLIENT", "LIST"]).await;
+    assert_eq!(clients.lines().filter(|client| !client.contains("cmd=client")).count(), 1, "{clients}");
+}
+
+#[tokio::test]
+async fn lease_of_one_namespace_blocks_no_other() {
+    let redis = RedisServer::start().await;
+    let base = store(&redis);
+    let (one, other) = (base.for_namespace("one"), base.for_namespace("other"));
+    // A namespace replaces the one before, and names the same record wherever its handle is from.
+    let same = [other.for_namespace("one"), RedisStore::new(&redis.url(), "one").unwrap()];
+    let held = lease(&one).await;
+    publish(&other, "other").await;
+    publish(&base, "base").await;
+    for same in &same {
+        assert_eq!(same.namespace(), "one");
+        assert!(same.lease(MINUTE).await.unwrap().is_none());
+    }
+    one.publish(&held, Record::new(held.fence(), "one")).await.unwrap();
+    for (store, text) in
+        [(&base, "base"), (&other, "other"), (&one, "one"), (&same[0], "one"), (&same[1], "one")]
+    {
+        assert_eq!(store.load().await.unwrap().unwrap().text(), text);
+    }
+}
+
+#[tokio::test]
+async fn setter_of_one_handle_changes_no_other() {
+    let redis = RedisServer::start().await;
+    let mut calls = 0;
+    let base = store(&redis).timeouts(MINUTE, MINUTE);
+    let plain = base.for_namespace("tenant");
+    publish(&plain, "plain").await;
+    let before = connections(&redis, &mut calls).await;
+
+    // Another prefix needs no other connection.
+    let prefixed = base.for_namespace("tenant").key_prefix("mine:");
+    publish(&prefixed, "prefixed").await;
+    assert_eq!(plain.load().await.unwrap().unwrap().text(), "plain");
+    assert_eq!(prefixed.for_namespace("tenant").load().await.unwrap().unwrap().text(), "prefixed");
+    assert_eq!(connections(&redis, &mut calls).await - before, 0);
+
+    let hasty = plain.for_namespace("tenant").timeouts(MINUTE, Duration::from_millis(500));
+    // Handles made from it share its options, and its connection.
+    let hasty_too = hasty.for_namespace("another");
+    assert_eq!(hasty.load().await.unwrap().unwrap().text(), "plain");
+    assert!(hasty_too.load().await.unwrap().is_none());
+    assert_eq!(connections(&redis, &mut calls).await - before, 1);
+    redis.stop();
+    let (patient, base_too, ()) = tokio::join!(plain.load(), base.load(), async {
+        let (hasty, hasty_too) = tokio::join!(hasty.load(), hasty_too.load());
+        assert!(hasty.is_err() && hasty_too.is_err());
+        redis.resume();
+    });
+    assert_eq!(patient.unwrap().unwrap().text(), "plain");
+    assert!(base_too.unwrap().is_none());
+
+    let invalid = base.for_namespace("tenant").root_certificates("no certificate");
+    assert!(invalid.validate().is_err());
+    assert!(base.validate().is_ok() && plain.validate().is_ok());
 }
 
 /// Row 57: Redis is down, and loses its data.
@@ -554,6 +682,20 @@ async fn record_can_be_encrypted() {
     assert_eq!(server.counters().api_key_grants, 1);
 }
 
+/// Two namespaces with the same keys: a record is bound to its own.
+#[tokio::test]
+async fn encrypted_record_opens_only_in_its_namespace() {
+    let redis = RedisServer::start().await;
+    let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+    let base = EncryptedStore::new(store(&redis), keys);
+    let (one, other) = (base.for_namespace("one"), base.for_namespace("other"));
+    let held = one.lease(MINUTE).await.unwrap().unwrap();
+    one.publish(&held, Record::new(held.fence(), "of one")).await.unwrap();
+    redis.run(&["COPY", "tower-bearer:{one}:record", "tower-bearer:{other}:record"]).await;
+    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "of one");
+    assert_eq!(other.load().await.unwrap_err().kind(), StoreErrorKind::InvalidRecord);
+}
+
 #[test]
 fn out_of_range_options_are_errors() {
     let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
@@ -601,6 +743,14 @@ fn out_of_range_options_are_errors() {
     ] {
         assert!(matches!(result, Err(Error::InvalidOption(_))), "{result:?}");
     }
+    let base = new(url, "videos").unwrap();
+    for namespace in ["", "a b", "{a}", "a}:record", "ä", &"a".repeat(201)] {
+        let error = build(base.for_namespace(namespace)).unwrap_err();
+        let text = "namespace must be 1 to 200 visible ASCII characters without { and }, got ";
+        assert_eq!(error.to_string(), format!("invalid option: {text}{namespace:?}"));
+        assert!(matches!(error, Error::InvalidOption(_)));
+    }
+    assert!(build(base.for_namespace("a".repeat(200))).is_ok());
     for result in [
         with_options(|store| store.key_prefix("{")),
         with_options(|store| store.timeouts(Duration::ZERO, SECOND)),

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use redis::{
 use rustls::crypto::CryptoProvider;
 use tokio::time::Instant;
 
-use super::{Extension, Lease, Publication, Record, StoreError, TokenStore};
+use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore};
 use crate::{error::Error, observability::millis};
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -123,19 +123,42 @@ const RELEASE: &str = r"
 ///
 /// The store uses one connection of redis-rs' `ConnectionManager`, opened on first use and reopened whenever it is
 /// lost. In a cluster, use the address of the node that has the keys, or of a proxy: redirections are not followed.
+///
+/// Handles of [`for_namespace`](NamespacedStore::for_namespace) share this connection: ten thousand handles use one. A
+/// handle takes 40 bytes and its namespace. [`timeouts`](Self::timeouts) and
+/// [`root_certificates`](Self::root_certificates) on a handle do not change the others: the handle then opens a
+/// connection of its own. In a cluster, the namespaces are on different nodes, so handles need a proxy.
+///
+/// ```
+/// use tower_bearer::{ApiVideo, TokenProvider, store::{NamespacedStore, RedisStore}};
+///
+/// # fn run() -> Result<(), tower_bearer::Error> {
+/// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "tenants")?;
+/// let acme = TokenProvider::builder(ApiVideo::new("acme-api-key")).store(store.for_namespace("acme")).build()?;
+/// let emca = TokenProvider::builder(ApiVideo::new("emca-api-key")).store(store.for_namespace("emca")).build()?;
+/// # Ok(())
+/// # }
+/// # run().unwrap();
+/// ```
+///
 /// `rediss://` is TLS by rustls with its process-wide default cryptography provider. If the program has installed
 /// none, the store installs that of `ring` when it connects, whatever features are enabled.
 pub struct RedisStore {
     namespace: String,
+    options: Arc<Options>,
+    /// Created on first use, because the connection's tasks run on the runtime that creates it. Stores that share it
+    /// have the same options, except for the prefix.
+    connection: Arc<Mutex<Option<ConnectionManager>>>,
+}
+
+#[derive(Clone)]
+struct Options {
     prefix: String,
     client: Client,
     /// The PEM of the trusted roots; `None` for the operating system's.
     root_certificates: Option<Vec<u8>>,
     connection_timeout: Duration,
     response_timeout: Duration,
-    /// Created on first use, because the connection's tasks run on the runtime that creates it.
-    connection: Mutex<Option<ConnectionManager>>,
-    scripts: Scripts,
 }
 
 /// Redis' time, and the local time when its answer arrived: an expiry computed from them does not depend on how long
@@ -161,6 +184,14 @@ struct Scripts {
     release: Script,
 }
 
+static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
+    load: Script::new(LOAD),
+    lease: Script::new(LEASE),
+    extend: Script::new(EXTEND),
+    publish: Script::new(PUBLISH),
+    release: Script::new(RELEASE),
+});
+
 impl RedisStore {
     /// Creates a store at `url` (`redis://`, `rediss://` for TLS, or `redis+unix://`) with the record of the credential
     /// named `namespace`.
@@ -172,15 +203,7 @@ impl RedisStore {
     /// name and password.
     pub fn new(url: &str, namespace: impl Into<String>) -> Result<Self, Error> {
         let namespace = namespace.into();
-        let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
-        if !(1..=200).contains(&namespace.len()) || !namespace.bytes().all(fits) {
-            return Err(Error::InvalidOption(
-                format!(
-                    "namespace must be 1 to 200 visible ASCII characters without {{ and }}, got {namespace:?}"
-                )
-                .into(),
-            ));
-        }
+        check_namespace(&namespace)?;
         let client = open(url).map_err(|got| {
             Error::out_of_range(
                 "RedisStore::new: url",
@@ -188,29 +211,21 @@ impl RedisStore {
                 got,
             )
         })?;
-        Ok(Self {
-            namespace,
+        let options = Options {
             prefix: KEY_PREFIX.into(),
             client,
             root_certificates: None,
             connection_timeout: CONNECTION_TIMEOUT,
             response_timeout: RESPONSE_TIMEOUT,
-            connection: Mutex::default(),
-            scripts: Scripts {
-                load: Script::new(LOAD),
-                lease: Script::new(LEASE),
-                extend: Script::new(EXTEND),
-                publish: Script::new(PUBLISH),
-                release: Script::new(RELEASE),
-            },
-        })
+        };
+        Ok(Self { namespace, options: Arc::new(options), connection: Arc::default() })
     }
 
     /// Sets the prefix of the keys' names. Default: `tower-bearer:`.
     ///
     /// It must not contain a brace: a cluster would then choose the node by the prefix instead of the namespace.
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.prefix = prefix.into();
+        Arc::make_mut(&mut self.options).prefix = prefix.into();
         self
     }
 
@@ -218,21 +233,26 @@ impl RedisStore {
     ///
     /// Independently of them, a whole operation that takes more than two seconds counts as failed.
     pub fn timeouts(mut self, connection: Duration, response: Duration) -> Self {
-        (self.connection_timeout, self.response_timeout) = (connection, response);
+        let options = self.options_of_connection();
+        (options.connection_timeout, options.response_timeout) = (connection, response);
         self
     }
 
     /// Trusts only these root certificates, in PEM, for a `rediss://` URL. Default: those of the operating system.
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.root_certificates = Some(pem.into());
+        self.options_of_connection().root_certificates = Some(pem.into());
         self
     }
 
-    /// Creates the client that trusts the root certificates.
-    fn client(&self) -> Result<Client, RedisError> {
-        let Some(pem) = &self.root_certificates else { return Ok(self.client.clone()) };
-        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
-        Client::build_with_tls(self.client.get_connection_info().clone(), certificates)
+    /// Returns the options of the connection, to change them. The store no longer uses the connection that has the old
+    /// ones, which handles may share.
+    fn options_of_connection(&mut self) -> &mut Options {
+        self.connection = Arc::default();
+        Arc::make_mut(&mut self.options)
+    }
+
+    fn address(&self) -> &ConnectionAddr {
+        self.options.client.get_connection_info().addr()
     }
 
     /// Returns the connection, and creates it on first use.
@@ -241,8 +261,7 @@ impl RedisStore {
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
         }
-        if matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. })
-            && CryptoProvider::get_default().is_none()
+        if matches!(self.address(), ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none()
         {
             // An error means that another thread has installed one meanwhile, which is fine.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -250,9 +269,10 @@ impl RedisStore {
         // No retries here: the provider has its own backoff.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
-            .set_connection_timeout(Some(self.connection_timeout))
-            .set_response_timeout(Some(self.response_timeout));
+            .set_connection_timeout(Some(self.options.connection_timeout))
+            .set_response_timeout(Some(self.options.response_timeout));
         let made = self
+            .options
             .client()
             .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
             .map_err(|error| self.failed(&error))?;
@@ -260,8 +280,8 @@ impl RedisStore {
     }
 
     /// Prepares a script with the two keys.
-    fn invoke<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
-        let key = |name: &str| format!("{}{{{}}}:{name}", self.prefix, self.namespace);
+    fn invoke(&self, script: &'static Script) -> ScriptInvocation<'static> {
+        let key = |name: &str| format!("{}{{{}}}:{name}", self.options.prefix, self.namespace);
         let mut invocation = script.prepare_invoke();
         invocation.key(key("record")).key(key("lease"));
         invocation
@@ -292,10 +312,31 @@ impl RedisStore {
     }
 
     fn error(&self, error: &RedisError, what: impl fmt::Display) -> StoreError {
-        let address = self.client.get_connection_info().addr();
-        let text = format!("Redis at {address}, namespace {:?}: {what}", self.namespace);
+        let text = format!("Redis at {}, namespace {:?}: {what}", self.address(), self.namespace);
         if is_configuration(error) { StoreError::configuration(text) } else { StoreError::unavailable(text) }
     }
+}
+
+impl Options {
+    /// Creates the client that trusts the root certificates.
+    fn client(&self) -> Result<Client, RedisError> {
+        let Some(pem) = &self.root_certificates else { return Ok(self.client.clone()) };
+        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
+        Client::build_with_tls(self.client.get_connection_info().clone(), certificates)
+    }
+}
+
+fn check_namespace(namespace: &str) -> Result<(), Error> {
+    let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
+    if !(1..=200).contains(&namespace.len()) || !namespace.bytes().all(fits) {
+        return Err(Error::InvalidOption(
+            format!(
+                "namespace must be 1 to 200 visible ASCII characters without {{ and }}, got {namespace:?}"
+            )
+            .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Opens a client, which connects later. The error says what is wrong with the URL, without its user name and password.
@@ -347,12 +388,14 @@ impl TokenStore for RedisStore {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        if self.prefix.contains(['{', '}']) {
+        check_namespace(&self.namespace)?;
+        let options = &self.options;
+        if options.prefix.contains(['{', '}']) {
             return Err(Error::InvalidOption(
-                format!("RedisStore::key_prefix must not contain {{ or }}, got {:?}", self.prefix).into(),
+                format!("RedisStore::key_prefix must not contain {{ or }}, got {:?}", options.prefix).into(),
             ));
         }
-        for timeout in [self.connection_timeout, self.response_timeout] {
+        for timeout in [options.connection_timeout, options.response_timeout] {
             if timeout.is_zero() || timeout > MAX_TIMEOUT {
                 return Err(Error::InvalidOption(
                     format!("RedisStore::timeouts must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}")
@@ -360,7 +403,7 @@ impl TokenStore for RedisStore {
                 ));
             }
         }
-        self.client().map_err(|_| {
+        options.client().map_err(|_| {
             Error::InvalidOption(
                 "RedisStore::root_certificates must be PEM, and needs a rediss:// URL".into(),
             )
@@ -369,7 +412,7 @@ impl TokenStore for RedisStore {
     }
 
     async fn load(&self) -> Result<Option<Record>, StoreError> {
-        let loaded: Option<[Vec<u8>; 3]> = self.run(&self.invoke(&self.scripts.load)).await?;
+        let loaded: Option<[Vec<u8>; 3]> = self.run(&self.invoke(&SCRIPTS.load)).await?;
         let Some(parts) = loaded else { return Ok(None) };
         read(parts)
             .map(Some)
@@ -377,7 +420,7 @@ impl TokenStore for RedisStore {
     }
 
     async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
-        let mut lease = self.invoke(&self.scripts.lease);
+        let mut lease = self.invoke(&SCRIPTS.lease);
         lease.arg(millis(length)).arg(millis(RETENTION));
         let leased: Option<(u64, u64)> = self.run(&lease).await?;
         let answered_at = Instant::now();
@@ -385,7 +428,7 @@ impl TokenStore for RedisStore {
     }
 
     async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
-        let mut extend = self.invoke(&self.scripts.extend);
+        let mut extend = self.invoke(&SCRIPTS.extend);
         extend.arg(lease.fence()).arg(millis(length));
         let extended: bool = self.run(&extend).await?;
         Ok(if extended { Extension::Extended } else { Extension::Expired })
@@ -397,7 +440,7 @@ impl TokenStore for RedisStore {
             .ok_or_else(|| StoreError::unavailable("the lease was granted by another store"))?;
         let expires_at = record.lifetime().map(|left| clocks.redis_ms_in(left));
         let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
-        let mut publish = self.invoke(&self.scripts.publish);
+        let mut publish = self.invoke(&SCRIPTS.publish);
         publish
             .arg(lease.fence())
             .arg(expires_at.map_or_else(String::new, |at| at.to_string()))
@@ -413,9 +456,20 @@ impl TokenStore for RedisStore {
     }
 
     async fn release(&self, lease: Lease) -> Result<(), StoreError> {
-        let mut release = self.invoke(&self.scripts.release);
+        let mut release = self.invoke(&SCRIPTS.release);
         release.arg(lease.fence());
         self.run(&release).await
+    }
+}
+
+/// Shares the connection, and the options.
+impl NamespacedStore for RedisStore {
+    fn for_namespace(&self, namespace: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            options: Arc::clone(&self.options),
+            connection: Arc::clone(&self.connection),
+        }
     }
 }
 
@@ -451,8 +505,8 @@ impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Only the address: the rest of the connection info contains the password.
         f.debug_struct("RedisStore")
-            .field("address", &self.client.get_connection_info().addr().to_string())
-            .field("prefix", &self.prefix)
+            .field("address", &self.address().to_string())
+            .field("prefix", &self.options.prefix)
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }
