@@ -8,6 +8,7 @@ mod folder;
 mod processes;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
@@ -21,8 +22,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
     ApiVideo, Error, StaticToken, TokenProvider,
     store::{
-        EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, Publication, Record, StoreErrorKind,
-        TokenStore,
+        EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, NamespacedStore, Publication, Record,
+        StoreErrorKind, TokenStore,
     },
     testing::AuthServer,
 };
@@ -420,6 +421,154 @@ async fn file_can_be_encrypted() {
     let text = fs::read_to_string(folder.token()).unwrap();
     assert!(text.contains("sealed-1:1:") && !text.contains("eyJ0eXAi") && !text.contains("def502"), "{text}");
     assert_eq!(server.counters().api_key_grants, 1);
+}
+
+/// Namespaces that a file system, or a path, could confuse.
+const HOSTILE: &[&str] = &[
+    "a",
+    "A",
+    "ab",
+    "aB",
+    "a.lock",
+    "a.lease",
+    "a.new",
+    "lock",
+    ".lock",
+    ".lease",
+    ".new",
+    "token",
+    "token.lock",
+    "@a",
+    "token@a",
+    "a@",
+    "a/b",
+    "a\\b",
+    "a%2fb",
+    "a%2Fb",
+    "a%252fb",
+    "%",
+    "%%",
+    "%25",
+    ".",
+    "..",
+    "../token",
+    "../../a",
+    "/a",
+    "a/",
+    "-",
+    "_",
+    " ",
+    "a ",
+    "a\0",
+    "\n",
+    "\u{e9}",
+    "e\u{301}",
+    "\u{212b}",
+    "\u{c5}",
+    "\u{df}",
+    "ss",
+    "SS",
+    "i",
+    "I",
+    "\u{131}",
+    "\u{130}",
+    "\u{17f}",
+    "s",
+    "con",
+    "nul",
+];
+
+#[tokio::test]
+async fn namespaces_have_files_of_their_own() {
+    let folder = Folder::new();
+    let inside = folder.0.join("in");
+    let base = FileStore::new(inside.join("token"));
+    let names = || -> BTreeSet<_> {
+        let files = fs::read_dir(&inside).unwrap();
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    publish(&base, "of the base").await;
+    let mut seen = names();
+    let mut leases = Vec::new();
+    for (number, namespace) in HOSTILE.iter().enumerate() {
+        let store = base.for_namespace(*namespace);
+        assert_eq!(store.namespace(), *namespace);
+        assert!(store.load().await.unwrap().is_none(), "{namespace:?} has the record of another");
+        // Each lease is kept, and blocks no other namespace.
+        let lease = store.lease(MINUTE).await.unwrap().expect(namespace);
+        store.publish(&lease, Record::new(lease.fence(), number.to_string())).await.unwrap();
+        leases.push(lease);
+
+        // Three files more, which a file system that ignores case or normalizes Unicode distinguishes as well.
+        let now = names();
+        let new: Vec<_> = now.difference(&seen).cloned().collect();
+        assert_eq!(new.len(), 3, "{namespace:?}: {new:?}");
+        assert!(
+            new.iter().all(|name| name.is_ascii() && !name.bytes().any(|byte| byte.is_ascii_uppercase()))
+        );
+        assert_eq!(new[1..], [format!("{}.lease", new[0]), format!("{}.lock", new[0])], "{namespace:?}");
+        seen = now;
+    }
+    for (number, namespace) in HOSTILE.iter().enumerate() {
+        // The namespace replaces that of the handle.
+        let store = base.for_namespace("another").for_namespace(*namespace);
+        assert_eq!(store.load().await.unwrap().unwrap().text(), number.to_string(), "{namespace:?}");
+        assert!(store.lease(MINUTE).await.unwrap().is_none(), "{namespace:?}");
+    }
+    assert_eq!(base.load().await.unwrap().unwrap().text(), "of the base");
+    let outside: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(outside, ["in"]);
+    assert!(seen.contains("token@%2e%2e%2ftoken") && seen.contains("token@a"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn namespaces_are_bounded() {
+    let folder = Folder::new();
+    let base = FileStore::new(folder.token());
+    let build = |store: FileStore| TokenProvider::builder(StaticToken::new("abc")).store(store).build();
+    // 249 bytes, less those of `token@`. An upper-case letter takes three.
+    for namespace in ["n".repeat(243), "N".repeat(81)] {
+        let store = base.for_namespace(&namespace);
+        publish(&store, "long").await;
+        assert_eq!(store.load().await.unwrap().unwrap().text(), "long");
+        assert!(build(store).is_ok());
+    }
+    let escaped = "%4e".repeat(82);
+    for (namespace, name, length) in
+        [(String::new(), "", 6), ("n".repeat(244), &*"n".repeat(244), 250), ("N".repeat(82), &*escaped, 252)]
+    {
+        let error = build(base.for_namespace(namespace)).unwrap_err();
+        let text = "FileStore::for_namespace must be a namespace of at least one byte whose file's name has at most \
+                    249 bytes, got the name";
+        assert_eq!(error.to_string(), format!("invalid option: {text} \"token@{name}\" of {length} bytes"));
+        assert!(matches!(error, Error::InvalidOption(_)));
+    }
+    // A handle of an invalid store is invalid, and a setter on a handle changes only that handle.
+    assert!(build(FileStore::new("folder/").for_namespace("a")).is_err());
+    assert!(build(FileStore::new("token").timeout(Duration::ZERO).for_namespace("a")).is_err());
+    let handle = base.for_namespace("a");
+    assert!(build(base.for_namespace("a").timeout(Duration::ZERO)).is_err());
+    assert!(build(handle).is_ok() && build(base).is_ok());
+}
+
+/// Two namespaces with the same keys: a record is bound to its own.
+#[tokio::test]
+async fn encrypted_record_opens_only_in_its_namespace() {
+    let folder = Folder::new();
+    let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+    let base = EncryptedStore::new(FileStore::new(folder.token()), keys);
+    let (one, other) = (base.for_namespace("one"), base.for_namespace("other"));
+    for store in [&base, &one] {
+        let lease = store.lease(MINUTE).await.unwrap().unwrap();
+        let text = store.namespace().to_owned();
+        store.publish(&lease, Record::new(lease.fence(), text)).await.unwrap();
+    }
+    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "one");
+    for copied in ["token@one", "token"] {
+        fs::copy(folder.0.join(copied), folder.0.join("token@other")).unwrap();
+        let error = other.load().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{copied}: {error:?}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rustix::{fs::OFlags, process::geteuid};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Extension, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore};
+use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, StoreErrorKind, TokenStore};
 use crate::{
     error::{Error, seconds},
     observability::millis,
@@ -77,6 +77,17 @@ const STICKY: u32 = 0o1000;
 /// A lease ends after its length, or when its process ends in any way, because the kernel then releases the file
 /// lock. Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for
 /// longer than the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
+///
+/// # Many credentials
+///
+/// [`for_namespace`](NamespacedStore::for_namespace) puts the record of another credential next to the file at `path`.
+/// Its name is that of the file, `@`, and the namespace: `token@acme`. Lower-case ASCII letters, digits, `-` and `_`
+/// stay. Each other byte of the namespace is percent-encoded, such as `%2e` for a dot. Two namespaces therefore never
+/// share a file, even on a file system that ignores case or normalizes Unicode. The namespace must have at least one
+/// byte, and the file's name at most 249.
+///
+/// The file at `path` is not the record of any handle. If it is used as well and is encrypted, give it a
+/// [name](Self::with_namespace) that no handle has: a record is bound to the namespace, not to the file.
 pub struct FileStore {
     files: Arc<Files>,
     namespace: String,
@@ -84,6 +95,8 @@ pub struct FileStore {
 
 #[derive(Clone)]
 struct Files {
+    /// The path that [`FileStore::new`] was called with. The record of another namespace is next to it.
+    base: PathBuf,
     record: PathBuf,
     /// Locked while a lease is granted or extended, and while a record is written. Contains the newest lease.
     lock: PathBuf,
@@ -134,16 +147,9 @@ impl FileStore {
     /// [`build`](crate::TokenProviderBuilder::build) returns an error. A place that cannot be used, such as a directory
     /// that cannot be created, is an error of [`ready`](crate::TokenProvider::ready).
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let record = path.into();
-        let namespace = record.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let beside = |suffix: &str| {
-            let mut path = record.clone().into_os_string();
-            path.push(suffix);
-            PathBuf::from(path)
-        };
-        let (lock, lease, temporary) = (beside(".lock"), beside(".lease"), beside(".new"));
-        let files = Files { record, lock, lease, temporary, timeout: TIMEOUT };
-        Self { files: Arc::new(files), namespace }
+        let base = path.into();
+        let namespace = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { files: Arc::new(Files::new(base.clone(), base, TIMEOUT)), namespace }
     }
 
     /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the file's name.
@@ -176,15 +182,24 @@ impl TokenStore for FileStore {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        let path = self.files.record.as_os_str();
+        let Files { base, record, .. } = &*self.files;
+        let path = base.as_os_str();
         // `file_name` ignores what follows it: `folder/` and `folder/.` are the folder.
-        let name = self.files.record.file_name().filter(|name| path.as_bytes().ends_with(name.as_bytes()));
+        let name = base.file_name().filter(|name| path.as_bytes().ends_with(name.as_bytes()));
         let fits = name.is_some_and(|name| name.len() <= MAX_NAME_LEN) && !path.as_bytes().contains(&0);
         if !fits {
             let accepted = format!(
                 "a path that ends with the name of a file of at most {MAX_NAME_LEN} bytes, none of which is 0"
             );
             return Err(Error::out_of_range("FileStore::new", &accepted, format_args!("{path:?}")));
+        }
+        let name = record.file_name().unwrap_or_default();
+        if record != base && (name.len() > MAX_NAME_LEN || name.as_bytes().ends_with(b"@")) {
+            let accepted = format!(
+                "a namespace of at least one byte whose file's name has at most {MAX_NAME_LEN} bytes"
+            );
+            let got = format_args!("the name {name:?} of {} bytes", name.len());
+            return Err(Error::out_of_range("FileStore::for_namespace", &accepted, got));
         }
         let timeout = self.files.timeout;
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
@@ -222,7 +237,43 @@ impl TokenStore for FileStore {
     }
 }
 
+/// Uses the same folder, and the same timeout.
+impl NamespacedStore for FileStore {
+    fn for_namespace(&self, namespace: impl Into<String>) -> Self {
+        let (namespace, base) = (namespace.into(), self.files.base.clone());
+        // The encoded namespace has neither `@` nor a dot. So this is not the file of the base store, nor one of the
+        // files that end in `.lock`, `.lease` or `.new`.
+        let record = beside(&base, &format!("@{}", encoded(&namespace)));
+        Self { files: Arc::new(Files::new(base, record, self.files.timeout)), namespace }
+    }
+}
+
+/// Percent-encodes a namespace. No two results differ only in case, and none has a character that a file system may
+/// normalize, a dot or a slash.
+fn encoded(namespace: &str) -> String {
+    let mut encoded = String::with_capacity(namespace.len());
+    for byte in namespace.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    encoded
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
 impl Files {
+    fn new(base: PathBuf, record: PathBuf, timeout: Duration) -> Self {
+        let beside = |suffix| beside(&record, suffix);
+        let (lock, lease, temporary) = (beside(".lock"), beside(".lease"), beside(".new"));
+        Self { base, record, lock, lease, temporary, timeout }
+    }
+
     fn load(&self) -> Result<Option<Record>, StoreError> {
         let mut options = OpenOptions::new();
         let Some(mut file) = self.open(&self.record, options.read(true))? else { return Ok(None) };
