@@ -76,9 +76,27 @@
 //! | `token invalidated` | INFO | `generation` |
 //! | `wall clock is ahead of the monotonic clock; shortening the token's life` | INFO | `generation`, `jump_ms` |
 //! | `provider shut down` | DEBUG | |
+//! | `provider evicted` | DEBUG | `reason` (as in the metric below) |
+//! | `provider kept; only this process has its refresh token` | DEBUG, once for each row of idle periods | |
+//! | `more providers than max_providers; none can be evicted` | WARN, when the bound is exceeded | `providers` (how many) |
+//! | `idle providers cannot be evicted` | WARN, for the first of a group | `kept` (how many) |
 //!
 //! The `reason` for not retrying is `retries_exhausted`, `body_not_replayable`, `no_token` (there is no other: the
 //! refresh's own events say why) or `budget_exhausted`.
+//!
+//! # Many tenants
+//!
+//! With [`TokenProviders`](crate::TokenProviders) (feature `tenants`), the field `provider` has the name that the factory gave
+//! the tenant's [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a
+//! secret. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
+//! needs a token.
+//!
+//! The metrics of all tenants have the label of their group, so that the number of series does not depend on the number of
+//! tenants ([`metrics_by_provider`](crate::tenants::TokenProvidersBuilder::metrics_by_provider) changes that). A group has no
+//! gauge of an expiry or of a store, which would be that of any of its tenants.
+//!
+//! A request without a key, or whose factory fails, is reported under the group's name. It is news again after the group has
+//! made a provider.
 //!
 //! # Metrics (feature `metrics`)
 //!
@@ -93,9 +111,12 @@
 //! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
 //! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
-//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `login_required`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail |
+//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `login_required`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail; of a group also `missing_key`, `factory` |
 //! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
 //! | `tower_bearer_store_usable` | gauge | Whether the store can be used (1) or has failed (0). | |
+//! | `tower_bearer_providers` | gauge | How many providers a group has. | |
+//! | `tower_bearer_providers_kept` | gauge | How many idle providers of a group cannot be evicted. | |
+//! | `tower_bearer_evictions_total` | counter | Providers of a group that were evicted. | `reason`: `idle`, `capacity` |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
 //! In PromQL, the seconds until the expiry are `tower_bearer_token_expiry_timestamp_seconds - time()`. As a point in
@@ -201,7 +222,7 @@ impl Reporter {
                 self.zero("tower_bearer_evictions_total", &[("reason", reason)]);
             }
         }
-        self.providers(0);
+        self.providers(0, false);
         self.providers_kept(0, false);
     }
 
@@ -626,9 +647,17 @@ impl Reporter {
 
     /// Sets the number of providers of a group.
     #[cfg(feature = "tenants")]
-    pub(crate) fn providers(&self, number: usize) {
+    pub(crate) fn providers(&self, number: usize, exceeds_bound: bool) {
         #[cfg(feature = "metrics")]
         metrics::gauge!("tower_bearer_providers", "provider" => self.label()).set(number as f64);
+        if exceeds_bound {
+            event!(
+                WARN,
+                provider = %self.provider,
+                providers = number,
+                "more providers than max_providers; none can be evicted"
+            );
+        }
     }
 
     /// Sets the number of idle providers of a group that cannot be evicted.
@@ -812,6 +841,7 @@ pub fn describe_metrics() {
         ("tower_bearer_waits_total", "Requests that waited for a token."),
         ("tower_bearer_failed_requests_total", "Requests that failed because no token was available."),
         ("tower_bearer_challenges_total", "Responses that challenged a token."),
+        ("tower_bearer_evictions_total", "Providers of a group that were evicted."),
         (
             "tower_bearer_store_total",
             "What happened to the token that processes share: the events of the store's table.",
@@ -824,6 +854,12 @@ pub fn describe_metrics() {
         "tower_bearer_refresh_duration_seconds",
         Unit::Seconds,
         "How long a refresh that has asked the token source took."
+    );
+    describe_gauge!("tower_bearer_providers", Unit::Count, "How many providers a group has.");
+    describe_gauge!(
+        "tower_bearer_providers_kept",
+        Unit::Count,
+        "How many idle providers of a group cannot be evicted."
     );
     describe_gauge!(
         "tower_bearer_store_usable",

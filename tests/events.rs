@@ -10,6 +10,7 @@ mod log;
 mod support;
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     convert::Infallible,
     sync::{Arc, Mutex},
@@ -25,8 +26,8 @@ use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenFile, TokenProvider, TokenSource,
-    source_fn,
+    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenFile, TokenProvider, TokenProviders,
+    TokenRequest, TokenSource, source_fn,
 };
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -280,6 +281,69 @@ async fn trigger_every_event() {
     videos.refresh(&token).await.unwrap();
 
     fleet::trigger_every_store_event("videos").await;
+    trigger_every_event_of_tenants().await;
+}
+
+/// A login is kept when it is idle, others are evicted, and requests have no provider.
+async fn trigger_every_event_of_tenants() {
+    /// Only the process has its newest refresh token.
+    struct Login;
+
+    impl TokenSource for Login {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            Ok(Token::builder("access-1").refresh_token("refresh-1").build()?)
+        }
+
+        fn needs_store(&self) -> bool {
+            true
+        }
+    }
+
+    let providers = TokenProviders::builder(|key: &&str| match *key {
+        "canary-unknown" => Err("no such tenant"),
+        key => Ok(TokenProvider::builder(Login).name(format!("tenant-{}", key.len()))),
+    })
+    .name("tenants")
+    .max_providers(1)
+    .idle_timeout(Duration::from_secs(8))
+    .build()
+    .unwrap();
+    providers.get(&"canary-a").unwrap();
+    providers.get(&"canary-bc").unwrap();
+    let login = providers.get(&"canary-bcd").unwrap();
+    providers.get(&"canary-bcde").unwrap();
+    assert_eq!(providers.len(), 2);
+    login.token().await.unwrap();
+    drop(login);
+    sleep(Duration::from_secs(20)).await;
+    let layer =
+        BearerAuthLayer::by_key(providers, |head| head.extensions.get::<&'static str>().map(Cow::Borrowed));
+    let service = layer.layer(Api::default().service());
+    for _ in 0..2 {
+        service.clone().oneshot(get()).await.unwrap_err();
+        let mut request = get();
+        request.extensions_mut().insert("canary-unknown");
+        service.clone().oneshot(request).await.unwrap_err();
+    }
+}
+
+/// Row 94: an event names the tenant as the factory does, and a request without one as the group.
+#[tokio::test(start_paused = true)]
+async fn events_name_the_tenant() {
+    let (record, _guard) = Record::start();
+    trigger_every_event_of_tenants().await;
+    let events = record.events();
+    let of = |message: &str, level: Level| {
+        let events = events.iter().filter(|event| event.message.starts_with(message) && event.level == level);
+        events.map(|event| event.fields["provider"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("provider kept", Level::DEBUG), ["tenant-10"]);
+    assert_eq!(of("provider evicted", Level::DEBUG).len(), 3, "{events:?}");
+    assert_eq!(of("more providers than", Level::WARN), ["tenants"]);
+    assert_eq!(of("idle providers cannot be evicted", Level::WARN), ["tenants"]);
+    assert_eq!(of("request failed", Level::ERROR), ["tenants", "tenants"]);
+    assert_eq!(of("request failed", Level::DEBUG), ["tenants", "tenants"]);
+    assert!(!format!("{events:?}").contains("canary"));
 }
 
 /// Rows 15 and 46, as far as events go.

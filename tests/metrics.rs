@@ -6,6 +6,7 @@ mod fleet;
 mod support;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,7 +20,7 @@ use metrics_util::{
 };
 use support::{Act, Api, Source, get};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, RetryPolicy, SourceError, TokenProvider};
+use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider, TokenProviders};
 
 /// Maps each metric, as `name{a=b}`, to its value, or for a histogram to the number of its values.
 ///
@@ -153,6 +154,51 @@ fn counters_start_at_zero() {
     for name in metrics_of(&recorder.snapshotter()).into_keys().filter(|name| name.contains("_total{")) {
         assert!(registered.contains_key(&name), "{name}");
     }
+}
+
+/// Row 94: the number of series does not depend on the number of tenants.
+#[test]
+fn tenants_share_the_series_of_their_group() {
+    let series = |tenants: u64, by_provider: bool| {
+        let recorder = DebuggingRecorder::new();
+        record(&recorder, async {
+            tower_bearer::observability::describe_metrics();
+            let providers = TokenProviders::builder(|tenant: &u64| {
+                let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
+                Ok::<_, SourceError>(endpoint.process(&store).name(format!("tenant-{tenant}")))
+            })
+            .name("tenants")
+            .max_providers(50)
+            .metrics_by_provider(by_provider)
+            .build()
+            .unwrap();
+            let layer =
+                BearerAuthLayer::by_key(providers, |head| head.extensions.get().map(Cow::<u64>::Borrowed));
+            let api = layer.layer(tower::service_fn(|_| async {
+                Ok::<_, BoxError>(http::Response::new(String::new()))
+            }));
+            for tenant in 0..tenants {
+                let mut request = get();
+                request.extensions_mut().insert(tenant);
+                api.clone().oneshot(request).await.unwrap();
+            }
+            api.oneshot(get()).await.unwrap_err();
+        });
+        metrics_of(&recorder.snapshotter())
+    };
+    let (one, many) = (series(1, false), series(200, false));
+    assert_eq!(one.keys().collect::<Vec<_>>(), many.keys().collect::<Vec<_>>());
+    assert!(many.keys().all(|name| name.contains("provider=tenants")), "{many:?}");
+    let count = |name: &str| many[&format!("tower_bearer_{name}")];
+    assert_eq!(count("refreshes_total{outcome=published,provider=tenants,reason=missing}"), 200);
+    assert_eq!(count("failed_requests_total{provider=tenants,reason=missing_key}"), 1);
+    assert_eq!(count("providers{provider=tenants}"), 50);
+    assert_eq!(count("evictions_total{provider=tenants,reason=capacity}"), 150);
+    // By choice, each tenant has its own.
+    assert_eq!(
+        series(2, true)["tower_bearer_refreshes_total{outcome=published,provider=tenant-1,reason=missing}"],
+        1
+    );
 }
 
 /// The gauge of the expiry: a moment, or that there is none.

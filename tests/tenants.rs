@@ -1,6 +1,8 @@
 //! Many tenants on one layer: each request has the token of its own tenant, and no tenant costs another anything.
-#![cfg(feature = "tenants")]
+#![cfg(all(feature = "store", feature = "tenants"))]
 
+#[path = "support/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::{
@@ -562,6 +564,56 @@ async fn only_copy_of_a_login_is_kept() {
     }
     sleep(20 * SECOND).await;
     assert_eq!((providers.len(), providers.kept()), (0, 0));
+}
+
+/// A tenant whose providers share a store.
+fn builder_with_stores(
+    stores: &Arc<Mutex<HashMap<u32, fleet::MemoryStore>>>,
+    endpoint: &fleet::Endpoint,
+) -> TokenProvidersBuilder<Tenant> {
+    let (stores, endpoint) = (Arc::clone(stores), endpoint.clone());
+    TokenProviders::builder(move |tenant: &Tenant| {
+        let store = stores.lock().unwrap().entry(tenant.0).or_default().clone();
+        Ok::<_, Infallible>(endpoint.process(&store))
+    })
+}
+
+/// Row 85.
+#[tokio::test(start_paused = true)]
+async fn evicted_tenant_comes_back_from_its_store_without_a_request() {
+    let (stores, endpoint) = (Arc::default(), fleet::Endpoint::default());
+    let providers = builder_with_stores(&stores, &endpoint).max_providers(1).build().unwrap();
+    let first = providers.get(&Tenant(1)).unwrap().token().await.unwrap();
+    let posts = endpoint.grants().posts();
+    providers.get(&Tenant(2)).unwrap();
+    assert!(providers.statuses().all(|(tenant, _)| tenant == Tenant(2)), "the first was evicted");
+    let again = providers.get(&Tenant(1)).unwrap().token().await.unwrap();
+    assert_eq!((again.access_token(), endpoint.grants().posts()), (first.access_token(), posts));
+}
+
+/// Row 86.
+#[tokio::test(start_paused = true)]
+async fn login_that_is_not_stored_yet_is_kept() {
+    let stores: Arc<Mutex<HashMap<u32, fleet::MemoryStore>>> = Arc::default();
+    let shared = Arc::clone(&stores);
+    let providers = TokenProviders::builder(move |tenant: &Tenant| {
+        let store = shared.lock().unwrap().entry(tenant.0).or_default().clone();
+        Ok::<_, Infallible>(TokenProvider::builder(Login).store(store))
+    })
+    .idle_timeout(8 * SECOND)
+    .build()
+    .unwrap();
+    let provider = providers.get(&Tenant(1)).unwrap();
+    let store = stores.lock().unwrap()[&1].clone();
+    store.set(fleet::Health::Full);
+    assert_eq!(provider.token().await.unwrap().access_token(), "1-1");
+    drop(provider);
+    sleep(60 * SECOND).await;
+    assert_eq!((providers.len(), providers.kept()), (1, 1));
+    store.set(fleet::Health::Good);
+    sleep(60 * SECOND).await;
+    assert!(providers.is_empty(), "the login is in the store");
+    assert!(store.kept().record.is_some());
 }
 
 /// Row 87.

@@ -444,7 +444,7 @@ impl TokenProvider {
         self.shared().is_refreshing()
     }
 
-    /// Whether only this process has the refresh token, and the source has nothing else to begin with.
+    /// Whether only this process has the refresh token of a login. Runs no foreign code.
     #[cfg(feature = "tenants")]
     pub(crate) fn holds_only_copy(&self) -> bool {
         self.shared().holds_only_copy()

@@ -46,6 +46,9 @@ pub(crate) struct Shared {
     pub(super) reporter: Reporter,
     /// The origins that the source's tokens are meant for.
     pub(super) allowed_origins: AllowedOrigins,
+    /// Whether the refresh token of a login is in this process only.
+    #[cfg(feature = "tenants")]
+    keeps_login: bool,
     /// `SystemTime::now`, which tests replace.
     wall_clock: fn() -> SystemTime,
 }
@@ -62,6 +65,8 @@ impl Shared {
             state: Mutex::new(State::new(config.clone())),
             changes: watch::Sender::new(false),
             allowed_origins: source.allowed_origins(),
+            #[cfg(feature = "tenants")]
+            keeps_login: source.keeps_login(),
             source,
             reporter: config.reporter(),
             config,
@@ -224,10 +229,10 @@ impl Shared {
         self.state().is_refreshing()
     }
 
-    /// Whether only this process has the refresh token, and the source has nothing else to begin with.
+    /// Whether only this process has the refresh token of a login. Runs no foreign code.
     #[cfg(feature = "tenants")]
     pub(super) fn holds_only_copy(&self) -> bool {
-        self.source.holds_only_copy() && self.state().may_have_login(self.source.revision())
+        (self.keeps_login && self.state().may_have_login()) || self.source.has_unpublished_login()
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<bool> {

@@ -428,13 +428,12 @@ impl State {
         self.running.is_some()
     }
 
-    /// Whether the source was asked for a token, and has not reported that the login has ended. `revision`: the source's.
+    /// Whether the source was asked for a token, and has not reported that its login has ended.
     #[cfg(feature = "tenants")]
-    pub(super) fn may_have_login(&self, revision: u64) -> bool {
+    pub(super) fn may_have_login(&self) -> bool {
         let has_ended = matches!(
             &self.permanent_error,
-            Some((Error::Source(error), failed_revision))
-                if error.kind() == SourceErrorKind::LoginRequired && *failed_revision == revision
+            Some((Error::Source(error), _)) if error.kind() == SourceErrorKind::LoginRequired
         );
         self.asked > 0 && !has_ended
     }

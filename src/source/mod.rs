@@ -285,9 +285,15 @@ pub(crate) trait DynTokenSource: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Whether a refresh token that the source has got is nowhere else, and nothing else gives a token.
+    /// Whether the refresh token of a login is in this process only, since there is no store.
     #[cfg(feature = "tenants")]
-    fn holds_only_copy(&self) -> bool;
+    fn keeps_login(&self) -> bool;
+
+    /// Whether there is a token of a login that the store has not taken yet. Runs no foreign code.
+    #[cfg(feature = "tenants")]
+    fn has_unpublished_login(&self) -> bool {
+        false
+    }
 
     fn revision(&self) -> u64;
 
@@ -301,7 +307,7 @@ impl<T: TokenSource> DynTokenSource for T {
     }
 
     #[cfg(feature = "tenants")]
-    fn holds_only_copy(&self) -> bool {
+    fn keeps_login(&self) -> bool {
         self.needs_store()
     }
 

@@ -279,7 +279,12 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
     }
 
     #[cfg(feature = "tenants")]
-    fn holds_only_copy(&self) -> bool {
+    fn keeps_login(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "tenants")]
+    fn has_unpublished_login(&self) -> bool {
         self.shared.is_needed && self.shared.has_unpublished()
     }
 

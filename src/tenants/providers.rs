@@ -92,6 +92,8 @@ pub(super) struct Shared<K> {
     pub(super) idle_timeout: Option<Duration>,
     /// Counts the periods by which idle time is measured: a use reads no clock.
     pub(super) period: AtomicU32,
+    /// Whether there are more providers than the bound.
+    exceeds: AtomicBool,
     /// How many idle providers could not be evicted in the last period.
     pub(super) kept: AtomicUsize,
     /// The task that evicts idle providers.
@@ -158,6 +160,7 @@ where
                 max_providers,
                 idle_timeout,
                 period: AtomicU32::new(0),
+                exceeds: AtomicBool::new(false),
                 kept: AtomicUsize::new(0),
                 eviction: Mutex::default(),
                 is_shut_down: AtomicBool::new(false),
@@ -215,6 +218,7 @@ where
         let guard = match shared.cache.get_value_or_guard(key, None) {
             GuardResult::Guard(guard) => guard,
             GuardResult::Value(tenant) => return Ok(tenant),
+            // Without a timeout, there is none.
             GuardResult::Timeout => return Err(Error::Interrupted),
         };
         if shared.is_shut_down.load(Ordering::Relaxed) {
@@ -306,8 +310,12 @@ impl<K> Shared<K>
 where
     K: Eq + Hash,
 {
+    /// Reports the number of providers, and when it begins to exceed the bound.
     pub(super) fn report_number(&self) {
-        self.reporter().providers(self.cache.len());
+        let number = self.cache.len();
+        let exceeds = number > self.max_providers;
+        let is_news = self.exceeds.swap(exceeds, Ordering::Relaxed) != exceeds && exceeds;
+        self.reporter().providers(number, is_news);
     }
 }
 
