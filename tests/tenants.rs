@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{Empty, Full};
 use support::{Act, Api, Source, at_once, ours};
-use tokio::time::{advance, sleep};
+use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     AllowedOrigins, BearerAuthLayer, BoxError, Error, ExistingAuthorization, Freshness, NoBearer,
@@ -459,7 +459,7 @@ async fn origins_are_those_of_the_tenant() {
     assert_eq!(answer(&any, request).await.unwrap(), "1");
 }
 
-/// Row 85.
+/// Rows 84 and 85.
 #[tokio::test(start_paused = true)]
 async fn idle_provider_is_evicted() {
     let sources = Sources::default();
@@ -640,7 +640,7 @@ async fn unknown_tenants_evict_nobody() {
     assert!((0..100).all(|tenant| sources.asked(tenant) == 1));
 }
 
-/// Row 91.
+/// Row 92.
 #[tokio::test(start_paused = true)]
 async fn number_of_providers_is_bounded() {
     for max in [1, 2, 10, 100, 5000] {
@@ -754,6 +754,54 @@ async fn without_idle_timeout_nothing_is_aged_out() {
     advance(1000 * HOUR).await;
     sleep(SECOND).await;
     assert_eq!(providers.len(), 1);
+}
+
+/// Row 91: their tokens were issued at one moment, and expire at one moment.
+#[tokio::test(start_paused = true)]
+async fn kept_fresh_tenants_spread_their_refreshes() {
+    const TENANTS: u32 = 2000;
+    let begun = Instant::now();
+    let asked_at: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let asked = Arc::clone(&asked_at);
+    let providers = TokenProviders::new(move |_: &Tenant| {
+        let asked = Arc::clone(&asked);
+        let source = source_fn(move |_| {
+            asked.lock().unwrap().push(begun.elapsed());
+            async { Ok(Token::builder("abc").expires_in(HOUR).build()?) }
+        });
+        Ok::<_, Infallible>(TokenProvider::builder(source).keep_fresh(true))
+    });
+    for tenant in 0..TENANTS {
+        providers.get(&Tenant(tenant)).unwrap();
+    }
+    sleep(HOUR * 9 / 10 + 60 * SECOND).await;
+    assert_eq!(providers.len(), TENANTS as usize);
+    let mut by_second = BTreeMap::<u64, u32>::new();
+    for at in asked_at.lock().unwrap().drain(..).skip(TENANTS as usize) {
+        *by_second.entry(at.as_secs()).or_default() += 1;
+    }
+    assert_eq!(by_second.values().sum::<u32>(), TENANTS, "each was refreshed once: {by_second:?}");
+    // The window is 72 s wide: a tenth of the tenth of an hour, before and after.
+    assert!(by_second.len() > 60, "{by_second:?}");
+    assert!(by_second.values().all(|count| *count < TENANTS / 20), "{by_second:?}");
+}
+
+/// Row 91.
+#[tokio::test(start_paused = true)]
+async fn background_refresh_keeps_no_idle_provider() {
+    let sources = Sources::default();
+    let made = sources.clone();
+    let providers = TokenProviders::builder(move |tenant: &Tenant| {
+        Ok::<_, Infallible>(TokenProvider::builder(made.source(tenant.0)).keep_fresh(true))
+    })
+    .idle_timeout(2 * HOUR)
+    .build()
+    .unwrap();
+    providers.get(&Tenant(1)).unwrap();
+    sleep(HOUR).await;
+    assert_eq!(sources.asked(1), 2, "it is kept fresh without requests");
+    sleep(24 * HOUR).await;
+    assert_eq!((providers.len(), sources.asked(1)), (0, 3), "until it has been idle for two hours");
 }
 
 /// Pseudo-random numbers, the same in each run.
