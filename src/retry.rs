@@ -55,7 +55,7 @@ const BUDGET: (Duration, u32, f32) = (Duration::from_secs(10), 10, 0.2);
 pub struct RetryPolicy {
     max_retries: u32,
     backoff: (Duration, Duration),
-    budget: Option<Budget>,
+    budget: Option<Arc<Budget>>,
 }
 
 impl RetryPolicy {
@@ -63,7 +63,11 @@ impl RetryPolicy {
     /// the challenged requests, counted over 10 s.
     pub fn new() -> Self {
         let (ttl, min_per_sec, ratio) = BUDGET;
-        Self { max_retries: 2, backoff: BACKOFF, budget: Some(Budget::new(ttl, min_per_sec, ratio)) }
+        Self {
+            max_retries: 2,
+            backoff: BACKOFF,
+            budget: Some(Arc::new(Budget::new(ttl, min_per_sec, ratio))),
+        }
     }
 
     /// Sets the maximum number of retries of one request, or of one refresh. Default: 2. 0 turns retries off.
@@ -90,7 +94,7 @@ impl RetryPolicy {
     ///
     /// [tower#857]: https://github.com/tower-rs/tower/issues/857
     pub fn budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
-        self.budget = Some(Budget::new(ttl, min_per_sec, ratio));
+        self.budget = Some(Arc::new(Budget::new(ttl, min_per_sec, ratio)));
         self
     }
 
@@ -113,7 +117,7 @@ impl RetryPolicy {
                 format!("backoff must have min <= max and 0 < max <= 1h, got {min} and {max}").into(),
             ));
         }
-        self.budget.as_ref().map_or(Ok(()), Budget::validate)
+        self.budget.as_deref().map_or(Ok(()), Budget::validate)
     }
 
     pub(crate) fn retries(&self) -> u32 {
@@ -122,11 +126,7 @@ impl RetryPolicy {
 
     /// Makes the backoff of one request or one refresh. A policy that is not valid gets the default backoff.
     pub(crate) fn make_backoff(&self) -> Backoff {
-        let (min, mut maker) = match backoff_maker(self.backoff.0, self.backoff.1) {
-            Some(maker) => (self.backoff.0, maker),
-            None => (BACKOFF.0, backoff_maker(BACKOFF.0, BACKOFF.1).unwrap_or_default()),
-        };
-        Backoff { min, bound: maker.make_backoff(), rng: HasherRng::new() }
+        Backoff::between(self.backoff)
     }
 
     /// Counts a challenged request. The budget's ratio is a ratio of these.
@@ -135,66 +135,57 @@ impl RetryPolicy {
     /// `budgets`: those of the request's tenant, if each has its own.
     pub(crate) fn deposit(&self, budgets: Option<&Budgets>) {
         if let Some(budget) = self.budget_of(budgets) {
-            budget.deposit();
+            budget.tps.deposit();
         }
     }
 
     /// Takes one retry from the budget. Returns false if none is left.
     pub(crate) fn withdraw(&self, budgets: Option<&Budgets>) -> bool {
-        self.budget_of(budgets).is_none_or(|budget| budget.withdraw())
+        self.budget_of(budgets).is_none_or(|budget| budget.tps.withdraw())
     }
 
-    fn budget_of(&self, budgets: Option<&Budgets>) -> Option<Arc<TpsBudget>> {
+    fn budget_of(&self, budgets: Option<&Budgets>) -> Option<Arc<Budget>> {
         let budget = self.budget.as_ref()?;
-        Some(budgets.map_or_else(|| Arc::clone(&budget.shared), |budgets| budgets.of(budget)))
+        Some(budgets.map_or_else(|| Arc::clone(budget), |budgets| budgets.of(budget)))
     }
 }
 
 /// The retry budgets of one tenant: one for each policy, made at the tenant's first challenge.
 #[derive(Debug, Default)]
-pub struct Budgets(Mutex<Vec<TenantBudget>>);
-
-#[derive(Debug)]
-struct TenantBudget {
-    /// The budget of the policy, which identifies it.
-    policy: Weak<TpsBudget>,
-    own: Arc<TpsBudget>,
-}
+pub struct Budgets(Mutex<Vec<(Weak<Budget>, Arc<Budget>)>>);
 
 impl Budgets {
-    fn of(&self, policy: &Budget) -> Arc<TpsBudget> {
+    /// Returns the tenant's budget for requests of this policy.
+    fn of(&self, policy: &Arc<Budget>) -> Arc<Budget> {
         let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_policy =
-            |budget: &TenantBudget| std::ptr::eq(budget.policy.as_ptr(), Arc::as_ptr(&policy.shared));
-        if let Some(found) = budgets.iter().find(|budget| is_policy(budget)) {
-            return Arc::clone(&found.own);
+        if let Some((_, own)) = budgets.iter().find(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(policy))) {
+            return Arc::clone(own);
         }
         // A program may make layers for as long as the tenant lives.
-        budgets.retain(|budget| budget.policy.strong_count() > 0);
-        let own = Budget::new(policy.ttl, policy.min_per_sec, policy.ratio).shared;
-        budgets.push(TenantBudget { policy: Arc::downgrade(&policy.shared), own: Arc::clone(&own) });
+        budgets.retain(|(of, _)| of.strong_count() > 0);
+        let own = Arc::new(Budget::new(policy.ttl, policy.min_per_sec, policy.ratio));
+        budgets.push((Arc::downgrade(policy), Arc::clone(&own)));
         own
     }
 }
 
-/// The options of the budget, and the budget that clones share.
-#[derive(Clone, Debug)]
+/// The options of the budget, and the budget itself.
+#[derive(Debug)]
 struct Budget {
     ttl: Duration,
     min_per_sec: u32,
     ratio: f32,
-    shared: Arc<TpsBudget>,
+    tps: TpsBudget,
 }
 
 impl Budget {
     /// Makes a budget. If an option is out of its range, which would make tower panic, the budget is the default one.
     fn new(ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
-        let mut budget =
-            Self { ttl, min_per_sec, ratio, shared: Arc::new(TpsBudget::new(BUDGET.0, BUDGET.1, BUDGET.2)) };
+        let mut budget = Self { ttl, min_per_sec, ratio, tps: TpsBudget::new(BUDGET.0, BUDGET.1, BUDGET.2) };
         if budget.validate().is_ok() {
             // A positive ratio below 10⁻⁶ would overflow tower's integers. It allows no retry.
             let ratio = if ratio < 1e-6 { 0.0 } else { ratio };
-            budget.shared = Arc::new(TpsBudget::new(ttl, min_per_sec, ratio));
+            budget.tps = TpsBudget::new(ttl, min_per_sec, ratio);
         }
         budget
     }
@@ -226,10 +217,13 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Makes a backoff between `min` and `max`.
-    #[cfg(feature = "store")]
+    /// Makes a backoff between `min` and `max`. If they are out of range, it is the default one.
     pub(crate) fn between((min, max): (Duration, Duration)) -> Self {
-        RetryPolicy::new().backoff(min, max).make_backoff()
+        let (min, mut maker) = match backoff_maker(min, max) {
+            Some(maker) => (min, maker),
+            None => (BACKOFF.0, backoff_maker(BACKOFF.0, BACKOFF.1).unwrap_or_default()),
+        };
+        Self { min, bound: maker.make_backoff(), rng: HasherRng::new() }
     }
 
     /// Returns the delay before the next attempt. Needs a runtime's clock, as tower's backoff does.
