@@ -177,7 +177,9 @@ impl TokenProvider {
         Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
-    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+    fn with_config(source: Box<dyn DynTokenSource>, mut config: Config) -> Self {
+        // Only one refresh runs at a time: none uses the budget.
+        config.retry = config.retry.without_budget();
         let shared = Arc::new(Shared::new(source, config, SystemTime::now));
         shared.reporter.register();
         background::start(&shared);

@@ -42,7 +42,7 @@ pub(crate) struct Shared {
     /// Marked at every change of the state. True once the provider is shut down.
     changes: watch::Sender<bool>,
     pub(super) source: Box<dyn DynTokenSource>,
-    pub(super) config: Config,
+    pub(super) config: Arc<Config>,
     pub(super) reporter: Reporter,
     /// The origins that the source's tokens are meant for.
     pub(super) allowed_origins: AllowedOrigins,
@@ -59,10 +59,11 @@ impl Shared {
         config: Config,
         wall_clock: fn() -> SystemTime,
     ) -> Self {
+        let config = Arc::new(config);
         Self {
             published: Arc::new(Published::empty()),
             accepted: AtomicU32::new(0),
-            state: Mutex::new(State::new(config.clone())),
+            state: Mutex::new(State::new(Arc::clone(&config))),
             changes: watch::Sender::new(false),
             allowed_origins: source.allowed_origins(),
             #[cfg(feature = "tenants")]

@@ -179,7 +179,7 @@ impl Refresh {
 pub(super) struct State {
     /// Tells this provider's tokens from those of others in this process.
     provider: u32,
-    config: Config,
+    config: Arc<Config>,
     /// From the start of a refresh until it ends or is abandoned.
     running: Option<Arc<Refresh>>,
     /// Why the newest attempt of the running refresh failed.
@@ -222,7 +222,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: Arc<Config>) -> Self {
         static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
         let (min, max) = config.cool_down;
         Self {
