@@ -41,7 +41,7 @@ impl CoolDown {
         self.until
     }
 
-    pub(super) fn reset(&mut self) {
+    fn reset(&mut self) {
         self.next = self.min;
         self.until = None;
     }

@@ -58,11 +58,6 @@ impl Outage {
         is_news
     }
 
-    /// Whether a refresh, or an attempt of one, has failed since the newest token.
-    pub(super) fn is_running(&self) -> bool {
-        self.since.is_some()
-    }
-
     /// Records that an attempt of a refresh has failed. Returns whether it is news.
     pub(super) fn attempt_failed(&mut self, now: Instant, reason: &'static str) -> bool {
         self.is_news(now, Kind::Attempt, reason)
@@ -100,11 +95,9 @@ mod tests {
     #[test]
     fn each_kind_and_reason_is_news_once() {
         let (mut outage, now) = (Outage::default(), Instant::now());
-        assert!(!outage.is_running());
         assert!(outage.attempt_failed(now, "unavailable"));
         assert!(outage.attempt_failed(now, "invalid_response"));
         assert!(!outage.attempt_failed(now, "unavailable"));
-        assert!(outage.is_running());
         let works = |seconds| TokenLeft::Works(Some(Duration::from_secs(seconds)));
         for (left, reason, is_news) in [
             (works(9), "unavailable", true),

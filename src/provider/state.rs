@@ -181,11 +181,7 @@ pub(super) struct State {
     provider: u32,
     config: Arc<Config>,
     /// From the start of a refresh until it ends or is abandoned.
-    running: Option<Arc<Refresh>>,
-    /// Why the newest attempt of the running refresh failed.
-    attempt_error: Option<Error>,
-    /// The runtimes on which a task abandons the running refresh at its deadline.
-    watched: Vec<runtime::Id>,
+    running: Option<Box<Running>>,
     shut_down: bool,
     generation: u32,
     /// Whether the source gave the newest access token more than once.
@@ -200,36 +196,68 @@ pub(super) struct State {
     /// How many refreshes have asked the source, and how many of these have failed.
     asked: u64,
     failed: u64,
-    last_error: Option<Error>,
     /// The errors that were replaced, for the caller to drop without the lock: the drop of a cause is foreign code.
     replaced: Vec<Error>,
-    /// What has failed since the newest token.
-    outage: Outage,
-    /// After a permanent failure: how long callers get it without another refresh.
-    permanent: CoolDown,
-    /// That failure, and the source's revision that it holds for.
-    permanent_error: Option<(Error, u64)>,
-    /// After a refresh that a challenge started: how long no other challenge starts one.
-    challenged: ChallengePause,
+    failures: Option<Box<Failures>>,
+    /// After the first refresh that a challenge started: how long no other challenge starts one.
+    challenged: Option<Box<ChallengePause>>,
     /// Continues from refresh to refresh, until one brings a token that lasts.
-    backoff: Backoff,
+    backoff: Option<Box<Backoff>>,
     /// The source is not asked before this.
     not_before: Option<Instant>,
     /// Whether that is so because the newest token was about to expire when it arrived.
     is_postponed: bool,
-    /// The newest task that keeps the token fresh: its number, when it has to run next, and what resolves at its end.
-    background: Option<(u64, Instant, Waiter)>,
+    background: Option<Box<Background>>,
+}
+
+/// The running refresh, and what is known of it.
+struct Running {
+    refresh: Arc<Refresh>,
+    /// Why its newest attempt failed.
+    attempt_error: Option<Error>,
+    /// The runtimes on which a task abandons it at its deadline.
+    watched: Vec<runtime::Id>,
+}
+
+/// What has failed since the newest token.
+#[derive(Default)]
+struct Failures {
+    outage: Outage,
+    /// Why the newest attempt failed.
+    last_error: Option<Error>,
+    permanent: Option<Permanent>,
+}
+
+/// The newest permanent failure.
+struct Permanent {
+    error: Error,
+    /// The source's revision that it holds for.
+    revision: u64,
+    /// How long callers get the error without another refresh.
+    cool_down: CoolDown,
+}
+
+/// The newest task that keeps the token fresh.
+struct Background {
+    number: u64,
+    /// When it has to run next.
+    due: Instant,
+    /// Resolves at its end.
+    ended: Waiter,
+}
+
+impl Running {
+    fn is(&self, refresh: &Refresh) -> bool {
+        self.refresh.number == refresh.number
+    }
 }
 
 impl State {
     pub(super) fn new(config: Arc<Config>) -> Self {
         static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
-        let (min, max) = config.cool_down;
         Self {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             running: None,
-            attempt_error: None,
-            watched: Vec::new(),
             shut_down: false,
             generation: 0,
             is_same: false,
@@ -239,13 +267,10 @@ impl State {
             started: 0,
             asked: 0,
             failed: 0,
-            last_error: None,
             replaced: Vec::new(),
-            outage: Outage::default(),
-            permanent: CoolDown::new(min, max),
-            permanent_error: None,
-            challenged: ChallengePause::new(config.cool_down),
-            backoff: config.retry.make_backoff(),
+            failures: None,
+            challenged: None,
+            backoff: None,
             not_before: None,
             is_postponed: false,
             background: None,
@@ -275,10 +300,10 @@ impl State {
             }
             (Need::OtherThan { .. }, Some(_)) => RefreshReason::Challenged,
         };
-        if let Need::OtherThan { token, part, .. } = need {
-            self.challenged.challenged_again(token.generation, *part);
+        if let (Need::OtherThan { token, part, .. }, Some(pause)) = (need, &mut self.challenged) {
+            pause.challenged_again(token.generation, *part);
         }
-        if let Some(refresh) = &self.running {
+        if let Some(Running { refresh, .. }) = self.running.as_deref() {
             if now > refresh.deadline {
                 return Decision::Overdue(Arc::clone(refresh));
             }
@@ -294,10 +319,9 @@ impl State {
             return Decision::Fail(error);
         }
         match (reason, current) {
-            (RefreshReason::Challenged, Some(token))
-                if self.challenged.is_active(now, token.id().generation == accepted) =>
-            {
-                Decision::LeaveAlone(token, self.challenged.leave_alone(now))
+            (RefreshReason::Challenged, Some(token)) if self.is_paused(now, token.id(), accepted) => {
+                let repeated = self.challenged.as_mut().and_then(|pause| pause.leave_alone(now));
+                Decision::LeaveAlone(token, repeated)
             }
             (RefreshReason::Expiring, Some(token)) if self.not_before.is_some_and(|at| now < at) => {
                 Decision::Postpone(token)
@@ -318,7 +342,16 @@ impl State {
 
     /// Why the newest attempt failed, or else `other`.
     pub(super) fn last_error_or(&self, other: Error) -> Error {
-        self.last_error.clone().unwrap_or(other)
+        self.last_error().unwrap_or(other)
+    }
+
+    fn last_error(&self) -> Option<Error> {
+        self.failures.as_ref()?.last_error.clone()
+    }
+
+    /// Whether a challenge starts no refresh now.
+    fn is_paused(&self, now: Instant, current: TokenId, accepted: u32) -> bool {
+        self.challenged.as_ref().is_some_and(|pause| pause.is_active(now, current.generation == accepted))
     }
 
     fn start(&mut self, need: &Need, reason: RefreshReason, revision: u64, now: Instant) -> Decision {
@@ -328,8 +361,6 @@ impl State {
             Need::Any | Need::Ahead => (false, None),
         };
         self.started += 1;
-        self.replaced.extend(self.attempt_error.take());
-        self.watched.clear();
         let refresh = Arc::new(Refresh {
             number: self.started,
             reason,
@@ -345,19 +376,29 @@ impl State {
             sender: Mutex::new(Some(sender)),
             waiter,
         });
-        self.running = Some(Arc::clone(&refresh));
+        let running = Running { refresh: Arc::clone(&refresh), attempt_error: None, watched: Vec::new() };
+        self.running = Some(Box::new(running));
         Decision::Start(refresh, starter)
     }
 
     fn is_running(&self, refresh: &Refresh) -> bool {
-        self.running.as_ref().is_some_and(|running| running.number == refresh.number)
+        self.running.as_ref().is_some_and(|running| running.is(refresh))
+    }
+
+    /// Ends a refresh. Returns false if it has ended before.
+    fn end(&mut self, refresh: &Refresh) -> bool {
+        let ended = self.running.take_if(|running| running.is(refresh));
+        let is_first = ended.is_some();
+        self.replaced.extend(ended.and_then(|running| running.attempt_error));
+        is_first
     }
 
     /// Whether the caller has to make sure that the refresh ends by its deadline for those who wait on `runtime`: true
     /// at most once per runtime.
     pub(super) fn watch(&mut self, refresh: &Refresh, runtime: runtime::Id) -> bool {
-        let is_first = self.is_running(refresh) && !self.watched.contains(&runtime);
-        self.watched.extend(is_first.then_some(runtime));
+        let Some(running) = self.running.as_mut().filter(|running| running.is(refresh)) else { return false };
+        let is_first = !running.watched.contains(&runtime);
+        running.watched.extend(is_first.then_some(runtime));
         is_first
     }
 
@@ -377,7 +418,8 @@ impl State {
 
     /// The error of a refresh whose time is up: the failure of its newest attempt says more than the timeout.
     pub(super) fn timed_out(&self, refresh: &Refresh) -> Error {
-        let failure = self.attempt_error.clone().filter(|_| self.is_running(refresh));
+        let running = self.running.as_ref().filter(|running| running.is(refresh));
+        let failure = running.and_then(|running| running.attempt_error.clone());
         failure.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
     }
 
@@ -389,7 +431,9 @@ impl State {
         now: Instant,
     ) -> Option<Failed> {
         let error = self.timed_out(refresh);
-        self.running.take_if(|running| running.number == refresh.number)?;
+        if !self.end(refresh) {
+            return None;
+        }
         let failed = self.fail(refresh, error, current, now);
         // A runtime that is only late ends the refresh by then. Otherwise the source would be asked twice at a time.
         self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
@@ -398,29 +442,29 @@ impl State {
 
     /// Counts a request that fails because there is no token. It may be polled when the outage has ended.
     pub(super) fn request_failed(&mut self, error: &Error, now: Instant) -> Counted {
-        let is_outage = match error {
-            Error::ShutDown => false,
-            Error::NoRuntime => true,
+        let failures = match error {
+            Error::ShutDown => None,
+            Error::NoRuntime => Some(self.failures.get_or_insert_default()),
             #[cfg(feature = "tenants")]
-            Error::MissingKey | Error::Factory(_) => true,
-            _ => self.outage.is_running(),
+            Error::MissingKey | Error::Factory(_) => Some(self.failures.get_or_insert_default()),
+            _ => self.failures.as_mut(),
         };
-        if is_outage { self.outage.request_failed(now, error.name()) } else { Counted::default() }
+        failures.map(|failures| failures.outage.request_failed(now, error.name())).unwrap_or_default()
     }
 
     /// Counts a request that was dropped while it waited, and returns the error to report. `None` if nothing has failed.
     pub(super) fn request_given_up(&mut self, now: Instant) -> Option<(Error, Counted)> {
-        if !self.outage.is_running() {
-            return None;
-        }
-        let error = self.last_error_or(Error::TimedOut(self.config.refresh_timeout));
-        Some((error, self.outage.request_failed(now, GIVEN_UP)))
+        let failures = self.failures.as_mut()?;
+        let error = failures.last_error.clone().unwrap_or(Error::TimedOut(self.config.refresh_timeout));
+        Some((error, failures.outage.request_failed(now, GIVEN_UP)))
     }
 
     /// Makes the next failed request news again.
     #[cfg(feature = "tenants")]
     pub(super) fn end_failures(&mut self, now: Instant) {
-        self.outage.end(now);
+        if let Some(failures) = &mut self.failures {
+            failures.outage.end(now);
+        }
     }
 
     #[cfg(feature = "tenants")]
@@ -431,16 +475,18 @@ impl State {
     /// Whether the source was asked for a token, and has not reported that its login has ended.
     #[cfg(feature = "tenants")]
     pub(super) fn may_have_login(&self) -> bool {
-        let has_ended = matches!(
-            &self.permanent_error,
-            Some((Error::Source(error), _)) if error.kind() == SourceErrorKind::LoginRequired
-        );
+        let permanent = self.failures.as_ref().and_then(|failures| failures.permanent.as_ref());
+        let has_ended = permanent.is_some_and(|permanent| {
+            matches!(&permanent.error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired)
+        });
         self.asked > 0 && !has_ended
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.
     pub(super) fn healed(&mut self, token: TokenId, part: Part) {
-        self.challenged.healed(token.generation, part);
+        if let Some(pause) = &mut self.challenged {
+            pause.healed(token.generation, part);
+        }
     }
 
     /// Until when the source is not asked.
@@ -459,15 +505,20 @@ impl State {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
         let error = Error::from(error);
         // The failure of an abandoned refresh is old: it says nothing of the source today.
-        if !self.is_running(refresh) {
+        let Some(running) = self.running.as_mut().filter(|running| running.is(refresh)) else {
             return (error, asked, false);
-        }
-        let delay = asked + self.backoff.next_delay();
+        };
+        self.replaced.extend(running.attempt_error.replace(error.clone()));
+        let failures = self.failures.get_or_insert_default();
+        self.replaced.extend(failures.last_error.replace(error.clone()));
+        let is_news = failures.outage.attempt_failed(now, error.name());
+        let delay = asked + self.next_delay();
         self.not_before = now.checked_add(delay);
-        self.replaced.extend(self.attempt_error.replace(error.clone()));
-        self.replaced.extend(self.last_error.replace(error.clone()));
-        let is_news = self.outage.attempt_failed(now, error.name());
         (error, delay, is_news)
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        self.backoff.get_or_insert_with(|| Box::new(self.config.retry.make_backoff())).next_delay()
     }
 
     /// Ends a refresh that asked the source at `asked_at`. The caller publishes the token before it unlocks.
@@ -503,14 +554,16 @@ impl State {
                         .previous
                         .as_ref()
                         .is_some_and(|previous| previous.id().generation == accepted);
-                    self.challenged.begin(now, self.generation, starter_waits, had_accepted);
+                    self.challenged
+                        .get_or_insert_with(|| Box::new(ChallengePause::new(self.config.cool_down)))
+                        .begin(now, self.generation, starter_waits, had_accepted);
                 }
                 Some(published)
             }
             Err(_) if is_late => None,
             Err(error) => Some(Finished::Failed(self.fail(refresh, error, current, now))),
         };
-        self.running.take_if(|running| running.number == refresh.number);
+        self.end(refresh);
         finished
     }
 
@@ -532,7 +585,7 @@ impl State {
         }
         let left = token.expires_at().map(|at| at.saturating_duration_since(now));
         // While the source gives tokens that are about to expire, they are used, and it is asked less and less often.
-        let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.backoff.next_delay());
+        let postponed = left.filter(|left| *left < LEAST_LIFE).map(|_| self.next_delay());
         let grace = if postponed.is_some() { GRACE } else { Duration::ZERO };
         let expires_at = token.expires_at().and_then(|at| at.checked_add(grace));
         let took = now.saturating_duration_since(asked_at);
@@ -543,27 +596,36 @@ impl State {
         self.previous = Some(token.clone());
         self.published_at = Some((now, wall));
         self.asked_at = Some(asked_at);
-        self.replaced.extend(self.last_error.take());
-        self.permanent.reset();
-        self.replaced.extend(self.permanent_error.take().map(|(error, _)| error));
         let is_first_postponed = !std::mem::replace(&mut self.is_postponed, postponed.is_some());
         self.not_before = postponed.and_then(|delay| now.checked_add(delay));
         if postponed.is_none() {
-            self.backoff = self.config.retry.make_backoff();
+            self.backoff = None;
         }
         let is_first_same = !std::mem::replace(&mut self.is_same, same);
-        let recovered = self.outage.end(now);
+        let recovered = self.failures.take().and_then(|mut failures| {
+            self.replaced.extend(failures.last_error);
+            self.replaced.extend(failures.permanent.map(|permanent| permanent.error));
+            failures.outage.end(now)
+        });
         Finished::Published { token, same, is_first_same, postponed, is_first_postponed, recovered, is_late }
     }
 
     fn fail(&mut self, refresh: &Refresh, error: Error, current: Option<Token>, now: Instant) -> Failed {
         self.failed += u64::from(refresh.has_asked());
-        self.replaced.extend(self.last_error.replace(error.clone()));
+        let failures = self.failures.get_or_insert_default();
+        self.replaced.extend(failures.last_error.replace(error.clone()));
         let mut cool_down = None;
         if !error.is_transient() && !matches!(error, Error::ShutDown) {
-            cool_down = Some(self.permanent.begin(now));
-            let replaced = self.permanent_error.replace((error.clone(), refresh.revision));
-            self.replaced.extend(replaced.map(|(error, _)| error));
+            let mut pause = match failures.permanent.take() {
+                Some(Permanent { error, cool_down, .. }) => {
+                    self.replaced.push(error);
+                    cool_down
+                }
+                None => CoolDown::new(self.config.cool_down.0, self.config.cool_down.1),
+            };
+            cool_down = Some(pause.begin(now));
+            failures.permanent =
+                Some(Permanent { error: error.clone(), revision: refresh.revision, cool_down: pause });
         } else if !matches!(error, Error::Source(_)) {
             self.not_before = self.not_before.max(now.checked_add(AFTER_INTERRUPTION));
         }
@@ -572,7 +634,7 @@ impl State {
             Some(_) if refresh.current_reason.get() == RefreshReason::Challenged => TokenLeft::Challenged,
             Some(token) => TokenLeft::Works(token.remaining()),
         };
-        let counted = self.outage.refresh_failed(now, left, error.name());
+        let counted = failures.outage.refresh_failed(now, left, error.name());
         let is_needed = refresh.current_reason.is_needed();
         Failed { error, cool_down, left, is_needed, counted }
     }
@@ -581,13 +643,16 @@ impl State {
     ///
     /// A new credential ends the cool-down: the failure was the old one's.
     fn permanent_error(&mut self, now: Instant, revision: u64) -> Option<Error> {
-        let (error, failed_revision) = self.permanent_error.as_ref()?;
-        if *failed_revision != revision {
-            self.permanent.reset();
-            self.replaced.extend(self.permanent_error.take().map(|(error, _)| error));
-            return None;
-        }
-        self.permanent.is_active(now).then(|| error.clone())
+        let failures = self.failures.as_mut()?;
+        let old = failures.permanent.take_if(|permanent| permanent.revision != revision);
+        self.replaced.extend(old.map(|permanent| permanent.error));
+        let permanent = failures.permanent.as_ref()?;
+        permanent.cool_down.is_active(now).then(|| permanent.error.clone())
+    }
+
+    /// When the cool-down after the newest permanent failure ends or ended.
+    fn cool_down_until(&self) -> Option<Instant> {
+        self.failures.as_ref()?.permanent.as_ref()?.cool_down.until()
     }
 
     /// The current token with the life that is left by the wall clock, and the difference, if it is less than by the
@@ -623,14 +688,14 @@ impl State {
         if self.background_end(now).is_some() {
             return None;
         }
-        let number = self.background.as_ref().map_or(1, |(number, ..)| number + 1);
-        self.background = Some((number, now, ended));
+        let number = self.background.as_ref().map_or(1, |background| background.number + 1);
+        self.background = Some(Box::new(Background { number, due: now, ended }));
         Some(number)
     }
 
     /// Resolves at the end of the background task. `None` if it has ended, or is so late that nobody drives its runtime.
     pub(super) fn background_end(&self, now: Instant) -> Option<Waiter> {
-        let (_, due, ended) = self.background.as_ref()?;
+        let Background { due, ended, .. } = self.background.as_deref()?;
         let runs = now <= *due + STALLED_AFTER && ended.clone().now_or_never().is_none();
         runs.then(|| ended.clone())
     }
@@ -643,16 +708,17 @@ impl State {
         current: Option<&Token>,
         now: Instant,
     ) -> Option<Instant> {
+        let cool_down_until = self.cool_down_until().filter(|until| now < *until);
         let at = match (&self.running, current) {
             // It ends before that, unless its runtime is not driven.
-            (Some(refresh), _) => refresh.deadline.checked_add(AFTER_INTERRUPTION),
-            _ if self.permanent.is_active(now) => self.permanent.until().min(now.checked_add(REVISION_TICK)),
+            (Some(running), _) => running.refresh.deadline.checked_add(AFTER_INTERRUPTION),
+            _ if cool_down_until.is_some() => cool_down_until.min(now.checked_add(REVISION_TICK)),
             (None, Some(token)) if token.0.is_fresh(now) => token.refresh_at(),
             _ => self.not_before.max(now.checked_add(AFTER_INTERRUPTION)),
         };
-        let (_, due, _) = self.background.as_mut().filter(|(newest, ..)| *newest == number)?;
-        *due = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
-        Some(*due)
+        let background = self.background.as_mut().filter(|background| background.number == number)?;
+        background.due = at.map_or(now + CLOCK_TICK, |at| at.min(now + CLOCK_TICK));
+        Some(background.due)
     }
 
     /// Takes the errors that were replaced.
@@ -667,7 +733,7 @@ impl State {
             Some(token) if token.0.is_fresh(now) => Freshness::Fresh,
             Some(_) => Freshness::Expiring,
         };
-        let not_before = self.not_before.max(self.permanent.until());
+        let not_before = self.not_before.max(self.cool_down_until());
         Status {
             generation: self.generation.into(),
             freshness,
@@ -676,7 +742,7 @@ impl State {
             retry_in: not_before.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
             refreshes: self.asked,
             failed_refreshes: self.failed,
-            last_error: self.last_error.clone(),
+            last_error: self.last_error(),
             #[cfg(feature = "store")]
             store: None,
             shut_down: self.shut_down,
