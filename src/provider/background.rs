@@ -17,7 +17,7 @@ use super::{
 
 /// Starts the background task, if the provider is to have one and none runs.
 pub(super) fn start(shared: &Arc<Shared>) {
-    if !shared.config.keep_fresh || *shared.changes().borrow() {
+    if !shared.config.keep_fresh {
         return;
     }
     let Ok(runtime) = Handle::try_current() else { return };

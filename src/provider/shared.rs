@@ -39,8 +39,6 @@ pub(crate) struct Shared {
     /// for the first with each token.
     accepted: AtomicU32,
     state: Mutex<State>,
-    /// Marked at every change of the state. True once the provider is shut down.
-    changes: watch::Sender<bool>,
     pub(super) source: Box<dyn DynTokenSource>,
     pub(super) config: Arc<Config>,
     pub(super) reporter: Reporter,
@@ -64,7 +62,6 @@ impl Shared {
             published: Arc::new(Published::empty()),
             accepted: AtomicU32::new(0),
             state: Mutex::new(State::new(Arc::clone(&config))),
-            changes: watch::Sender::new(false),
             allowed_origins: source.allowed_origins(),
             #[cfg(feature = "tenants")]
             keeps_login: source.keeps_login(),
@@ -202,7 +199,10 @@ impl Shared {
     pub(super) fn shut_down(&self) {
         let is_first = self.state().shut_down();
         if is_first {
-            self.changes.send_replace(true);
+            let subscribers = self.state().subscribers();
+            if let Some(changes) = subscribers {
+                changes.send_replace(true);
+            }
             self.reporter.shut_down();
         }
     }
@@ -236,13 +236,17 @@ impl Shared {
         (self.keeps_login && self.state().may_have_login()) || self.source.has_unpublished_login()
     }
 
+    /// Subscribes to the changes of the state. The value is true once the provider is shut down.
     pub(super) fn changes(&self) -> watch::Receiver<bool> {
-        self.changes.subscribe()
+        self.state().subscribe()
     }
 
     /// Wakes those who wait for a change. Called without the lock: wakers are foreign code.
     pub(super) fn changed(&self) {
-        self.changes.send_modify(|_| {});
+        let subscribers = self.state().subscribers();
+        if let Some(changes) = subscribers {
+            changes.send_modify(|_| {});
+        }
     }
 
     /// Why the store fails; `None` if it does not, or there is none.

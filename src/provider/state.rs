@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::{runtime, time::Instant};
+use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
     challenge_pause::{ChallengePause, Part},
@@ -182,6 +182,8 @@ pub(super) struct State {
     config: Arc<Config>,
     /// From the start of a refresh until it ends or is abandoned.
     running: Option<Box<Running>>,
+    /// Made for the first subscriber, and dropped after the last: most providers have none.
+    changes: Option<watch::Sender<bool>>,
     shut_down: bool,
     generation: u32,
     /// Whether the source gave the newest access token more than once.
@@ -258,6 +260,7 @@ impl State {
         Self {
             provider: PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             running: None,
+            changes: None,
             shut_down: false,
             generation: 0,
             is_same: false,
@@ -682,10 +685,22 @@ impl State {
         !std::mem::replace(&mut self.shut_down, true)
     }
 
-    /// Makes room for a background task that ends when `ended` resolves, and returns its number. `None` if one is running
-    /// on a runtime that is driven, as far as can be known.
+    /// Subscribes to the changes of the state. The value is true once the provider is shut down.
+    pub(super) fn subscribe(&mut self) -> watch::Receiver<bool> {
+        self.changes.get_or_insert_with(|| watch::Sender::new(self.shut_down)).subscribe()
+    }
+
+    /// What notifies the subscribers, if there are any.
+    pub(super) fn subscribers(&mut self) -> Option<watch::Sender<bool>> {
+        // Its drop wakes nobody: there is no receiver, and none can be made without the lock.
+        self.changes.take_if(|changes| changes.is_closed());
+        self.changes.clone()
+    }
+
+    /// Makes room for a background task that ends when `ended` resolves, and returns its number. `None` if the provider
+    /// is shut down, or one is running on a runtime that is driven, as far as can be known.
     pub(super) fn start_background(&mut self, ended: Waiter, now: Instant) -> Option<u64> {
-        if self.background_end(now).is_some() {
+        if self.shut_down || self.background_end(now).is_some() {
             return None;
         }
         let number = self.background.as_ref().map_or(1, |background| background.number + 1);
