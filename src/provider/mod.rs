@@ -136,6 +136,11 @@ const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duratio
 /// refresh that waits for its next attempt. A refresh that waits for its source continues until the source has
 /// answered.
 /// [`shutdown`](Self::shutdown) does the same, and waits for it.
+///
+/// # Memory
+///
+/// An idle provider that has neither a store nor a background task takes at most 640 bytes of heap, its source and its
+/// token not counted.
 #[derive(Clone)]
 pub struct TokenProvider {
     handle: Arc<Handle>,
