@@ -77,6 +77,7 @@
 //! | `file-store` | no | `store::FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
 //! | `redis` | no | `store::RedisStore`, for the processes of many hosts |
 //! | `encryption` | no | `store::EncryptedStore`, which encrypts what another store keeps |
+//! | `tenants` | no | `TokenProviders` and `BearerAuthLayer::by_key`: one layer for many tenants, each with its own token |
 //! | `reqwest` | no | `ReqwestService`, which makes a reqwest client a tower service |
 //! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, the 401 of an origin that is not allowed is no challenge |
 //! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
@@ -85,6 +86,11 @@
 //!
 //! Each provider serves one process. Processes that use one credential share its token in a store (feature `store`): in
 //! Redis, in a file, or in a store of your own. See [`guide::fleet`].
+//!
+//! # Many tenants
+//!
+//! A service that calls an API for many accounts has a token for each: `TokenProviders` makes a provider by key, and
+//! `BearerAuthLayer::by_key` reads the key from the request (feature `tenants`, module `tenants`).
 //!
 //! # Where next
 //!

@@ -158,7 +158,8 @@ impl Budgets {
     /// Returns the tenant's budget for requests of this policy.
     fn of(&self, policy: &Arc<Budget>) -> Arc<Budget> {
         let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, own)) = budgets.iter().find(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(policy))) {
+        if let Some((_, own)) = budgets.iter().find(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(policy)))
+        {
             return Arc::clone(own);
         }
         // A program may make layers for as long as the tenant lives.
