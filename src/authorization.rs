@@ -5,7 +5,8 @@ use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use crate::{config::ExistingAuthorization, error::Error};
 
 /// Whose `Authorization` header a request carries.
-pub(crate) enum Authorized {
+#[derive(Clone, Copy, Debug)]
+pub enum Authorized {
     /// The layer's.
     Layer,
     /// The caller's.

@@ -1,8 +1,10 @@
 //! [`SelectProvider`]: which provider's token a request gets.
 
-use http::{HeaderValue, Request};
+use http::{HeaderMap, Request};
 
 use crate::{
+    authorization::{Authorized, authorize},
+    config::ExistingAuthorization,
     error::Error,
     provider::{Cache, TokenProvider},
     retry::Budgets,
@@ -48,10 +50,16 @@ pub trait SelectProvider: sealed::Sealed + Clone {
     #[doc(hidden)]
     fn provider<'a>(&'a self, selected: &'a Self::Selected) -> &'a TokenProvider;
 
-    /// Returns the header for a request and the token in it, if there is one that works. Starts a refresh if it is
-    /// expiring.
+    /// Adds the token to a request, if there is one that works, and returns whose header the request has and the token.
+    /// Starts a refresh if the token is expiring.
     #[doc(hidden)]
-    fn header(&self, selected: &Self::Selected, cache: &mut Self::Cache) -> Option<(HeaderValue, TokenId)>;
+    fn authorize(
+        &self,
+        selected: &Self::Selected,
+        cache: &mut Self::Cache,
+        headers: &mut HeaderMap,
+        existing: ExistingAuthorization,
+    ) -> Option<(Result<Authorized, Error>, TokenId)>;
 
     /// The retry budgets of the provider. `None` if its requests use the budget of the layer's policy.
     #[doc(hidden)]
@@ -79,8 +87,15 @@ impl SelectProvider for TokenProvider {
     }
 
     #[inline]
-    fn header(&self, (): &(), cache: &mut Cache) -> Option<(HeaderValue, TokenId)> {
-        self.header(cache).map(|(header, token)| (header.clone(), token))
+    fn authorize(
+        &self,
+        (): &(),
+        cache: &mut Cache,
+        headers: &mut HeaderMap,
+        existing: ExistingAuthorization,
+    ) -> Option<(Result<Authorized, Error>, TokenId)> {
+        let (header, token) = self.header(cache)?;
+        Some((authorize(headers, header.clone(), existing), token))
     }
 
     fn budgets<'a>(&'a self, (): &'a ()) -> Option<&'a Budgets> {

@@ -118,10 +118,12 @@ where
         }
         // Copied before the token is added, so that the copy never contains one.
         let head = R::REPLAYS.then(|| RequestHead::of(&request));
-        let Some((header, token)) = options.providers.header(&selected, &mut self.cache) else {
+        let headers = request.headers_mut();
+        let authorized = options.providers.authorize(&selected, &mut self.cache, headers, options.existing);
+        let Some((authorized, token)) = authorized else {
             return self.call_without_token(request, head, selected);
         };
-        match authorize(request.headers_mut(), header, options.existing) {
+        match authorized {
             Ok(Authorized::Layer) => {
                 let (response, spare) = options.replay.call(&mut self.inner, request);
                 ResponseFuture::sending(response, token, head.zip(spare), Via::new(&self.shared, selected))

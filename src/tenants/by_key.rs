@@ -7,12 +7,19 @@ use std::{
     sync::Arc,
 };
 
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use super::{providers::TokenProviders, tenant::Tenant};
 use crate::{
-    error::Error, layer::BearerAuthLayer, provider::TokenProvider, replay::Cloned, retry::Budgets,
-    select::SelectProvider, token::TokenId,
+    authorization::{Authorized, authorize},
+    config::ExistingAuthorization,
+    error::Error,
+    layer::BearerAuthLayer,
+    provider::TokenProvider,
+    replay::Cloned,
+    retry::Budgets,
+    select::SelectProvider,
+    token::TokenId,
 };
 
 type Select = dyn Fn(RequestHead<'_>) -> Result<Arc<Tenant>, Error> + Send + Sync;
@@ -129,8 +136,15 @@ impl SelectProvider for ByKey {
 
     /// Reads the token of the tenant. A service keeps none of them, since it would keep them all.
     #[inline]
-    fn header(&self, selected: &Self::Selected, (): &mut ()) -> Option<(HeaderValue, TokenId)> {
-        self.provider(selected).usable().map(|token| (token.header_value(), token.id()))
+    fn authorize(
+        &self,
+        selected: &Self::Selected,
+        (): &mut (),
+        headers: &mut HeaderMap,
+        existing: ExistingAuthorization,
+    ) -> Option<(Result<Authorized, Error>, TokenId)> {
+        let token = self.provider(selected).usable()?;
+        Some((authorize(headers, token.header_value(), existing), token.id()))
     }
 
     fn budgets<'a>(&'a self, selected: &'a Self::Selected) -> Option<&'a Budgets> {
