@@ -56,7 +56,11 @@ async fn post(server: &AuthServer, path: &str, body: Value) -> Answer {
 }
 
 async fn authenticate(server: &AuthServer) -> Answer {
-    post(server, "auth/api-key", json!({ "apiKey": server.api_key() })).await
+    authenticate_with(server, &server.api_key()).await
+}
+
+async fn authenticate_with(server: &AuthServer, api_key: &str) -> Answer {
+    post(server, "auth/api-key", json!({ "apiKey": api_key })).await
 }
 
 async fn refresh(server: &AuthServer, refresh_token: &str) -> Answer {
@@ -119,6 +123,84 @@ async fn grant_revokes_previous_if_asked() {
         authenticate(&server).await;
         assert_eq!(list(&server, &first).await.status == StatusCode::OK, !revoke);
     }
+}
+
+#[tokio::test]
+async fn accounts_spend_only_their_own_tokens() {
+    let server = AuthServer::builder().revoke_previous(true).start().await.unwrap();
+    let keys = [server.api_key(), server.add_account(), server.add_account()];
+    assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys.iter().all(|key| key.starts_with("test-key-")));
+    let [first, second, third] = [
+        authenticate_with(&server, &keys[0]).await,
+        authenticate_with(&server, &keys[1]).await,
+        authenticate_with(&server, &keys[2]).await,
+    ];
+    // A grant ends what this account had before, and nothing of the others.
+    let next = refresh(&server, &second.text("refresh_token")).await;
+    assert_eq!(next.status, StatusCode::OK);
+    assert_eq!(refresh(&server, &second.text("refresh_token")).await.status, StatusCode::BAD_REQUEST);
+    let valid =
+        async |answer: &Answer| list(&server, &answer.text("access_token")).await.status == StatusCode::OK;
+    assert!(valid(&first).await && !valid(&second).await && valid(&next).await && valid(&third).await);
+
+    server.revoke_access_tokens_of(&keys[1]);
+    assert!(valid(&first).await && !valid(&next).await && valid(&third).await);
+    let healed = refresh(&server, &next.text("refresh_token")).await;
+    assert!(valid(&healed).await);
+
+    server.remove_account(&keys[1]);
+    assert!(valid(&first).await && !valid(&healed).await && valid(&third).await);
+    assert_eq!(refresh(&server, &healed.text("refresh_token")).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(authenticate_with(&server, &keys[1]).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(refresh(&server, &third.text("refresh_token")).await.status, StatusCode::OK);
+
+    // The methods without a key mean the first account, or all.
+    server.revoke_refresh_token();
+    assert_eq!(refresh(&server, &first.text("refresh_token")).await.status, StatusCode::BAD_REQUEST);
+    server.set_api_key("new");
+    assert_eq!(authenticate_with(&server, &keys[0]).await.status, StatusCode::BAD_REQUEST);
+    let last = [authenticate(&server).await, authenticate_with(&server, &keys[2]).await];
+    assert!(valid(&last[0]).await && valid(&last[1]).await);
+    server.revoke_access_tokens();
+    assert!(!valid(&last[0]).await && !valid(&last[1]).await);
+    server.remove_account("new");
+    assert_eq!(server.api_key(), "");
+    assert_eq!(authenticate_with(&server, "").await.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn accounts_see_only_their_own_videos() {
+    let server = AuthServer::start().await.unwrap();
+    let own = authenticate(&server).await.text("access_token");
+    let other_key = server.add_account();
+    let other = authenticate_with(&server, &other_key).await.text("access_token");
+    let post = async |path: &str, token: &str, body: &str| {
+        send(&server, request(&server, Method::POST, path, token, body)).await.unwrap()
+    };
+    let titles = async |token: &str| -> Vec<String> {
+        let videos = list(&server, token).await.json();
+        let videos = videos["data"].as_array().unwrap();
+        videos.iter().map(|video| video["title"].as_str().unwrap().to_owned()).collect()
+    };
+    let id = post("videos", &own, r#"{"title": "a film"}"#).await.text("videoId");
+    assert_eq!((titles(&own).await, titles(&other).await), (vec!["a film".to_owned()], vec![]));
+    let path = format!("videos/{id}/source");
+    assert_eq!(post(&path, &other, "hello").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(post(&path, &own, "hello").await.status, StatusCode::CREATED);
+
+    // A delegated upload goes to the account of the upload token.
+    let upload_token = post("upload-tokens", &other, "{}").await.text("token");
+    let upload = format!("upload?token={upload_token}");
+    assert_eq!(post(&upload, "", "hello").await.status, StatusCode::CREATED);
+    assert_eq!((titles(&own).await.len(), titles(&other).await.len()), (1, 1));
+    server.remove_account(&other_key);
+    assert_eq!(post(&upload, "", "hello").await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+#[should_panic(expected = "an account has the API key")]
+async fn unknown_account_is_a_panic() {
+    AuthServer::start().await.unwrap().remove_account("no");
 }
 
 #[tokio::test]

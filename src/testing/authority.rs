@@ -1,4 +1,4 @@
-//! [`Authority`]: the server's state: the credentials, the valid tokens, the counters and the uploads.
+//! [`Authority`]: the server's state: the accounts, the credentials, the valid tokens, the counters and the uploads.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -73,7 +73,6 @@ pub struct Counters {
 
 /// The server's state.
 pub(super) struct Authority {
-    pub(super) api_key: String,
     pub(super) token_lifetime: Duration,
     pub(super) revoke_previous: bool,
     pub(super) counters: Counters,
@@ -81,8 +80,6 @@ pub(super) struct Authority {
     pub(super) uploads: Uploads,
     pub(super) reject_bearer_at_upload: bool,
     pub(super) rate_limit: RateLimit,
-    /// Title by id.
-    pub(super) videos: BTreeMap<String, String>,
     /// The URL of the server, without a slash at its end.
     pub(super) issuer: String,
     pub(super) client_id: String,
@@ -95,16 +92,44 @@ pub(super) struct Authority {
     pub(super) token_requests: VecDeque<Vec<(String, String)>>,
     /// The valid access tokens, and those that have expired since the last grant.
     access_tokens: HashMap<String, AccessToken>,
+    upload_tokens: HashMap<String, UploadToken>,
+    /// By [`AccountId`]. An account that is removed keeps its place.
+    accounts: Vec<Account>,
+}
+
+/// The index of an account.
+pub(super) type AccountId = usize;
+
+/// The account that a server has from its start. The OAuth 2.0 client and the logins belong to it.
+const FIRST: AccountId = 0;
+
+#[derive(Default)]
+struct Account {
+    /// `None` if the account was removed.
+    api_key: Option<String>,
     /// The only valid refresh token of `/auth/refresh`.
     refresh_token: Option<String>,
-    /// The expiry of each upload token, if it has one.
-    upload_tokens: HashMap<String, Option<Instant>>,
+    /// Title by id.
+    videos: BTreeMap<String, String>,
+}
+
+impl Account {
+    fn new(api_key: String) -> Self {
+        Self { api_key: Some(api_key), ..Self::default() }
+    }
 }
 
 struct AccessToken {
     until: Instant,
+    account: AccountId,
     /// The login whose refresh token gave this token.
     login: Option<Login>,
+}
+
+struct UploadToken {
+    /// `None` if it does not expire.
+    until: Option<Instant>,
+    account: AccountId,
 }
 
 /// Omits the keys, the secrets and the tokens.
@@ -127,9 +152,8 @@ pub(super) struct Granted {
 }
 
 impl Authority {
-    pub(super) fn new(api_key: String) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            api_key,
             token_lifetime: Duration::from_secs(3600),
             revoke_previous: false,
             counters: Counters::default(),
@@ -137,7 +161,6 @@ impl Authority {
             uploads: Uploads::default(),
             reject_bearer_at_upload: false,
             rate_limit: RateLimit::new(1_000_000),
-            videos: BTreeMap::new(),
             issuer: String::new(),
             client_id: format!("test-client-{}", random(8)),
             client_secret: format!("test-secret-{}", random(20)),
@@ -146,79 +169,131 @@ impl Authority {
             logins: Logins::new(),
             token_requests: VecDeque::new(),
             access_tokens: HashMap::new(),
-            refresh_token: None,
             upload_tokens: HashMap::new(),
+            accounts: vec![Account::new(random_key())],
         }
     }
 
-    /// Authenticates with the key, which ends the refresh token before it.
+    /// Returns the key of the first account. Empty if the account was removed.
+    pub(super) fn api_key(&self) -> String {
+        self.accounts[FIRST].api_key.clone().unwrap_or_default()
+    }
+
+    pub(super) fn set_api_key(&mut self, api_key: String) {
+        self.accounts[FIRST].api_key = Some(api_key);
+    }
+
+    /// Adds an account. Returns its key.
+    pub(super) fn add_account(&mut self) -> String {
+        let api_key = random_key();
+        self.accounts.push(Account::new(api_key.clone()));
+        api_key
+    }
+
+    pub(super) fn account_of(&self, api_key: &str) -> Option<AccountId> {
+        self.accounts.iter().position(|account| account.api_key.as_deref() == Some(api_key))
+    }
+
+    /// Ends the account's key and all its tokens.
+    pub(super) fn remove_account(&mut self, account: AccountId) {
+        self.accounts[account] = Account::default();
+        self.revoke_access_tokens_of(account);
+        self.upload_tokens.retain(|_, token| token.account != account);
+    }
+
+    /// Returns the videos of an account: title by id.
+    pub(super) fn videos(&mut self, account: AccountId) -> &mut BTreeMap<String, String> {
+        &mut self.accounts[account].videos
+    }
+
+    /// Authenticates with a key, which ends its account's refresh token.
     pub(super) fn authenticate(&mut self, api_key: &str) -> Option<Granted> {
-        if api_key != self.api_key {
-            self.counters.rejected_api_keys += 1;
-            return None;
-        }
-        self.counters.api_key_grants += 1;
-        Some(self.grant())
+        let account = self.account_of(api_key);
+        let count = if account.is_some() {
+            &mut self.counters.api_key_grants
+        } else {
+            &mut self.counters.rejected_api_keys
+        };
+        *count += 1;
+        account.map(|account| self.grant(account))
     }
 
     /// Refreshes, which spends the refresh token.
     pub(super) fn refresh(&mut self, refresh_token: &str) -> Option<Granted> {
-        if self.refresh_token.as_deref() != Some(refresh_token) {
-            self.counters.rejected_refresh_tokens += 1;
-            return None;
-        }
-        self.counters.refresh_grants += 1;
-        Some(self.grant())
+        let is_its = |account: &Account| account.refresh_token.as_deref() == Some(refresh_token);
+        let account = self.accounts.iter().position(is_its);
+        let count = if account.is_some() {
+            &mut self.counters.refresh_grants
+        } else {
+            &mut self.counters.rejected_refresh_tokens
+        };
+        *count += 1;
+        account.map(|account| self.grant(account))
     }
 
-    fn grant(&mut self) -> Granted {
+    fn grant(&mut self, account: AccountId) -> Granted {
         // The form of api.video's own refresh tokens.
         let refresh_token = format!("def50200{}", random(32));
-        self.refresh_token = Some(refresh_token.clone());
-        Granted { refresh_token: Some(refresh_token), ..self.issue(None) }
+        self.accounts[account].refresh_token = Some(refresh_token.clone());
+        Granted { refresh_token: Some(refresh_token), ..self.issue_for(account, None) }
     }
 
-    /// Issues an access token, without a refresh token.
+    /// Issues an access token of the first account, without a refresh token.
     pub(super) fn issue(&mut self, login: Option<Login>) -> Granted {
+        self.issue_for(FIRST, login)
+    }
+
+    fn issue_for(&mut self, account: AccountId, login: Option<Login>) -> Granted {
         if self.revoke_previous {
-            self.access_tokens.clear();
+            self.revoke_access_tokens_of(account);
         }
         let now = Instant::now();
         self.access_tokens.retain(|_, token| token.until > now);
         // The form of api.video's own access tokens, which are JWTs.
         let access_token = format!("eyJ0eXAiOiJKV1QifQ.{}.{}", random(16), random(8));
         let lifetime = self.token_lifetime;
-        self.access_tokens.insert(access_token.clone(), AccessToken { until: now + lifetime, login });
+        self.access_tokens
+            .insert(access_token.clone(), AccessToken { until: now + lifetime, account, login });
         Granted { access_token, refresh_token: None, issued_token_type: None, lifetime }
     }
 
-    pub(super) fn accepts(&mut self, access_token: Option<&str>) -> bool {
-        let good = access_token.is_some_and(|token| self.is_valid(token));
-        *if good { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
-        good
+    /// Returns the account of a request with this token. `None` if the token is not valid.
+    pub(super) fn accept(&mut self, access_token: Option<&str>) -> Option<AccountId> {
+        let account = access_token.and_then(|token| self.account_with(token));
+        *if account.is_some() { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
+        account
     }
 
-    pub(super) fn is_valid(&self, access_token: &str) -> bool {
-        self.access_tokens.get(access_token).is_some_and(|token| Instant::now() < token.until)
+    /// Returns the account that a valid access token belongs to.
+    pub(super) fn account_with(&self, access_token: &str) -> Option<AccountId> {
+        let token = self.access_tokens.get(access_token)?;
+        (Instant::now() < token.until).then_some(token.account)
     }
 
     /// Creates an upload token. Without a `ttl`, it does not expire.
-    pub(super) fn delegate(&mut self, ttl: Option<Duration>) -> String {
+    pub(super) fn delegate(&mut self, account: AccountId, ttl: Option<Duration>) -> String {
         self.counters.upload_tokens += 1;
         let token = format!("to{}", random(16));
-        self.upload_tokens.insert(token.clone(), ttl.and_then(|ttl| Instant::now().checked_add(ttl)));
+        let until = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        self.upload_tokens.insert(token.clone(), UploadToken { until, account });
         token
     }
 
-    pub(super) fn accepts_upload_token(&mut self, token: Option<&str>) -> bool {
-        let until = token.and_then(|token| self.upload_tokens.get(token));
-        let good = until.is_some_and(|until| until.is_none_or(|until| Instant::now() < until));
-        self.counters.rejected_upload_tokens += u64::from(!good);
-        good
+    /// Returns the account that an upload token belongs to. `None` if the token is not valid.
+    pub(super) fn accept_upload_token(&mut self, token: Option<&str>) -> Option<AccountId> {
+        let good = token
+            .and_then(|token| self.upload_tokens.get(token))
+            .filter(|token| token.until.is_none_or(|until| Instant::now() < until));
+        self.counters.rejected_upload_tokens += u64::from(good.is_none());
+        good.map(|token| token.account)
     }
 
     pub(super) fn revoke_access_tokens(&mut self) {
         self.access_tokens.clear();
+    }
+
+    pub(super) fn revoke_access_tokens_of(&mut self, account: AccountId) {
+        self.access_tokens.retain(|_, token| token.account != account);
     }
 
     /// Revokes the access tokens of a login.
@@ -227,7 +302,7 @@ impl Authority {
     }
 
     pub(super) fn revoke_refresh_token(&mut self) {
-        self.refresh_token = None;
+        self.accounts[FIRST].refresh_token = None;
     }
 
     /// Returns the fault for a request to `route`, if any, and counts it.
@@ -236,6 +311,11 @@ impl Authority {
         self.counters.faults += u64::from(fault.is_some());
         fault
     }
+}
+
+/// Returns an API key in the recognizable form.
+fn random_key() -> String {
+    format!("test-key-{}", random(20))
 }
 
 /// A limit on the requests per minute, in windows of a minute.

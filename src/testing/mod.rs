@@ -25,9 +25,16 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run()).unwrap();
 //! ```
 //!
+//! # Accounts
+//!
+//! A server has one account from its start. Its key is [`api_key`](AuthServer::api_key), and the OAuth 2.0 client and
+//! the logins belong to it. [`add_account`](AuthServer::add_account) adds others, for tests of many tenants. Each
+//! account has its own key, refresh token, access tokens and videos. A request sees the videos of its token's account
+//! only, so a token of the wrong account shows in the response.
+//!
 //! # Recognizable secrets
 //!
-//! A test can search the output of a program for the server's secrets. The API key starts with `test-key-` (unless it
+//! A test can search the output of a program for the server's secrets. An API key starts with `test-key-` (unless it
 //! is set), the client secret with `test-secret-` (unless it is set), an access token with `eyJ0eXAiOiJKV1QifQ.`, and a
 //! refresh token with `def50200`. An upload token is `to` and 32 hexadecimal digits.
 //!
@@ -35,12 +42,12 @@
 //!
 //! | route | what it does |
 //! |---|---|
-//! | `POST /auth/api-key` `{"apiKey"}` | returns a token; ends the refresh token before it |
+//! | `POST /auth/api-key` `{"apiKey"}` | returns a token; ends the account's refresh token before it |
 //! | `POST /auth/refresh` `{"refreshToken"}` | returns a token; spends the refresh token |
 //! | `POST /oauth/token` | the OAuth 2.0 token endpoint, see below |
 //! | `GET /.well-known/oauth-authorization-server` | returns the metadata (RFC 8414) |
-//! | `GET /videos` | lists the videos |
-//! | `POST /videos` `{"title"}` | creates a video |
+//! | `GET /videos` | lists the videos of the token's account |
+//! | `POST /videos` `{"title"}` | creates a video in it |
 //! | `POST /videos/{id}/source` | receives its bytes, raw or as the `file` of a multipart form, whole or in chunks (`Content-Range`); checks `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if there is one |
 //! | `POST /upload-tokens` `{"ttl"}` | creates an upload token with a lifetime of `ttl` seconds |
 //! | `POST /upload?token=…` | creates a video from its bytes, raw or as a form, whole; needs no bearer token |
@@ -83,8 +90,7 @@ pub use self::{
 };
 
 use self::{
-    authority::{Authority, RateLimit},
-    random::random,
+    authority::{AccountId, Authority, RateLimit},
     routes::Server,
 };
 
@@ -112,12 +118,7 @@ impl AuthServer {
 
     /// Returns a builder for a server with other options.
     pub fn builder() -> AuthServerBuilder {
-        AuthServerBuilder {
-            authority: Authority::new(format!("test-key-{}", random(20))),
-            port: 0,
-            tls: false,
-            challenge_late: false,
-        }
+        AuthServerBuilder { authority: Authority::new(), port: 0, tls: false, challenge_late: false }
     }
 
     /// Returns the URL of the server: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.
@@ -136,9 +137,39 @@ impl AuthServer {
         self.server.authority().token_endpoint()
     }
 
-    /// Returns the API key that the server accepts.
+    /// Returns the API key of the first account. Empty after [`remove_account`](Self::remove_account).
     pub fn api_key(&self) -> String {
-        self.server.authority().api_key.clone()
+        self.server.authority().api_key()
+    }
+
+    /// Adds an [account](self#accounts), and returns its API key. The rate limit, the faults and the counters are those
+    /// of the whole server.
+    pub fn add_account(&self) -> String {
+        self.server.authority().add_account()
+    }
+
+    /// Removes the account with this API key. Its key and its tokens are rejected from now on.
+    ///
+    /// # Panics
+    ///
+    /// Panics if no account has this key.
+    pub fn remove_account(&self, api_key: &str) {
+        self.with_account(api_key, Authority::remove_account);
+    }
+
+    /// Revokes the access tokens of the account with this API key. Its refresh token remains valid.
+    ///
+    /// # Panics
+    ///
+    /// Panics if no account has this key.
+    pub fn revoke_access_tokens_of(&self, api_key: &str) {
+        self.with_account(api_key, Authority::revoke_access_tokens_of);
+    }
+
+    fn with_account(&self, api_key: &str, change: fn(&mut Authority, AccountId)) {
+        let mut authority = self.server.authority();
+        let account = authority.account_of(api_key).expect("an account has the API key");
+        change(&mut authority, account);
     }
 
     /// Returns the ID of the OAuth 2.0 client that the server knows.
@@ -167,19 +198,19 @@ impl AuthServer {
         self.certificate.as_deref()
     }
 
-    /// Revokes every access token. A request with one gets a 401. Refresh tokens remain valid.
+    /// Revokes every access token, of all accounts. A request with one gets a 401. Refresh tokens remain valid.
     pub fn revoke_access_tokens(&self) {
         self.server.authority().revoke_access_tokens();
     }
 
-    /// Revokes the refresh token of `/auth/refresh`. Only the API key then gives another token.
+    /// Revokes the refresh token of `/auth/refresh` of the first account. Only its API key then gives it another token.
     pub fn revoke_refresh_token(&self) {
         self.server.authority().revoke_refresh_token();
     }
 
-    /// Replaces the API key that the server accepts.
+    /// Replaces the API key of the first account.
     pub fn set_api_key(&self, api_key: impl Into<String>) {
-        self.server.authority().api_key = api_key.into();
+        self.server.authority().set_api_key(api_key.into());
     }
 
     /// Ends all [logins](Self::log_in). Their refresh tokens are then invalid. Access tokens remain valid.
@@ -253,9 +284,9 @@ impl AuthServerBuilder {
         self
     }
 
-    /// Sets the API key. Default: a random one.
+    /// Sets the API key of the first account. Default: a random one.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
-        self.authority.api_key = api_key.into();
+        self.authority.set_api_key(api_key.into());
         self
     }
 
@@ -286,7 +317,8 @@ impl AuthServerBuilder {
         self
     }
 
-    /// Sets whether a grant revokes earlier access tokens. Default: no. api.video's documents do not say which it does.
+    /// Sets whether a grant revokes the account's earlier access tokens. Default: no. api.video's documents do not say
+    /// which it does.
     pub fn revoke_previous(mut self, revoke: bool) -> Self {
         self.authority.revoke_previous = revoke;
         self

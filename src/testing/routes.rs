@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     Fault, Route,
-    authority::{Authority, Granted, Rate},
+    authority::{AccountId, Authority, Granted, Rate},
     oauth2::{METADATA_PATH, TOKEN_PATH, TokenError},
     random::random,
     uploads::{Chunk, Read, Rejection},
@@ -137,7 +137,8 @@ impl Server {
         }
         let (head, body) = request.into_parts();
         let token = bearer_token(&head.headers);
-        if !self.authority().accepts(token) {
+        let accepted = self.authority().accept(token);
+        let Some(account) = accepted else {
             if self.challenge_late {
                 discard(body).await;
             } else {
@@ -146,13 +147,13 @@ impl Server {
                 tokio::spawn(discard(body));
             }
             return challenged_token(token.is_some());
-        }
+        };
         let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
         match (&head.method, path.as_slice()) {
-            (&Method::GET, ["videos"]) => self.list(),
-            (&Method::POST, ["videos"]) => self.create(body).await,
-            (&Method::POST, ["videos", id, "source"]) => self.upload(id, &head.headers, body).await,
-            (&Method::POST, ["upload-tokens"]) => self.create_upload_token(body).await,
+            (&Method::GET, ["videos"]) => self.list(account),
+            (&Method::POST, ["videos"]) => self.create(account, body).await,
+            (&Method::POST, ["videos", id, "source"]) => self.upload(account, id, &head.headers, body).await,
+            (&Method::POST, ["upload-tokens"]) => self.create_upload_token(account, body).await,
             (_, ["videos" | "upload-tokens"] | ["videos", _, "source"]) => {
                 problem(StatusCode::METHOD_NOT_ALLOWED, "This method is not allowed.")
             }
@@ -160,15 +161,15 @@ impl Server {
         }
     }
 
-    fn list(&self) -> Response<Bytes> {
+    fn list(&self, account: AccountId) -> Response<Bytes> {
         let mut authority = self.authority();
         authority.counters.videos_listed += 1;
-        let videos: Vec<_> = authority.videos.iter().map(|(id, title)| video(id, title)).collect();
+        let videos: Vec<_> = authority.videos(account).iter().map(|(id, title)| video(id, title)).collect();
         let pagination = json!({ "currentPage": 1, "itemsTotal": videos.len(), "pagesTotal": 1 });
         answer(StatusCode::OK, &json!({ "data": videos, "pagination": pagination }))
     }
 
-    async fn create(&self, body: Incoming) -> Response<Bytes> {
+    async fn create(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
         let body = json_of(body).await;
         let Some(title) = body.as_ref().and_then(|body| body.get("title")).and_then(Value::as_str) else {
             return problem(StatusCode::BAD_REQUEST, "This attribute is required: title.");
@@ -176,13 +177,19 @@ impl Server {
         let id = format!("vi{}", random(11));
         let created = answer(StatusCode::CREATED, &video(&id, title));
         let mut authority = self.authority();
-        authority.videos.insert(id, title.to_owned());
+        authority.videos(account).insert(id, title.to_owned());
         authority.counters.videos_made += 1;
         created
     }
 
-    async fn upload(&self, id: &str, headers: &HeaderMap, body: Incoming) -> Response<Bytes> {
-        if !self.authority().videos.contains_key(id) {
+    async fn upload(
+        &self,
+        account: AccountId,
+        id: &str,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Response<Bytes> {
+        if !self.authority().videos(account).contains_key(id) {
             return problem(StatusCode::NOT_FOUND, "There is no such video.");
         }
         let taken = self.take(id, headers, body).await;
@@ -210,48 +217,53 @@ impl Server {
     }
 
     /// `POST /upload-tokens`
-    async fn create_upload_token(&self, body: Incoming) -> Response<Bytes> {
+    async fn create_upload_token(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
         let body = json_of(body).await;
         let ttl = body.as_ref().and_then(|body| body.get("ttl")).map_or(Some(0), Value::as_u64);
         let Some(ttl) = ttl else {
             return problem(StatusCode::BAD_REQUEST, "This attribute is a number of seconds: ttl.");
         };
-        let token = self.authority().delegate((ttl > 0).then(|| Duration::from_secs(ttl)));
+        let token = self.authority().delegate(account, (ttl > 0).then(|| Duration::from_secs(ttl)));
         answer(StatusCode::CREATED, &json!({ "token": token, "ttl": ttl }))
     }
 
     /// `POST /upload?token=…`, which has no bearer token.
     async fn delegated_upload(&self, request: Request<Incoming>) -> Response<Bytes> {
         let (head, body) = request.into_parts();
-        let rejection = {
+        let accepted = {
             let mut authority = self.authority();
             let token = head
                 .uri
                 .query()
                 .and_then(|query| query.split('&').find_map(|field| field.strip_prefix("token=")));
             if head.method != Method::POST {
-                Some((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
+                Err((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
             } else if authority.reject_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
-                Some((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
-            } else if !authority.accepts_upload_token(token) {
-                Some((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
-            } else if head.headers.contains_key(CONTENT_RANGE) {
-                Some((StatusCode::BAD_REQUEST, "Chunks are taken at /videos/{id}/source only."))
+                Err((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
             } else {
-                None
+                match authority.accept_upload_token(token) {
+                    None => Err((StatusCode::UNAUTHORIZED, "The upload token is not valid.")),
+                    Some(_) if head.headers.contains_key(CONTENT_RANGE) => {
+                        Err((StatusCode::BAD_REQUEST, "Chunks are taken at /videos/{id}/source only."))
+                    }
+                    Some(account) => Ok(account),
+                }
             }
         };
-        if let Some((status, title)) = rejection {
-            tokio::spawn(discard(body));
-            return problem(status, title);
-        }
+        let account = match accepted {
+            Ok(account) => account,
+            Err((status, title)) => {
+                tokio::spawn(discard(body));
+                return problem(status, title);
+            }
+        };
         let id = format!("vi{}", random(11));
         let taken = self.take(&id, &head.headers, body).await;
         let mut authority = self.authority();
         taken.map_or_else(
             |(status, title)| problem(status, title),
             |answer| {
-                authority.videos.insert(id, "delegated".to_owned());
+                authority.videos(account).insert(id, "delegated".to_owned());
                 authority.counters.delegated_uploads += 1;
                 answer
             },
