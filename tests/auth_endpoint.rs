@@ -22,6 +22,7 @@ use tower_bearer::{
     ApiVideo, BearerAuthLayer, Error, RefreshReason, RetryPolicy, SourceErrorKind, Token, TokenProvider,
     TokenRequest, TokenSource,
     testing::{AuthServer, Counters, Fault, Route},
+    tls::Roots,
 };
 
 /// A provider with a short timeout and a short backoff, so that a test waits only for the fault.
@@ -494,6 +495,25 @@ async fn custom_client_trusts_certificate() {
     provider.refresh(&token).await.unwrap();
     assert_eq!(grants(server.counters()), [1, 1, 0, 0]);
     assert_eq!(server.counters().connections, 1);
+}
+
+#[tokio::test]
+async fn sources_share_the_client_of_one() {
+    let server = AuthServer::start().await.unwrap();
+    let template = source(&server);
+    for _ in 0..100 {
+        let source = ApiVideo::new(server.add_account()).base_url(server.uri()).with_client_of(&template);
+        TokenProvider::new(source).token().await.unwrap();
+    }
+    assert_eq!(server.counters().api_key_grants, 100);
+    let shared = server.counters().connections;
+    assert!(shared < 10, "{shared} connections");
+    for _ in 0..20 {
+        // A choice of TLS makes a client again.
+        let source = source(&server).with_client_of(&template).roots(Roots::WebPki);
+        TokenProvider::new(source).token().await.unwrap();
+    }
+    assert_eq!(server.counters().connections, shared + 20);
 }
 
 /// The token is renewed with its refresh token although no request is sent, like the cron job in api.video's documents.

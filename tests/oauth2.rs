@@ -840,6 +840,19 @@ async fn api_accepts_token_of_each_grant() {
     assert_eq!(counters.metadata_requests, 6);
 }
 
+#[tokio::test]
+async fn sources_share_the_client_of_one() {
+    let endpoint = Endpoint::default();
+    let server = || Server::token_endpoint(TOKEN_ENDPOINT);
+    let template =
+        endpoint.serve(OAuth2::client_credentials(server(), ClientAuth::basic("template", "secret")));
+    for id in ["first", "second"] {
+        let client = ClientAuth::post(id, "secret");
+        fetch(&OAuth2::client_credentials(server(), client).with_client_of(&template)).await.unwrap();
+    }
+    assert_eq!(endpoint.values("client_id"), ["first", "second"]);
+}
+
 /// Row 121: the claims and the header of an assertion, and a key of each kind. `tests/auth_server.rs` and `interop` verify the
 /// signatures.
 #[tokio::test]
