@@ -678,6 +678,12 @@ impl Reporter {
     #[cfg(feature = "tenants")]
     pub(crate) fn evicted(&self, reason: &'static str) {
         event!(DEBUG, provider = %self.provider, reason, "provider evicted");
+        // Of its own, if it is no group's: nothing would set it again.
+        self.expires(None);
+    }
+
+    #[cfg(feature = "tenants")]
+    pub(crate) fn count_eviction(&self, reason: &'static str) {
         count!("tower_bearer_evictions_total", "provider" => self.label(), "reason" => reason);
     }
 

@@ -109,11 +109,15 @@ where
                 return self.call_with_override(request, requested);
             }
         }
+        // Before a provider is selected: a request that gets no token needs none.
+        if options.allowed_origins.as_ref().is_some_and(|origins| !origins.covers(request.uri())) {
+            return self.call_not_allowed(request, options.providers.none());
+        }
         let selected = match options.providers.select(&request) {
             Ok(selected) => selected,
             Err(error) => return self.call_without_provider(request, error),
         };
-        if !options.covers(&selected, request.uri()) {
+        if options.allowed_origins.is_none() && !options.covers(&selected, request.uri()) {
             return self.call_not_allowed(request, selected);
         }
         // Copied before the token is added, so that the copy never contains one.
@@ -206,10 +210,6 @@ impl<S, R, P: SelectProvider> BearerAuth<S, R, P> {
         R: Replay<B>,
         S: Service<Request<R::Body>>,
     {
-        let options = &self.shared.options;
-        if options.allowed_origins.as_ref().is_some_and(|origins| !origins.covers(request.uri())) {
-            return self.call_not_allowed(request, options.providers.none());
-        }
         if self.keeps_authorization(&request) {
             return self.pass(request);
         }

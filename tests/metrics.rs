@@ -192,7 +192,7 @@ fn tenants_share_the_series_of_their_group() {
     let count = |name: &str| many[&format!("tower_bearer_{name}")];
     assert_eq!(count("refreshes_total{outcome=published,provider=tenants,reason=missing}"), 200);
     assert_eq!(count("failed_requests_total{provider=tenants,reason=missing_key}"), 1);
-    assert_eq!(count("providers{provider=tenants}"), 50);
+    assert_eq!(count("providers{provider=tenants}"), 0, "the group is gone");
     assert_eq!(count("evictions_total{provider=tenants,reason=capacity}"), 150);
     // By choice, each tenant has its own.
     assert_eq!(

@@ -272,7 +272,8 @@ async fn wrong_option_of_a_provider_reaches_request() {
         Ok::<_, Infallible>(TokenProvider::builder(StaticToken::new("abc")).refresh_timeout(Duration::ZERO))
     });
     let error = layer(&providers).layer(api(|_| false)).oneshot(get(1)).await.unwrap_err();
-    assert!(matches!(ours(&error), Error::InvalidOption(_)), "{error}");
+    let Error::Factory(inner) = ours(&error) else { panic!("{error}") };
+    assert!(matches!(inner.downcast_ref(), Some(Error::InvalidOption(_))), "{error}");
     assert_eq!(providers.len(), 0);
 }
 
@@ -562,7 +563,7 @@ async fn only_copy_of_a_login_is_kept() {
             sleep(70 * SECOND).await;
         }
     }
-    sleep(20 * SECOND).await;
+    sleep(2 * HOUR).await;
     assert_eq!((providers.len(), providers.kept()), (0, 0));
 }
 
@@ -616,6 +617,96 @@ async fn login_that_is_not_stored_yet_is_kept() {
     assert!(store.kept().record.is_some());
 }
 
+/// The refresh tokens of a login, each of which may be presented once, and how long an exchange takes.
+#[derive(Clone, Default)]
+struct Rotating {
+    presented: Arc<Mutex<Vec<String>>>,
+    takes: Arc<Mutex<Duration>>,
+}
+
+impl TokenSource for Rotating {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        Err(SourceError::login_required("the login has ended"))
+    }
+
+    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
+        let Some(asked) = request.previous().and_then(Token::refresh_token) else { return Ok(None) };
+        self.presented.lock().unwrap().push(asked.to_owned());
+        let (number, takes) = (self.presented.lock().unwrap().len(), *self.takes.lock().unwrap());
+        sleep(takes).await;
+        let token = Token::builder(format!("1-{number}")).refresh_token(format!("r{number}"));
+        Ok(Some(token.expires_in(60 * SECOND).build()?))
+    }
+
+    fn seed(&self) -> Option<Token> {
+        let is_first = self.presented.lock().unwrap().is_empty();
+        is_first.then(|| Token::from_refresh_token("r0").unwrap())
+    }
+
+    fn needs_store(&self) -> bool {
+        true
+    }
+}
+
+/// Row 86: an exchange outlives its refresh, and the store fails as it ends.
+#[tokio::test(start_paused = true)]
+async fn exchange_that_outlives_its_refresh_keeps_the_provider() {
+    let (login, store) = (Rotating::default(), fleet::MemoryStore::default());
+    let (source, shared) = (login.clone(), store.clone());
+    let providers = TokenProviders::builder(move |tenant: &Tenant| {
+        let store = if tenant.0 == 1 { shared.clone() } else { fleet::MemoryStore::default() };
+        let builder = TokenProvider::builder(source.clone()).store(store);
+        Ok::<_, Infallible>(builder.refresh_timeout(5 * SECOND))
+    })
+    .max_providers(1)
+    .build()
+    .unwrap();
+    let provider = providers.get(&Tenant(1)).unwrap();
+    provider.token().await.unwrap();
+    *login.takes.lock().unwrap() = 20 * SECOND;
+    provider.invalidate();
+    provider.token().await.unwrap_err();
+    drop(provider);
+    // Another tenant needs its place.
+    providers.get(&Tenant(2)).unwrap();
+    store.set(fleet::Health::Down);
+    sleep(120 * SECOND).await;
+    store.set(fleet::Health::Good);
+    *login.takes.lock().unwrap() = Duration::ZERO;
+    sleep(120 * SECOND).await;
+    providers.get(&Tenant(1)).unwrap().token().await.unwrap();
+    assert_eq!(*login.presented.lock().unwrap(), ["r0", "r1", "r2"], "none is presented twice");
+}
+
+/// Row 86: the login has ended, and its last token still works.
+#[tokio::test(start_paused = true)]
+async fn working_token_of_an_ended_login_is_kept() {
+    let providers = TokenProviders::builder(|_: &Tenant| Ok::<_, Infallible>(TokenProvider::builder(Login)))
+        .max_providers(1)
+        .build()
+        .unwrap();
+    let provider = providers.get(&Tenant(1)).unwrap();
+    let first = provider.token().await.unwrap();
+    let last = provider.refresh(&first).await.unwrap();
+    sleep(70 * SECOND).await;
+    provider.refresh(&last).await.unwrap_err();
+    drop(provider);
+    providers.get(&Tenant(2)).unwrap();
+    let back = providers.get(&Tenant(1)).unwrap();
+    assert_eq!((back.current().is_some(), back.status().failed_refreshes), (true, 1));
+}
+
+/// Row 83: a request to an origin that the layer does not allow makes no provider.
+#[tokio::test(start_paused = true)]
+async fn request_to_a_foreign_origin_makes_no_provider() {
+    let sources = Sources::default();
+    let providers = sources.providers();
+    let origins = AllowedOrigins::origins(["https://ws.api.video"]).unwrap();
+    let service = layer(&providers).allowed_origins(origins).layer(api(|_| false));
+    assert_eq!(answer(&service, get(1)).await.unwrap(), "");
+    assert_eq!(providers.len(), 0);
+}
+
 /// Row 87.
 #[tokio::test(start_paused = true)]
 async fn unknown_tenants_evict_nobody() {
@@ -643,7 +734,7 @@ async fn unknown_tenants_evict_nobody() {
 /// Row 92.
 #[tokio::test(start_paused = true)]
 async fn number_of_providers_is_bounded() {
-    for max in [1, 2, 10, 100, 5000] {
+    for max in [1, 2, 10, 100, 2001, 5000] {
         let sources = Sources::default();
         let providers = sources.builder().max_providers(max).build().unwrap();
         for tenant in 0..(2 * max as u32) {

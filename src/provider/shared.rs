@@ -233,7 +233,8 @@ impl Shared {
     /// Whether only this process has the refresh token of a login. Runs no foreign code.
     #[cfg(feature = "tenants")]
     pub(super) fn holds_only_copy(&self) -> bool {
-        (self.keeps_login && self.state().may_have_login()) || self.source.has_unpublished_login()
+        (self.keeps_login && self.state().may_have_login(self.published(), Instant::now()))
+            || self.source.has_unpublished_login()
     }
 
     /// Subscribes to the changes of the state. The value is true once the provider is shut down.

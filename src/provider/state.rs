@@ -475,14 +475,15 @@ impl State {
         self.running.is_some()
     }
 
-    /// Whether the source was asked for a token, and has not reported that its login has ended.
+    /// Whether the source was asked for a token, and its login has not ended, or its last token still works.
     #[cfg(feature = "tenants")]
-    pub(super) fn may_have_login(&self) -> bool {
+    pub(super) fn may_have_login(&self, current: Option<Token>, now: Instant) -> bool {
         let permanent = self.failures.as_ref().and_then(|failures| failures.permanent.as_ref());
         let has_ended = permanent.is_some_and(|permanent| {
             matches!(&permanent.error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired)
         });
-        self.asked > 0 && !has_ended
+        let works = current.is_some_and(|token| !token.0.is_expired(now));
+        self.asked > 0 && (works || !has_ended)
     }
 
     /// Records that a request that took this part in the refresh for `token` has succeeded with it.

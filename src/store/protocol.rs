@@ -285,7 +285,9 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
 
     #[cfg(feature = "tenants")]
     fn has_unpublished_login(&self) -> bool {
-        self.shared.is_needed && self.shared.has_unpublished()
+        // An exchange that outlives its refresh has a clone of the source.
+        let exchanges = Arc::strong_count(&self.source) > 1;
+        self.shared.is_needed && (exchanges || self.shared.has_unpublished())
     }
 
     fn store_needs_check(&self) -> bool {

@@ -65,7 +65,8 @@ where
         self
     }
 
-    /// Keeps providers however long they are not used. [`max_providers`](Self::max_providers) is then the only bound.
+    /// Keeps providers however long they are not used. [`max_providers`](Self::max_providers) is then the only bound, and
+    /// [`kept`](TokenProviders::kept) is 0.
     pub fn without_idle_timeout(mut self) -> Self {
         self.idle_timeout = None;
         self

@@ -70,7 +70,7 @@ where
         drop(tenant);
         let is_idle = |tenant: &Arc<Tenant>| tenant.idle_periods(period) > PERIODS && !is_pinned(tenant, 1);
         if let Some((_, tenant)) = shared.cache.remove_if(&key, is_idle) {
-            tenant.provider.reporter().evicted("idle");
+            shared.report_eviction(&tenant, "idle");
         }
     }
     shared.report_number();

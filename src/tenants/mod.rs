@@ -62,8 +62,9 @@
 //! # Cost
 //!
 //! A request pays for its key, one lookup, and a reference count. A key that is borrowed from the request is not cloned.
-//! A provider without a token takes about 700 bytes. One task ages all providers. A provider that is to
-//! [keep fresh](crate::TokenProviderBuilder::keep_fresh) has a task of its own, which wakes once a minute.
+//! An idle provider takes about 800 bytes of heap, its token and its source not counted (`cargo bench --bench tenants`). One
+//! task ages all providers. A provider that is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) has a task of its own,
+//! takes about 2,100 bytes, and wakes once a minute, or once a second while its credential is rejected.
 
 mod builder;
 mod by_key;

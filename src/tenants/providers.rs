@@ -74,6 +74,8 @@ pub(super) type Make<K> = Box<dyn Fn(&K, &Group) -> Result<TokenProvider, Error>
 /// the source, such as one of [`source_fn`](crate::source_fn). The factory must not call [`get`](Self::get) for a key that
 /// has no provider, of this group or another, since both could wait for each other: that is [`Error::Factory`], too.
 ///
+/// `Clone`, `Eq`, `Hash` and `Drop` of a key may run under a lock of the group: they must not panic, and not use the group.
+///
 /// The builder's name is shown in events. Its error is shown in events and to the caller. Neither must contain a secret.
 ///
 /// # Shutdown
@@ -108,6 +110,7 @@ impl<K> Drop for Shared<K> {
         if let Some(task) = self.eviction.get_mut().unwrap_or_else(PoisonError::into_inner) {
             task.abort();
         }
+        self.nobody.reporter().providers(0, false);
     }
 }
 
@@ -134,7 +137,7 @@ where
     {
         TokenProvidersBuilder::new(Box::new(move |key, group| {
             let builder = make(key).map_err(|error| Error::Factory(error.into().into()))?;
-            builder.member_of(group).build()
+            builder.member_of(group).build().map_err(|error| Error::Factory(Arc::new(error)))
         }))
     }
 
@@ -142,10 +145,13 @@ where
         let TokenProvidersBuilder { make, name, max_providers, idle_timeout, metrics_by_provider } = options;
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let parts = (max_providers / LEAST_PER_PART).clamp(1, 4 * threads);
+        // The cache has a power of two of them, and would round the bound of each up.
+        let parts = 1 << parts.ilog2();
+        let capacity = max_providers - max_providers % parts;
         let options = OptionsBuilder::new()
             .shards(parts)
-            .estimated_items_capacity(max_providers)
-            .weight_capacity(max_providers as u64)
+            .estimated_items_capacity(capacity)
+            .weight_capacity(capacity as u64)
             .build();
         // Fails only without the two capacities.
         let Ok(options) = options else { unreachable!("both capacities are set") };
@@ -175,9 +181,8 @@ where
     ///
     /// # Errors
     ///
-    /// [`Error::Factory`] if the factory failed, or called this for another key. The error of
-    /// [`TokenProviderBuilder::build`] if an option of the provider is out of its range. [`Error::ShutDown`] after
-    /// [`shutdown`](Self::shutdown), for a key without a provider.
+    /// [`Error::Factory`] if the factory failed, or called this for a key without a provider, or with the error of
+    /// [`TokenProviderBuilder::build`]. [`Error::ShutDown`] after [`shutdown`](Self::shutdown), for a key without a provider.
     pub fn get<Q>(&self, key: &Q) -> Result<TokenProvider, Error>
     where
         K: Borrow<Q>,
@@ -232,10 +237,12 @@ where
         let _ = guard.insert_with_lifecycle(Arc::clone(&tenant), &mut evicted);
         if shared.is_shut_down.load(Ordering::Relaxed) {
             tenant.provider.begin_shutdown();
+            shared.cache.remove(key);
+            return Err(Error::ShutDown);
         }
         shared.nobody.end_failures();
         for (_, tenant) in &evicted {
-            tenant.provider.reporter().evicted("capacity");
+            shared.report_eviction(tenant, "capacity");
         }
         shared.report_number();
         eviction::start(shared);
@@ -245,7 +252,10 @@ where
     /// Removes the provider of a key, such as at a tenant's logout, and returns it.
     ///
     /// Requests that have it use it to their end, and so do its other handles, unless it is
-    /// [shut down](TokenProvider::shutdown). The next use of the key calls the factory. A record in a store stays there.
+    /// [shut down](TokenProvider::shutdown). The next use of the key calls the factory.
+    ///
+    /// A record in a store stays there: the next provider that uses the store continues with its token, also if another user
+    /// has logged in. Give each login a [namespace](crate::store::NamespacedStore) of its own.
     pub fn remove<Q>(&self, key: &Q) -> Option<TokenProvider>
     where
         K: Borrow<Q>,
@@ -310,6 +320,11 @@ impl<K> Shared<K>
 where
     K: Eq + Hash,
 {
+    pub(super) fn report_eviction(&self, tenant: &Tenant, reason: &'static str) {
+        tenant.provider.reporter().evicted(reason);
+        self.reporter().count_eviction(reason);
+    }
+
     /// Reports the number of providers, and when it begins to exceed the bound.
     pub(super) fn report_number(&self) {
         let number = self.cache.len();
