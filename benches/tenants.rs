@@ -298,8 +298,11 @@ fn idle_tenants(brief: bool) {
     };
     let client = tower::service_fn(move |_: Request<String>| answer());
     let template = ApiVideo::new("").with_client(client);
-    let api_video =
-        move || {let _=&template; ApiVideo::new("an-API-key-of-43-characters--like-api.video-s").with_client(tower::service_fn(move |_: Request<String>| answer()))};
+    let api_video = move || {
+        let _ = &template;
+        ApiVideo::new("an-API-key-of-43-characters--like-api.video-s")
+            .with_client(tower::service_fn(move |_: Request<String>| answer()))
+    };
     memory("ApiVideo", many / 10, false, api_video);
     let server = Server::token_endpoint("https://login.example/token");
     let oauth2 = OAuth2::client_credentials(server, ClientAuth::basic("client", "secret"))
@@ -313,11 +316,11 @@ fn expiry(brief: bool) {
     let (tenants, callers) = if brief { (100, 10) } else { (1_000, 10) };
     runtime().block_on(async {
         let server = AuthServer::start().await.unwrap();
-        let keys: Vec<_> = (0..tenants).map(|_| server.api_key()).collect();
+        let keys: Vec<_> = (0..tenants).map(|_| server.add_account()).collect();
         let (base, template) = (server.uri(), ApiVideo::new("").base_url(server.uri()));
         let providers = TokenProviders::new(move |Tenant(tenant): &Tenant| {
             let source = ApiVideo::new(&*keys[*tenant as usize]).base_url(base.clone());
-            Ok::<_, Infallible>(TokenProvider::builder({let _=&template; source}))
+            Ok::<_, Infallible>(TokenProvider::builder(source.with_client_of(&template)))
         });
         let call_all = || async {
             let calls = (0..callers * tenants).map(|number| {

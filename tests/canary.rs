@@ -325,7 +325,7 @@ async fn no_fault_prints_a_secret() {
 /// Row 46.
 #[test]
 fn no_example_prints_a_secret() {
-    for example in ["quickstart", "observe", "upload", "delegated_upload"] {
+    for example in ["quickstart", "observe", "upload", "delegated_upload", "tenants"] {
         let output = Command::new(env!("CARGO"))
             .args(["run", "--quiet", "--example", example])
             .env_remove("API_VIDEO_KEY")

@@ -190,9 +190,9 @@ impl ApiVideo {
     /// By default, each source makes its own client, which its clones share. Use one source as the template for many
     /// with other credentials, such as those of many tenants (`TokenProviders`, feature `tenants`).
     ///
-    /// This source takes the [`roots`](Self::roots) and the [`cryptography`](Self::cryptography) of `other`, too. If one
-    /// of them is set on this source afterwards, it makes its own client again. They have no effect on a client that was
-    /// set ([`with_client`](Self::with_client)).
+    /// This source takes the [`roots`](Self::roots) and the [`cryptography`](Self::cryptography) of `other`, too. If
+    /// one of them is set on this source afterwards, it makes its own client again. They have no effect on a client
+    /// that was set ([`with_client`](Self::with_client)).
     pub fn with_client_of(mut self, other: &Self) -> Self {
         self.client = other.client.clone();
         self
