@@ -77,6 +77,32 @@ async fn sixteen_processes_post_once_per_expiry() {
     }
 }
 
+/// Row 54: nearly all processes get the token from the record, and only read until it is there.
+#[tokio::test(start_paused = true)]
+async fn store_is_used_four_times_per_process() {
+    const PROCESSES: u64 = 500;
+    let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+    let processes: Vec<_> = (0..PROCESSES).map(|_| endpoint.process(&store).build().unwrap()).collect();
+    for expiry in 1..=3 {
+        store.change(|kept| kept.operations = 0);
+        let started: Vec<_> = processes
+            .iter()
+            .map(|process| {
+                let process = process.clone();
+                tokio::spawn(async move { process.token().await.unwrap() })
+            })
+            .collect();
+        for process in started {
+            process.await.unwrap();
+        }
+        assert_eq!(endpoint.grants().posts(), expiry);
+        // Read, ask for the lease, read twice. The one that refreshes also publishes.
+        let operations = store.kept().operations;
+        assert!(operations <= 4 * PROCESSES + 1, "{operations}");
+        sleep(MINUTE).await;
+    }
+}
+
 /// Row 54: another process may publish between the first read and the lease.
 #[tokio::test(start_paused = true)]
 async fn reads_record_again_under_lease() {

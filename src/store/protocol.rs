@@ -22,7 +22,12 @@ use crate::{
 };
 
 /// The delay between two reads while another process is about to publish, min and max.
-const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// A process that was refused the lease asks for it again after this time, or after a quarter of the lease's length if
+/// that is less. Until then it only reads: a fleet of thousands asks at one moment, and nearly all of them get the
+/// token from the record.
+const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The source of a provider whose processes share a store.
 pub(crate) struct SharedSource<T> {
@@ -70,12 +75,19 @@ impl<T: TokenSource> SharedSource<T> {
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let mut polls = Backoff::between(POLL_BACKOFF);
+        let mut next_lease_at = Instant::now();
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
                 return Ok(Ok(self.shared.adopt(token)));
             }
             let leased_at = Instant::now();
-            let Some(lease) = self.shared.lease().await? else {
+            let lease = if leased_at < next_lease_at {
+                None
+            } else {
+                next_lease_at = leased_at + LEASE_PAUSE.min(self.shared.lease / 4);
+                self.shared.lease().await?
+            };
+            let Some(lease) = lease else {
                 self.shared.reporter.waiting_for_lease();
                 let delay = polls.next_delay();
                 sleep(delay).await;

@@ -63,6 +63,8 @@ pub struct Kept {
     pub record: Option<(Record, Instant)>,
     fence: u64,
     leased_until: Option<Instant>,
+    /// All operations, also those that fail.
+    pub operations: u64,
     pub loads: u64,
     pub leases: u64,
     pub published: u64,
@@ -110,7 +112,11 @@ impl MemoryStore {
     }
 
     async fn health(&self) -> Result<Health, StoreError> {
-        let health = self.lock().health;
+        let health = {
+            let mut kept = self.lock();
+            kept.operations += 1;
+            kept.health
+        };
         match health {
             Health::Down => {
                 return Err(StoreError::unavailable("the store is down").with_cause("connection refused"));
