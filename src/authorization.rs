@@ -1,6 +1,9 @@
 //! [`authorize`]: adds the `Authorization` header.
 
-use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{AUTHORIZATION, Entry},
+};
 
 use crate::{config::ExistingAuthorization, error::Error};
 
@@ -17,30 +20,19 @@ pub enum Authorized {
 #[inline]
 pub(crate) fn authorize(
     headers: &mut HeaderMap,
-    token: HeaderValue,
+    token: &HeaderValue,
     existing: ExistingAuthorization,
 ) -> Result<Authorized, Error> {
-    match (headers.try_append(AUTHORIZATION, token), existing) {
-        (Ok(false), _) => Ok(Authorized::Layer),
-        (Ok(true), existing) => Ok(resolve(headers, existing)),
-        (Err(_), _) => Err(Error::TooManyHeaders),
-    }
-}
-
-/// Removes one of two headers: the caller's, or the token that was added after it.
-#[cold]
-fn resolve(headers: &mut HeaderMap, existing: ExistingAuthorization) -> Authorized {
-    let mut values: Vec<_> = headers.get_all(AUTHORIZATION).iter().cloned().collect();
-    let token = values.pop();
-    headers.remove(AUTHORIZATION);
-    match existing {
-        ExistingAuthorization::Keep => {
-            headers.extend(values.into_iter().map(|value| (AUTHORIZATION, value)));
-            Authorized::Caller
+    match headers.try_entry(AUTHORIZATION) {
+        Ok(Entry::Vacant(entry)) => {
+            entry.try_insert(token.clone()).map_err(|_| Error::TooManyHeaders)?;
+            Ok(Authorized::Layer)
         }
-        ExistingAuthorization::Replace => {
-            headers.extend(token.map(|value| (AUTHORIZATION, value)));
-            Authorized::Layer
+        Ok(Entry::Occupied(_)) if existing == ExistingAuthorization::Keep => Ok(Authorized::Caller),
+        Ok(Entry::Occupied(mut entry)) => {
+            entry.insert(token.clone());
+            Ok(Authorized::Layer)
         }
+        Err(_) => Err(Error::TooManyHeaders),
     }
 }

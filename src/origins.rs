@@ -96,8 +96,7 @@ impl AllowedOrigins {
     #[inline]
     pub(crate) fn covers(&self, uri: &Uri) -> bool {
         // The fast path for nearly every request.
-        (matches!(self.0, Allowed::Https) && uri.scheme() == Some(&Scheme::HTTPS))
-            || self.covers_otherwise(uri)
+        (matches!(self.0, Allowed::Https) && uri.scheme_str() == Some("https")) || self.covers_otherwise(uri)
     }
 
     fn covers_otherwise(&self, uri: &Uri) -> bool {

@@ -95,7 +95,7 @@ impl SelectProvider for TokenProvider {
         existing: ExistingAuthorization,
     ) -> Option<(Result<Authorized, Error>, TokenId)> {
         let (header, token) = self.header(cache)?;
-        Some((authorize(headers, header.clone(), existing), token))
+        Some((authorize(headers, header, existing), token))
     }
 
     fn budgets<'a>(&'a self, (): &'a ()) -> Option<&'a Budgets> {

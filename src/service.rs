@@ -162,7 +162,7 @@ impl<S, R, P: SelectProvider> BearerAuth<S, R, P> {
         if !options.covers(&selected, request.uri()) {
             return self.call_not_allowed(request, selected);
         }
-        match authorize(request.headers_mut(), token.header_value(), options.existing) {
+        match authorize(request.headers_mut(), token.0.header(), options.existing) {
             Ok(_) => self.pass(request),
             Err(error) => ResponseFuture::failed(error, self.via_none()),
         }

@@ -177,7 +177,7 @@ where
                             // A request whose own header is kept does not come here.
                             authorize(
                                 request.headers_mut(),
-                                token.header_value(),
+                                token.0.header(),
                                 ExistingAuthorization::Replace,
                             )?;
                             pending.send(token.id(), renewed);

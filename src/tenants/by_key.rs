@@ -144,7 +144,7 @@ impl SelectProvider for ByKey {
         existing: ExistingAuthorization,
     ) -> Option<(Result<Authorized, Error>, TokenId)> {
         let token = self.provider(selected).usable()?;
-        Some((authorize(headers, token.header_value(), existing), token.id()))
+        Some((authorize(headers, token.0.header(), existing), token.id()))
     }
 
     fn budgets<'a>(&'a self, selected: &'a Self::Selected) -> Option<&'a Budgets> {
