@@ -338,8 +338,9 @@ async fn at_once(moment: Moment, members: usize, deaths: f64, times: u32) -> Fig
         fleet.start_counting();
         let posts = fleet.posts();
         let mut requests = JoinSet::new();
-        for (member, provider) in all.iter().cloned() {
+        for (member, provider) in &all {
             member.may_die_within(EXCHANGE);
+            let (member, provider) = (member.clone(), provider.clone());
             requests.spawn(async move {
                 let challenged = provider.current().filter(|_| matches!(moment, Moment::Revocation));
                 tokio::select! {

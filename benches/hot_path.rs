@@ -117,7 +117,7 @@ impl<E> retry::Policy<Request<Body>, Response<Body>, E> for On401 {
 /// A filter like that of kube's client: a lock, a boxed future and a new header string per request.
 fn kube_style_filter() -> impl Layer<
     Api,
-    Service: Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send> + Clone,
+    Service: Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send> + Clone + Send,
 > {
     let token = Arc::new(Mutex::new(TOKEN.to_owned()));
     AsyncFilterLayer::new(move |mut request: Request<Body>| {
@@ -162,17 +162,39 @@ impl Template {
 
 /// Sends `requests` requests through the stack.
 fn send(stack: Stack, template: &Template, provider: &TokenProvider, requests: usize) {
+    send_by(1, stack, template, provider, requests);
+}
+
+/// Sends `requests` requests by each of so many threads, with clones of one service.
+fn send_by(threads: usize, stack: Stack, template: &Template, provider: &TokenProvider, requests: usize) {
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let add = || AddAuthorizationLayer::bearer(TOKEN).as_sensitive(true);
     let retry = retry::RetryLayer::new(On401(2));
     match stack {
-        Stack::Bare => each(Api, template, requests),
-        Stack::AddAuthorization => each(add().layer(Api), template, requests),
-        Stack::NoReplay => each(layer.no_replay().layer(Api), template, requests),
-        Stack::Replay => each(layer.layer(Api), template, requests),
-        Stack::RetryAddAuthorization => each(retry.layer(add().layer(Api)), template, requests),
-        Stack::RetryFilter => each(retry.layer(kube_style_filter().layer(Api)), template, requests),
+        Stack::Bare => each_by(threads, Api, template, requests),
+        Stack::AddAuthorization => each_by(threads, add().layer(Api), template, requests),
+        Stack::NoReplay => each_by(threads, layer.no_replay().layer(Api), template, requests),
+        Stack::Replay => each_by(threads, layer.layer(Api), template, requests),
+        Stack::RetryAddAuthorization => each_by(threads, retry.layer(add().layer(Api)), template, requests),
+        Stack::RetryFilter => {
+            each_by(threads, retry.layer(kube_style_filter().layer(Api)), template, requests)
+        }
     }
+}
+
+fn each_by<S>(threads: usize, service: S, template: &Template, requests: usize)
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send,
+{
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            let service = service.clone();
+            // Not the same template: clones of its names would share their reference counts.
+            let template = Template::new(template.names.len(), template.fresh);
+            scope.spawn(move || each(service, &template, requests));
+        }
+        each(service, template, requests);
+    });
 }
 
 fn each<S>(mut service: S, template: &Template, requests: usize)
@@ -235,6 +257,43 @@ impl Run {
             cost.instructions = cost.instructions.zip(bare.instructions).map(|(all, bare)| all - bare);
         }
         costs
+    }
+
+    /// Measures how many requests two threads send in the time in which one thread sends one.
+    fn two_threads(&self) {
+        let (rounds, requests) = if self.brief { (5, 2_000) } else { (21, 100_000) };
+        // Without the filter, whose lock may be taken by the other thread.
+        let stacks = &Stack::ALL[..Stack::ALL.len() - 1];
+        let mut ratios = vec![[Vec::new(), Vec::new()]; stacks.len()];
+        for _ in 0..rounds {
+            for ((stack, _), ratios) in stacks.iter().zip(&mut ratios) {
+                let send_by =
+                    |threads| send_by(threads, *stack, &Template::new(5, true), &self.provider, requests);
+                let took = |work: &dyn Fn()| {
+                    let begun = Instant::now();
+                    work();
+                    begun.elapsed().as_secs_f64()
+                };
+                let one = took(&|| send_by(1));
+                let own = took(&|| {
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| send_by(1));
+                        send_by(1);
+                    });
+                });
+                ratios[0].push(2.0 * one / own);
+                ratios[1].push(2.0 * one / took(&|| send_by(2)));
+            }
+        }
+        println!("\ntwo threads with one provider: requests over those of one thread");
+        println!("{:<28}{:>20}{:>24}", "", "a service for each", "clones of one service");
+        for ((_, name), ratios) in stacks.iter().zip(&mut ratios) {
+            let [own, clones] = ratios.each_mut().map(|ratios| {
+                ratios.sort_by(f64::total_cmp);
+                ratios[ratios.len() / 2]
+            });
+            println!("{name:<28}{own:>20.2}{clones:>24.2}");
+        }
     }
 
     fn allocations(&self, stack: Stack, template: &Template) -> f64 {
@@ -358,6 +417,7 @@ fn main() {
         println!("{what:<84}{figure:>8.2}{bar:>8.2}  {verdict}");
         bars.push(json!({ "what": what, "figure": figure, "bar": bar, "met": figure <= bar }));
     }
+    run.two_threads();
     if !valgrind {
         println!("\nwithout instructions: {}", if brief { "--brief" } else { "valgrind is not installed" });
     }

@@ -5,7 +5,7 @@ use http::{
     header::{AUTHORIZATION, Entry},
 };
 
-use crate::{config::ExistingAuthorization, error::Error};
+use crate::config::ExistingAuthorization;
 
 /// Whose `Authorization` header a request carries.
 #[derive(Clone, Copy, Debug)]
@@ -16,23 +16,21 @@ pub enum Authorized {
     Caller,
 }
 
+/// The request has as many headers as a map can have. Without data, so that the result is one byte.
+#[derive(Clone, Copy, Debug)]
+pub struct TooManyHeaders;
+
 /// Adds the token to a request that has no `Authorization` header, or whose header is to be replaced (RFC 6750 §2.1).
 #[inline]
 pub(crate) fn authorize(
     headers: &mut HeaderMap,
     token: &HeaderValue,
     existing: ExistingAuthorization,
-) -> Result<Authorized, Error> {
-    match headers.try_entry(AUTHORIZATION) {
-        Ok(Entry::Vacant(entry)) => {
-            entry.try_insert(token.clone()).map_err(|_| Error::TooManyHeaders)?;
-            Ok(Authorized::Layer)
-        }
-        Ok(Entry::Occupied(_)) if existing == ExistingAuthorization::Keep => Ok(Authorized::Caller),
-        Ok(Entry::Occupied(mut entry)) => {
-            entry.insert(token.clone());
-            Ok(Authorized::Layer)
-        }
-        Err(_) => Err(Error::TooManyHeaders),
+) -> Result<Authorized, TooManyHeaders> {
+    match headers.try_entry(AUTHORIZATION).map_err(|_| TooManyHeaders)? {
+        Entry::Vacant(entry) => _ = entry.try_insert(token.clone()).map_err(|_| TooManyHeaders)?,
+        Entry::Occupied(_) if existing == ExistingAuthorization::Keep => return Ok(Authorized::Caller),
+        Entry::Occupied(mut entry) => _ = entry.insert(token.clone()),
     }
+    Ok(Authorized::Layer)
 }

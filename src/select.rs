@@ -3,7 +3,7 @@
 use http::{HeaderMap, Request};
 
 use crate::{
-    authorization::{Authorized, authorize},
+    authorization::{Authorized, TooManyHeaders, authorize},
     config::ExistingAuthorization,
     error::Error,
     provider::{Cache, TokenProvider},
@@ -59,7 +59,7 @@ pub trait SelectProvider: sealed::Sealed + Clone {
         cache: &mut Self::Cache,
         headers: &mut HeaderMap,
         existing: ExistingAuthorization,
-    ) -> Option<(Result<Authorized, Error>, TokenId)>;
+    ) -> Option<(Result<Authorized, TooManyHeaders>, TokenId)>;
 
     /// The retry budgets of the provider. `None` if its requests use the budget of the layer's policy.
     #[doc(hidden)]
@@ -93,7 +93,7 @@ impl SelectProvider for TokenProvider {
         cache: &mut Cache,
         headers: &mut HeaderMap,
         existing: ExistingAuthorization,
-    ) -> Option<(Result<Authorized, Error>, TokenId)> {
+    ) -> Option<(Result<Authorized, TooManyHeaders>, TokenId)> {
         let (header, token) = self.header(cache)?;
         Some((authorize(headers, header, existing), token))
     }

@@ -10,14 +10,14 @@ use http::{Request, Response, header::AUTHORIZATION};
 use tower_service::Service;
 
 use crate::{
-    authorization::{Authorized, authorize},
+    authorization::{Authorized, TooManyHeaders, authorize},
     bounds::HttpService,
     config::{Config, ExistingAuthorization},
     error::{BoxError, Error},
     future::{ResponseFuture, Shared, Via},
     per_request::AuthOverride,
     provider::TokenProvider,
-    replay::{Cloned, Replay, RequestHead},
+    replay::{Cloned, Head, Replay},
     select::SelectProvider,
 };
 
@@ -121,7 +121,7 @@ where
             return self.call_not_allowed(request, selected);
         }
         // Copied before the token is added, so that the copy never contains one.
-        let head = R::REPLAYS.then(|| RequestHead::of(&request));
+        let head = R::Head::of(&request);
         let headers = request.headers_mut();
         let authorized = options.providers.authorize(&selected, &mut self.cache, headers, options.existing);
         let Some((authorized, token)) = authorized else {
@@ -133,7 +133,7 @@ where
                 ResponseFuture::sending(response, token, head.zip(spare), Via::new(&self.shared, selected))
             }
             Ok(Authorized::Caller) => self.pass(request),
-            Err(error) => ResponseFuture::failed(error, self.via_none()),
+            Err(TooManyHeaders) => ResponseFuture::failed(Error::TooManyHeaders, self.via_none()),
         }
     }
 }
@@ -164,7 +164,7 @@ impl<S, R, P: SelectProvider> BearerAuth<S, R, P> {
         }
         match authorize(request.headers_mut(), token.0.header(), options.existing) {
             Ok(_) => self.pass(request),
-            Err(error) => ResponseFuture::failed(error, self.via_none()),
+            Err(TooManyHeaders) => ResponseFuture::failed(Error::TooManyHeaders, self.via_none()),
         }
     }
 
@@ -222,7 +222,7 @@ impl<S, R, P: SelectProvider> BearerAuth<S, R, P> {
     fn call_without_token<B, ResBody>(
         &mut self,
         request: Request<B>,
-        head: Option<RequestHead>,
+        head: Option<R::Head>,
         selected: P::Selected,
     ) -> ResponseFuture<S, R, B, ResBody, P>
     where

@@ -61,6 +61,25 @@ where
     }
 }
 
+/// What `ResponseFuture` documents as its size beyond that of the inner service's future.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn response_future_is_small() {
+    type Inner = Client<HttpConnector, Full<Bytes>>;
+    type FutureOf<S> = <S as Service<Request<Full<Bytes>>>>::Future;
+
+    fn added<S: Service<Request<Full<Bytes>>>>(_: fn(&BearerAuthLayer) -> S) -> usize {
+        size_of::<FutureOf<S>>() - size_of::<FutureOf<Inner>>()
+    }
+
+    fn client() -> Inner {
+        Client::builder(TokioExecutor::new()).build_http()
+    }
+
+    assert_eq!(added(|layer| layer.clone().no_replay().layer(client())), 32);
+    assert_eq!(added(|layer| layer.layer(client())), 224);
+}
+
 /// Row 50.
 #[tokio::test(start_paused = true)]
 async fn readiness_is_the_inner_services() {

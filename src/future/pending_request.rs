@@ -9,18 +9,18 @@ use crate::{
     challenge::Challenge,
     config::Config,
     provider::{Need, Part},
-    replay::{Replay, RequestHead},
+    replay::{Head, Replay},
     retry::Backoff,
     select::SelectProvider,
     token::{Token, TokenId},
 };
 
 /// What is kept of a request until its response arrives.
-pub(super) struct PendingRequest<Spare> {
+pub(super) struct PendingRequest<Head, Spare> {
     /// The token that it was sent with last. `None` if the layer added no token.
     pub(super) token: Option<TokenId>,
     /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no space and no time.
-    kept: Option<(RequestHead, Spare)>,
+    kept: Option<(Head, Spare)>,
     /// `None` until the request is sent again. Boxed, since most requests never are.
     retries: Option<Box<Retries>>,
 }
@@ -58,16 +58,16 @@ struct Retries {
     part: Part,
 }
 
-impl<Spare> PendingRequest<Spare> {
+impl<H: Head, Spare> PendingRequest<H, Spare> {
     #[inline]
-    pub(super) fn new(token: Option<TokenId>, kept: Option<(RequestHead, Spare)>) -> Self {
+    pub(super) fn new(token: Option<TokenId>, kept: Option<(H, Spare)>) -> Self {
         Self { token, kept, retries: None }
     }
 
     /// Stops the body of the running attempt where it is, if the request may be sent again.
     pub(super) fn hold<R, P, B>(&self, options: &Config<R, P>) -> Result<(), NotRetried>
     where
-        R: Replay<B, Spare = Spare>,
+        R: Replay<B, Head = H, Spare = Spare>,
     {
         if self.retries() >= options.retry.retries() {
             return Err(NotRetried::Retries);
@@ -153,7 +153,7 @@ impl<Spare> PendingRequest<Spare> {
         token: &Token,
     ) -> Result<(Request<R::Body>, Duration), NotRetried>
     where
-        R: Replay<B, Spare = Spare>,
+        R: Replay<B, Head = H, Spare = Spare>,
     {
         let options = &via.options;
         // The first retry with another token does not wait and takes nothing from the budget.

@@ -20,12 +20,12 @@ use super::{
     shared::Via,
 };
 use crate::{
-    authorization::authorize,
+    authorization::{TooManyHeaders, authorize},
     challenge::Challenge,
     config::ExistingAuthorization,
     error::{BoxError, Error},
     provider::{Need, Part, TokenProvider, Waiting},
-    replay::Replay,
+    replay::{Head, Replay},
     select::SelectProvider,
     token::{Token, TokenId},
 };
@@ -138,7 +138,7 @@ where
     #[cold]
     pub(super) fn poll<R, P, B>(
         mut self: Pin<&mut Self>,
-        pending: &mut PendingRequest<R::Spare>,
+        pending: &mut PendingRequest<R::Head, R::Spare>,
         via: &Via<S, R, P>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
@@ -179,7 +179,8 @@ where
                                 request.headers_mut(),
                                 token.0.header(),
                                 ExistingAuthorization::Replace,
-                            )?;
+                            )
+                            .map_err(|TooManyHeaders| Error::TooManyHeaders)?;
                             pending.send(token.id(), renewed);
                             let response = service.call(request);
                             if pending.retries() == 0 {
@@ -248,7 +249,7 @@ where
 /// Asks for another token. Waits for it if the request can be sent again; otherwise the next request will use it.
 #[cold]
 pub(super) fn challenged<S, R, P, B, ResBody>(
-    pending: &mut PendingRequest<R::Spare>,
+    pending: &mut PendingRequest<R::Head, R::Spare>,
     token: TokenId,
     via: &Via<S, R, P>,
     challenge: Response<ResBody>,
@@ -277,8 +278,11 @@ where
 }
 
 /// Gives up on the request: its caller gets the challenge.
-fn not_retried<S, R, P, Spare>(pending: &mut PendingRequest<Spare>, via: &Via<S, R, P>, reason: NotRetried)
-where
+fn not_retried<S, R, P, H: Head, Spare>(
+    pending: &mut PendingRequest<H, Spare>,
+    via: &Via<S, R, P>,
+    reason: NotRetried,
+) where
     P: SelectProvider,
 {
     pending.give_up();
@@ -289,7 +293,7 @@ where
 
 /// After the provider's answer to a challenge: sends the request again, or returns the challenge.
 fn refreshed<S, R, P, B, ResBody>(
-    pending: &mut PendingRequest<R::Spare>,
+    pending: &mut PendingRequest<R::Head, R::Spare>,
     via: &Via<S, R, P>,
     token: Option<Token>,
     part: Part,

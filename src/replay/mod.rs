@@ -21,7 +21,7 @@ mod body;
 mod request_head;
 mod strategies;
 
-pub(crate) use self::request_head::RequestHead;
+pub(crate) use self::request_head::Head;
 use http::Request;
 use tower_service::Service;
 
@@ -68,9 +68,9 @@ pub trait Replay<B>: sealed::Sealed + Clone {
     #[doc(hidden)]
     type Spare;
 
-    /// Whether a body is ever sent again. If not, nothing else of the request is kept either.
+    /// What is kept of the request besides its body: its head, or nothing if no body is ever sent again.
     #[doc(hidden)]
-    const REPLAYS: bool = true;
+    type Head: Head;
 
     /// Starts the first attempt. Without a spare, the body is not sent again.
     #[doc(hidden)]

@@ -4,6 +4,8 @@
 //! Here names and values are written to one buffer, and parsed again only if the request is sent again, which is
 //! rare.
 
+use std::convert::Infallible;
+
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 /// The bit in a value's length that marks the value as sensitive. No value is that long.
@@ -13,7 +15,8 @@ const SENSITIVE: u32 = 1 << 31;
 const TYPICAL_LENGTH: usize = 48;
 
 /// Everything in a request but its body. It is copied before the token is added, so it never contains the token.
-pub(crate) struct RequestHead {
+#[expect(missing_debug_implementations, reason = "the caller's headers may be secret")]
+pub struct RequestHead {
     method: Method,
     uri: Uri,
     version: Version,
@@ -29,19 +32,27 @@ pub(super) struct FlatHeaders {
     count: usize,
 }
 
-impl RequestHead {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        Self {
+/// Keeps the head of a request, or nothing: `Infallible`, of which an `Option` takes no space.
+pub trait Head: Sized {
+    fn of<B>(request: &Request<B>) -> Option<Self>;
+
+    /// Creates a request with this head and `body`.
+    fn request<B>(&self, body: B) -> Request<B>;
+}
+
+impl Head for RequestHead {
+    #[inline]
+    fn of<B>(request: &Request<B>) -> Option<Self> {
+        Some(Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
             extensions: request.extensions().clone(),
             headers: FlatHeaders::of(request.headers()),
-        }
+        })
     }
 
-    /// Creates a request with this head and `body`.
-    pub(crate) fn request<B>(&self, body: B) -> Request<B> {
+    fn request<B>(&self, body: B) -> Request<B> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
@@ -50,6 +61,17 @@ impl RequestHead {
         // Room for the Authorization header.
         *request.headers_mut() = self.headers.headers(1);
         request
+    }
+}
+
+impl Head for Infallible {
+    #[inline]
+    fn of<B>(_: &Request<B>) -> Option<Self> {
+        None
+    }
+
+    fn request<B>(&self, _: B) -> Request<B> {
+        match *self {}
     }
 }
 
@@ -124,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn restored(request: Request<()>) -> Request<()> {
-        RequestHead::of(&request).request(())
+        RequestHead::of(&request).unwrap().request(())
     }
 
     #[test]

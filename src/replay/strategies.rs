@@ -10,6 +10,7 @@ use tower_service::Service;
 use super::{
     Replay,
     body::{ReplayBody, Rewind},
+    request_head::RequestHead,
 };
 use crate::error::BoxError;
 
@@ -24,6 +25,7 @@ pub struct Cloned;
 impl<B: Clone> Replay<B> for Cloned {
     type Body = B;
     type Spare = B;
+    type Head = RequestHead;
 
     fn begin(&self, body: B) -> (B, Option<B>) {
         (body.clone(), Some(body))
@@ -63,6 +65,7 @@ where
 {
     type Body = ReplayBody<B>;
     type Spare = Rewind<B>;
+    type Head = RequestHead;
 
     fn begin(&self, body: B) -> (ReplayBody<B>, Option<Rewind<B>>) {
         ReplayBody::record(body, self.limit)
@@ -100,6 +103,7 @@ where
 {
     type Body = W;
     type Spare = Rewind<B>;
+    type Head = RequestHead;
 
     fn begin(&self, body: B) -> (W, Option<Rewind<B>>) {
         let (body, spare) = self.buffered.begin(body);
@@ -140,6 +144,7 @@ where
 {
     type Body = B;
     type Spare = B;
+    type Head = RequestHead;
 
     fn begin(&self, body: B) -> (B, Option<B>) {
         let spare = (self.clone)(&body);
@@ -164,8 +169,7 @@ pub struct NoReplay;
 impl<B> Replay<B> for NoReplay {
     type Body = B;
     type Spare = Infallible;
-
-    const REPLAYS: bool = false;
+    type Head = Infallible;
 
     fn begin(&self, body: B) -> (B, Option<Infallible>) {
         (body, None)

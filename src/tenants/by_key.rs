@@ -11,7 +11,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use super::{providers::TokenProviders, tenant::Tenant};
 use crate::{
-    authorization::{Authorized, authorize},
+    authorization::{Authorized, TooManyHeaders, authorize},
     config::ExistingAuthorization,
     error::Error,
     layer::BearerAuthLayer,
@@ -142,7 +142,7 @@ impl SelectProvider for ByKey {
         (): &mut (),
         headers: &mut HeaderMap,
         existing: ExistingAuthorization,
-    ) -> Option<(Result<Authorized, Error>, TokenId)> {
+    ) -> Option<(Result<Authorized, TooManyHeaders>, TokenId)> {
         let token = self.provider(selected).usable()?;
         Some((authorize(headers, token.0.header(), existing), token.id()))
     }
