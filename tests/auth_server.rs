@@ -320,6 +320,330 @@ async fn a_server_ends_when_it_is_dropped() {
     }
 }
 
+/// Sends a request with the account's key as the user of Basic authentication.
+async fn send_with_key(server: &AuthServer, key: &str, method: Method, path: &str, body: &str) -> Answer {
+    let mut request = request(server, method, path, "", body);
+    let authorization = format!("Basic {}", BASE64_STANDARD.encode(format!("{key}:")));
+    request.headers_mut().insert("authorization", authorization.parse().unwrap());
+    send(server, request).await.unwrap()
+}
+
+async fn create(server: &AuthServer, video: Value) -> Answer {
+    send_with_key(server, &server.api_key(), Method::POST, "videos", &video.to_string()).await
+}
+
+#[tokio::test]
+async fn key_is_accepted_as_basic_user() {
+    let server = AuthServer::start().await.unwrap();
+    let keys = [server.api_key(), server.add_account()];
+    let created = create(&server, json!({ "title": "of the first account" })).await;
+    assert_eq!(created.status, StatusCode::CREATED);
+    for (key, videos) in keys.iter().zip([1, 0]) {
+        let list = send_with_key(&server, key, Method::GET, "videos", "").await;
+        assert_eq!(list.json()["pagination"]["itemsTotal"], videos);
+    }
+    for wrong in ["", "no", "test-key-"] {
+        let challenged = send_with_key(&server, wrong, Method::GET, "videos", "").await;
+        assert_eq!(
+            (challenged.status, challenged.json()["status"].as_u64()),
+            (StatusCode::UNAUTHORIZED, Some(401))
+        );
+        assert_eq!(challenged.headers["www-authenticate"], "Bearer");
+    }
+    assert_eq!((server.counters().accepted, server.counters().challenged), (3, 3));
+}
+
+/// The fields of api.video's published schema, with its defaults.
+#[tokio::test]
+async fn video_has_fields_of_the_schema() {
+    let server = AuthServer::start().await.unwrap();
+    let created = create(&server, json!({ "title": "a film" })).await.json();
+    let (id, date) = (created["videoId"].as_str().unwrap(), created["createdAt"].as_str().unwrap());
+    // In whole seconds of UTC, such as 2019-12-16T08:25:51Z.
+    assert_eq!((date.len(), &date[10..11], &date[19..]), (20, "T", "Z"));
+    let player = format!("{}/vod/{id}", server.issuer());
+    let expected = json!({
+        "videoId": id, "title": "a film", "description": "", "public": true, "panoramic": false, "mp4Support": true,
+        "tags": [], "metadata": [], "discarded": false, "createdAt": date, "publishedAt": date, "updatedAt": date,
+        "source": { "type": "upload", "uri": format!("/videos/{id}/source") },
+        "assets": {
+            "hls": format!("{player}/hls/manifest.m3u8"), "iframe": format!("<iframe src=\"{player}\"></iframe>"),
+            "player": player, "thumbnail": format!("{player}/thumbnail.jpg"),
+            "mp4": format!("{player}/mp4/source.mp4"),
+        },
+    });
+    assert_eq!(created, expected);
+    let key = server.api_key();
+    let get = async |path: &str| send_with_key(&server, &key, Method::GET, path, "").await;
+    assert_eq!(get(&format!("videos/{id}")).await.json(), expected);
+    assert_eq!(get("videos").await.json()["data"], json!([expected]));
+
+    let given = json!({
+        "title": "t", "description": "d", "public": false, "panoramic": true, "mp4Support": false,
+        "tags": ["a", "b c"], "metadata": [{ "key": "k", "value": "v" }],
+    });
+    let created = create(&server, given.clone()).await.json();
+    for (name, value) in given.as_object().unwrap() {
+        assert_eq!(&created[name], value, "{name}");
+    }
+    assert!(created["assets"].get("mp4").is_none());
+
+    for (video, name) in
+        [(json!({}), "title"), (json!({ "title": 1 }), "title"), (json!({ "title": "t", "tags": "t" }), "")]
+    {
+        let rejected = create(&server, video).await;
+        assert_eq!((rejected.status, rejected.text("name")), (StatusCode::BAD_REQUEST, name.to_owned()));
+        assert_eq!(rejected.headers["content-type"], "application/problem+json");
+    }
+}
+
+#[tokio::test]
+async fn deleted_video_is_gone() {
+    let server = AuthServer::start().await.unwrap();
+    let (key, other) = (server.api_key(), server.add_account());
+    let path = format!("videos/{}", create(&server, json!({ "title": "t" })).await.text("videoId"));
+    let send =
+        async |key: &str, method: Method, path: &str| send_with_key(&server, key, method, path, "x").await;
+    for (method, path) in
+        [(Method::GET, path.clone()), (Method::GET, format!("{path}/status")), (Method::DELETE, path.clone())]
+    {
+        let other = send(&other, method, &path).await;
+        assert_eq!(other.status, StatusCode::NOT_FOUND, "it is another account's");
+    }
+    let deleted = send(&key, Method::DELETE, &path).await;
+    assert_eq!((deleted.status, deleted.body.len()), (StatusCode::NO_CONTENT, 0));
+    assert!(!deleted.headers.contains_key("content-type"));
+    for (method, path) in [
+        (Method::GET, path.clone()),
+        (Method::GET, format!("{path}/status")),
+        (Method::POST, format!("{path}/source")),
+        (Method::DELETE, path.clone()),
+    ] {
+        let gone = send(&key, method, &path).await;
+        let expected = json!({
+            "type": "https://docs.api.video/reference/resource-not-found",
+            "title": "The requested resource was not found.", "name": "videoId", "status": 404,
+        });
+        assert_eq!((gone.status, gone.json()), (StatusCode::NOT_FOUND, expected), "{path}");
+    }
+    assert_eq!(server.counters().videos_deleted, 1);
+}
+
+#[tokio::test]
+async fn list_has_pages_links_and_filters() {
+    let server = AuthServer::start().await.unwrap();
+    for (title, tags, author) in
+        [("c d", json!(["x", "y"]), "A&B"), ("a", json!(["x"]), "C"), ("b", json!([]), "C")]
+    {
+        let metadata = json!([{ "key": "author", "value": author }]);
+        create(
+            &server,
+            json!({ "title": title, "description": "of it", "tags": tags, "metadata": metadata }),
+        )
+        .await;
+    }
+    let key = server.api_key();
+    let list =
+        async |query: &str| send_with_key(&server, &key, Method::GET, &format!("videos?{query}"), "").await;
+    let titles = async |query: &str| -> Vec<String> {
+        let videos = list(query).await.json()["data"].take();
+        videos.as_array().unwrap().iter().map(|video| video["title"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = ["a", "b", "c d"];
+    assert_eq!(titles("sortBy=title").await, all);
+    assert_eq!(titles("sortBy=title&sortOrder=desc").await, ["c d", "b", "a"]);
+    for sort_by in ["createdAt", "publishedAt", "updatedAt"] {
+        assert_eq!(titles(&format!("sortBy={sort_by}&sortOrder=asc")).await, ["c d", "a", "b"]);
+    }
+    assert_eq!(titles("title=c+d").await, ["c d"]);
+    assert_eq!(titles("tags[]=x&sortBy=title").await, ["a", "c d"]);
+    assert_eq!(titles("tags%5B%5D=x&tags%5B%5D=y").await, ["c d"]);
+    assert_eq!(titles("metadata[author]=A%26B").await, ["c d"]);
+    assert_eq!(titles("description=no").await, [""; 0]);
+
+    let link = |rel: &str, page: usize| json!({ "rel": rel, "uri": format!("/videos?currentPage={page}&pageSize=2&sortBy=title&title=") });
+    let (first, last) = (link("first", 1), link("last", 2));
+    let page = list("sortBy=title&pageSize=2&title=").await.json();
+    let links = json!([link("self", 1), first, link("next", 2), last]);
+    let expected = json!({
+        "currentPage": 1, "currentPageItems": 2, "pageSize": 2, "pagesTotal": 2, "itemsTotal": 3, "links": links
+    });
+    assert_eq!(page["pagination"], expected);
+    // A link leads to the page that it names.
+    let next = links[2]["uri"].as_str().unwrap().strip_prefix("/videos?").unwrap();
+    let page = list(next).await.json();
+    assert_eq!((&page["data"][0]["title"], page["data"].as_array().unwrap().len()), (&json!("c d"), 1));
+    assert_eq!(page["pagination"]["links"], json!([link("self", 2), first, link("previous", 1), last]));
+
+    let empty = list("title=no").await.json();
+    assert_eq!(empty["pagination"]["pagesTotal"], 1);
+    assert_eq!(empty["pagination"]["links"].as_array().unwrap().len(), 3);
+    assert_eq!(titles("currentPage=3&pageSize=2").await, [""; 0]);
+    for (query, name) in [
+        ("currentPage=0", "currentPage"),
+        ("currentPage=x", "currentPage"),
+        ("pageSize=0", "pageSize"),
+        ("pageSize=101", "pageSize"),
+        ("sortBy=size", "sortBy"),
+        ("sortOrder=up", "sortOrder"),
+    ] {
+        let rejected = list(query).await;
+        assert_eq!((rejected.status, rejected.text("name")), (StatusCode::BAD_REQUEST, name.to_owned()));
+    }
+}
+
+/// A part as api.video's Node client sends it: the name of the field is the name of the file.
+async fn send_part(
+    server: &AuthServer,
+    path: &str,
+    range: &str,
+    content: &str,
+    video_id: Option<&str>,
+) -> Answer {
+    let video_id = video_id.map_or_else(String::new, |id| {
+        format!("\r\n--b\r\ncontent-disposition: form-data; name=\"videoId\"\r\n\r\n{id}")
+    });
+    let form = format!(
+        "--b\r\ncontent-disposition: form-data; name=\"a.mp4\"; filename=\"a.mp4\"\r\n\r\n{content}{video_id}\r\n--b--\r\n"
+    );
+    let token = if path.starts_with("upload") {
+        String::new()
+    } else {
+        authenticate(server).await.text("access_token")
+    };
+    let mut request = request(server, Method::POST, path, &token, &form);
+    request.headers_mut().insert("content-type", "multipart/form-data; boundary=b".parse().unwrap());
+    request.headers_mut().insert("content-range", range.parse().unwrap());
+    send(server, request).await.unwrap()
+}
+
+const SHA256_OF_HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+#[tokio::test]
+async fn parts_arrive_in_any_order() {
+    let server = AuthServer::start().await.unwrap();
+    for parts in [
+        [("part 1/3", "he"), ("part 2/3", "l"), ("part 3/3", "lo")],
+        [("part 3/3", "lo"), ("part 1/3", "he"), ("part 2/3", "l")],
+        [("part 2/*", "l"), ("part 3/3", "lo"), ("part 1/*", "he")],
+        // The number of parts is known only at the end.
+        [("part 1/*", "he"), ("part 2/*", "l"), ("part 3/3", "lo")],
+    ] {
+        let id = create(&server, json!({ "title": "t" })).await.text("videoId");
+        let path = format!("videos/{id}/source");
+        let send = async |range: &str, content: &str| send_part(&server, &path, range, content, None).await;
+        let before = server.uploads().len();
+        for (range, content) in &parts[..2] {
+            for _ in 0..2 {
+                let taken = send(range, content).await;
+                assert_eq!((taken.status, taken.text("videoId")), (StatusCode::CREATED, id.clone()));
+                assert_eq!(taken.json()["sha256"], Value::Null);
+            }
+        }
+        assert_eq!(server.uploads().len(), before);
+        for _ in 0..2 {
+            let last = send(parts[2].0, parts[2].1).await;
+            assert_eq!((last.status, &*last.text("sha256")), (StatusCode::CREATED, SHA256_OF_HELLO));
+        }
+        let uploads = server.uploads();
+        assert_eq!(uploads.len(), before + 1, "a part that is sent again is not another upload");
+        let upload = uploads.last().unwrap();
+        assert_eq!((&upload.video_id, upload.bytes, upload.chunks), (&id, 5, 3));
+        assert_eq!(upload.sha256, SHA256_OF_HELLO);
+        assert_eq!(server.counters().uploads, uploads.len() as u64);
+    }
+
+    let id = create(&server, json!({ "title": "t" })).await.text("videoId");
+    let path = format!("videos/{id}/source");
+    for (range, status) in [
+        ("part 3/*", StatusCode::CREATED),
+        ("part 1/2", StatusCode::BAD_REQUEST),
+        ("part 1/4", StatusCode::CREATED),
+        ("part 2/5", StatusCode::BAD_REQUEST),
+        ("part 5/*", StatusCode::BAD_REQUEST),
+    ] {
+        assert_eq!(send_part(&server, &path, range, "x", None).await.status, status, "{range}");
+    }
+}
+
+#[tokio::test]
+async fn status_says_what_has_arrived() {
+    let server = AuthServer::start().await.unwrap();
+    let (key, token) = (server.api_key(), authenticate(&server).await.text("access_token"));
+    let new_video =
+        async || format!("videos/{}", create(&server, json!({ "title": "t" })).await.text("videoId"));
+    let ingest = async |path: &str| {
+        let status = send_with_key(&server, &key, Method::GET, &format!("{path}/status"), "").await.json();
+        assert_eq!(status["encoding"], json!({ "playable": false, "qualities": [], "metadata": {} }));
+        status["ingest"].clone()
+    };
+    let path = new_video().await;
+    let source = format!("{path}/source");
+    assert_eq!(ingest(&path).await, json!({ "filesize": null, "receivedBytes": [] }));
+    send_part(&server, &source, "part 3/*", "lo", None).await;
+    send_part(&server, &source, "part 1/*", "he", None).await;
+    let parts = |parts: &[u8], total: Option<u8>| json!({ "parts": parts, "total": total });
+    let expected = json!({ "status": "uploading", "filesize": null, "receivedParts": parts(&[1, 3], None) });
+    assert_eq!(ingest(&path).await, expected);
+    send_part(&server, &source, "part 2/3", "l", None).await;
+    let expected =
+        json!({ "status": "uploaded", "filesize": 5, "receivedParts": parts(&[1, 2, 3], Some(3)) });
+    assert_eq!(ingest(&path).await, expected);
+
+    let path = new_video().await;
+    let source = format!("{path}/source");
+    let send = async |range: Option<&str>, content: &str| {
+        let mut request = request(&server, Method::POST, &source, &token, content);
+        range.map(|range| request.headers_mut().insert("content-range", range.parse().unwrap()));
+        send(&server, request).await.unwrap().status
+    };
+    // A range that is rejected leaves nothing.
+    assert_eq!(send(Some("bytes 2-4/5"), "llo").await, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(ingest(&path).await["receivedBytes"], json!([]));
+    assert_eq!(send(Some("bytes 0-1/5"), "he").await, StatusCode::CREATED);
+    let range = json!([{ "from": 0, "to": 1, "total": 5 }]);
+    assert_eq!(ingest(&path).await, json!({ "status": "uploading", "filesize": 5, "receivedBytes": range }));
+    assert_eq!(send(None, "hello").await, StatusCode::CREATED);
+    let range = json!([{ "from": 0, "to": 4, "total": 5 }]);
+    assert_eq!(ingest(&path).await, json!({ "status": "uploaded", "filesize": 5, "receivedBytes": range }));
+}
+
+#[tokio::test]
+async fn delegated_upload_continues_its_video() {
+    let server = AuthServer::start().await.unwrap();
+    let (key, other) = (server.api_key(), server.add_account());
+    let token = async |key: &str, ttl: Value| {
+        let body = json!({ "ttl": ttl }).to_string();
+        send_with_key(&server, key, Method::POST, "upload-tokens", &body).await
+    };
+    let created = token(&key, json!(3600)).await.json();
+    assert_eq!((created["ttl"].as_u64(), created["createdAt"].as_str().unwrap().len()), (Some(3600), 20));
+    assert!(created["expiresAt"].as_str().unwrap() > created["createdAt"].as_str().unwrap());
+    let unlimited = token(&key, json!(0)).await.json();
+    assert!(unlimited.get("expiresAt").is_none());
+    for ttl in [json!(-1), json!("1"), json!(1_u64 << 31)] {
+        let rejected = token(&key, ttl).await;
+        assert_eq!((rejected.status, rejected.text("name")), (StatusCode::BAD_REQUEST, "ttl".to_owned()));
+    }
+
+    let path = format!("upload?token={}", created["token"].as_str().unwrap());
+    let first = send_part(&server, &path, "part 1/*", "hel", None).await;
+    let id = first.text("videoId");
+    assert_eq!((first.status, first.text("title")), (StatusCode::CREATED, "a.mp4".to_owned()));
+    let others_token = token(&other, json!(0)).await.text("token");
+    let others_path = format!("upload?token={others_token}");
+    for (path, id) in [(&path, "vi0"), (&others_path, &*id)] {
+        assert_eq!(send_part(&server, path, "part 2/2", "lo", Some(id)).await.status, StatusCode::NOT_FOUND);
+    }
+    let last = send_part(&server, &path, "part 2/2", "lo", Some(&id)).await;
+    assert_eq!((last.text("videoId"), &*last.text("sha256")), (id.clone(), SHA256_OF_HELLO));
+    // Without the ID of the first response, a part belongs to a new video.
+    let lost = send_part(&server, &path, "part 2/2", "lo", None).await;
+    assert_ne!(lost.text("videoId"), id);
+    let counters = server.counters();
+    assert_eq!((counters.delegated_uploads, counters.uploads, counters.upload_tokens), (2, 1, 3));
+}
+
 #[tokio::test]
 async fn stores_each_chunk_once() {
     let server = AuthServer::start().await.unwrap();
@@ -352,7 +676,17 @@ async fn stores_each_chunk_once() {
     assert_eq!((uploads[1].chunks, &uploads[1].sha256), (1, &uploads[0].sha256));
     assert_eq!(server.counters().uploads, 2);
 
-    for range in ["bytes 0-9/5", "bytes 5-1/10", "part 1/2", "bytes 0-1", "bytes 0-7/20"] {
+    for range in [
+        "bytes 0-9/5",
+        "bytes 5-1/10",
+        "bytes 0-1",
+        "bytes 0-7/20",
+        "part 0/2",
+        "part 3/2",
+        "part 1",
+        "part one/2",
+        "item 1/2",
+    ] {
         assert_eq!(put(range, "nine byte").await.status, StatusCode::BAD_REQUEST, "{range}");
     }
 }

@@ -1,7 +1,7 @@
 //! [`Authority`]: the server's state: the accounts, the credentials, the valid tokens, the counters and the uploads.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     logins::{Login, Logins},
     random::random,
     uploads::Uploads,
+    videos::Videos,
 };
 
 /// The number of calls of each kind.
@@ -53,11 +54,13 @@ pub struct Counters {
     pub videos_listed: u64,
     /// `POST /videos` that created a video.
     pub videos_made: u64,
+    /// `DELETE /videos/{id}` that deleted a video.
+    pub videos_deleted: u64,
     /// Videos whose bytes have all arrived.
     pub uploads: u64,
     /// `POST /upload-tokens` that created a token.
     pub upload_tokens: u64,
-    /// `POST /upload` that created a video. `uploads` counts them, too.
+    /// `POST /upload` that created a video. `uploads` counts it, too, when all its bytes have arrived.
     pub delegated_uploads: u64,
     /// `POST /upload` that were challenged because the upload token is expired or unknown.
     pub rejected_upload_tokens: u64,
@@ -109,8 +112,7 @@ struct Account {
     api_key: Option<String>,
     /// The only valid refresh token of `/auth/refresh`.
     refresh_token: Option<String>,
-    /// Title by id.
-    videos: BTreeMap<String, String>,
+    videos: Videos,
 }
 
 impl Account {
@@ -201,8 +203,8 @@ impl Authority {
         self.upload_tokens.retain(|_, token| token.account != account);
     }
 
-    /// Returns the videos of an account: title by id.
-    pub(super) fn videos(&mut self, account: AccountId) -> &mut BTreeMap<String, String> {
+    /// Returns the videos of an account.
+    pub(super) fn videos(&mut self, account: AccountId) -> &mut Videos {
         &mut self.accounts[account].videos
     }
 
@@ -257,9 +259,10 @@ impl Authority {
         Granted { access_token, refresh_token: None, issued_token_type: None, lifetime }
     }
 
-    /// Returns the account of a request with this token. `None` if the token is not valid.
-    pub(super) fn accept(&mut self, access_token: Option<&str>) -> Option<AccountId> {
+    /// Returns the account of a request with this token or API key. `None` if it is not valid.
+    pub(super) fn accept(&mut self, access_token: Option<&str>, api_key: Option<&str>) -> Option<AccountId> {
         let account = access_token.and_then(|token| self.account_with(token));
+        let account = account.or_else(|| api_key.and_then(|key| self.account_of(key)));
         *if account.is_some() { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
         account
     }

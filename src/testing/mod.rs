@@ -2,7 +2,8 @@
 //!
 //! It is a real hyper server on a real socket, with HTTP/1.1, HTTP/2 and optionally TLS. It follows api.video's
 //! contract: both grants, refresh tokens that are spent by their use and by an authentication with the key, tokens that
-//! expire, problem documents, and rate-limit headers. It also has an OAuth 2.0 token endpoint, whose tokens the same API
+//! expire, videos and their lists, problem documents, and rate-limit headers. api.video's own clients for Python and
+//! Node work with it. It also has an OAuth 2.0 token endpoint, whose tokens the same API
 //! accepts. In addition, tests can inject faults, revoke tokens, and count every kind of call.
 //!
 //! ```
@@ -46,11 +47,32 @@
 //! | `POST /auth/refresh` `{"refreshToken"}` | returns a token; spends the refresh token |
 //! | `POST /oauth/token` | the OAuth 2.0 token endpoint, see below |
 //! | `GET /.well-known/oauth-authorization-server` | returns the metadata (RFC 8414) |
-//! | `GET /videos` | lists the videos of the token's account |
+//! | `GET /videos` | returns a page of the videos of the account: `currentPage`, `pageSize`, `sortBy`, `sortOrder`, and the filters `title`, `description`, `tags[]` and `metadata[key]` |
 //! | `POST /videos` `{"title"}` | creates a video in it |
-//! | `POST /videos/{id}/source` | receives its bytes, raw or as the `file` of a multipart form, whole or in chunks (`Content-Range`); checks `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if there is one |
+//! | `GET /videos/{id}` | returns a video |
+//! | `DELETE /videos/{id}` | deletes it |
+//! | `POST /videos/{id}/source` | receives its bytes, raw or as the file of a multipart form, whole or in chunks; checks `Content-Digest: sha-256` (RFC 9530) in the headers or trailers, if there is one |
+//! | `GET /videos/{id}/status` | returns which bytes or parts have arrived |
 //! | `POST /upload-tokens` `{"ttl"}` | creates an upload token with a lifetime of `ttl` seconds |
-//! | `POST /upload?token=…` | creates a video from its bytes, raw or as a form, whole; needs no bearer token |
+//! | `POST /upload?token=…` | receives the bytes of a new video, or a later chunk of the video whose ID is `videoId` in the form; needs no bearer token |
+//!
+//! The API accepts a bearer token, or the API key as the user of Basic authentication. The response to an upload is the
+//! video, with the number of `bytes` of the request and the `sha256` of the video. The `sha256` is null until the whole
+//! video has arrived.
+//!
+//! `Content-Range` has one of two forms. `bytes <first>-<last>/<all>` is for chunks that arrive in order.
+//! `part <number>/<all>` is for parts in any order, and `part <number>/*` while their number is not known. A chunk that is
+//! sent again changes nothing.
+//!
+//! # api.video's own clients
+//!
+//! | client | credential | refresh | after a 401 |
+//! |---|---|---|---|
+//! | Python, `api.video` 1.4.7 | the bearer token; also at `POST /upload` | a thread, 10 s before the expiry, with the refresh token; it ends at the first failure | raises an error |
+//! | Node, `@api.video/nodejs-client` 2.6.8 | the API key as Basic; also at `POST /upload` | none | rejects with an error |
+//!
+//! Both send chunks of at least 5 MiB as `part <number>/<all>`. In a delegated upload, only their progressive sessions
+//! send `videoId`: with `upload_with_upload_token`, each chunk of a longer file begins a new video.
 //!
 //! # The token endpoint
 //!
@@ -75,8 +97,10 @@ mod jwt;
 mod logins;
 mod oauth2;
 mod random;
+mod responses;
 mod routes;
 mod uploads;
+mod videos;
 
 use std::{io, net::Ipv4Addr, time::Duration};
 

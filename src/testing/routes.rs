@@ -3,31 +3,34 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CACHE_CONTROL},
 };
-use http_body_util::{BodyExt, Channel, Full, Limited, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::{
     Fault, Route,
-    authority::{AccountId, Authority, Granted, Rate},
-    oauth2::{METADATA_PATH, TOKEN_PATH, TokenError},
+    authority::{AccountId, Authority},
+    oauth2::{METADATA_PATH, TOKEN_PATH},
     random::random,
+    responses::{
+        Body, answer, broken, challenged_token, dripping, invalid, not_found, problem, rejected_grant,
+        required, token_error, token_response, truncated, whole, with_rate,
+    },
     uploads::{Chunk, Read, Rejection},
+    videos::{self, Video},
 };
-use crate::error::BoxError;
 
 /// The maximum length of a JSON request or a form in bytes.
 const MAX_TEXT: usize = 64 * 1024;
-
-type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The error that resets a connection instead of a response.
 type Broken = io::Error;
@@ -136,8 +139,8 @@ impl Server {
             return self.delegated_upload(request).await;
         }
         let (head, body) = request.into_parts();
-        let token = bearer_token(&head.headers);
-        let accepted = self.authority().accept(token);
+        let (token, key) = (bearer_token(&head.headers), basic_key(&head.headers));
+        let accepted = self.authority().accept(token, key.as_deref());
         let Some(account) = accepted else {
             if self.challenge_late {
                 discard(body).await;
@@ -150,84 +153,129 @@ impl Server {
         };
         let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
         match (&head.method, path.as_slice()) {
-            (&Method::GET, ["videos"]) => self.list(account),
+            (&Method::GET, ["videos"]) => self.list(account, head.uri.query().unwrap_or_default()),
             (&Method::POST, ["videos"]) => self.create(account, body).await,
-            (&Method::POST, ["videos", id, "source"]) => self.upload(account, id, &head.headers, body).await,
+            (&Method::POST, ["videos", id, "source"]) => {
+                self.upload(account, Some(id), &head.headers, body).await
+            }
             (&Method::POST, ["upload-tokens"]) => self.create_upload_token(account, body).await,
-            (_, ["videos" | "upload-tokens"] | ["videos", _, "source"]) => {
+            (&Method::GET, ["videos", id]) => self.get(account, id),
+            (&Method::GET, ["videos", id, "status"]) => self.status(account, id),
+            (&Method::DELETE, ["videos", id]) => self.delete(account, id),
+            (_, ["videos" | "upload-tokens"] | ["videos", _] | ["videos", _, "source" | "status"]) => {
                 problem(StatusCode::METHOD_NOT_ALLOWED, "This method is not allowed.")
             }
             _ => problem(StatusCode::NOT_FOUND, "There is nothing here."),
         }
     }
 
-    fn list(&self, account: AccountId) -> Response<Bytes> {
+    fn list(&self, account: AccountId, query: &str) -> Response<Bytes> {
         let mut authority = self.authority();
-        authority.counters.videos_listed += 1;
-        let videos: Vec<_> = authority.videos(account).iter().map(|(id, title)| video(id, title)).collect();
-        let pagination = json!({ "currentPage": 1, "itemsTotal": videos.len(), "pagesTotal": 1 });
-        answer(StatusCode::OK, &json!({ "data": videos, "pagination": pagination }))
+        let base = authority.issuer.clone();
+        match videos::page(authority.videos(account), query, &base) {
+            Ok(page) => {
+                authority.counters.videos_listed += 1;
+                answer(StatusCode::OK, &page)
+            }
+            Err(name) => invalid(name),
+        }
     }
 
     async fn create(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
-        let body = json_of(body).await;
-        let Some(title) = body.as_ref().and_then(|body| body.get("title")).and_then(Value::as_str) else {
-            return problem(StatusCode::BAD_REQUEST, "This attribute is required: title.");
-        };
-        let id = format!("vi{}", random(11));
-        let created = answer(StatusCode::CREATED, &video(&id, title));
+        let body = json_of(body).await.unwrap_or_default();
+        if !body["title"].is_string() {
+            return required("title");
+        }
+        let Ok(properties) = serde_json::from_value(body) else { return invalid("") };
+        let id = new_video_id();
+        let video = Video::new(properties);
         let mut authority = self.authority();
-        authority.videos(account).insert(id, title.to_owned());
+        let created = answer(StatusCode::CREATED, &video.document(&id, &authority.issuer));
+        authority.videos(account).insert(id, video);
         authority.counters.videos_made += 1;
         created
     }
 
+    fn get(&self, account: AccountId, id: &str) -> Response<Bytes> {
+        let mut authority = self.authority();
+        let base = authority.issuer.clone();
+        let video = authority.videos(account).get(id);
+        video.map_or_else(|| not_found("videoId"), |video| answer(StatusCode::OK, &video.document(id, &base)))
+    }
+
+    /// The server encodes nothing, so no video is playable.
+    fn status(&self, account: AccountId, id: &str) -> Response<Bytes> {
+        let mut authority = self.authority();
+        if !authority.videos(account).contains_key(id) {
+            return not_found("videoId");
+        }
+        let encoding = json!({ "playable": false, "qualities": [], "metadata": {} });
+        answer(StatusCode::OK, &json!({ "ingest": authority.uploads.ingest(id), "encoding": encoding }))
+    }
+
+    fn delete(&self, account: AccountId, id: &str) -> Response<Bytes> {
+        let mut authority = self.authority();
+        if authority.videos(account).remove(id).is_none() {
+            return not_found("videoId");
+        }
+        authority.uploads.forget(id);
+        authority.counters.videos_deleted += 1;
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    }
+
+    /// Receives the bytes of a video, or one chunk of it. Without an `id`, the upload is delegated: the form has the ID
+    /// after the first chunk, and a request without an ID creates a video.
     async fn upload(
         &self,
         account: AccountId,
-        id: &str,
+        id: Option<&str>,
         headers: &HeaderMap,
         body: Incoming,
     ) -> Response<Bytes> {
-        if !self.authority().videos(account).contains_key(id) {
-            return problem(StatusCode::NOT_FOUND, "There is no such video.");
+        if id.is_some_and(|id| !self.authority().videos(account).contains_key(id)) {
+            tokio::spawn(discard(body));
+            return not_found("videoId");
         }
-        let taken = self.take(id, headers, body).await;
-        taken.unwrap_or_else(|(status, title)| problem(status, title))
-    }
-
-    async fn take(
-        &self,
-        id: &str,
-        headers: &HeaderMap,
-        body: Incoming,
-    ) -> Result<Response<Bytes>, Rejection> {
-        let chunk = Chunk::of(headers)?;
-        let begun = self.authority().uploads.begin(id, chunk.as_ref())?;
-        let Some(begun) = begun else {
-            discard(body).await;
-            return Ok(answer(StatusCode::CREATED, &json!({ "videoId": id })));
+        let (chunk, mut read) = match read(headers, body).await {
+            Ok(read) => read,
+            Err((status, title)) => return problem(status, title),
         };
-        let read = Read::of(headers, body, chunk.as_ref(), &begun).await?;
-        let bytes = read.bytes;
+        let (bytes, file_name) = (read.bytes, read.file_name.take());
+        let given = id.map(str::to_owned).or_else(|| read.video_id.take());
         let mut authority = self.authority();
-        let sha256 = authority.uploads.end(id, chunk, begun, headers, read);
-        authority.counters.uploads += u64::from(sha256.is_some());
-        Ok(answer(StatusCode::CREATED, &json!({ "videoId": id, "bytes": bytes, "sha256": sha256 })))
+        if given.as_ref().is_some_and(|id| !authority.videos(account).contains_key(id)) {
+            return not_found("videoId");
+        }
+        let id = given.clone().unwrap_or_else(new_video_id);
+        let sha256 = match authority.uploads.receive(&id, chunk.as_ref(), headers, read) {
+            Ok(sha256) => sha256,
+            Err((status, title)) => return problem(status, title),
+        };
+        authority.counters.uploads = authority.uploads.whole.len() as u64;
+        authority.counters.delegated_uploads += u64::from(given.is_none());
+        let base = authority.issuer.clone();
+        let video = authority.videos(account).entry(id.clone());
+        let video =
+            video.or_insert_with(|| Video::titled(file_name.unwrap_or_else(|| "delegated".to_owned())));
+        video.updated = SystemTime::now();
+        let mut document = video.document(&id, &base);
+        document["bytes"] = bytes.into();
+        document["sha256"] = sha256.into();
+        answer(StatusCode::CREATED, &document)
     }
 
     /// `POST /upload-tokens`
     async fn create_upload_token(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
         let body = json_of(body).await;
         let ttl = body.as_ref().and_then(|body| body.get("ttl")).map_or(Some(0), Value::as_u64);
-        let Some(ttl) = ttl else {
-            return problem(StatusCode::BAD_REQUEST, "This attribute is a number of seconds: ttl.");
-        };
+        let Some(ttl) = ttl.filter(|ttl| *ttl <= videos::MAX_TTL) else { return invalid("ttl") };
         let token = self.authority().delegate(account, (ttl > 0).then(|| Duration::from_secs(ttl)));
-        answer(StatusCode::CREATED, &json!({ "token": token, "ttl": ttl }))
+        answer(StatusCode::CREATED, &videos::upload_token(&token, ttl))
     }
 
-    /// `POST /upload?token=…`, which has no bearer token.
+    /// `POST /upload?token=…`, which needs no bearer token.
     async fn delegated_upload(&self, request: Request<Incoming>) -> Response<Bytes> {
         let (head, body) = request.into_parts();
         let accepted = {
@@ -241,34 +289,28 @@ impl Server {
             } else if authority.reject_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
                 Err((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
             } else {
-                match authority.accept_upload_token(token) {
-                    None => Err((StatusCode::UNAUTHORIZED, "The upload token is not valid.")),
-                    Some(_) if head.headers.contains_key(CONTENT_RANGE) => {
-                        Err((StatusCode::BAD_REQUEST, "Chunks are taken at /videos/{id}/source only."))
-                    }
-                    Some(account) => Ok(account),
-                }
+                let account = authority.accept_upload_token(token);
+                account.ok_or((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
             }
         };
-        let account = match accepted {
-            Ok(account) => account,
+        match accepted {
+            Ok(account) => self.upload(account, None, &head.headers, body).await,
             Err((status, title)) => {
                 tokio::spawn(discard(body));
-                return problem(status, title);
+                problem(status, title)
             }
-        };
-        let id = format!("vi{}", random(11));
-        let taken = self.take(&id, &head.headers, body).await;
-        let mut authority = self.authority();
-        taken.map_or_else(
-            |(status, title)| problem(status, title),
-            |answer| {
-                authority.videos(account).insert(id, "delegated".to_owned());
-                authority.counters.delegated_uploads += 1;
-                answer
-            },
-        )
+        }
     }
+}
+
+fn new_video_id() -> String {
+    format!("vi{}", random(11))
+}
+
+async fn read(headers: &HeaderMap, body: Incoming) -> Result<(Option<Chunk>, Read), Rejection> {
+    let chunk = Chunk::of(headers)?;
+    let read = Read::of(headers, body, chunk.as_ref()).await?;
+    Ok((chunk, read))
 }
 
 async fn discard(mut body: Incoming) {
@@ -288,123 +330,10 @@ fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
-fn video(id: &str, title: &str) -> Value {
-    json!({ "videoId": id, "title": title })
-}
-
-fn token_response(granted: Granted) -> Response<Bytes> {
-    // A whole number if possible, like api.video's.
-    let expires_in = match granted.lifetime.subsec_nanos() {
-        0 => json!(granted.lifetime.as_secs()),
-        _ => json!(granted.lifetime.as_secs_f64()),
-    };
-    let mut body = json!({
-        "token_type": "Bearer",
-        "expires_in": expires_in,
-        "access_token": granted.access_token,
-    });
-    if let Some(refresh_token) = granted.refresh_token {
-        body["refresh_token"] = refresh_token.into();
-    }
-    if let Some(token_type) = granted.issued_token_type {
-        body["issued_token_type"] = token_type.into();
-    }
-    answer(StatusCode::OK, &body)
-}
-
-/// The response to a token request that is rejected (RFC 6749 §5.2).
-fn token_error(error: &TokenError, authorized: bool) -> Response<Bytes> {
-    let body = json!({ "error": error.code, "error_description": error.description });
-    if error.code != "invalid_client" {
-        return answer(StatusCode::BAD_REQUEST, &body);
-    }
-    let mut response = answer(StatusCode::UNAUTHORIZED, &body);
-    if authorized {
-        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"token\""));
-    }
-    response
-}
-
-/// The response to a rejected key or refresh token, which is a 400.
-fn rejected_grant() -> Response<Bytes> {
-    answer_as(
-        "application/problem+json",
-        StatusCode::BAD_REQUEST,
-        &json!({
-            "type": "https://docs.api.video/reference/authentication-invalid-user-credentials",
-            "title": "The user credentials were incorrect.",
-            "name": "",
-            "status": 400,
-        }),
-    )
-}
-
-/// The response to a challenged request. It has an error code only if the request had a token (RFC 6750 §3).
-fn challenged_token(had_token: bool) -> Response<Bytes> {
-    let mut response = problem(StatusCode::UNAUTHORIZED, "The access token is missing, expired or revoked.");
-    let challenge = if had_token { "Bearer error=\"invalid_token\"" } else { "Bearer" };
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-    response
-}
-
-fn problem(status: StatusCode, title: &str) -> Response<Bytes> {
-    answer_as(
-        "application/problem+json",
-        status,
-        &json!({ "type": "about:blank", "title": title, "name": "", "status": status.as_u16() }),
-    )
-}
-
-fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
-    answer_as("application/json", status, body)
-}
-
-fn answer_as(content_type: &'static str, status: StatusCode, body: &Value) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(body.to_string()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
-fn with_rate(mut response: Response<Bytes>, rate: &Rate) -> Response<Bytes> {
-    let headers = response.headers_mut();
-    headers.insert("x-ratelimit-limit", rate.limit.into());
-    headers.insert("x-ratelimit-remaining", rate.remaining.into());
-    // In whole seconds, rounded up.
-    headers.insert("x-ratelimit-retry-after", (rate.retry_after.as_secs() + 1).into());
-    response
-}
-
-fn whole(body: Bytes) -> Body {
-    Full::new(body).map_err(Into::into).boxed_unsync()
-}
-
-/// Replaces the body of a response. The head keeps the length of the original body.
-fn broken(response: Response<Bytes>, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
-    let length = response.body().len();
-    let mut response = response.map(body);
-    response.headers_mut().insert(CONTENT_LENGTH, length.into());
-    response
-}
-
-/// Returns the first half of the body, then an error that ends the connection.
-fn truncated(body: Bytes) -> Body {
-    let (mut sender, channel) = Channel::<Bytes, BoxError>::new(2);
-    let _ = sender.try_send(http_body::Frame::data(body.slice(..body.len() / 2)));
-    sender.abort(io::Error::from(io::ErrorKind::ConnectionReset).into());
-    channel.boxed_unsync()
-}
-
-/// Returns the body one byte at a time, with a pause before each.
-fn dripping(body: Bytes, pause: Duration) -> Body {
-    let (mut sender, channel) = Channel::<Bytes, BoxError>::new(1);
-    tokio::spawn(async move {
-        for at in 0..body.len() {
-            tokio::time::sleep(pause).await;
-            if sender.send_data(body.slice(at..=at)).await.is_err() {
-                return;
-            }
-        }
-    });
-    channel.boxed_unsync()
+/// Returns the API key of a request that has it as the name of a user, without a password (RFC 7617).
+fn basic_key(headers: &HeaderMap) -> Option<String> {
+    let (scheme, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let decoded =
+        BASE64_STANDARD.decode(credentials).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    Some(String::from_utf8(decoded).ok()?.split(':').next()?.to_owned())
 }
