@@ -4,6 +4,9 @@
 //! cargo run --example auth_server -- --port 0 --token-lifetime 5
 //! ```
 //!
+//! `.ci/api_video_clients` runs api.video's own clients for Python and Node against it. Their base URL is the address that
+//! this program prints, without a slash at its end.
+//!
 //! It prints its address, its API key, and what an OAuth 2.0 client needs: the token endpoint, the client's ID and secret,
 //! and the refresh token of a login. It ends with its counters on Ctrl-C.
 
@@ -37,7 +40,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         };
     }
     let server = server.start().await?;
-    println!("listening on {}", server.uri());
+    println!("listening on {}", server.issuer());
     println!("API key      {}", server.api_key());
     println!("OAuth 2.0    {}", server.token_endpoint());
     println!("client ID    {}", server.client_id());
