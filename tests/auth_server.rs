@@ -553,6 +553,12 @@ async fn parts_arrive_in_any_order() {
         assert_eq!(server.counters().uploads, uploads.len() as u64);
     }
 
+    // The client learns only after the response that the part was the last.
+    let id = create(&server, json!({ "title": "t" })).await.text("videoId");
+    let path = format!("videos/{id}/source");
+    assert_eq!(send_part(&server, &path, "part 1/*", "hello", None).await.json()["sha256"], Value::Null);
+    assert_eq!(send_part(&server, &path, "part 1/1", "hello", None).await.text("sha256"), SHA256_OF_HELLO);
+
     let id = create(&server, json!({ "title": "t" })).await.text("videoId");
     let path = format!("videos/{id}/source");
     for (range, status) in [

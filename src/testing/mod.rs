@@ -60,9 +60,9 @@
 //! video, with the number of `bytes` of the request and the `sha256` of the video. The `sha256` is null until the whole
 //! video has arrived.
 //!
-//! `Content-Range` has one of two forms. `bytes <first>-<last>/<all>` is for chunks that arrive in order.
-//! `part <number>/<all>` is for parts in any order, and `part <number>/*` while their number is not known. A chunk that is
-//! sent again changes nothing.
+//! `Content-Range` has one of two forms. `bytes <first>-<last>/<all>` is for chunks that arrive in order. Its first
+//! chunk starts the upload again. `part <number>/<all>` is for parts in any order, and `part <number>/*` while their
+//! number is not known. A part, or the last range, that is sent again changes nothing.
 //!
 //! # api.video's own clients
 //!

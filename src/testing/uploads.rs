@@ -94,8 +94,8 @@ impl Received {
 pub(super) enum Chunk {
     /// `bytes <first>-<last>/<all>` (RFC 9110 §14.4). The ranges arrive in order.
     Bytes { range: RangeInclusive<u64>, all: u64 },
-    /// `part <number>/<all>`, or `part <number>/*` while the number of parts is not known. api.video accepts the parts in
-    /// any order.
+    /// `part <number>/<all>`, or `part <number>/*` while the number of parts is not known. api.video accepts the parts
+    /// in any order.
     Part { number: u64, all: Option<u64> },
 }
 
@@ -133,8 +133,8 @@ impl Chunk {
 }
 
 impl Uploads {
-    /// Records a request that was read to its end. Returns the digest of the video if it is complete. A chunk that has
-    /// arrived before changes nothing: only its response was lost.
+    /// Records a request that was read to its end. Returns the digest of the video if it is complete. A part that has
+    /// arrived before, or the range that arrived last, changes nothing: only its response was lost.
     pub(super) fn receive(
         &mut self,
         video: &str,
@@ -174,10 +174,12 @@ impl Uploads {
                     return Err((StatusCode::BAD_REQUEST, title));
                 }
                 received.all = all;
-                if *number <= received.chunks {
+                if received.sha256.is_some() {
                     return Ok(received.sha256.clone());
                 }
-                received.waiting.insert(*number, content);
+                if *number > received.chunks {
+                    received.waiting.insert(*number, content);
+                }
                 while let Some(content) = received.waiting.remove(&(received.chunks + 1)) {
                     received.add(&content);
                 }
@@ -234,7 +236,7 @@ pub(super) struct Read {
     pub(super) video_id: Option<String>,
     pub(super) file_name: Option<String>,
     digest: Context,
-    /// The bytes of a chunk, which may arrive before the chunk ahead of it. `None` for a whole video, which is not kept.
+    /// The bytes of a chunk, which may arrive before the chunk ahead of it. `None` for a whole video: it is not kept.
     content: Option<BytesMut>,
     trailers: HeaderMap,
 }
