@@ -1,0 +1,59 @@
+//! tower-bearer: the layer with its defaults, over hyper-util's client.
+
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
+use tower_bearer::{
+    BearerAuthLayer, OAuth2, RefreshAhead, TokenProvider,
+    oauth2::{ClientAuth, Server},
+};
+
+use super::{BoxError, Peer, Setup, each, http_client, status, streamed, stub};
+
+struct TowerBearer {
+    layer: BearerAuthLayer,
+    client: BoxCloneSyncService<Request<super::Body>, Response<Incoming>, BoxError>,
+    videos: Uri,
+}
+
+pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
+    let login = Server::token_endpoint(&setup.token_endpoint);
+    let client = ClientAuth::basic(&setup.client_id, &setup.client_secret);
+    let source = match setup.refresh_token {
+        None => OAuth2::client_credentials(login, client),
+        Some(refresh_token) => OAuth2::refresh_token(login, client, refresh_token),
+    };
+    let mut provider = TokenProvider::builder(source);
+    if let Some(ahead) = setup.ahead {
+        provider = provider.refresh_ahead(RefreshAhead::new().between(ahead, ahead).jitter(0.0).share(0.75));
+    }
+    let layer = BearerAuthLayer::with_provider(provider.build()?);
+    let client = layer.layer(http_client::<super::Body>()).map_err(Into::into);
+    Ok(Arc::new(TowerBearer {
+        client: BoxCloneSyncService::new(client),
+        layer,
+        videos: format!("{}videos", setup.api).parse()?,
+    }))
+}
+
+#[async_trait::async_trait]
+impl Peer for TowerBearer {
+    async fn get(&self) -> Result<StatusCode, BoxError> {
+        let client = self.client.clone();
+        status(client.oneshot(super::request(&self.videos)).await?).await
+    }
+
+    async fn upload(&self, url: &str, chunks: usize) -> Result<StatusCode, BoxError> {
+        let client = self.layer.clone().buffered(1024 * 1024).layer(http_client());
+        status(client.oneshot(Request::post(url).body(streamed(chunks))?).await?).await
+    }
+
+    async fn stub(&self, requests: usize, through: bool) -> Result<(), BoxError> {
+        match through {
+            true => each(self.layer.layer(stub::<std::convert::Infallible>()), &self.videos, requests).await,
+            false => each(stub::<std::convert::Infallible>(), &self.videos, requests).await,
+        }
+    }
+}

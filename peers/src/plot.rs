@@ -1,0 +1,47 @@
+//! The plot: a panel of bars for each of four figures.
+
+use std::path::Path;
+
+use plotters::prelude::*;
+
+use crate::{BoxError, Results, peer::PEERS};
+
+/// A title, a scenario, and the columns of its figures that are added up.
+type Panel = (&'static str, &'static str, &'static [usize]);
+
+const PANELS: [Panel; 4] = [
+    ("Refresh under load: requests that fail or wait, of 5,000", "refresh under load", &[1, 2]),
+    ("Revocation: requests that fail or get the 401, of 1,000", "revocation", &[1, 2]),
+    ("Token endpoint hangs: requests that fail or wait, of 700", "token endpoint hangs", &[0, 1]),
+    ("401 indefinitely: POSTs per minute", "401 indefinitely", &[0]),
+];
+
+const OWN: RGBColor = RGBColor(0, 114, 178);
+const OTHER: RGBColor = RGBColor(170, 170, 170);
+
+pub fn draw(path: &Path, results: &Results) -> Result<(), BoxError> {
+    let root = SVGBackend::new(path, (1000, 480)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, (title, scenario, columns)) in root.split_evenly((2, 2)).iter().zip(PANELS) {
+        area.draw(&Text::new(title, (16, 14), ("sans-serif", 16)))?;
+        // `None` for a peer without the function.
+        let values: Vec<Option<u64>> = PEERS
+            .iter()
+            .map(|info| {
+                columns.iter().map(|at| results[&(scenario, info.name)][*at].parse::<u64>().ok()).sum()
+            })
+            .collect();
+        let most = values.iter().flatten().copied().max().unwrap_or(1).max(1);
+        for (row, (info, value)) in (0..).zip(PEERS.iter().zip(values)) {
+            let (top, left) = (42 + row * 27, 140);
+            area.draw(&Text::new(info.name, (16, top + 3), ("sans-serif", 14)))?;
+            let width = (value.unwrap_or(0) * 270 / most) as i32;
+            let style = if row == 0 { OWN } else { OTHER }.filled();
+            area.draw(&Rectangle::new([(left, top), (left + width.max(1), top + 18)], style))?;
+            let label = value.map_or("no such function".into(), |value| value.to_string());
+            area.draw(&Text::new(label, (left + width + 8, top + 3), ("sans-serif", 14)))?;
+        }
+    }
+    root.present()?;
+    Ok(())
+}
