@@ -1,10 +1,10 @@
 //! The same scenarios for tower-bearer and for other crates that keep a bearer token.
 //!
 //! ```text
-//! cargo run --release --manifest-path peers/Cargo.toml                                     # all, about ten minutes
-//! cargo run --release --manifest-path peers/Cargo.toml -- --write                          # and updates the page and the plot
+//! cargo run --release --manifest-path peers/Cargo.toml                # all, about ten minutes
+//! cargo run --release --manifest-path peers/Cargo.toml -- --write     # and updates the page and the plot
 //! cargo run --release --manifest-path peers/Cargo.toml -- --peer huskarl --scenario revocation
-//! cargo run --manifest-path peers/Cargo.toml -- --brief                                    # shows only that it runs
+//! cargo run --manifest-path peers/Cargo.toml -- --brief               # shows only that it runs
 //! ```
 
 mod happy;

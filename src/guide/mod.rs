@@ -5,6 +5,7 @@
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 //! - [`fleet`]: how several processes share one token.
 //! - [`operating`]: how to run a program that uses the crate: its log, its alerts, and what to do about each.
+//! - [`peers`]: what other crates do in the same scenarios, measured.
 //! - [`security`]: what the crate promises about secrets, each promise with its test.
 
 // The pages link to items of all features. The documentation is published with all of them.
@@ -46,6 +47,11 @@ pub mod fleet {}
 ///
 #[doc = include_str!("operating.md")]
 pub mod operating {}
+
+/// What other crates that keep a bearer token do in the same scenarios, measured.
+///
+#[doc = include_str!("peers.md")]
+pub mod peers {}
 
 /// What the crate promises about secrets, each promise with its test, and what it does not promise.
 ///

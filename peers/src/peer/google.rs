@@ -1,4 +1,4 @@
-//! google-cloud-auth: the credentials of a virtual machine, whose headers are added to the requests of a reqwest client.
+//! google-cloud-auth: the credentials of a virtual machine. Their headers are added to requests of a reqwest client.
 
 use std::sync::Arc;
 

@@ -26,8 +26,9 @@ pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
         Some(refresh_token) => OAuth2::refresh_token(login, client, refresh_token),
     };
     let mut provider = TokenProvider::builder(source);
-    if let Some(ahead) = setup.ahead {
-        provider = provider.refresh_ahead(RefreshAhead::new().between(ahead, ahead).jitter(0.0).share(0.75));
+    if setup.ahead.is_some() {
+        // Nine of twelve seconds.
+        provider = provider.refresh_ahead(RefreshAhead::new().share(0.75).jitter(0.0));
     }
     let layer = BearerAuthLayer::with_provider(provider.build()?);
     let client = layer.layer(http_client::<super::Body>()).map_err(Into::into);
