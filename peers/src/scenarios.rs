@@ -233,8 +233,8 @@ async fn late_challenge(info: &Info) -> Result<Vec<String>, BoxError> {
     Ok(vec![(posts(&server) - before).to_string(), late.as_u16().to_string()])
 }
 
-/// Callers that wait for 100 ms each, while a refresh takes more than half a second. The token endpoint spends the refresh token
-/// first.
+/// Callers that wait for 100 ms each, while a refresh takes more than half a second. The token endpoint spends the
+/// refresh token first.
 async fn dropped_caller(info: &Info) -> Result<Vec<String>, BoxError> {
     if let Some(reason) = info.no_refresh_token {
         return Ok(vec![format!("no: {reason}")]);
