@@ -11,32 +11,32 @@
 
 use std::{
     alloc::System,
-    convert::Infallible,
-    future::{Future, Ready, ready},
+    future::Future,
     hint::black_box,
     pin::{Pin, pin},
     process::Command,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, header::AUTHORIZATION};
 use http_body_util::Empty;
 use serde_json::{Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::sync::Mutex;
 use tower::{BoxError, Layer, Service, filter::AsyncFilterLayer, retry};
-use tower_bearer::{BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
+use tower_bearer::{BearerAuthLayer, TokenProvider};
 use tower_http::auth::AddAuthorizationLayer;
+
+#[path = "support/mod.rs"]
+mod support;
+
+use support::{Api, Hourly, On401, TOKEN};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// As long as a token of api.video.
-const TOKEN: &str =
-    "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJsaXM0MTc1OTQ1OTU0MjQ1NTQ1NDU0NTQ1In0.Cq4hM2chE_muUA";
 
 const HEADER_COUNTS: [usize; 3] = [0, 5, 20];
 
@@ -67,57 +67,10 @@ impl Stack {
     }
 }
 
-/// The inner service. It responds with 200 at once.
-#[derive(Clone)]
-struct Api;
-
-impl Service<Request<Body>> for Api {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        black_box(&request);
-        ready(Ok(Response::new(Empty::new())))
-    }
-}
-
-struct Hourly;
-
-impl TokenSource for Hourly {
-    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Ok(Token::builder(TOKEN).expires_in(Duration::from_secs(3600)).build()?)
-    }
-}
-
-/// A typical retry policy for tower: it clones the whole request and retries after a 401.
-#[derive(Clone)]
-struct On401(u32);
-
-impl<E> retry::Policy<Request<Body>, Response<Body>, E> for On401 {
-    type Future = Ready<()>;
-
-    fn retry(&mut self, _: &mut Request<Body>, result: &mut Result<Response<Body>, E>) -> Option<Ready<()>> {
-        let challenged = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
-        (challenged && self.0 > 0).then(|| {
-            self.0 -= 1;
-            ready(())
-        })
-    }
-
-    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
-        Some(request.clone())
-    }
-}
-
 /// A filter like that of kube's client: a lock, a boxed future and a new header string per request.
 fn kube_style_filter() -> impl Layer<
     Api,
-    Service: Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send> + Clone + Send,
+    Service: Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send> + Clone,
 > {
     let token = Arc::new(Mutex::new(TOKEN.to_owned()));
     AsyncFilterLayer::new(move |mut request: Request<Body>| {
@@ -162,39 +115,17 @@ impl Template {
 
 /// Sends `requests` requests through the stack.
 fn send(stack: Stack, template: &Template, provider: &TokenProvider, requests: usize) {
-    send_by(1, stack, template, provider, requests);
-}
-
-/// Sends `requests` requests by each of so many threads, with clones of one service.
-fn send_by(threads: usize, stack: Stack, template: &Template, provider: &TokenProvider, requests: usize) {
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let add = || AddAuthorizationLayer::bearer(TOKEN).as_sensitive(true);
     let retry = retry::RetryLayer::new(On401(2));
     match stack {
-        Stack::Bare => each_by(threads, Api, template, requests),
-        Stack::AddAuthorization => each_by(threads, add().layer(Api), template, requests),
-        Stack::NoReplay => each_by(threads, layer.no_replay().layer(Api), template, requests),
-        Stack::Replay => each_by(threads, layer.layer(Api), template, requests),
-        Stack::RetryAddAuthorization => each_by(threads, retry.layer(add().layer(Api)), template, requests),
-        Stack::RetryFilter => {
-            each_by(threads, retry.layer(kube_style_filter().layer(Api)), template, requests)
-        }
+        Stack::Bare => each(Api, template, requests),
+        Stack::AddAuthorization => each(add().layer(Api), template, requests),
+        Stack::NoReplay => each(layer.no_replay().layer(Api), template, requests),
+        Stack::Replay => each(layer.layer(Api), template, requests),
+        Stack::RetryAddAuthorization => each(retry.layer(add().layer(Api)), template, requests),
+        Stack::RetryFilter => each(retry.layer(kube_style_filter().layer(Api)), template, requests),
     }
-}
-
-fn each_by<S>(threads: usize, service: S, template: &Template, requests: usize)
-where
-    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send,
-{
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            let service = service.clone();
-            // Not the same template: clones of its names would share their reference counts.
-            let template = Template::new(template.names.len(), template.fresh);
-            scope.spawn(move || each(service, &template, requests));
-        }
-        each(service, template, requests);
-    });
 }
 
 fn each<S>(mut service: S, template: &Template, requests: usize)
@@ -257,43 +188,6 @@ impl Run {
             cost.instructions = cost.instructions.zip(bare.instructions).map(|(all, bare)| all - bare);
         }
         costs
-    }
-
-    /// Measures how many requests two threads send in the time in which one thread sends one.
-    fn two_threads(&self) {
-        let (rounds, requests) = if self.brief { (5, 2_000) } else { (21, 100_000) };
-        // Without the filter, whose lock may be taken by the other thread.
-        let stacks = &Stack::ALL[..Stack::ALL.len() - 1];
-        let mut ratios = vec![[Vec::new(), Vec::new()]; stacks.len()];
-        for _ in 0..rounds {
-            for ((stack, _), ratios) in stacks.iter().zip(&mut ratios) {
-                let send_by =
-                    |threads| send_by(threads, *stack, &Template::new(5, true), &self.provider, requests);
-                let took = |work: &dyn Fn()| {
-                    let begun = Instant::now();
-                    work();
-                    begun.elapsed().as_secs_f64()
-                };
-                let one = took(&|| send_by(1));
-                let own = took(&|| {
-                    std::thread::scope(|scope| {
-                        scope.spawn(|| send_by(1));
-                        send_by(1);
-                    });
-                });
-                ratios[0].push(2.0 * one / own);
-                ratios[1].push(2.0 * one / took(&|| send_by(2)));
-            }
-        }
-        println!("\ntwo threads with one provider: requests over those of one thread");
-        println!("{:<28}{:>20}{:>24}", "", "a service for each", "clones of one service");
-        for ((_, name), ratios) in stacks.iter().zip(&mut ratios) {
-            let [own, clones] = ratios.each_mut().map(|ratios| {
-                ratios.sort_by(f64::total_cmp);
-                ratios[ratios.len() / 2]
-            });
-            println!("{name:<28}{own:>20.2}{clones:>24.2}");
-        }
     }
 
     fn allocations(&self, stack: Stack, template: &Template) -> f64 {
@@ -417,7 +311,6 @@ fn main() {
         println!("{what:<84}{figure:>8.2}{bar:>8.2}  {verdict}");
         bars.push(json!({ "what": what, "figure": figure, "bar": bar, "met": figure <= bar }));
     }
-    run.two_threads();
     if !valgrind {
         println!("\nwithout instructions: {}", if brief { "--brief" } else { "valgrind is not installed" });
     }

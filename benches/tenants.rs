@@ -13,7 +13,7 @@ use std::{
     alloc::System,
     borrow::Cow,
     convert::Infallible,
-    future::{Future, Ready, ready},
+    future::Future,
     hint::black_box,
     pin::pin,
     process::Command,
@@ -29,19 +29,19 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, OAuth2, SelectProvider, SourceError, Token, TokenProvider, TokenProviders,
-    TokenRequest, TokenSource,
+    ApiVideo, BearerAuthLayer, OAuth2, SelectProvider, Token, TokenProvider, TokenProviders, TokenSource,
     oauth2::{ClientAuth, Server},
     replay::Cloned,
     testing::AuthServer,
 };
 
+#[path = "support/mod.rs"]
+mod support;
+
+use support::{Api, Hourly, TOKEN};
+
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// As long as a token of api.video.
-const TOKEN: &str =
-    "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJsaXM0MTc1OTQ1OTU0MjQ1NTQ1NDU0NTQ1In0.Cq4hM2chE_muUA";
 
 /// How many tenants send the requests of the happy path in turn.
 const TENANTS: u64 = 1000;
@@ -51,33 +51,6 @@ type Body = Empty<Bytes>;
 /// The tenant of a request, in its extensions.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Tenant(u64);
-
-/// The inner service. It responds with 200 at once.
-#[derive(Clone)]
-struct Api;
-
-impl Service<Request<Body>> for Api {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        black_box(&request);
-        ready(Ok(Response::new(Empty::new())))
-    }
-}
-
-struct Hourly;
-
-impl TokenSource for Hourly {
-    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Ok(token())
-    }
-}
 
 fn token() -> Token {
     Token::builder(TOKEN).expires_in(Duration::from_secs(3600)).build().unwrap()

@@ -2,22 +2,16 @@
 //! that it opens while the API challenges all requests.
 //!
 //! ```text
-//! cargo bench --bench wire              # 101 rounds, about two minutes
+//! cargo bench --bench wire              # 201 rounds, about two minutes
 //! cargo bench --bench wire -- --brief   # 3 rounds
 //! ```
 //!
 //! The server has a thread of its own, and responds at once. The client has another, with 16 requests under way. The
-//! stacks take turns within each round, in another order each time. A figure is the median over the rounds, and a ratio
-//! the median of the ratios within a round, so that a disturbance of the machine affects one round only.
+//! stacks take turns within each round, in a random order, since what ran before affects what runs next. A figure is the
+//! median over the rounds, and a ratio the median of the ratios within a round, so that a disturbance of the machine
+//! affects one round only.
 
-use std::{
-    cell::RefCell,
-    future::{Ready, ready},
-    net::SocketAddr,
-    rc::Rc,
-    sync::mpsc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::mpsc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -29,58 +23,30 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::net::TcpListener;
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry, util::BoxCloneService};
-use tower_bearer::{
-    ApiVideo, BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
-    testing::AuthServer,
+use tokio::{net::TcpListener, task::JoinSet};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry,
+    util::{
+        BoxCloneService,
+        rng::{HasherRng, Rng},
+    },
 };
+use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider, testing::AuthServer};
 use tower_http::auth::AddAuthorizationLayer;
+
+#[path = "support/mod.rs"]
+mod support;
+
+use support::{Hourly, On401, TOKEN};
 
 /// How many requests are under way at once.
 const CALLERS: usize = 16;
 /// How many requests a stack sends in one round.
-const REQUESTS: usize = 3_200;
-
-/// As long as a token of api.video.
-const TOKEN: &str =
-    "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJsaXM0MTc1OTQ1OTU0MjQ1NTQ1NDU0NTQ1In0.Cq4hM2chE_muUA";
+const REQUESTS: usize = 1_600;
 
 type Body = Full<Bytes>;
 type HttpClient = Client<HttpConnector, Body>;
 type Stack = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
-
-struct Hourly;
-
-impl TokenSource for Hourly {
-    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Ok(Token::builder(TOKEN).expires_in(Duration::from_secs(3600)).build()?)
-    }
-}
-
-/// A typical retry policy for tower: it clones the whole request and retries after a 401.
-#[derive(Clone)]
-struct On401(u32);
-
-impl<E> retry::Policy<Request<Body>, Response<Incoming>, E> for On401 {
-    type Future = Ready<()>;
-
-    fn retry(
-        &mut self,
-        _: &mut Request<Body>,
-        result: &mut Result<Response<Incoming>, E>,
-    ) -> Option<Ready<()>> {
-        let challenged = matches!(result, Ok(response) if response.status() == StatusCode::UNAUTHORIZED);
-        (challenged && self.0 > 0).then(|| {
-            self.0 -= 1;
-            ready(())
-        })
-    }
-
-    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
-        Some(request.clone())
-    }
-}
 
 /// Serves with a thread of its own, until the program ends.
 fn serve() -> SocketAddr {
@@ -124,17 +90,19 @@ where
     ServiceBuilder::new().boxed_clone().map_err(Into::into).service(service)
 }
 
-/// The stacks, each with a client of its own. The first one is bare; the others are compared to the second.
+/// The stacks, with one client, so that they differ in their layers only. The first one is bare; the others are compared
+/// to the second.
 fn stacks(http2: bool) -> [(&'static str, Stack); 5] {
+    let client = client(http2);
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Hourly));
     let add = AddAuthorizationLayer::bearer(TOKEN).as_sensitive(true);
     let retry = retry::RetryLayer::new(On401(2));
     [
-        ("bare", boxed(client(http2))),
-        ("AddAuthorization", boxed(add.layer(client(http2)))),
-        ("Retry + AddAuthorization", boxed(retry.layer(add.layer(client(http2))))),
-        ("BearerAuth, no replay", boxed(layer.clone().no_replay().layer(client(http2)))),
-        ("BearerAuth", boxed(layer.layer(client(http2)))),
+        ("bare", boxed(client.clone())),
+        ("AddAuthorization", boxed(add.layer(client.clone()))),
+        ("Retry + AddAuthorization", boxed(retry.layer(add.layer(client.clone())))),
+        ("BearerAuth, no replay", boxed(layer.clone().no_replay().layer(client.clone()))),
+        ("BearerAuth", boxed(layer.layer(client.clone()))),
     ]
 }
 
@@ -194,10 +162,12 @@ async fn throughput(http2: bool, rounds: usize) {
     let server = serve();
     let stacks = stacks(http2);
     let mut samples = vec![Vec::new(); stacks.len()];
+    let mut rng = HasherRng::new();
     // The first round opens the connections.
     for number in 0..=rounds {
-        for turn in 0..stacks.len() {
-            let at = (turn + number) % stacks.len();
+        let mut order: Vec<_> = (0..stacks.len()).collect();
+        order.sort_by_cached_key(|_| rng.next_u64());
+        for at in order {
             let sample = round(&stacks[at].1, server).await;
             if number > 0 {
                 samples[at].push(sample);
@@ -233,9 +203,10 @@ fn bar(what: &str, figure: f64, bar: f64) {
     println!("  {what:<50}{figure:>8.3}, bar {bar:.2}: {}", if figure >= bar { "met" } else { "missed" });
 }
 
-/// So many callers send ten requests each. Returns the connections that the server accepted, and the requests that it
-/// challenged. If `revoked`, all tokens are revoked before each request but the first.
-async fn connections(callers: usize, revoked: bool) -> (u64, u64) {
+/// So many callers send a request each, ten times. Returns how many connections the server accepted. If `revoked`, all
+/// tokens are revoked before each time but the first, so that each request is challenged and sent again. Otherwise each
+/// caller sends another request at once.
+async fn connections(callers: usize, revoked: bool) -> u64 {
     let server = AuthServer::start().await.unwrap();
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     let stack = boxed(BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client(false)));
@@ -244,23 +215,36 @@ async fn connections(callers: usize, revoked: bool) -> (u64, u64) {
         if revoked && turn > 0 {
             server.revoke_access_tokens();
         }
-        join_all((0..callers).map(|_| {
-            let (mut stack, uri) = (stack.clone(), &uri);
-            async move { send(&mut stack, Request::get(uri).body(Body::default()).unwrap()).await }
-        }))
-        .await;
+        let requests = if revoked || turn == 0 { 1 } else { 2 };
+        let mut sent = JoinSet::new();
+        for _ in 0..callers {
+            let (mut stack, request) = (stack.clone(), Request::get(&uri).body(Body::default()).unwrap());
+            sent.spawn(async move {
+                for _ in 0..requests {
+                    send(&mut stack, request.clone()).await;
+                }
+            });
+        }
+        sent.join_all().await;
     }
-    let counters = server.counters();
-    (counters.connections, counters.challenged)
+    let expected = if revoked { 9 * callers as u64 } else { 0 };
+    assert_eq!(server.counters().challenged, expected);
+    server.counters().connections
 }
 
-async fn storm(callers: usize) {
-    println!("\n{callers} callers at once, HTTP/1.1, ten requests each");
-    let (without, _) = connections(callers, false).await;
-    let (with, challenged) = connections(callers, true).await;
-    println!("connections while no token is revoked   {without:>8}");
-    println!("connections in nine storms of 401s      {with:>8}, {challenged} requests challenged");
-    println!("  bar: no more than without: {}", if with <= without { "met" } else { "missed" });
+async fn storm(callers: usize, rounds: usize) {
+    let mut counts = [Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        counts[0].push(connections(callers, false).await as f64);
+        counts[1].push(connections(callers, true).await as f64);
+    }
+    let [without, with] = counts.map(|counts| quartiles(counts.into_iter()));
+    println!(
+        "\n{callers} callers at once, HTTP/1.1, 19 requests each: connections, median of {rounds} runs (quartiles)"
+    );
+    println!("while no token is revoked      {:>8} ({} to {})", without[1], without[0], without[2]);
+    println!("nine storms of 401s            {:>8} ({} to {})", with[1], with[0], with[2]);
+    println!("  bar: no more than without: {}", if with[1] <= without[1] { "met" } else { "missed" });
 }
 
 fn main() {
@@ -268,8 +252,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         for http2 in [false, true] {
-            throughput(http2, if brief { 3 } else { 101 }).await;
+            throughput(http2, if brief { 3 } else { 201 }).await;
         }
-        storm(if brief { 100 } else { 1_000 }).await;
+        if brief { storm(100, 1).await } else { storm(1_000, 11).await }
     });
 }
