@@ -9,7 +9,7 @@ use std::time::Duration;
 use fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, Stop, record_text};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
-    Error, Freshness, SourceErrorKind, Token, TokenProvider,
+    Error, Freshness, RetryPolicy, SourceErrorKind, Token, TokenProvider,
     store::{
         EncryptedStore, EncryptionKeys, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
         TokenStore,
@@ -77,6 +77,17 @@ async fn sixteen_processes_post_once_per_expiry() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn reader_waits_one_lease() {
+    for lease in [Duration::from_millis(100), SECOND, 10 * SECOND] {
+        let reader = TokenProvider::reader(MemoryStore::default()).lease(lease);
+        let reader = reader.retry(RetryPolicy::new().max_retries(0)).build().unwrap();
+        let begun = Instant::now();
+        reader.token().await.unwrap_err();
+        assert_eq!(begun.elapsed().as_millis(), lease.as_millis());
+    }
+}
+
 /// Row 54: nearly all processes get the token from the record, and only read until it is there.
 #[tokio::test(start_paused = true)]
 async fn store_is_used_four_times_per_process() {
@@ -100,6 +111,41 @@ async fn store_is_used_four_times_per_process() {
         let operations = store.kept().operations;
         assert!(operations <= 4 * PROCESSES + 1, "{operations}");
         sleep(MINUTE).await;
+    }
+}
+
+/// Row 55.
+#[tokio::test(start_paused = true)]
+async fn lease_is_taken_within_a_second_of_its_end() {
+    const LEASE: Duration = Duration::from_secs(10);
+    for offset in 0..200 {
+        let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+        endpoint.change(|grants| grants.takes = Some(Duration::ZERO));
+        let process = endpoint.process(&store).lease(LEASE).build().unwrap();
+        let _of_the_dead = store.lease(LEASE).await.unwrap().unwrap();
+        let end = Instant::now() + LEASE;
+        sleep(offset * SECOND / 200).await;
+        process.token().await.unwrap();
+        let late = Instant::now() - end;
+        assert!(late <= SECOND, "{late:?}");
+    }
+}
+
+/// Row 54: a process waits for an exchange of nearly five leases.
+#[tokio::test(start_paused = true)]
+async fn short_lease_waits_for_long_exchange() {
+    for (lease, exchange) in [(100, 450), (400, 1_900), (1_000, 4_500)] {
+        for _ in 0..50 {
+            let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
+            endpoint.change(|grants| grants.takes = Some(Duration::from_millis(exchange)));
+            let build = || endpoint.process(&store).lease(Duration::from_millis(lease)).build().unwrap();
+            let (first, second) = (build(), build());
+            let first = tokio::spawn(async move { first.token().await.unwrap() });
+            sleep(Duration::from_millis(1)).await;
+            second.token().await.unwrap();
+            first.await.unwrap();
+            assert_eq!(endpoint.grants().posts(), 1, "lease {lease} ms, exchange {exchange} ms");
+        }
     }
 }
 

@@ -24,9 +24,9 @@ use crate::{
 /// The delay between two reads while another process is about to publish, min and max.
 const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// A process that was refused the lease asks for it again after this time, or after a quarter of the lease's length if
-/// that is less. Until then it only reads: a fleet of thousands asks at one moment, and nearly all of them get the
-/// token from the record.
+/// A process that was refused the lease asks for it again after half of this time to all of it, or after an eighth to a
+/// quarter of the lease's length if that is less. Until then it only reads: a fleet of thousands asks at one moment, and
+/// nearly all of them get the token from the record.
 const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The source of a provider whose processes share a store.
@@ -75,23 +75,26 @@ impl<T: TokenSource> SharedSource<T> {
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let mut polls = Backoff::between(POLL_BACKOFF);
+        let pause = LEASE_PAUSE.min(self.shared.lease / 4);
+        let mut pauses = Backoff::between((pause / 2, pause));
         let mut next_lease_at = Instant::now();
+        let mut waited = Duration::ZERO;
         loop {
             if let Some(token) = self.shared.newer(previous).await? {
                 return Ok(Ok(self.shared.adopt(token)));
             }
+            // After the read: the wait has not been too long if it has brought the token.
+            self.shared.record_lease_wait(std::mem::take(&mut waited))?;
             let leased_at = Instant::now();
-            let lease = if leased_at < next_lease_at {
-                None
-            } else {
-                next_lease_at = leased_at + LEASE_PAUSE.min(self.shared.lease / 4);
-                self.shared.lease().await?
-            };
+            let lease = if leased_at < next_lease_at { None } else { self.shared.lease().await? };
             let Some(lease) = lease else {
                 self.shared.reporter.waiting_for_lease();
-                let delay = polls.next_delay();
-                sleep(delay).await;
-                self.shared.record_lease_wait(delay)?;
+                let now = Instant::now();
+                if next_lease_at <= leased_at {
+                    next_lease_at = now + pauses.next_delay();
+                }
+                waited = polls.next_delay().min(next_lease_at - now);
+                sleep(waited).await;
                 continue;
             };
             // Under the lease: the previous holder may have published since the first read.
@@ -266,9 +269,9 @@ impl<T: TokenSource> SharedSource<T> {
             if let Some(token) = found.as_ref().ok().and_then(|found| usable(found, previous)) {
                 return Ok(self.shared.adopt(token).without_refresh_token());
             }
-            let next = Instant::now() + polls.next_delay();
+            let now = Instant::now();
             let is_permanent = found.as_ref().is_err_and(|error| !error.is_transient());
-            if next > deadline || is_permanent {
+            if now >= deadline || is_permanent {
                 asking(Asked::Publisher);
                 return Err(match found {
                     Err(error) => error.into_source_error("the token store cannot be used"),
@@ -276,7 +279,7 @@ impl<T: TokenSource> SharedSource<T> {
                     Ok(Some(_)) => SourceError::unavailable("no publisher has stored a newer token yet"),
                 });
             }
-            sleep_until(next).await;
+            sleep_until(deadline.min(now + polls.next_delay())).await;
         }
     }
 }
