@@ -57,11 +57,11 @@ struct Fleet {
     rng: Mutex<HasherRng<BuildHasherDefault<DefaultHasher>>>,
     /// When the store has done the operations that it has got.
     idle_at: Mutex<Instant>,
-    /// The number of POSTs before each publication.
-    posts: Mutex<Vec<u64>>,
     /// Requests that failed because a token did not come in time.
     failed: AtomicU64,
     longest_wait: Mutex<Duration>,
+    /// The POSTs before the counting started.
+    posts_before: Mutex<u64>,
 }
 
 impl Fleet {
@@ -72,9 +72,9 @@ impl Fleet {
             deaths,
             rng: Mutex::new(HasherRng::with_hasher(BuildHasherDefault::default())),
             idle_at: Mutex::new(Instant::now()),
-            posts: Mutex::default(),
             failed: AtomicU64::new(0),
             longest_wait: Mutex::default(),
+            posts_before: Mutex::default(),
         };
         fleet.endpoint.change(|grants| grants.lifetime = Some(LIFE));
         Arc::new(fleet)
@@ -104,8 +104,8 @@ impl Fleet {
     fn start_counting(&self) {
         self.store.change(|kept| kept.operations = 0);
         self.failed.store(0, Ordering::Relaxed);
-        lock(&self.posts).clear();
         *lock(&self.longest_wait) = Duration::ZERO;
+        *lock(&self.posts_before) = self.posts();
     }
 }
 
@@ -234,7 +234,6 @@ impl TokenStore for Member {
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
         self.alive(self.fleet.operate()).await;
-        lock(&self.fleet.posts).push(self.fleet.posts());
         self.fleet.store.publish(lease, record).await
     }
 
@@ -245,9 +244,10 @@ impl TokenStore for Member {
 }
 
 /// The figures of one fleet.
+#[derive(Default)]
 struct Figures {
-    expiries: usize,
     posts: u64,
+    /// The most POSTs for one expiry.
     most_posts: u64,
     operations: u64,
     failed: u64,
@@ -255,31 +255,25 @@ struct Figures {
 }
 
 impl Fleet {
-    /// Returns what has been counted since there were `posts` POSTs.
-    fn figures(&self, mut posts: u64) -> Figures {
-        let (begun, ended) = (posts, self.posts());
-        let posts_at = lock(&self.posts);
-        let mut most_posts = 0;
-        for published in posts_at.iter() {
-            most_posts = most_posts.max(published - posts);
-            posts = *published;
-        }
-        Figures {
-            expiries: posts_at.len(),
-            posts: ended - begun,
-            most_posts,
-            operations: self.store.kept().operations,
-            failed: self.failed.load(Ordering::Relaxed),
-            longest_wait: *lock(&self.longest_wait),
-        }
+    /// Adds what has been counted for one expiry.
+    fn add_to(&self, figures: &mut Figures) {
+        let posts = self.posts() - *lock(&self.posts_before);
+        figures.posts += posts;
+        figures.most_posts = figures.most_posts.max(posts);
+        figures.operations += self.store.kept().operations;
+        figures.failed += self.failed.load(Ordering::Relaxed);
+        figures.longest_wait = figures.longest_wait.max(*lock(&self.longest_wait));
     }
 }
 
 /// All members send requests all the time.
 async fn steady(members: usize, deaths: f64, expiries: u32) -> Figures {
+    /// The default: a token is replaced in the last tenth of its life.
+    const REPLACED: Duration = Duration::from_secs(LIFE.as_secs() * 9 / 10);
     let fleet = Fleet::new(deaths);
-    let begins = Instant::now() + LIFE / 2;
-    let end = begins + LIFE * expiries;
+    // Between two expiries, like the ends of the periods below.
+    let begins = Instant::now() + REPLACED / 2;
+    let end = begins + REPLACED * expiries;
     let mut running = JoinSet::new();
     for _ in 0..members {
         let fleet = Arc::clone(&fleet);
@@ -290,11 +284,15 @@ async fn steady(members: usize, deaths: f64, expiries: u32) -> Figures {
             }
         });
     }
-    sleep_until(begins).await;
-    fleet.start_counting();
-    let posts = fleet.posts();
+    let mut figures = Figures::default();
+    for expiry in 0..expiries {
+        sleep_until(begins + REPLACED * expiry).await;
+        fleet.start_counting();
+        sleep_until(begins + REPLACED * (expiry + 1)).await;
+        fleet.add_to(&mut figures);
+    }
     running.join_all().await;
-    fleet.figures(posts)
+    figures
 }
 
 /// What makes all members need a token at one moment.
@@ -311,32 +309,28 @@ enum Moment {
 /// All members need a token at one moment, `times` times.
 async fn at_once(moment: Moment, members: usize, deaths: f64, times: u32) -> Figures {
     let fleet = Fleet::new(deaths);
-    let mut all = Vec::new();
-    let mut sum: Option<Figures> = None;
+    let mut all: Vec<(Member, TokenProvider)> = Vec::new();
+    let mut figures = Figures::default();
     for _ in 0..times {
         if matches!(moment, Moment::Start) {
             all.clear();
             fleet.store.flush();
         }
-        all.retain(|(member, _): &(Member, TokenProvider)| !*member.dead.borrow());
-        all.resize_with(members, || {
-            let member = Member::new(&fleet);
-            let provider = member.provider();
-            (member, provider)
-        });
-        if !matches!(moment, Moment::Start) {
-            for (member, provider) in &all {
-                member.request(provider, None).await;
-            }
-        }
+        replace_the_dead(&fleet, &mut all, members);
         match moment {
             Moment::Start => {}
-            Moment::Expiry => sleep(LIFE).await,
+            Moment::Expiry => {
+                first_requests(&all).await;
+                sleep(LIFE).await;
+            }
             // Longer than the pause between two challenges that a refresh answers.
-            Moment::Revocation => sleep(LIFE / 2).await,
+            Moment::Revocation => {
+                first_requests(&all).await;
+                sleep(LIFE / 2).await;
+            }
         }
+        replace_the_dead(&fleet, &mut all, members);
         fleet.start_counting();
-        let posts = fleet.posts();
         let mut requests = JoinSet::new();
         for (member, provider) in &all {
             member.may_die_within(EXCHANGE);
@@ -350,20 +344,28 @@ async fn at_once(moment: Moment, members: usize, deaths: f64, times: u32) -> Fig
             });
         }
         requests.join_all().await;
-        let figures = fleet.figures(posts);
-        sum = Some(match sum {
-            None => figures,
-            Some(sum) => Figures {
-                expiries: sum.expiries + figures.expiries,
-                posts: sum.posts + figures.posts,
-                most_posts: sum.most_posts.max(figures.most_posts),
-                operations: sum.operations + figures.operations,
-                failed: sum.failed + figures.failed,
-                longest_wait: sum.longest_wait.max(figures.longest_wait),
-            },
-        });
+        fleet.add_to(&mut figures);
     }
-    sum.expect("at least one time")
+    figures
+}
+
+fn replace_the_dead(fleet: &Arc<Fleet>, all: &mut Vec<(Member, TokenProvider)>, members: usize) {
+    all.retain(|(member, _)| !*member.dead.borrow());
+    all.resize_with(members, || {
+        let member = Member::new(fleet);
+        let provider = member.provider();
+        (member, provider)
+    });
+}
+
+/// Each member gets the token, one after the other.
+async fn first_requests(all: &[(Member, TokenProvider)]) {
+    for (member, provider) in all {
+        tokio::select! {
+            () = member.request(provider, None) => {}
+            () = member.end() => {}
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -381,10 +383,10 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|");
     let moments = [
-        ("each in its own time", None),
-        ("all at the start", Some(Moment::Start)),
-        ("all at an expiry", Some(Moment::Expiry)),
-        ("all at a revocation", Some(Moment::Revocation)),
+        ("at different times", None),
+        ("at once, at the start", Some(Moment::Start)),
+        ("at once, at an expiry", Some(Moment::Expiry)),
+        ("at once, at a revocation", Some(Moment::Revocation)),
     ];
     for (name, moment) in moments {
         for deaths in [0.0, 0.2] {
@@ -396,7 +398,7 @@ fn main() {
                         Some(moment) => at_once(moment, members, deaths, expiries).await,
                     }
                 });
-                let per_expiry = |count: u64| count as f64 / figures.expiries as f64;
+                let per_expiry = |count: u64| count as f64 / f64::from(expiries);
                 [
                     format!("{:.2} ({})", per_expiry(figures.posts), figures.most_posts),
                     format!("{:.1}", per_expiry(figures.operations) / members as f64),

@@ -632,6 +632,11 @@ async fn delegated_upload_continues_its_video() {
         assert_eq!((rejected.status, rejected.text("name")), (StatusCode::BAD_REQUEST, "ttl".to_owned()));
     }
 
+    for body in ["", "{", "[]"] {
+        let rejected = send_with_key(&server, &key, Method::POST, "upload-tokens", body).await;
+        assert_eq!(rejected.status, StatusCode::BAD_REQUEST, "{body:?}");
+    }
+
     let path = format!("upload?token={}", created["token"].as_str().unwrap());
     let first = send_part(&server, &path, "part 1/*", "hel", None).await;
     let id = first.text("videoId");
@@ -691,10 +696,20 @@ async fn stores_each_chunk_once() {
         "part 3/2",
         "part 1",
         "part one/2",
+        "part +1/2",
+        "bytes +0-8/9",
         "item 1/2",
     ] {
         assert_eq!(put(range, "nine byte").await.status, StatusCode::BAD_REQUEST, "{range}");
     }
+
+    // A whole range that is sent again is no other upload, and a range of another length does not continue it.
+    for _ in 0..2 {
+        assert_eq!(put("bytes 0-8/9", "nine byte").await.status, StatusCode::CREATED);
+    }
+    assert_eq!(server.uploads().len(), 3);
+    assert_eq!(put("bytes 0-8/20", "nine byte").await.status, StatusCode::CREATED);
+    assert_eq!(put("bytes 9-17/18", "nine byte").await.status, StatusCode::RANGE_NOT_SATISFIABLE);
 }
 
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";

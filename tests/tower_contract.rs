@@ -5,6 +5,9 @@ mod support;
 
 use std::{
     convert::Infallible,
+    future::Future,
+    hint::black_box,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -65,19 +68,31 @@ where
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn response_future_is_small() {
-    type Inner = Client<HttpConnector, Full<Bytes>>;
-    type FutureOf<S> = <S as Service<Request<Full<Bytes>>>>::Future;
+    type Request = http::Request<Full<Bytes>>;
+    type Hyper = Client<HttpConnector, Full<Bytes>>;
 
-    fn added<S: Service<Request<Full<Bytes>>>>(_: fn(&BearerAuthLayer) -> S) -> usize {
-        size_of::<FutureOf<S>>() - size_of::<FutureOf<Inner>>()
+    /// A future without a niche for the state of the response future.
+    struct Plain(u64);
+
+    impl Future for Plain {
+        type Output = Result<Response<Full<Bytes>>, Infallible>;
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+            black_box(self.0);
+            Poll::Pending
+        }
     }
 
-    fn client() -> Inner {
-        Client::builder(TokioExecutor::new()).build_http()
+    fn size<S: Service<Request>>(_: impl Fn(BearerAuthLayer) -> S) -> usize {
+        size_of::<S::Future>()
     }
 
-    assert_eq!(added(|layer| layer.clone().no_replay().layer(client())), 32);
-    assert_eq!(added(|layer| layer.layer(client())), 224);
+    let hyper = || -> Hyper { Client::builder(TokioExecutor::new()).build_http() };
+    let of_hyper = size_of::<<Hyper as Service<Request>>::Future>();
+    assert_eq!(size(|layer| layer.no_replay().layer(hyper())) - of_hyper, 32);
+    assert_eq!(size(|layer| layer.layer(hyper())) - of_hyper, 224);
+    let plain = || tower::service_fn(|_: Request| Plain(0));
+    assert_eq!(size(|layer| layer.no_replay().layer(plain())) - size_of::<Plain>(), 40);
 }
 
 /// Row 50.

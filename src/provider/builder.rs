@@ -131,8 +131,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// Sets how long the lease of a process that renews the token lasts. Default: 10 s. From 100 ms to an hour.
     ///
     /// The process extends its lease while it asks its source, so that an exchange may take longer. If the process is
-    /// killed, another one refreshes at most a second after the end of the lease. After five leases without a turn, the
-    /// store counts as failed ([`TokenStore`]): set the lease to at least a fifth of the longest exchange. With a store that cannot extend a lease
+    /// killed, another one refreshes at most a second after the end of the lease. If a process gets no lease for
+    /// five lease lengths, the store counts as failed ([`TokenStore`]): set the lease to at least a fifth of the longest exchange. With a store that cannot extend a lease
     /// ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one costs a rejected refresh and an
     /// authentication, or a user's login.
     #[cfg(feature = "store")]

@@ -32,7 +32,7 @@ pub(super) struct FlatHeaders {
     count: usize,
 }
 
-/// Keeps the head of a request, or nothing: `Infallible`, of which an `Option` takes no space.
+/// Keeps the head of a request, or nothing: an `Option<Infallible>` takes no space.
 pub trait Head: Sized {
     fn of<B>(request: &Request<B>) -> Option<Self>;
 

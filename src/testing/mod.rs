@@ -68,7 +68,7 @@
 //!
 //! | client | credential | refresh | after a 401 |
 //! |---|---|---|---|
-//! | Python, `api.video` 1.4.7 | the bearer token; also at `POST /upload` | a thread, 10 s before the expiry, with the refresh token; it ends at the first failure | raises an error |
+//! | Python, `api.video` 1.4.7 | the bearer token; also at `POST /upload` | a thread, 10 s before the expiry, with the refresh token; the thread ends at the first failure | raises an error |
 //! | Node, `@api.video/nodejs-client` 2.6.8 | the API key as Basic; also at `POST /upload` | none | rejects with an error |
 //!
 //! Both send chunks of at least 5 MiB as `part <number>/<all>`. In a delegated upload, only their progressive sessions

@@ -268,8 +268,10 @@ impl Server {
 
     /// `POST /upload-tokens`
     async fn create_upload_token(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
-        let body = json_of(body).await;
-        let ttl = body.as_ref().and_then(|body| body.get("ttl")).map_or(Some(0), Value::as_u64);
+        let Some(body) = json_of(body).await.filter(Value::is_object) else {
+            return problem(StatusCode::BAD_REQUEST, "The request is not a JSON object.");
+        };
+        let ttl = body.get("ttl").map_or(Some(0), Value::as_u64);
         let Some(ttl) = ttl.filter(|ttl| *ttl <= videos::MAX_TTL) else { return invalid("ttl") };
         let token = self.authority().delegate(account, (ttl > 0).then(|| Duration::from_secs(ttl)));
         answer(StatusCode::CREATED, &videos::upload_token(&token, ttl))
@@ -330,7 +332,8 @@ fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
-/// Returns the API key of a request that has it as the name of a user, without a password (RFC 7617).
+/// Returns the API key of a request that has it as the name of a user (RFC 7617). The password is not
+/// used.
 fn basic_key(headers: &HeaderMap) -> Option<String> {
     let (scheme, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let decoded =

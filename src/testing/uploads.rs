@@ -119,17 +119,22 @@ impl Chunk {
         match unit {
             "bytes" => {
                 let (first, last) = position.split_once('-')?;
-                let (range, all) = (first.parse().ok()?..=last.parse().ok()?, all.parse().ok()?);
+                let (range, all) = (number(first)?..=number(last)?, number(all)?);
                 (!range.is_empty() && *range.end() < all).then_some(Self::Bytes { range, all })
             }
             "part" => {
-                let number = position.parse().ok()?;
-                let all = if all == "*" { None } else { Some(all.parse().ok()?) };
-                (number > 0 && all.is_none_or(|all| number <= all)).then_some(Self::Part { number, all })
+                let part = number(position)?;
+                let all = if all == "*" { None } else { Some(number(all)?) };
+                (part > 0 && all.is_none_or(|all| part <= all)).then_some(Self::Part { number: part, all })
             }
             _ => None,
         }
     }
+}
+
+/// Parses digits. A sign is none, unlike in `str::parse`.
+fn number(digits: &str) -> Option<u64> {
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 impl Uploads {
@@ -150,12 +155,13 @@ impl Uploads {
                 *received = Received { bytes, chunks: 1, digest, all: Some(bytes), ..Received::default() };
             }
             Some(Chunk::Bytes { range, all }) => {
-                if *range.start() == 0 {
-                    *received = Received::default();
-                } else if received.last.as_ref() == Some(range) {
+                let continues = received.all == Some(*all);
+                if continues && received.last.as_ref() == Some(range) {
                     return Ok(received.sha256.clone());
-                } else if received.in_parts || received.bytes != *range.start() {
-                    let title = "The chunks before this one are not here.";
+                } else if *range.start() == 0 {
+                    *received = Received::default();
+                } else if received.in_parts || received.bytes != *range.start() || !continues {
+                    let title = "The range does not continue the chunks that have arrived.";
                     return Err((StatusCode::RANGE_NOT_SATISFIABLE, title));
                 }
                 received.last = Some(range.clone());
