@@ -1,11 +1,20 @@
-//! [`authorize`]: adds the `Authorization` header.
+//! [`authorize`]: adds the `Authorization` header. [`ExistingAuthorization`]: what happens to one that is there.
 
 use http::{
     HeaderMap, HeaderValue,
     header::{AUTHORIZATION, Entry},
 };
 
-use crate::config::ExistingAuthorization;
+/// What happens to an `Authorization` header that a request already has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExistingAuthorization {
+    /// The request is sent unchanged. A 401 to it goes to the caller: it starts no refresh and no retry.
+    #[default]
+    Keep,
+    /// The layer's token replaces the header.
+    Replace,
+}
 
 /// Whose `Authorization` header a request carries.
 #[derive(Clone, Copy, Debug)]

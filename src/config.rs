@@ -3,8 +3,8 @@
 use http::Uri;
 
 use crate::{
-    challenge::ChallengeRule, error::Error, origins::AllowedOrigins, provider::TokenProvider, replay::Cloned,
-    retry::RetryPolicy, select::SelectProvider,
+    authorization::ExistingAuthorization, challenge::ChallengeRule, error::Error, origins::AllowedOrigins,
+    provider::TokenProvider, replay::Cloned, retry::RetryPolicy, select::SelectProvider,
 };
 
 #[derive(Clone, Debug)]
@@ -59,15 +59,4 @@ impl<R, P: SelectProvider> Config<R, P> {
             None => self.providers.provider(selected).allowed_origins().covers(uri),
         }
     }
-}
-
-/// What happens to an `Authorization` header that a request already has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ExistingAuthorization {
-    /// The request is sent unchanged. A 401 to it goes to the caller: it starts no refresh and no retry.
-    #[default]
-    Keep,
-    /// The layer's token replaces the header.
-    Replace,
 }

@@ -5,9 +5,10 @@ use std::{fmt, sync::Arc};
 use tower_layer::Layer;
 
 use crate::{
+    authorization::ExistingAuthorization,
     bounds::CloneService,
     challenge::{ChallengeRule, ResponseHead},
-    config::{Config, ExistingAuthorization},
+    config::Config,
     origins::AllowedOrigins,
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},

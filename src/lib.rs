@@ -156,8 +156,8 @@ pub use self::source::oauth2::{self, OAuth2};
 #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
 pub use self::tenants::TokenProviders;
 pub use self::{
+    authorization::ExistingAuthorization,
     bounds::{CloneService, HttpService},
-    config::ExistingAuthorization,
     error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
     future::ResponseFuture,
     layer::BearerAuthLayer,

@@ -3,8 +3,7 @@
 use http::{HeaderMap, Request};
 
 use crate::{
-    authorization::{Authorized, TooManyHeaders, authorize},
-    config::ExistingAuthorization,
+    authorization::{Authorized, ExistingAuthorization, TooManyHeaders, authorize},
     error::Error,
     provider::{Cache, TokenProvider},
     retry::Budgets,

@@ -10,9 +10,9 @@ use http::{Request, Response, header::AUTHORIZATION};
 use tower_service::Service;
 
 use crate::{
-    authorization::{Authorized, TooManyHeaders, authorize},
+    authorization::{Authorized, ExistingAuthorization, TooManyHeaders, authorize},
     bounds::HttpService,
-    config::{Config, ExistingAuthorization},
+    config::Config,
     error::{BoxError, Error},
     future::{ResponseFuture, Shared, Via},
     per_request::AuthOverride,

@@ -8,7 +8,6 @@ use stats_alloc::Region;
 use crate::{
     ALLOCATOR, BoxError,
     peer::{Info, PEERS, Peer},
-    scenarios::Scale,
     server::{setup, start},
 };
 
@@ -20,9 +19,9 @@ async fn peer(info: &Info) -> Result<(tower_bearer::testing::AuthServer, Arc<dyn
     Ok((server, peer))
 }
 
-pub async fn figures(info: &Info, scale: Scale) -> Result<Vec<String>, BoxError> {
+pub async fn figures(info: &Info, brief: bool) -> Result<Vec<String>, BoxError> {
     let (_server, peer) = peer(info).await?;
-    let (rounds, requests) = if scale.brief { (5, 200) } else { (31, 5_000) };
+    let (rounds, requests) = if brief { (5, 200) } else { (31, 5_000) };
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // They alternate, so that disturbances of the machine affect both.
     for _ in 0..rounds {
@@ -34,7 +33,7 @@ pub async fn figures(info: &Info, scale: Scale) -> Result<Vec<String>, BoxError>
     }
     let nanoseconds = fastest(with) - fastest(without);
     let allocations = allocations(&*peer, true).await? - allocations(&*peer, false).await?;
-    let has_valgrind = !scale.brief && Command::new("valgrind").arg("--version").output().is_ok();
+    let has_valgrind = !brief && Command::new("valgrind").arg("--version").output().is_ok();
     let instructions = match has_valgrind {
         true => format!("{:.0}", instructions(info.name, true)? - instructions(info.name, false)?),
         false => "-".into(),

@@ -67,7 +67,7 @@ pub async fn run(scenario: &str, info: &Info, scale: Scale) -> Result<Vec<String
         "token endpoint hangs" => outage(info, Fault::Hang).await,
         "401 indefinitely" => always_challenged(info, scale).await,
         "upload refused midway" => refused_upload(info).await,
-        "happy path" => happy::figures(info, scale).await,
+        "happy path" => happy::figures(info, scale.brief).await,
         _ => Err(format!("there is no scenario '{scenario}'").into()),
     }
 }

@@ -20,9 +20,8 @@ use super::{
     shared::Via,
 };
 use crate::{
-    authorization::{TooManyHeaders, authorize},
+    authorization::{ExistingAuthorization, TooManyHeaders, authorize},
     challenge::Challenge,
-    config::ExistingAuthorization,
     error::{BoxError, Error},
     provider::{Need, Part, TokenProvider, Waiting},
     replay::{Head, Replay},

@@ -11,8 +11,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use super::{providers::TokenProviders, tenant::Tenant};
 use crate::{
-    authorization::{Authorized, TooManyHeaders, authorize},
-    config::ExistingAuthorization,
+    authorization::{Authorized, ExistingAuthorization, TooManyHeaders, authorize},
     error::Error,
     layer::BearerAuthLayer,
     provider::TokenProvider,
