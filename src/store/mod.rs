@@ -58,9 +58,9 @@ use crate::error::Error;
 ///
 /// 1. **reads** the record. If the record is newer than its own token and has not expired, the provider adopts it and
 ///    is done;
-/// 2. takes the **lease**. If another process has it, the provider waits 100 ms to 1 s at a time, and starts again. It
-///    asks for the lease at most once per second, or per quarter of the lease's length if that is less: until then it
-///    only reads;
+/// 2. takes the **lease**. If another process has it, the provider reads the record again after 100 ms to 1 s at a time.
+///    It asks for the lease again after half a second to a second, or after an eighth to a quarter of the lease's length
+///    if that is less;
 /// 3. **reads again**, because the previous holder has usually published a token;
 /// 4. checks that at least **half of the lease is left**, because the process may have been stopped since. If less is
 ///    left, it starts again;
