@@ -2,14 +2,14 @@
 //! a caller waits.
 //!
 //! ```text
-//! cargo bench --bench fleet              # all fleets, a few minutes
+//! cargo bench --bench fleet              # all fleets, about a minute
 //! cargo bench --bench fleet -- --brief   # 100 and 1,000 members, two expiries
 //! ```
 //!
 //! The clock is paused, so an hour takes as long as its events take to run. The members are providers of one process
 //! with the default options. Their store is in memory, with the latencies of a Redis: each operation crosses the
-//! network, and waits until the operations before it are done. A member that dies stops where it is: its exchange never
-//! ends, and its lease is not released. A new member takes its place.
+//! network, and waits until the operations before it are done. A member that dies does nothing more: the endpoint
+//! finishes its exchange, but nobody gets the token, and its lease is not released. A new member takes its place.
 
 use std::{
     future::ready,
@@ -52,7 +52,7 @@ const EXCHANGE: Duration = Duration::from_millis(220);
 struct Fleet {
     endpoint: Endpoint,
     store: MemoryStore,
-    /// The part of the members that dies during the life of a token, and of the exchanges during which their member dies.
+    /// The part of the members that dies during the life of a token, and of the exchanges during which a member dies.
     deaths: f64,
     rng: Mutex<HasherRng<BuildHasherDefault<DefaultHasher>>>,
     /// When the store has done the operations that it has got.

@@ -1,4 +1,5 @@
-//! [`RequestHead`]: a copy of everything in a request but its body. [`FlatHeaders`]: a header map as one buffer.
+//! [`RequestHead`]: a copy of everything in a request but its body. [`Head`]: such a copy, or nothing.
+//! [`FlatHeaders`]: a header map as one buffer.
 //!
 //! Cloning a `HeaderMap` costs an allocation for nearly every value that was never cloned, and a hash for each name.
 //! Here names and values are written to one buffer, and parsed again only if the request is sent again, which is
