@@ -29,9 +29,8 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, OAuth2, SelectProvider, Token, TokenProvider, TokenProviders, TokenSource,
+    ApiVideo, BearerAuthLayer, OAuth2, Token, TokenProvider, TokenProviders, TokenSource,
     oauth2::{ClientAuth, Server},
-    replay::Cloned,
     testing::AuthServer,
 };
 
@@ -127,10 +126,7 @@ fn name(tenant: u64) -> String {
     format!("tenant-{tenant:06}")
 }
 
-fn through<P>(layer: &BearerAuthLayer<Cloned, P>, replay: bool) -> Sender
-where
-    P: SelectProvider<Selected: 'static, Cache: 'static> + 'static,
-{
+fn through(layer: &BearerAuthLayer, replay: bool) -> Sender {
     if replay { each(layer.layer(Api)) } else { each(layer.clone().no_replay().layer(Api)) }
 }
 

@@ -30,7 +30,7 @@ use tokio::time::{Instant, advance, sleep, sleep_until, timeout};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuth, BearerAuthLayer, BoxError, Error, SourceErrorKind, Token, TokenProvider,
-    TokenProviders, replay::Cloned, source_fn, tenants::ByKey, testing::AuthServer,
+    TokenProviders, source_fn, testing::AuthServer,
 };
 
 const ACCOUNTS: u32 = 1000;
@@ -144,7 +144,7 @@ async fn many_accounts() -> Result<(), BoxError> {
 
 /// The API, for all accounts.
 struct Api {
-    client: BearerAuth<Client<HttpConnector, Full<Bytes>>, Cloned, ByKey>,
+    client: BearerAuth<Client<HttpConnector, Full<Bytes>>>,
     videos: Uri,
 }
 

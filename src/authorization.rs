@@ -18,7 +18,7 @@ pub enum ExistingAuthorization {
 
 /// Whose `Authorization` header a request carries.
 #[derive(Clone, Copy, Debug)]
-pub enum Authorized {
+pub(crate) enum Authorized {
     /// The layer's.
     Layer,
     /// The caller's.
@@ -27,7 +27,7 @@ pub enum Authorized {
 
 /// The request has as many headers as a map can have. Without data, so that the result is one byte.
 #[derive(Clone, Copy, Debug)]
-pub struct TooManyHeaders;
+pub(crate) struct TooManyHeaders;
 
 /// Adds the token to a request that has no `Authorization` header, or whose header is to be replaced (RFC 6750 §2.1).
 #[inline]

@@ -1,15 +1,13 @@
 //! [`Config`]: what the layer's methods set, and their validation.
 
-use http::Uri;
-
 use crate::{
     authorization::ExistingAuthorization, challenge::ChallengeRule, error::Error, origins::AllowedOrigins,
-    provider::TokenProvider, replay::Cloned, retry::RetryPolicy, select::SelectProvider,
+    replay::Cloned, retry::RetryPolicy, select::Providers,
 };
 
 #[derive(Clone, Debug)]
-pub(crate) struct Config<R, P = TokenProvider> {
-    pub(crate) providers: P,
+pub(crate) struct Config<R> {
+    pub(crate) providers: Providers,
     pub(crate) replay: R,
     /// How much of a body the strategy keeps; `None` if it has no limit.
     pub(crate) replay_limit: Option<usize>,
@@ -20,8 +18,8 @@ pub(crate) struct Config<R, P = TokenProvider> {
     pub(crate) existing: ExistingAuthorization,
 }
 
-impl<P> Config<Cloned, P> {
-    pub(crate) fn new(providers: P, allowed_origins: Option<AllowedOrigins>) -> Self {
+impl Config<Cloned> {
+    pub(crate) fn new(providers: Providers, allowed_origins: Option<AllowedOrigins>) -> Self {
         Self {
             allowed_origins,
             providers,
@@ -34,9 +32,9 @@ impl<P> Config<Cloned, P> {
     }
 }
 
-impl<R, P> Config<R, P> {
+impl<R> Config<R> {
     /// Replaces the strategy that sends bodies again.
-    pub(crate) fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> Config<R2, P> {
+    pub(crate) fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> Config<R2> {
         let Self { providers, replay: _, replay_limit: _, retry, challenge, allowed_origins, existing } =
             self;
         Config { providers, replay, replay_limit, retry, challenge, allowed_origins, existing }
@@ -47,16 +45,5 @@ impl<R, P> Config<R, P> {
             return Err(Error::out_of_range("the replay limit", "> 0 (use no_replay() to keep nothing)", 0));
         }
         self.retry.validate()
-    }
-}
-
-impl<R, P: SelectProvider> Config<R, P> {
-    /// Whether a request to `uri` may carry the token of the selected provider.
-    #[inline]
-    pub(crate) fn covers(&self, selected: &P::Selected, uri: &Uri) -> bool {
-        match &self.allowed_origins {
-            Some(origins) => origins.covers(uri),
-            None => self.providers.provider(selected).allowed_origins().covers(uri),
-        }
     }
 }

@@ -65,6 +65,13 @@ pub enum Error {
     /// left.
     ShutDown,
 
+    /// The API challenged the token, no other could be obtained, and the 401 was dropped meanwhile: one that may be larger
+    /// than 64 KiB is kept for a second at most, since the token request may need its connection. With the reason why there
+    /// is no other token, unless the retry budget is spent.
+    ///
+    /// The text includes that error's, whose cause is the [`source`](StdError::source).
+    ChallengeDropped(Option<Arc<Self>>),
+
     /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
     TooManyHeaders,
 
@@ -106,6 +113,10 @@ impl fmt::Display for Error {
                 "a token can only be obtained within a tokio runtime: enter one before the first request",
             ),
             Self::ShutDown => f.write_str("the token provider was shut down"),
+            Self::ChallengeDropped(cause) => {
+                f.write_str("the API challenged the token, and its response was too large to be kept during a refresh")?;
+                cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
+            }
             Self::TooManyHeaders => {
                 f.write_str("the request has too many headers to add an Authorization header")
             }
@@ -129,6 +140,7 @@ impl StdError for Error {
             Self::Store(error) => error.source(),
             #[cfg(feature = "tenants")]
             Self::Factory(error) => error.source(),
+            Self::ChallengeDropped(Some(error)) => error.source(),
             _ => None,
         }
     }
@@ -152,7 +164,8 @@ impl Error {
             Self::Source(error) => error.is_transient(),
             #[cfg(feature = "store")]
             Self::Store(error) => error.is_transient(),
-            Self::TimedOut(_) | Self::Interrupted => true,
+            Self::TimedOut(_) | Self::Interrupted | Self::ChallengeDropped(None) => true,
+            Self::ChallengeDropped(Some(error)) => error.is_transient(),
             Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
             #[cfg(feature = "tenants")]
             Self::MissingKey | Self::Factory(_) => false,
@@ -169,6 +182,7 @@ impl Error {
             Self::Interrupted => "interrupted",
             Self::NoRuntime => "no_runtime",
             Self::ShutDown => "shut_down",
+            Self::ChallengeDropped(_) => "challenge_dropped",
             Self::TooManyHeaders => "too_many_headers",
             #[cfg(feature = "tenants")]
             Self::MissingKey => "missing_key",

@@ -1,5 +1,10 @@
 //! [`BearerAuthLayer`]: the layer and its options.
 
+#[cfg(feature = "tenants")]
+use std::{
+    borrow::{Borrow, Cow},
+    hash::Hash,
+};
 use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
@@ -13,8 +18,13 @@ use crate::{
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
     retry::RetryPolicy,
-    select::SelectProvider,
+    select::Providers,
     service::BearerAuth,
+};
+#[cfg(feature = "tenants")]
+use crate::{
+    error::Error,
+    tenants::{RequestHead, TokenProviders},
 };
 
 /// Adds a fresh bearer token to each request, and sends a request again with a new token if the API answers 401.
@@ -40,6 +50,14 @@ use crate::{
 /// ([`CloneService`](crate::CloneService)): a retry is sent on a clone, since the service that was ready has
 /// been called. `tower::buffer` makes any service `Clone`.
 ///
+/// # Challenges
+///
+/// A challenged request is sent again with another token ([`RetryPolicy`]). Ten revocations in a row heal at once, and
+/// from then on one every 5 s; beyond that, the caller gets the 401
+/// ([`TokenProvider`](crate::TokenProvider#challenges)). A new token that the API challenges is tried again with backoff
+/// before it is replaced, the last time at least a second after it was obtained, since an API may know a token later than
+/// its issuer. A request that cannot be sent again gets its 401, and the next one has a new token.
+///
 /// # Which origins get the token
 ///
 /// Those of its [`AllowedOrigins`], checked for each attempt. A request to another origin is sent unchanged, and an
@@ -47,9 +65,10 @@ use crate::{
 ///
 /// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed.
 /// A follower beneath the layer must remove `Authorization` when the origin changes, as tower-http's does. The follower
-/// may be redirected to an origin that answers 401. That is no challenge if the layer can see where the response comes
-/// from: it can with `ReqwestService` (feature `reqwest`), and with tower-http's `FollowRedirect` (feature
-/// `tower-http`). Only the last hop counts: a redirect to another origin and back is treated as one that stayed.
+/// may be redirected to an origin that answers 401. Only a response from the request's own origin is a challenge, or shows
+/// that the API accepts the token. The layer can see where a response comes from with `ReqwestService` (feature
+/// `reqwest`), and with tower-http's `FollowRedirect` (feature `tower-http`). Only the last hop counts: a redirect to
+/// another origin and back is treated as one that stayed.
 ///
 /// # One request without the token, or with another
 ///
@@ -59,16 +78,16 @@ use crate::{
 /// # What the caller gets
 ///
 /// The API's last response, unchanged: a 401 that no other token heals is a response, not an error. An error is the
-/// inner service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent with a
-/// token.
+/// inner service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent, or that
+/// a large 401 could not be kept while a refresh failed ([`BearerAuth`](crate::BearerAuth#permits)).
 ///
 /// # Options out of their range
 ///
 /// The layer's methods cannot fail. The first request gets [`Error::InvalidOption`](crate::Error::InvalidOption).
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
-pub struct BearerAuthLayer<R = Cloned, P = TokenProvider> {
-    options: Config<R, P>,
+pub struct BearerAuthLayer<R = Cloned> {
+    options: Config<R>,
 }
 
 impl BearerAuthLayer {
@@ -83,28 +102,68 @@ impl BearerAuthLayer {
 
     /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.
     pub fn with_provider(provider: TokenProvider) -> Self {
-        let origins = provider.allowed_origins().clone();
-        Self { options: Config::new(provider, Some(origins)) }
+        let origins = provider.core().allowed_origins.clone();
+        Self { options: Config::new(Providers { default: provider, select: None }, Some(origins)) }
+    }
+
+    /// Makes a layer that adds to each request the token of its tenant. `key_of` reads the tenant's key from the head of the
+    /// request, its extensions included.
+    ///
+    /// A key that is part of the request, such as a header's value or an extension, is [borrowed](Cow::Borrowed). A key that
+    /// is made of it is [owned](Cow::Owned). The key may be borrowed as a `str` if the group's keys are `String`s.
+    ///
+    /// ```
+    /// use std::borrow::Cow;
+    /// use tower_bearer::{BearerAuthLayer, BoxError, StaticToken, TokenProvider, TokenProviders};
+    ///
+    /// let providers = TokenProviders::new(|tenant: &String| {
+    ///     Ok::<_, BoxError>(TokenProvider::builder(StaticToken::new("eyJ0eXAi")).name(tenant))
+    /// });
+    /// let layer = BearerAuthLayer::by_key(providers, |head| {
+    ///     head.headers.get("x-tenant")?.to_str().ok().map(Cow::Borrowed)
+    /// });
+    /// # let _ = layer;
+    /// ```
+    ///
+    /// `key_of` must return a key that the caller of the API may use: a header that a client sets must have been checked.
+    ///
+    /// # Requests without a key
+    ///
+    /// If `key_of` returns `None`, the request fails with [`Error::MissingKey`]. If the factory returns an error, it fails
+    /// with [`Error::Factory`]. It is never sent with the token of another tenant. A request that is to be sent without a
+    /// token needs no key: one with [`NoBearer`](crate::NoBearer), with an `Authorization` header that is
+    /// [kept](crate::ExistingAuthorization::Keep), or to an origin outside of the layer's
+    /// [`allowed_origins`](Self::allowed_origins).
+    ///
+    /// # Options
+    ///
+    /// The origins are by default those of the tenant's source. The retry budget is that of the tenant's provider.
+    #[cfg(feature = "tenants")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
+    pub fn by_key<K, Q, F>(providers: TokenProviders<K>, key_of: F) -> Self
+    where
+        K: Borrow<Q> + Clone + Eq + Hash + Send + Sync + 'static,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized + 'static,
+        F: for<'a> Fn(RequestHead<'a>) -> Option<Cow<'a, Q>> + Send + Sync + 'static,
+    {
+        let default = providers.nobody().clone();
+        let select = move |head: RequestHead<'_>| {
+            let key = key_of(head).ok_or(Error::MissingKey)?;
+            providers.get::<Q>(&key)
+        };
+        Self { options: Config::new(Providers { default, select: Some(Arc::new(select)) }, None) }
     }
 }
 
 impl<R> BearerAuthLayer<R> {
     /// Returns the provider, to share it with another layer or to read its status.
+    ///
+    /// That of a layer [by key](Self::by_key) has no token: it stands for the requests without a key.
     pub fn provider(&self) -> &TokenProvider {
-        &self.options.providers
+        &self.options.providers.default
     }
-}
 
-#[cfg(feature = "tenants")]
-impl<P> BearerAuthLayer<Cloned, P> {
-    /// Makes a layer whose origins are those of the selected provider, unless it sets its own.
-    pub(crate) fn selecting(providers: P) -> Self {
-        Self { options: Config::new(providers, None) }
-    }
-}
-
-impl<R, P> BearerAuthLayer<R, P> {
-    /// Sets how often and how soon a challenged request is sent again, and the budget for it. Default:
+    /// Sets how often and how soon a challenged request is sent again. Default:
     /// [`RetryPolicy::new`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options.retry = policy;
@@ -143,7 +202,7 @@ impl<R, P> BearerAuthLayer<R, P> {
     /// The bytes of the data and of the trailers count. What is kept in memory is at most the limit, 1 % of it and 1
     /// KiB, however small the frames are. [`ReplayBody`](crate::replay::ReplayBody#memory) documents which frames are
     /// copied.
-    pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered, P> {
+    pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
         self.with_replay(Buffered::new(limit), Some(limit))
     }
 
@@ -169,43 +228,41 @@ impl<R, P> BearerAuthLayer<R, P> {
     /// # fn is_service<S: tower::Service<Request<Body>>>(_: &S) {}
     /// # is_service(&service);
     /// ```
-    pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>, P> {
+    pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>> {
         self.with_replay(ReplayWith::new(limit, wrap), Some(limit))
     }
 
     /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that
     /// cannot be cloned.
-    pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>, P> {
+    pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
         self.with_replay(CloneWith::new(clone), None)
     }
 
     /// Sends no request again: the caller gets the challenge, and the next request has a new token. For any body.
-    pub fn no_replay(self) -> BearerAuthLayer<NoReplay, P> {
+    pub fn no_replay(self) -> BearerAuthLayer<NoReplay> {
         self.with_replay(NoReplay, None)
     }
 
-    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2, P> {
+    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2> {
         BearerAuthLayer { options: self.options.with_replay(replay, limit) }
     }
 }
 
-impl<S, R, P> Layer<S> for BearerAuthLayer<R, P>
+impl<S, R> Layer<S> for BearerAuthLayer<R>
 where
     S: CloneService,
     R: Clone,
-    P: SelectProvider,
 {
-    type Service = BearerAuth<S, R, P>;
+    type Service = BearerAuth<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
         BearerAuth::new(inner, self.options.clone())
     }
 }
 
-impl<R, P> fmt::Debug for BearerAuthLayer<R, P>
+impl<R> fmt::Debug for BearerAuthLayer<R>
 where
     R: fmt::Debug,
-    P: fmt::Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BearerAuthLayer").field("options", &self.options).finish()

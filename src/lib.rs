@@ -121,6 +121,7 @@ pub mod observability;
 mod origins;
 mod per_request;
 mod provider;
+mod refresh_ahead;
 pub mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest_service;
@@ -138,6 +139,7 @@ pub mod tenants;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
+mod timer;
 mod token;
 
 #[cfg(feature = "reqwest")]
@@ -163,9 +165,9 @@ pub use self::{
     layer::BearerAuthLayer,
     origins::AllowedOrigins,
     per_request::{NoBearer, UseToken},
-    provider::{Freshness, RefreshAhead, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
+    provider::{Freshness, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
+    refresh_ahead::RefreshAhead,
     retry::RetryPolicy,
-    select::SelectProvider,
     service::BearerAuth,
     source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},
     token::{Token, TokenBuilder},

@@ -6,8 +6,8 @@
 //! `generation` counts the access tokens of one provider from 1. An `error` is the whole chain, outermost first.
 //!
 //! A level says what callers notice: at ERROR requests fail for lack of a token, at WARN they still have one. Of a
-//! failure that repeats, only the first since the newest token, and the first for each reason, is logged at the level in
-//! the table; the others are DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few
+//! failure that repeats, only the first since the newest token, for what callers have and each reason, is logged at the
+//! level in the table; the others are DEBUG, and the count is in the next line. An outage of the auth endpoint thus takes a few
 //! lines, however long it lasts.
 //!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
@@ -30,17 +30,17 @@
 //! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
 //! | `token file cannot be read; keeping the last good token` | WARN, repeated DEBUG | `error`, `failures` |
 //! | `token file can be read again` | INFO | `failures` |
-//! | `token is about to expire; backing off` | WARN, repeated DEBUG | `generation`, `delay_ms` |
 //! | `token refresh failed; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
 //! | `token refresh failed; the API challenges the current token` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `token refresh failed; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
-//! | `credential rejected; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms`, `works_for_ms` (absent without a lifetime) |
-//! | `credential rejected; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
-//! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `cool_down_ms` |
-//! | `credential rejected; failing requests until the cool-down ends` | ERROR, once for each cool-down | `error`, `took_ms`, `cool_down_ms` |
-//! | `login required; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime) |
-//! | `login required; no token is available` | WARN, repeated DEBUG | `error`, `took_ms` |
-//! | `login required; failing requests` | ERROR, repeated DEBUG | `error`, `took_ms` |
+//! | `credential rejected; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
+//! | `credential rejected; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `credential rejected; failing requests until the cool-down ends` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `login required; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
+//! | `login required; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `login required; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `login required; failing requests` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
 //! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
@@ -68,21 +68,14 @@
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
-//! | `joined the running refresh` | TRACE | `refresh` |
-//! | `challenged token is already replaced` | DEBUG | `generation` (of the new token), `challenged` (the other's) |
 //! | `the API challenges new tokens too; not asking the source` | WARN, once in the longest cool-down, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
-//! | `using the expiring token until the backoff ends` | TRACE | `generation` |
-//! | `not asking the source; the last failure still holds` | DEBUG | `error` |
 //! | `token invalidated` | INFO | `generation` |
-//! | `wall clock is ahead of the monotonic clock; shortening the token's life` | INFO | `generation`, `jump_ms` |
 //! | `provider shut down` | DEBUG | |
 //! | `provider evicted` | DEBUG | `reason` (as in the metric below) |
-//! | `provider kept; only this process has its refresh token` | DEBUG, once for each row of idle periods | |
-//! | `more providers than max_providers; none can be evicted` | WARN, when the bound is exceeded | `providers` (how many) |
-//! | `idle providers cannot be evicted` | WARN, for the first of a group | `kept` (how many) |
+//! | `more providers than max_providers; the others are in use` | WARN, when the bound is exceeded | `providers` (how many) |
 //!
 //! The `reason` for not retrying is `retries_exhausted`, `body_not_replayable`, `no_token` (there is no other: the
-//! refresh's own events say why) or `budget_exhausted`.
+//! refresh's own events say why), `budget_exhausted`, or `no_runtime` (there is no timer for the backoff).
 //!
 //! # Many tenants
 //!
@@ -111,11 +104,10 @@
 //! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
 //! | `tower_bearer_waits_total` | counter | Requests that waited for a token. | |
-//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `login_required`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, or `cancelled`: dropped while it waited, and refreshes fail; of a group also `missing_key`, `factory` |
+//! | `tower_bearer_failed_requests_total` | counter | Requests that failed because no token was available. | `reason`: `unavailable`, `invalid_response`, `rejected`, `login_required`, `configuration`, `timed_out`, `interrupted`, `no_runtime`, `shut_down`, `challenge_dropped`, or `cancelled`: dropped while it waited, and refreshes fail; of a group also `missing_key`, `factory` |
 //! | `tower_bearer_challenges_total` | counter | Responses that challenged a token. | `outcome`: `retried`, or the `reason` for not retrying |
 //! | `tower_bearer_store_usable` | gauge | Whether the store can be used (1) or has failed (0). | |
 //! | `tower_bearer_providers` | gauge | How many providers a group has. | |
-//! | `tower_bearer_providers_kept` | gauge | How many idle providers of a group cannot be evicted. | |
 //! | `tower_bearer_evictions_total` | counter | Providers of a group that were evicted. | `reason`: `idle`, `capacity` |
 //! | `tower_bearer_store_total` | counter | What happened to the token that processes share: the events of the store's table. | `outcome`: `adopted`, `stored`, `superseded`, `not_stored`, `invalid_record`, `without_store` |
 //!
@@ -126,11 +118,21 @@
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
 #![cfg_attr(
-    not(all(feature = "tracing", feature = "metrics", feature = "api-video", feature = "oauth2")),
-    allow(dead_code, unused_variables)
+    not(all(
+        feature = "tracing",
+        feature = "metrics",
+        feature = "api-video",
+        feature = "oauth2",
+        feature = "tenants"
+    )),
+    allow(dead_code, unused_variables, clippy::if_same_then_else)
 )]
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -138,8 +140,8 @@ use tokio::time::Instant;
 #[cfg(feature = "store")]
 use crate::error::StoreError;
 use crate::{
-    error::{Chain, Error, SourceError},
-    token::{Token, TokenId},
+    error::{Chain, Error, SourceError, SourceErrorKind},
+    token::Token,
 };
 
 macro_rules! event {
@@ -178,18 +180,63 @@ pub(crate) enum TokenLeft {
     None,
 }
 
-/// Reports the events and metrics of one provider and the layers that share it.
-#[derive(Clone)]
+/// Reports the events and metrics of one provider and the layers that share it, and decides which of them is news.
 pub(crate) struct Reporter {
     /// The name in events.
     provider: Arc<str>,
     /// The label of the metrics, if it is that of a group. The gauges of one token have no meaning for a group.
     group: Option<Arc<str>>,
+    /// `None` until something fails. No foreign code runs under the lock.
+    reported: Mutex<Option<Box<Reported>>>,
+}
+
+/// What was reported.
+#[derive(Default)]
+struct Reported {
+    /// Since the newest token.
+    outage: Outage,
+    /// Whether the newest access token was returned again after a challenge.
+    has_same: bool,
+    /// When a challenge that started no refresh was news last, and how many there were since then.
+    left_alone: Option<(Instant, u64)>,
+}
+
+/// The failures since the newest token. A failure is news if there was none of its kind and for its reason before.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    refreshes: u64,
+    requests: u64,
+    /// The kinds and the reasons of the failures so far. Both are from small fixed sets.
+    seen: Vec<(&'static str, &'static str)>,
+}
+
+impl Outage {
+    /// Records a failure. Returns whether it is news.
+    fn is_news(&mut self, kind: &'static str, reason: &'static str) -> bool {
+        self.since.get_or_insert_with(Instant::now);
+        let is_news = !self.seen.contains(&(kind, reason));
+        self.seen.extend(is_news.then_some((kind, reason)));
+        is_news
+    }
+}
+
+/// A challenge that starts no refresh is news once in this time.
+const NEWS_INTERVAL: Duration = Duration::from_secs(60);
+
+impl Clone for Reporter {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.provider), self.group.clone())
+    }
 }
 
 impl Reporter {
     pub(crate) fn new(provider: Arc<str>, group: Option<Arc<str>>) -> Self {
-        Self { provider, group }
+        Self { provider, group, reported: Mutex::default() }
+    }
+
+    fn reported(&self) -> MutexGuard<'_, Option<Box<Reported>>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The label of the metrics.
@@ -210,7 +257,6 @@ impl Reporter {
     }
 
     /// As [`register`](Self::register), for a group of providers.
-    #[cfg(feature = "tenants")]
     pub(crate) fn register_group(&self) {
         self.register_counters();
         #[cfg(feature = "metrics")]
@@ -223,7 +269,6 @@ impl Reporter {
             }
         }
         self.providers(0, false);
-        self.providers_kept(0, false);
     }
 
     fn register_counters(&self) {
@@ -249,13 +294,20 @@ impl Reporter {
                 "interrupted",
                 "no_runtime",
                 "shut_down",
+                "challenge_dropped",
             ];
             for reason in reasons {
                 self.zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
             }
-            for outcome in
-                ["retried", "retries_exhausted", "body_not_replayable", "no_token", "budget_exhausted"]
-            {
+            let outcomes = [
+                "retried",
+                "retries_exhausted",
+                "body_not_replayable",
+                "no_token",
+                "budget_exhausted",
+                "no_runtime",
+            ];
+            for outcome in outcomes {
                 self.zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
             }
         }
@@ -303,15 +355,9 @@ impl Reporter {
     }
 
     /// The source failed once. `attempts`: how often it is asked in this refresh.
-    pub(crate) fn attempt_failed(
-        &self,
-        attempt: u32,
-        attempts: u32,
-        error: &Error,
-        delay: Duration,
-        is_news: bool,
-    ) {
+    pub(crate) fn attempt_failed(&self, attempt: u32, attempts: u32, error: &Error, delay: Duration) {
         let (kind, delay_ms) = (error.name(), millis(delay));
+        let is_news = self.reported().get_or_insert_default().outage.is_news("attempt", kind);
         event_if!(
             is_news,
             WARN,
@@ -325,168 +371,74 @@ impl Reporter {
         count!("tower_bearer_source_failures_total", "provider" => self.label(), "kind" => kind);
     }
 
-    pub(crate) fn published(&self, token: &Token, took: Duration) {
-        event!(
-            INFO,
-            generation = token.generation(),
-            expires_in_ms = token.remaining().map(millis),
-            refresh_in_ms = token.refresh_at().map(millis_until),
-            took_ms = millis(took),
-            "token published"
-        );
-    }
-
-    pub(crate) fn same_token(&self, token: &Token) {
-        event!(DEBUG, generation = token.generation(), "source returned the same access token");
-    }
-
-    pub(crate) fn challenged_token_again(&self, token: &Token, is_news: bool) {
-        event_if!(
-            is_news,
-            WARN,
-            generation = token.generation(),
-            "source returned the challenged access token"
-        );
-    }
-
-    pub(crate) fn about_to_expire(&self, token: &Token, delay: Duration, is_news: bool) {
-        event_if!(
-            is_news,
-            WARN,
-            generation = token.generation(),
-            delay_ms = millis(delay),
-            "token is about to expire; backing off"
-        );
-    }
-
-    /// A refresh has failed, and the next caller starts another.
-    pub(crate) fn failed(
-        &self,
-        error: &Error,
-        took: Duration,
-        left: TokenLeft,
-        is_news: bool,
-        failed_refreshes: u64,
-    ) {
-        let (error, took_ms) = (Chain(error), millis(took));
-        match left {
-            TokenLeft::Works(remaining) => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                works_for_ms = remaining.map(millis),
-                failed_refreshes,
-                "token refresh failed; the current token still works"
-            ),
-            TokenLeft::Challenged => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                failed_refreshes,
-                "token refresh failed; the API challenges the current token"
-            ),
-            TokenLeft::None => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                failed_refreshes,
-                "token refresh failed; no token is available"
-            ),
+    /// A refresh has brought a token, which ends an outage.
+    pub(crate) fn published(&self, token: &Token, took: Duration, is_same: bool, is_challenged: bool) {
+        let (outage, is_first_same) = {
+            let mut reported = self.reported();
+            let Reported { outage, has_same, left_alone } =
+                reported.take().map(|old| *old).unwrap_or_default();
+            // Most providers have nothing to remember.
+            if is_same || left_alone.is_some() {
+                *reported =
+                    Some(Box::new(Reported { outage: Outage::default(), has_same: is_same, left_alone }));
+            }
+            (outage, !has_same)
+        };
+        let generation = token.generation();
+        if !is_same {
+            event!(
+                INFO,
+                generation,
+                expires_in_ms = token.remaining().map(millis),
+                refresh_in_ms = token.refresh_at().map(millis_until),
+                took_ms = millis(took),
+                "token published"
+            );
+        } else if is_challenged {
+            event_if!(is_first_same, WARN, generation, "source returned the challenged access token");
+        } else {
+            event!(DEBUG, generation, "source returned the same access token");
         }
-    }
-
-    /// A refresh has failed, and none starts before the cool-down ends.
-    ///
-    /// `is_needed`: a caller waited for the token.
-    pub(crate) fn credential_rejected(
-        &self,
-        error: &Error,
-        took: Duration,
-        cool_down: Duration,
-        left: TokenLeft,
-        is_needed: bool,
-        is_news: bool,
-    ) {
-        let (error, took_ms, cool_down_ms) = (Chain(error), millis(took), millis(cool_down));
-        match left {
-            TokenLeft::Works(remaining) => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                cool_down_ms,
-                works_for_ms = remaining.map(millis),
-                "credential rejected; the current token still works"
-            ),
-            TokenLeft::Challenged => event_if!(
-                is_news,
-                ERROR,
-                %error,
-                took_ms,
-                cool_down_ms,
-                "credential rejected; the API challenges the current token"
-            ),
-            // A line for each cool-down.
-            TokenLeft::None if is_needed => {
+        if let Outage { since: Some(since), refreshes, requests, .. } = outage {
+            if refreshes + requests > 0 {
                 event!(
-                    ERROR,
-                    %error,
-                    took_ms,
-                    cool_down_ms,
-                    "credential rejected; failing requests until the cool-down ends"
+                    INFO,
+                    failed_refreshes = refreshes,
+                    failed_requests = requests,
+                    lasted_ms = millis(since.elapsed()),
+                    "token refresh recovered"
                 );
             }
-            TokenLeft::None => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                cool_down_ms,
-                "credential rejected; no token is available"
-            ),
         }
     }
 
-    /// A refresh has failed, and only a login can help.
-    pub(crate) fn login_required(
-        &self,
-        error: &Error,
-        took: Duration,
-        left: TokenLeft,
-        is_needed: bool,
-        is_news: bool,
-    ) {
-        let (error, took_ms) = (Chain(error), millis(took));
-        match left {
-            TokenLeft::Works(remaining) => event_if!(
-                is_news,
-                WARN,
-                %error,
-                took_ms,
-                works_for_ms = remaining.map(millis),
-                "login required; the current token still works"
-            ),
-            TokenLeft::Challenged | TokenLeft::None if is_needed => {
-                event_if!(is_news, ERROR, %error, took_ms, "login required; failing requests");
+    /// A refresh has failed. `is_needed`: a caller waited for the token.
+    pub(crate) fn failed(&self, error: &Error, took: Duration, left: TokenLeft, is_needed: bool) {
+        let (what, rest) = match error {
+            _ if error.is_transient() => ("token refresh failed", "no token is available"),
+            Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired => {
+                ("login required", "failing requests")
             }
-            TokenLeft::Challenged | TokenLeft::None => {
-                event_if!(is_news, WARN, %error, took_ms, "login required; no token is available");
-            }
+            _ => ("credential rejected", "failing requests until the cool-down ends"),
+        };
+        let (left, works_for, is_error) = match left {
+            TokenLeft::Works(remaining) => ("the current token still works", remaining, false),
+            TokenLeft::Challenged => ("the API challenges the current token", None, !error.is_transient()),
+            TokenLeft::None if is_needed => (rest, None, !error.is_transient()),
+            TokenLeft::None => ("no token is available", None, false),
+        };
+        let (is_news, failed_refreshes) = {
+            let mut reported = self.reported();
+            let outage = &mut reported.get_or_insert_default().outage;
+            outage.refreshes += 1;
+            (outage.is_news(left, error.name()), outage.refreshes)
+        };
+        let (error, took_ms, works_for_ms) = (Chain(error), millis(took), works_for.map(millis));
+        if is_error {
+            event_if!(is_news, ERROR, %error, took_ms, failed_refreshes, "{what}; {left}");
+        } else {
+            event_if!(is_news, WARN, %error, took_ms, works_for_ms, failed_refreshes, "{what}; {left}");
         }
-    }
-
-    /// A token ends a row of failures.
-    pub(crate) fn recovered(&self, failed_refreshes: u64, failed_requests: u64, lasted: Duration) {
-        event!(
-            INFO,
-            failed_refreshes,
-            failed_requests,
-            lasted_ms = millis(lasted),
-            "token refresh recovered"
-        );
     }
 
     /// Sets when the current token expires.
@@ -592,35 +544,19 @@ impl Reporter {
         }
     }
 
-    pub(crate) fn joined(&self, refresh: u64) {
-        event!(TRACE, provider = %self.provider, refresh, "joined the running refresh");
-    }
-
-    pub(crate) fn replaced_already(&self, challenged: TokenId, token: &Token) {
-        event!(
-            DEBUG,
-            provider = %self.provider,
-            generation = token.generation(),
-            challenged = challenged.generation,
-            "challenged token is already replaced"
-        );
-    }
-
-    pub(crate) fn failed_again(&self, error: &Error) {
-        event!(DEBUG, provider = %self.provider, error = %Chain(error), "not asking the source; the last failure still holds");
-    }
-
-    pub(crate) fn postponed(&self, token: &Token) {
-        event!(
-            TRACE,
-            provider = %self.provider,
-            generation = token.generation(),
-            "using the expiring token until the backoff ends"
-        );
-    }
-
-    /// `repeated`: how often this happened since it was news. `None` if it is no news now.
-    pub(crate) fn left_alone(&self, token: &Token, repeated: Option<u64>) {
+    /// A challenge has started no refresh.
+    pub(crate) fn left_alone(&self, token: &Token) {
+        let repeated = {
+            let mut reported = self.reported();
+            let left_alone = &mut reported.get_or_insert_default().left_alone;
+            match left_alone {
+                Some((at, repeated)) if at.elapsed() < NEWS_INTERVAL => {
+                    *repeated += 1;
+                    None
+                }
+                _ => Some(left_alone.replace((Instant::now(), 0)).map_or(0, |(_, repeated)| repeated)),
+            }
+        };
         event_if!(
             repeated.is_some(),
             WARN,
@@ -635,18 +571,7 @@ impl Reporter {
         event!(INFO, provider = %self.provider, generation = token.generation(), "token invalidated");
     }
 
-    pub(crate) fn shortened(&self, token: &Token, jump: Duration) {
-        event!(
-            INFO,
-            provider = %self.provider,
-            generation = token.generation(),
-            jump_ms = millis(jump),
-            "wall clock is ahead of the monotonic clock; shortening the token's life"
-        );
-    }
-
     /// Sets the number of providers of a group.
-    #[cfg(feature = "tenants")]
     pub(crate) fn providers(&self, number: usize, exceeds_bound: bool) {
         #[cfg(feature = "metrics")]
         metrics::gauge!("tower_bearer_providers", "provider" => self.label()).set(number as f64);
@@ -655,34 +580,22 @@ impl Reporter {
                 WARN,
                 provider = %self.provider,
                 providers = number,
-                "more providers than max_providers; none can be evicted"
+                "more providers than max_providers; the others are in use"
             );
         }
     }
 
-    /// Sets the number of idle providers of a group that cannot be evicted.
-    #[cfg(feature = "tenants")]
-    pub(crate) fn providers_kept(&self, number: usize, is_news: bool) {
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("tower_bearer_providers_kept", "provider" => self.label()).set(number as f64);
-        if is_news {
-            event!(WARN, provider = %self.provider, kept = number, "idle providers cannot be evicted");
-        }
+    /// A group has made a provider: a request without one is news again.
+    pub(crate) fn made(&self) {
+        *self.reported() = None;
     }
 
-    #[cfg(feature = "tenants")]
-    pub(crate) fn kept(&self) {
-        event!(DEBUG, provider = %self.provider, "provider kept; only this process has its refresh token");
-    }
-
-    #[cfg(feature = "tenants")]
     pub(crate) fn evicted(&self, reason: &'static str) {
         event!(DEBUG, provider = %self.provider, reason, "provider evicted");
         // Of its own, if it is no group's: nothing would set it again.
         self.expires(None);
     }
 
-    #[cfg(feature = "tenants")]
     pub(crate) fn count_eviction(&self, reason: &'static str) {
         count!("tower_bearer_evictions_total", "provider" => self.label(), "reason" => reason);
     }
@@ -705,14 +618,40 @@ impl Reporter {
         count!("tower_bearer_waits_total", "provider" => self.label());
     }
 
-    /// A request fails because there is no token.
-    pub(crate) fn request_failed(
-        &self,
-        error: &Error,
-        reason: &'static str,
-        is_news: bool,
-        failed_requests: u64,
-    ) {
+    /// A request fails because there is no token. It may learn so when the outage is over: then it is no news.
+    pub(crate) fn request_failed(&self, error: &Error) {
+        let begins_outage = match error {
+            Error::NoRuntime => true,
+            #[cfg(feature = "tenants")]
+            Error::MissingKey | Error::Factory(_) => true,
+            _ => false,
+        };
+        self.count_failed_request(error, error.name(), begins_outage);
+    }
+
+    /// A request was dropped while it waited for a token, if refreshes fail.
+    pub(crate) fn request_given_up(&self, error: &Error) {
+        if self.reported().as_ref().is_some_and(|reported| reported.outage.since.is_some()) {
+            self.count_failed_request(error, "cancelled", false);
+        }
+    }
+
+    fn count_failed_request(&self, error: &Error, reason: &'static str, begins_outage: bool) {
+        let (is_news, failed_requests) = {
+            let mut reported = self.reported();
+            if begins_outage {
+                reported.get_or_insert_default();
+            }
+            match reported.as_deref_mut().map(|reported| &mut reported.outage) {
+                Some(outage)
+                    if begins_outage || (outage.since.is_some() && !matches!(error, Error::ShutDown)) =>
+                {
+                    outage.requests += 1;
+                    (outage.is_news("request", reason), outage.requests)
+                }
+                _ => (false, 0),
+            }
+        };
         event_if!(
             is_news,
             ERROR,
@@ -728,22 +667,22 @@ impl Reporter {
         );
     }
 
-    pub(crate) fn challenged(&self, token: TokenId, status: StatusCode, retries: u32) {
+    pub(crate) fn challenged(&self, token: u32, status: StatusCode, retries: u32) {
         event!(
             DEBUG,
             provider = %self.provider,
-            generation = token.generation,
+            generation = token,
             status = status.as_u16(),
             attempt = retries + 1,
             "request challenged"
         );
     }
 
-    pub(crate) fn retrying(&self, token: TokenId, retries: u32, delay: Duration) {
+    pub(crate) fn retrying(&self, token: u32, retries: u32, delay: Duration) {
         event!(
             DEBUG,
             provider = %self.provider,
-            generation = token.generation,
+            generation = token,
             attempt = retries + 1,
             delay_ms = millis(delay),
             "retrying the request"
@@ -753,11 +692,11 @@ impl Reporter {
         );
     }
 
-    pub(crate) fn not_retrying(&self, token: TokenId, reason: &'static str) {
+    pub(crate) fn not_retrying(&self, token: u32, reason: &'static str) {
         event!(
             DEBUG,
             provider = %self.provider,
-            generation = token.generation,
+            generation = token,
             reason,
             "not retrying; returning the challenge"
         );
@@ -801,13 +740,6 @@ pub(crate) use tracing::Span;
 #[cfg(not(feature = "tracing"))]
 #[derive(Clone)]
 pub(crate) struct Span;
-
-/// Calls `report` within `span`.
-pub(crate) fn report_within(span: Option<&Span>, report: impl FnOnce()) {
-    #[cfg(feature = "tracing")]
-    let _entered = span.map(Span::enter);
-    report();
-}
 
 /// The span that is entered now.
 #[cfg(any(feature = "store", feature = "oauth2"))]
@@ -862,11 +794,6 @@ pub fn describe_metrics() {
         "How long a refresh that has asked the token source took."
     );
     describe_gauge!("tower_bearer_providers", Unit::Count, "How many providers a group has.");
-    describe_gauge!(
-        "tower_bearer_providers_kept",
-        Unit::Count,
-        "How many idle providers of a group cannot be evicted."
-    );
     describe_gauge!(
         "tower_bearer_store_usable",
         Unit::Count,

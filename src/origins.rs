@@ -122,6 +122,55 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
     Origin::of(uri).is_some_and(|origin| origins.iter().any(|other| is(other, &origin)))
 }
 
+/// Tells whether a response comes from the origin of its request, in four bytes: a request keeps no more of its URI. Two
+/// origins may have one hash. Then one refresh may start in vain: no token is sent because of a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OriginHash(u32);
+
+impl OriginHash {
+    /// That of a request whose response is not inspected, or whose URI has no origin.
+    pub(crate) const NONE: Self = Self(0);
+
+    #[inline]
+    pub(crate) fn of(uri: &Uri) -> Self {
+        if !cfg!(feature = "tower-http") {
+            return Self::NONE;
+        }
+        match (uri.scheme_str(), uri.authority()) {
+            (Some(scheme), Some(authority)) => Self::hash(scheme, authority.as_str().as_bytes()),
+            _ => Self::NONE,
+        }
+    }
+
+    /// Hashes eight bytes at a time, without regard to case.
+    #[inline]
+    fn hash(scheme: &str, authority: &[u8]) -> Self {
+        const LOWER: u64 = 0x2020_2020_2020_2020;
+        let mix = |hash: u64, bytes: u64| (hash ^ (bytes | LOWER)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut hash = (scheme.len() as u64) << 8 | authority.len() as u64;
+        let mut rest = authority;
+        while let Some((eight, after)) = rest.split_first_chunk() {
+            (hash, rest) = (mix(hash, u64::from_le_bytes(*eight)).rotate_left(29), after);
+        }
+        let last = rest.iter().fold(0, |last, byte| last << 8 | u64::from(*byte));
+        Self((mix(hash, last) >> 32) as u32 | 1)
+    }
+
+    /// Whether `uri` has the origin, in any notation of its port and its host's case.
+    #[cfg(feature = "tower-http")]
+    #[cold]
+    pub(crate) fn is_of(self, uri: &Uri) -> bool {
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return true };
+        let default = if scheme == "https" { ":443" } else { ":80" };
+        let text = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let bare = text.strip_suffix(default).unwrap_or(text);
+        [text, bare, &format!("{bare}{default}")]
+            .iter()
+            .any(|text| self == Self::hash(scheme, text.as_bytes()))
+            || self == Self::NONE
+    }
+}
+
 /// Returns the origin of a URI for display, without a user name, path or query, which may be secret.
 pub(crate) fn shown(uri: &Uri) -> String {
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();

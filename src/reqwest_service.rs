@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use pin_project_lite::pin_project;
-use reqwest::{Body, Client, Error};
+use reqwest::{Body, Client, Error, Url};
 use tower_service::Service;
 
-use crate::future::FinalUri;
+use crate::future::Redirected;
 
 /// A [`reqwest::Client`] as the inner service of a layer such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
 /// [`http::Request`]s and returns [`http::Response`]s.
@@ -35,8 +35,8 @@ use crate::future::FinalUri;
 ///
 /// # Redirects
 ///
-/// The client follows redirects, inside the layer, and removes `Authorization` when the origin changes. A 401 from an
-/// origin that is not [allowed](crate::BearerAuthLayer::allowed_origins) is not treated as a challenge.
+/// The client follows redirects, inside the layer, and removes `Authorization` when the origin changes. A 401 from another
+/// origin than the request's is not treated as a challenge.
 ///
 /// # Errors
 ///
@@ -67,7 +67,10 @@ where
     fn call(&mut self, request: Request<B>) -> ReqwestFuture {
         ReqwestFuture {
             state: match request.try_into() {
-                Ok(request) => State::Sent { response: self.0.call(request) },
+                Ok(request) => {
+                    let request: reqwest::Request = request;
+                    State::Sent { url: Some(request.url().clone()), response: self.0.call(request) }
+                }
                 Err(error) => State::Invalid { error: Some(error) },
             },
         }
@@ -88,6 +91,8 @@ pin_project! {
     #[project = StateProj]
     enum State {
         Sent {
+            // Where the request was sent.
+            url: Option<Url>,
             #[pin]
             response: <Client as Service<reqwest::Request>>::Future,
         },
@@ -103,12 +108,12 @@ impl Future for ReqwestFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Sent { response } => {
+            StateProj::Sent { url, response } => {
                 let response = ready!(response.poll(cx))?;
-                let uri = Uri::try_from(response.url().as_str());
+                let is_own = url.take().is_none_or(|url| url.origin() == response.url().origin());
                 let mut response = Response::from(response);
-                if let Ok(uri) = uri {
-                    response.extensions_mut().insert(FinalUri(uri));
+                if !is_own {
+                    response.extensions_mut().insert(Redirected);
                 }
                 Poll::Ready(Ok(response))
             }

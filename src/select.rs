@@ -1,103 +1,69 @@
-//! [`SelectProvider`]: which provider's token a request gets.
+//! [`Providers`]: the provider whose token a request gets.
+#![cfg_attr(not(feature = "tenants"), allow(dead_code, unreachable_pub))]
 
-use http::{HeaderMap, Request};
+use std::{fmt, sync::Arc};
 
-use crate::{
-    authorization::{Authorized, ExistingAuthorization, TooManyHeaders, authorize},
-    error::Error,
-    provider::{Cache, TokenProvider},
-    retry::Budgets,
-    token::TokenId,
-};
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-mod sealed {
-    use crate::provider::TokenProvider;
+use crate::{error::Error, provider::TokenProvider};
 
-    /// Prevents implementations of [`SelectProvider`](super::SelectProvider) in other crates.
-    pub trait Sealed {}
+type Select = dyn Fn(RequestHead<'_>) -> Result<TokenProvider, Error> + Send + Sync;
 
-    impl Sealed for TokenProvider {}
-    #[cfg(feature = "tenants")]
-    impl Sealed for crate::tenants::ByKey {}
-}
-
-/// Selects the provider whose token a request gets: the bound on the last parameter of
-/// [`BearerAuthLayer`](crate::BearerAuthLayer).
-///
-/// [`TokenProvider`], the default, is one provider for all requests. `tenants::ByKey` (feature `tenants`) selects one by a
-/// key in the request. This trait is sealed: no other type can implement it.
-pub trait SelectProvider: sealed::Sealed + Clone {
-    /// What a request keeps of its provider.
-    #[doc(hidden)]
-    type Selected;
-
-    /// What a service keeps between its requests.
-    #[doc(hidden)]
-    type Cache: Clone;
-
-    #[doc(hidden)]
-    fn cache(&self) -> Self::Cache;
-
+/// One provider for all requests, or one for each.
+#[derive(Clone)]
+pub(crate) struct Providers {
+    /// The provider of all requests. If one is selected for each, it reports those without one, and has no token.
+    pub(crate) default: TokenProvider,
     /// Selects the provider of a request.
-    #[doc(hidden)]
-    fn select<B>(&self, request: &Request<B>) -> Result<Self::Selected, Error>;
-
-    /// What a request keeps that has no provider: it is failed, or sent without a token.
-    #[doc(hidden)]
-    fn none(&self) -> Self::Selected;
-
-    #[doc(hidden)]
-    fn provider<'a>(&'a self, selected: &'a Self::Selected) -> &'a TokenProvider;
-
-    /// Adds the token to a request, if there is one that works, and returns whose header the request has and the token.
-    /// Starts a refresh if the token is expiring.
-    #[doc(hidden)]
-    fn authorize(
-        &self,
-        selected: &Self::Selected,
-        cache: &mut Self::Cache,
-        headers: &mut HeaderMap,
-        existing: ExistingAuthorization,
-    ) -> Option<(Result<Authorized, TooManyHeaders>, TokenId)>;
-
-    /// The retry budgets of the provider. `None` if its requests use the budget of the layer's policy.
-    #[doc(hidden)]
-    fn budgets<'a>(&'a self, selected: &'a Self::Selected) -> Option<&'a Budgets>;
+    pub(crate) select: Option<Arc<Select>>,
 }
 
-impl SelectProvider for TokenProvider {
-    type Selected = ();
-    type Cache = Cache;
-
-    fn cache(&self) -> Cache {
-        self.cache()
-    }
-
+impl Providers {
+    /// Returns the provider that is selected for a request. `None` if one provider is for all.
     #[inline]
-    fn select<B>(&self, _: &Request<B>) -> Result<(), Error> {
-        Ok(())
+    pub(crate) fn of<B>(&self, request: &Request<B>) -> Result<Option<TokenProvider>, Error> {
+        match &self.select {
+            None => Ok(None),
+            Some(select) => select(RequestHead::of(request)).map(Some),
+        }
     }
+}
 
-    fn none(&self) {}
-
-    #[inline]
-    fn provider<'a>(&'a self, (): &'a ()) -> &'a TokenProvider {
-        self
+/// Shows no key: a key may be a secret.
+impl fmt::Debug for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Providers");
+        match self.select {
+            None => shown.field("provider", &self.default).finish(),
+            Some(_) => shown.finish_non_exhaustive(),
+        }
     }
+}
 
-    #[inline]
-    fn authorize(
-        &self,
-        (): &(),
-        cache: &mut Cache,
-        headers: &mut HeaderMap,
-        existing: ExistingAuthorization,
-    ) -> Option<(Result<Authorized, TooManyHeaders>, TokenId)> {
-        let (header, token) = self.header(cache)?;
-        Some((authorize(headers, header, existing), token))
-    }
+/// The head of a request, from which the key of its tenant is read.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The URI.
+    pub uri: &'a Uri,
+    /// The HTTP version.
+    pub version: Version,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+    /// The extensions, which layers above may have added.
+    pub extensions: &'a Extensions,
+}
 
-    fn budgets<'a>(&'a self, (): &'a ()) -> Option<&'a Budgets> {
-        None
+impl<'a> RequestHead<'a> {
+    fn of<B>(request: &'a Request<B>) -> Self {
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            version: request.version(),
+            headers: request.headers(),
+            extensions: request.extensions(),
+        }
     }
 }

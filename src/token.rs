@@ -13,7 +13,7 @@ const SCHEME: &str = "Bearer ";
 /// The maximum lifetime. A longer one is clamped, because `Instant` cannot represent every sum.
 const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A token that lives for less than this counts as expired.
+/// A token of a store that lives for less than this counts as expired. A lifetime that is less on arrival is unknown.
 pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
 
 /// An access token, its expiry, and the refresh token that renews it.
@@ -38,7 +38,7 @@ pub(crate) const LEAST_LIFE: Duration = Duration::from_millis(100);
 pub struct Token(pub(crate) Arc<Inner>);
 
 #[derive(Clone)]
-pub struct Inner {
+pub(crate) struct Inner {
     /// `Bearer <access token>`, marked sensitive. It is formatted once per token, not once per request.
     header: HeaderValue,
     refresh_token: Option<SecretString>,
@@ -57,7 +57,7 @@ pub struct Inner {
 
 /// Identifies a published access token within the process. All zero before publication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TokenId {
+pub(crate) struct TokenId {
     /// The number of the provider within the process.
     pub(crate) provider: u32,
     /// The number of the access token within its provider. At one token per second, it overflows after a century.
@@ -77,11 +77,6 @@ impl Inner {
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
-    }
-
-    /// Whether the token expired `grace` ago or earlier.
-    pub(crate) fn is_expired_by(&self, grace: Duration, now: Instant) -> bool {
-        self.expires_at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
     }
 
     fn remaining(&self) -> Option<Duration> {
@@ -228,14 +223,6 @@ impl Token {
         let inner = Arc::unwrap_or_clone(self.0);
         Self(Arc::new(Inner { id, expires_at, refresh_at, ..inner }))
     }
-
-    /// Returns the token with an expiry that is earlier by `jump`.
-    pub(crate) fn shortened(self, jump: Duration, now: Instant) -> Self {
-        let earlier = |at: Option<Instant>| at.map(|at| at.checked_sub(jump).unwrap_or(now));
-        let (id, expires_at, refresh_at) =
-            (self.0.id, earlier(self.0.expires_at), earlier(self.0.refresh_at));
-        self.published(id, expires_at, refresh_at)
-    }
 }
 
 impl fmt::Debug for Token {
@@ -275,8 +262,8 @@ impl TokenBuilder {
     /// Sets the lifetime of the token (`expires_in` of RFC 6749 §5.1). Default: none, so that it is used until the API
     /// challenges it.
     ///
-    /// The maximum is ten years; a longer lifetime is clamped. A token with a lifetime of zero expires when it is
-    /// [built](Self::build), not when it was requested.
+    /// The maximum is ten years; a longer lifetime is clamped. If less than 100 ms of it are left when the provider gets the
+    /// token, it is unknown, as with none.
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
         self.expires_in = Some(lifetime);
         self

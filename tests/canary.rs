@@ -202,11 +202,11 @@ where
                 continue;
             }
             shown(&source);
-            let builder = TokenProvider::builder(source.clone()).retry(retry.clone()).cool_down(short, short);
+            let builder = TokenProvider::builder(source.clone()).retry(retry).cool_down(short, short);
             shown(&builder);
             let provider = builder.build().unwrap();
             let mut changes = provider.subscribe();
-            let layer = BearerAuthLayer::with_provider(provider.clone()).retry(retry.clone());
+            let layer = BearerAuthLayer::with_provider(provider.clone()).retry(retry);
             shown(&layer);
             let service = layer.layer(client.clone());
             let mut call = service.clone();

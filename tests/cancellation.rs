@@ -76,6 +76,7 @@ const SCENES: [Scene; 6] = [
 async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let source = Source::living(HOUR);
     let provider = TokenProvider::builder(Arc::clone(&source))
+        .without_retry_budget()
         .cool_down(Duration::from_millis(1), Duration::from_millis(1))
         .build()
         .unwrap();
@@ -100,7 +101,7 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let last = good + u64::from(matches!(scene, Scene::Failing));
     api.accept(&format!("access-{last}"));
 
-    let retry = RetryPolicy::new().max_retries(5).without_budget();
+    let retry = RetryPolicy::new().max_retries(5);
     let service = BearerAuthLayer::with_provider(provider.clone()).retry(retry).layer(api.service());
     let request = || Request::post("https://api.example/videos").body(Full::<Bytes>::from("body")).unwrap();
     let mut callers = JoinSet::new();

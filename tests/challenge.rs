@@ -207,7 +207,7 @@ async fn endless_401_body_is_dropped() {
         let start = tokio::time::Instant::now();
         let response = layer.layer(service).oneshot(get()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(start.elapsed(), Duration::from_secs(1) + wait);
+        assert!(start.elapsed() <= Duration::from_secs(1) + wait, "{:?}", start.elapsed());
     }
 }
 
@@ -757,13 +757,11 @@ async fn failing_endpoint_spares_others() {
             }
             polling.abort();
             assert_eq!(revocations, 4);
-            // The first token, one refresh per six seconds (a pause of 5 s and the fetch), and one per revocation.
-            assert!(api.source.fetches() <= 1 + 300 / 6 + 1 + 4, "{case}: {}", api.source.fetches());
-            // Within five seconds, `/x` causes at most one refresh, and a revocation at most another one.
-            for three in fetches.windows(3) {
-                let [(_, first), _, (_, last)] = three else { unreachable!() };
-                assert!(*last - *first >= 5 * second, "{case}: {fetches:?}");
-            }
+            // The first token, ten refreshes at once, and one per five seconds.
+            assert!(api.source.fetches() <= 1 + 10 + 300 / 5, "{case}: {}", api.source.fetches());
+            // Once the first ten are used, one every five seconds: the last half of the time shows it.
+            let late = fetches.iter().filter(|(_, at)| *at - start > 150 * second).count();
+            assert!(late <= 150 / 5 + 1, "{case}: {fetches:?}");
         }
     }
 }
@@ -872,6 +870,6 @@ async fn dropped_starter_is_no_evidence() {
             tokio::time::sleep(millis(100)).await;
         }
         polling.abort();
-        assert!(api.source.fetches() <= 1 + 300 / 5 + 1, "{}", api.source.fetches());
+        assert!(api.source.fetches() <= 1 + 10 + 300 / 5, "{}", api.source.fetches());
     }
 }

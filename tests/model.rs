@@ -290,8 +290,8 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let response = service.clone().oneshot(request()).await;
         prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
-    // One endpoint challenges every token, another one works. The first one causes at most one exchange per five
-    // seconds.
+    // One endpoint challenges every token, another one works. The first one causes at most ten exchanges at once, and
+    // then one per five seconds.
     let before = account.lock().unwrap().exchanges.len();
     for _ in 0..13 {
         let challenged = service.clone().oneshot(request_to(CHALLENGED)).await;
@@ -301,8 +301,8 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     }
     {
         let account = account.lock().unwrap();
-        let intervals: Vec<_> = account.exchanges[before..].windows(2).map(|two| two[1] - two[0]).collect();
-        prop_assert!(intervals.iter().all(|interval| *interval >= 5 * SECOND), "{:?}", intervals);
+        let exchanges = account.exchanges.len() - before;
+        prop_assert!(exchanges <= 10 + 13 / 5 + 1, "{} exchanges", exchanges);
     }
     // The other endpoint recovers from a revocation within that time.
     account.lock().unwrap().access.clear();

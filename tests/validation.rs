@@ -46,8 +46,8 @@ fn build_names_option_range_and_value() {
             builder().refresh_ahead(ahead.between(SECOND, Duration::ZERO)),
             "RefreshAhead::between: need min <= max, got 1s and 0s",
         ),
-        (builder().retry(policy.clone().backoff(SECOND, Duration::ZERO)), "got 1s and 0s"),
-        (builder().retry(policy.budget(Duration::ZERO, 1, 0.1)), "got 0s"),
+        (builder().retry(policy.backoff(SECOND, Duration::ZERO)), "got 1s and 0s"),
+        (builder().retry_budget(Duration::ZERO, 1, 0.1), "retry_budget must have 1s <= ttl <= 60s, got 0s"),
     ] {
         let error = builder.build().unwrap_err();
         assert!(matches!(error, Error::InvalidOption(_)) && !error.is_transient(), "{error:?}");

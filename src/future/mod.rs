@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ response ──────────────────────────▶ caller
-//!                                                 │ challenge                          ▲
-//!                                                 ▼                                    │
-//!                          Refreshing ─▶ Draining ─▶ BackingOff ─▶ GettingReady ─▶ Retrying
-//!                              │ no other token, or the body cannot be sent again
-//!                              ▼
-//!                        caller (the challenge, unchanged)
+//!                           ▲                     │ challenge                          ▲
+//!                           │                     ▼                                    │
+//!                       BackingOff ◀─ Draining ◀─ Refreshing ──────────────────────────┘
+//!                                                    no other token, or the body cannot be sent again:
+//!                                                    the challenge, unchanged
 //! ```
+//!
+//! Nothing of one attempt is held while the next one waits: neither its service, nor its response, nor its body.
 //!
 //! This file has the happy path, which most requests take. `slow_path` has the others, `pending_request` what is kept
 //! for them.
@@ -20,8 +21,10 @@ mod slow_path;
 use std::{
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -30,23 +33,22 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 #[cfg(feature = "reqwest")]
-pub(crate) use self::shared::FinalUri;
+pub(crate) use self::shared::Redirected;
 pub(crate) use self::shared::{Shared, Via};
 
 use self::{
     pending_request::PendingRequest,
-    slow_path::{End, GivenUp, SlowPath, Step, Unsent},
+    slow_path::{SlowPath, Step, Unsent},
 };
 use crate::{
     error::{BoxError, Error},
-    provider::{Need, TokenProvider},
+    origins::OriginHash,
+    provider::Waiting,
     replay::Replay,
-    select::SelectProvider,
-    token::TokenId,
 };
 
 pin_project! {
-    /// The future of [`BearerAuth`](crate::BearerAuth).
+    /// The future of [`BearerAuth`](crate::BearerAuth), named `<BearerAuth<S, R> as Service<Request<B>>>::Future`.
     ///
     /// # Cancel safety
     ///
@@ -57,29 +59,24 @@ pin_project! {
     /// With [`no_replay`](crate::BearerAuthLayer::no_replay) it takes at most 40 bytes more than the future of the inner
     /// service on a 64-bit target, and 32 with hyper-util's client. With replay it also has the head and the body of the
     /// request: 224 bytes in all with a `Full<Bytes>`. What only the slow path needs is behind a pointer.
-    pub struct ResponseFuture<S, R, B, ResBody, P = TokenProvider>
-    where
-        S: Service<Request<R::Body>>,
-        R: Replay<B>,
-        P: SelectProvider,
-    {
+    // The parameters are the types themselves, not projections of `S` and `R`: the compiler could not prove that a task
+    // with a projection is `Send` for every lifetime.
+    pub struct ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
         #[pin]
-        state: State<S, Request<R::Body>, ResBody>,
-        pending: PendingRequest<R::Head, R::Spare>,
-        via: Via<S, R, P>,
+        state: State<S, F, Request<ReqBody>, ResBody>,
+        pending: PendingRequest<K>,
+        via: Via<S, R>,
+        body: PhantomData<fn(B)>,
     }
 }
 
 pin_project! {
     // Every request pays for the size of this, and for dropping it: all but the happy path is behind a pointer.
     #[project = StateProj]
-    enum State<S, Req, ResBody>
-    where
-        S: Service<Req>,
-    {
+    enum State<S, F, Req, ResBody> {
         Sending {
             #[pin]
-            response: S::Future,
+            response: F,
         },
         SlowPath {
             slow_path: Pin<Box<SlowPath<S, Req, ResBody>>>,
@@ -87,62 +84,53 @@ pin_project! {
     }
 }
 
-impl<S, R, B, ResBody, P> ResponseFuture<S, R, B, ResBody, P>
-where
-    S: Service<Request<R::Body>>,
-    R: Replay<B>,
-    P: SelectProvider,
-{
+impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
     /// A request that was sent with a token.
     #[inline]
     pub(crate) fn sending(
-        response: S::Future,
-        token: TokenId,
-        kept: Option<(R::Head, R::Spare)>,
-        via: Via<S, R, P>,
+        response: F,
+        token: u32,
+        origin: OriginHash,
+        kept: Option<K>,
+        via: Via<S, R>,
     ) -> Self {
-        Self { state: State::Sending { response }, pending: PendingRequest::new(Some(token), kept), via }
+        let pending = PendingRequest::new(token, origin, kept);
+        Self { state: State::Sending { response }, pending, via, body: PhantomData }
     }
 
     /// A request that was sent as it came: with its caller's own credentials, or to an origin that is not allowed.
-    pub(crate) fn passing(response: S::Future, via: Via<S, R, P>) -> Self {
-        Self { state: State::Sending { response }, pending: PendingRequest::new(None, None), via }
+    pub(crate) fn passing(response: F, via: Via<S, R>) -> Self {
+        Self::sending(response, 0, OriginHash::NONE, None, via)
     }
 
     /// A request that waits for a token.
     pub(crate) fn waiting(
-        request: Request<R::Body>,
-        kept: Option<(R::Head, R::Spare)>,
-        via: Via<S, R, P>,
+        token: Waiting,
+        request: Request<ReqBody>,
+        kept: Option<K>,
+        via: Via<S, R>,
     ) -> Self {
-        let provider = via.provider();
-        Self {
-            state: State::slow_path(SlowPath::Waiting {
-                token: provider.obtain(Need::Any),
-                unsent: Some(Unsent::first(request)),
-                given_up: GivenUp(Some(provider.clone())),
-            }),
-            pending: PendingRequest::new(None, kept),
-            via,
-        }
+        let pending = PendingRequest::new(0, OriginHash::of(request.uri()), kept);
+        let unsent = Unsent { request, delay: Duration::ZERO, backoff: None };
+        let state = State::slow_path(SlowPath::waiting(token, unsent, via.provider()));
+        Self { state, pending, via, body: PhantomData }
     }
 
     /// A request that was not sent.
-    pub(crate) fn failed(error: Error, via: Via<S, R, P>) -> Self {
-        Self {
-            state: State::slow_path(SlowPath::Failed { error: Some(error) }),
-            pending: PendingRequest::new(None, None),
-            via,
-        }
+    pub(crate) fn failed(error: Error, via: Via<S, R>) -> Self {
+        let pending = PendingRequest::new(0, OriginHash::NONE, None);
+        let state = State::slow_path(SlowPath::Failed { error: Some(error) });
+        Self { state, pending, via, body: PhantomData }
     }
 }
 
-impl<S, R, B, ResBody, P> Future for ResponseFuture<S, R, B, ResBody, P>
+impl<S, R, B, F, ReqBody, ResBody> Future
+    for ResponseFuture<S, R, B, F, ReqBody, ResBody, (R::Head, R::Spare)>
 where
-    R: Replay<B>,
-    P: SelectProvider,
-    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    R: Replay<B, Body = ReqBody>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future = F> + Clone,
     S::Error: Into<BoxError>,
+    F: Future<Output = Result<Response<ResBody>, S::Error>>,
     ResBody: Body,
 {
     type Output = Result<Response<ResBody>, BoxError>;
@@ -154,43 +142,46 @@ where
             match this.state.as_mut().project() {
                 StateProj::Sending { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let Some(token) = this.pending.challenged_by(this.via, &response) else {
+                    if !this.pending.is_challenged_by(this.via, &response) {
                         return Poll::Ready(Ok(response));
-                    };
-                    match slow_path::challenged(this.pending, token, this.via, response) {
-                        Step::Return(response) => return Poll::Ready(Ok(response)),
-                        // Drops the service that was ready before the retry waits for readiness. Otherwise a
-                        // `ConcurrencyLimit(1)` would never get ready.
-                        Step::Next(slow_path) => this.state.set(State::slow_path(slow_path)),
+                    }
+                    // Drops the service that was ready before the retry waits for readiness. Otherwise a
+                    // `ConcurrencyLimit(1)` would never get ready.
+                    match SlowPath::challenged(this.pending, this.via, response) {
+                        Ok(slow_path) => this.state.set(State::slow_path(slow_path)),
+                        Err(challenge) => return Poll::Ready(Ok(challenge)),
                     }
                 }
                 StateProj::SlowPath { slow_path } => {
-                    match ready!(slow_path.as_mut().poll(this.pending, this.via, cx))? {
-                        End::Return(response) => return Poll::Ready(Ok(response)),
-                        End::Sent(response) => this.state.set(State::Sending { response }),
-                    }
+                    let result = match ready!(slow_path.as_mut().poll(this.pending, this.via, cx)) {
+                        // Drops the state before: a drained body before its retry, and a retry before the next.
+                        Step::Next(next) => {
+                            slow_path.set(next);
+                            continue;
+                        }
+                        Step::Sent(response) => {
+                            this.state.set(State::Sending { response });
+                            continue;
+                        }
+                        Step::Return(response) => Ok(response),
+                        Step::Fail(error) => Err(error),
+                    };
+                    slow_path.set(SlowPath::Ended);
+                    return Poll::Ready(result);
                 }
             }
         }
     }
 }
 
-impl<S, Req, ResBody> State<S, Req, ResBody>
-where
-    S: Service<Req>,
-{
+impl<S, F, Req, ResBody> State<S, F, Req, ResBody> {
     #[cold]
     fn slow_path(slow_path: SlowPath<S, Req, ResBody>) -> Self {
         Self::SlowPath { slow_path: Box::pin(slow_path) }
     }
 }
 
-impl<S, R, B, ResBody, P> fmt::Debug for ResponseFuture<S, R, B, ResBody, P>
-where
-    S: Service<Request<R::Body>>,
-    R: Replay<B>,
-    P: SelectProvider,
-{
+impl<S, R, B, F, ReqBody, ResBody, K> fmt::Debug for ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }

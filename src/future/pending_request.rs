@@ -3,24 +3,34 @@
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio::time::Instant;
 
-use super::shared::Via;
+use super::{
+    shared::{Via, is_foreign},
+    slow_path::Unsent,
+};
 use crate::{
-    challenge::Challenge,
     config::Config,
-    provider::{Need, Part},
+    origins::OriginHash,
     replay::{Head, Replay},
     retry::Backoff,
-    select::SelectProvider,
-    token::{Token, TokenId},
+    timer::timer,
+    token::Token,
 };
 
+/// The last retry of a request waits until a token that the API has not accepted yet is this old: an API may know a token
+/// later than its issuer.
+const LAG: Duration = Duration::from_secs(1);
+
 /// What is kept of a request until its response arrives.
-pub(super) struct PendingRequest<Head, Spare> {
-    /// The token that it was sent with last. `None` if the layer added no token.
-    pub(super) token: Option<TokenId>,
-    /// `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no space and no time.
-    kept: Option<(Head, Spare)>,
+pub(super) struct PendingRequest<K> {
+    /// The generation of the token that it was sent with last. 0 if the layer added no token.
+    pub(super) token: u32,
+    /// Where it was sent.
+    origin: OriginHash,
+    /// Its head and its body. `None` if it cannot, or will not, be sent again. One field, so that `NoReplay`'s takes no
+    /// space and no time.
+    kept: Option<K>,
     /// `None` until the request is sent again. Boxed, since most requests never are.
     retries: Option<Box<Retries>>,
 }
@@ -36,6 +46,8 @@ pub(super) enum NotRetried {
     Token,
     /// The retry budget is spent.
     Budget,
+    /// There is no tokio runtime, whose timer the backoff needs.
+    Runtime,
 }
 
 impl NotRetried {
@@ -46,6 +58,7 @@ impl NotRetried {
             Self::Body => "body_not_replayable",
             Self::Token => "no_token",
             Self::Budget => "budget_exhausted",
+            Self::Runtime => "no_runtime",
         }
     }
 }
@@ -54,18 +67,58 @@ struct Retries {
     /// How often the request has been sent again.
     count: u32,
     backoff: Backoff,
-    /// The part that the request had in the refresh that brought its token, if it was challenged before that.
-    part: Part,
 }
 
-impl<H: Head, Spare> PendingRequest<H, Spare> {
+impl<K> PendingRequest<K> {
     #[inline]
-    pub(super) fn new(token: Option<TokenId>, kept: Option<(H, Spare)>) -> Self {
-        Self { token, kept, retries: None }
+    pub(super) fn new(token: u32, origin: OriginHash, kept: Option<K>) -> Self {
+        Self { token, origin, kept, retries: None }
     }
 
+    /// How often the request has been sent again.
+    pub(super) fn retries(&self) -> u32 {
+        self.retries.as_ref().map_or(0, |retries| retries.count)
+    }
+
+    /// Keeps the request no longer: an attempt that was stopped continues, and nothing more is recorded.
+    pub(super) fn give_up(&mut self) {
+        self.kept = None;
+    }
+
+    /// Whether a response challenges the token. Otherwise it goes to the caller.
+    // Every response comes this way: a call would cost more than what it does.
+    #[inline(always)]
+    pub(super) fn is_challenged_by<S, R, ResBody>(
+        &mut self,
+        via: &Via<S, R>,
+        response: &Response<ResBody>,
+    ) -> bool {
+        if self.token != 0 {
+            if via.options.challenge.matches(response) && !is_foreign(response, self.origin) {
+                return true;
+            }
+            // Known for most tokens: this comparison is all that the happy path pays for the evidence.
+            if !via.provider().core().is_accepted(self.token) {
+                self.learn_from(via, response);
+            }
+        }
+        // Recording stops here: the caller may read the response's body while the request's body is still being sent.
+        self.give_up();
+        false
+    }
+
+    /// Records a success: the API accepts the token.
+    #[cold]
+    fn learn_from<S, R, ResBody>(&self, via: &Via<S, R>, response: &Response<ResBody>) {
+        if response.status().is_success() && !is_foreign(response, self.origin) {
+            via.provider().core().accept(self.token);
+        }
+    }
+}
+
+impl<H: Head, Spare> PendingRequest<(H, Spare)> {
     /// Stops the body of the running attempt where it is, if the request may be sent again.
-    pub(super) fn hold<R, P, B>(&self, options: &Config<R, P>) -> Result<(), NotRetried>
+    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {
@@ -78,114 +131,38 @@ impl<H: Head, Spare> PendingRequest<H, Spare> {
         }
     }
 
-    /// How often the request has been sent again.
-    pub(super) fn retries(&self) -> u32 {
-        self.retries.as_ref().map_or(0, |retries| retries.count)
-    }
-
-    fn part(&self) -> Part {
-        self.retries.as_ref().map_or(Part::None, |retries| retries.part)
-    }
-
-    /// What the request needs after a challenge to its token.
-    pub(super) fn need(&self, token: TokenId, waits: bool, challenge: Option<Challenge>) -> Need {
-        Need::OtherThan { token, part: self.part(), waits, challenge }
-    }
-
-    /// Keeps the request no longer: an attempt that was stopped continues, and nothing more is recorded.
-    pub(super) fn give_up(&mut self) {
-        self.kept = None;
-    }
-
-    /// Records that the request is sent with `token`. `renewed`: after a challenge, the token that the refresh brought,
-    /// and the part that the request had in it.
-    pub(super) fn send(&mut self, token: TokenId, renewed: Option<(TokenId, Part)>) {
-        // The response tells about that refresh only if the request carries the token that it brought.
-        let of_this = renewed.filter(|(renewed, _)| *renewed == token && self.token != Some(token));
-        if let Some(retries) = &mut self.retries {
-            retries.part = of_this.map_or(Part::None, |(_, part)| part);
-        }
-        self.token = Some(token);
-    }
-
-    /// Returns the token that a response challenges. `None` if the response goes to the caller.
-    // Every response comes this way: a call would cost more than what it does.
-    #[inline(always)]
-    pub(super) fn challenged_by<S, R, P: SelectProvider, ResBody>(
+    /// Makes the retry, without a token. `token` is the provider's answer to the challenge.
+    pub(super) fn again<S, R, B>(
         &mut self,
-        via: &Via<S, R, P>,
-        response: &Response<ResBody>,
-    ) -> Option<TokenId> {
-        if let Some(token) = self.token {
-            if via.options.challenge.matches(response) && !via.is_foreign(response) {
-                return Some(token);
-            }
-            // Known for most tokens: this comparison is all that the happy path pays for the evidence.
-            if !via.provider().is_accepted(token) {
-                learn_from(via, token, Part::None, response);
-            }
-        }
-        // Recording stops here: the caller may read the response's body while the request's body is still being sent.
-        self.give_up();
-        None
-    }
-
-    /// As [`challenged_by`](Self::challenged_by), for the response to a retry, which also tells whether the refresh has
-    /// healed the request.
-    #[cold]
-    pub(super) fn challenged_again_by<S, R, P: SelectProvider, ResBody>(
-        &mut self,
-        via: &Via<S, R, P>,
-        response: &Response<ResBody>,
-    ) -> Option<TokenId> {
-        let challenged = self.challenged_by(via, response);
-        if let (None, Some(token)) = (challenged, self.token) {
-            learn_from(via, token, self.part(), response);
-        }
-        challenged
-    }
-
-    /// Makes the retry, without a token, and returns how long to wait first. `token` is the provider's answer to the
-    /// challenge.
-    pub(super) fn again<S, R, P: SelectProvider, B>(
-        &mut self,
-        via: &Via<S, R, P>,
+        via: &Via<S, R>,
         token: &Token,
-    ) -> Result<(Request<R::Body>, Duration), NotRetried>
+    ) -> Result<Unsent<Request<R::Body>>, NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {
-        let options = &via.options;
+        let (options, generation) = (&via.options, token.id().generation);
         // The first retry with another token does not wait and takes nothing from the budget.
-        let free = self.retries.is_none() && self.token != Some(token.id());
-        if !free && !options.retry.withdraw(via.budgets()) {
+        let is_free = self.retries.is_none() && self.token != generation;
+        if !is_free && !via.provider().core().withdraw() {
             return Err(NotRetried::Budget);
+        }
+        let retries = self
+            .retries
+            .get_or_insert_with(|| Box::new(Retries { count: 0, backoff: options.retry.make_backoff() }));
+        retries.count = retries.count.saturating_add(1);
+        let (mut delay, mut backoff) = (Duration::ZERO, None);
+        if !is_free {
+            let now = Instant::now();
+            let is_last = retries.count >= options.retry.retries();
+            let settled_at = via.provider().core().settled_at(generation, LAG).filter(|_| is_last);
+            let lag = settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+            delay = lag + retries.backoff.next_delay();
+            backoff = Some(timer(now + delay).map_err(|_| NotRetried::Runtime)?);
         }
         let (head, spare) = self.kept.take().ok_or(NotRetried::Body)?;
         let (body, spare) = options.replay.again(spare).ok_or(NotRetried::Body)?;
         let request = head.request(body);
         self.kept = spare.map(|spare| (head, spare));
-        let retries = self.retries.get_or_insert_with(|| {
-            Box::new(Retries { count: 0, backoff: options.retry.make_backoff(), part: Part::None })
-        });
-        retries.count += 1;
-        let delay = if free { Duration::ZERO } else { retries.backoff.next_delay() };
-        Ok((request, delay))
-    }
-}
-
-/// Records a success: the API accepts the token, and the refresh in which the request had this `part` has healed it.
-#[cold]
-fn learn_from<S, R, P: SelectProvider, ResBody>(
-    via: &Via<S, R, P>,
-    token: TokenId,
-    part: Part,
-    response: &Response<ResBody>,
-) {
-    if response.status().is_success() && !via.is_foreign(response) {
-        via.provider().accept(token);
-        if part != Part::None {
-            via.provider().healed(token, part);
-        }
+        Ok(Unsent { request, delay, backoff })
     }
 }

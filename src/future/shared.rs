@@ -9,15 +9,18 @@ use std::{
 use http::{Response, Uri};
 
 use crate::{
-    config::Config, error::Error, origins, provider::TokenProvider, retry::Budgets, select::SelectProvider,
+    config::Config,
+    error::Error,
+    origins::{self, OriginHash},
+    provider::TokenProvider,
 };
 
 /// How many origins that are not allowed are reported: a request's URI may be a stranger's input.
 const MAX_REPORTED: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
-pub(crate) struct Shared<S, R, P> {
-    pub(crate) options: Config<R, P>,
+pub(crate) struct Shared<S, R> {
+    pub(crate) options: Config<R>,
     /// An option out of its range: the error of every request, since the layer's methods cannot fail.
     pub(crate) invalid: Option<Error>,
     /// What the service of a retry is cloned from. It is never made ready, so that it holds no permit of a
@@ -27,11 +30,11 @@ pub(crate) struct Shared<S, R, P> {
     reported: Mutex<BTreeSet<String>>,
 }
 
-impl<S, R, P> Shared<S, R, P>
+impl<S, R> Shared<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(service: S, options: Config<R, P>) -> Self {
+    pub(crate) fn new(service: S, options: Config<R>) -> Self {
         let invalid = options.validate().err();
         Self { options, invalid, template: Mutex::new(service), reported: Mutex::default() }
     }
@@ -43,25 +46,21 @@ where
 }
 
 /// What a request needs of the service that sent it: what its requests share, and the provider of this one.
-pub(crate) struct Via<S, R, P: SelectProvider> {
-    shared: Arc<Shared<S, R, P>>,
-    selected: P::Selected,
+pub(crate) struct Via<S, R> {
+    shared: Arc<Shared<S, R>>,
+    /// `None` for the service's only one, or if the request needs none.
+    selected: Option<TokenProvider>,
 }
 
-impl<S, R, P: SelectProvider> Via<S, R, P> {
+impl<S, R> Via<S, R> {
     #[inline]
-    pub(crate) fn new(shared: &Arc<Shared<S, R, P>>, selected: P::Selected) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared<S, R>>, selected: Option<TokenProvider>) -> Self {
         Self { shared: Arc::clone(shared), selected }
     }
 
     #[inline]
     pub(crate) fn provider(&self) -> &TokenProvider {
-        self.options.providers.provider(&self.selected)
-    }
-
-    /// The retry budgets of the request's provider, if it has its own.
-    pub(super) fn budgets(&self) -> Option<&Budgets> {
-        self.options.providers.budgets(&self.selected)
+        self.selected.as_ref().unwrap_or(&self.shared.options.providers.default)
     }
 
     /// Reports a request that goes without the token, once for each origin.
@@ -75,34 +74,32 @@ impl<S, R, P: SelectProvider> Via<S, R, P> {
             self.provider().reporter().origin_not_allowed(&origin);
         }
     }
-
-    /// Whether a response comes from an origin that is not allowed: a redirect follower beneath the layer was
-    /// redirected there, and did not send the token.
-    ///
-    /// Known only if the follower leaves its last URI in the response.
-    #[cold]
-    pub(super) fn is_foreign<ResBody>(&self, response: &Response<ResBody>) -> bool {
-        final_uri(response).is_some_and(|uri| !self.options.covers(&self.selected, uri))
-    }
 }
 
-impl<S, R, P: SelectProvider> Deref for Via<S, R, P> {
-    type Target = Shared<S, R, P>;
+impl<S, R> Deref for Via<S, R> {
+    type Target = Shared<S, R>;
 
     #[inline]
-    fn deref(&self) -> &Shared<S, R, P> {
+    fn deref(&self) -> &Shared<S, R> {
         &self.shared
     }
 }
 
-/// The URI that a response came from, as a redirect follower reports it.
-#[derive(Clone)]
-pub(crate) struct FinalUri(pub(crate) Uri);
+/// A response extension of a service that follows redirects: it comes from another origin than its request went to.
+#[derive(Clone, Copy)]
+pub(crate) struct Redirected;
 
-fn final_uri<ResBody>(response: &Response<ResBody>) -> Option<&Uri> {
+/// Whether a response comes from another origin than its request went to: a redirect follower beneath the layer was
+/// redirected there, and did not send the token.
+///
+/// Known only if the follower leaves that in the response.
+#[cold]
+#[cfg_attr(not(feature = "tower-http"), allow(unused_variables))]
+pub(super) fn is_foreign<ResBody>(response: &Response<ResBody>, origin: OriginHash) -> bool {
     let extensions = response.extensions();
-    let uri = extensions.get::<FinalUri>().map(|uri| &uri.0);
     #[cfg(feature = "tower-http")]
-    let uri = uri.or_else(|| extensions.get::<tower_http::follow_redirect::RequestUri>().map(|uri| &uri.0));
-    uri
+    if let Some(uri) = extensions.get::<tower_http::follow_redirect::RequestUri>() {
+        return !origin.is_of(&uri.0);
+    }
+    extensions.get::<Redirected>().is_some()
 }

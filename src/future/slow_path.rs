@@ -3,16 +3,16 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Buf;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep};
-use tower::load_shed::error::Overloaded;
+use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
@@ -20,112 +20,135 @@ use super::{
     shared::Via,
 };
 use crate::{
-    authorization::{ExistingAuthorization, TooManyHeaders, authorize},
+    authorization::{ExistingAuthorization, authorize},
     challenge::Challenge,
     error::{BoxError, Error},
-    provider::{Need, Part, TokenProvider, Waiting},
-    replay::{Head, Replay},
-    select::SelectProvider,
-    token::{Token, TokenId},
+    provider::{Need, TokenProvider, Waiting},
+    replay::Replay,
+    timer::timer,
 };
 
-/// How much of a challenge's body is read at most, so that its connection can be used again.
+/// How much of a challenge's body is read at most, so that its connection can be used again. One that may be larger is
+/// not kept for long.
 const MAX_DRAINED: usize = 64 * 1024;
 
 /// How long that may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// How long a challenge that may be large is kept unread. Over HTTP/2, its body takes a share of the connection's window,
+/// which the token request may need.
+const MAX_UNREAD: Duration = Duration::from_secs(1);
+
 pin_project! {
     #[project = SlowPathProj]
-    pub(super) enum SlowPath<S, Req, ResBody>
-    where
-        S: Service<Req>,
-    {
+    pub(super) enum SlowPath<S, Req, ResBody> {
         // There is no token. Holds no service: one that is ready may hold a permit that the token source needs to send
         // its own request, and both would wait for each other.
         Waiting {
+            #[pin]
             token: Waiting,
-            unsent: Option<Unsent<Req, ResBody>>,
+            unsent: Option<Unsent<Req>>,
             given_up: GivenUp,
         },
         // The challenge is kept whole: the caller gets it if there is no other token.
         Refreshing {
+            #[pin]
             token: Waiting,
+            // `None` after it was kept for too long.
             challenge: Option<Response<ResBody>>,
-        },
-        Draining {
+            // Ends the time for which it is kept. `None` if it is small.
             #[pin]
-            body: ResBody,
-            drained: usize,
-            #[pin]
-            timeout: Sleep,
-            unsent: Option<Unsent<Req, ResBody>>,
+            keep: Option<Sleep>,
+            // Why the request is not sent again, whatever the refresh brings.
+            not_retried: Option<NotRetried>,
         },
+        // The challenge is drained, then the retry waits for its backoff.
         BackingOff {
             #[pin]
-            timer: Option<Sleep>,
-            unsent: Option<Unsent<Req, ResBody>>,
+            body: Option<ResBody>,
+            drained: usize,
+            #[pin]
+            drain_timeout: Option<Sleep>,
+            #[pin]
+            backoff: Option<Sleep>,
+            unsent: Option<Unsent<Req>>,
         },
         // The token is added once this clone is ready: it may be replaced before that.
         GettingReady {
             service: S,
-            unsent: Option<Unsent<Req, ResBody>>,
-        },
-        Retrying {
-            #[pin]
-            response: S::Future,
-            challenge: Option<Response<ResBody>>,
+            unsent: Option<Unsent<Req>>,
         },
         Failed {
             error: Option<Error>,
         },
+        // Holds nothing: what was not sent must not keep a permit for as long as the caller keeps the future.
+        Ended,
     }
 }
 
 /// Counts a request that is dropped while it waits for a token, which its caller sees as a failure. `None` if the wait
-/// has ended, or the request has a response.
+/// has ended.
 pub(super) struct GivenUp(pub(super) Option<TokenProvider>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
-            provider.request_given_up();
+            provider.core().request_given_up();
         }
     }
 }
 
 /// A request to be sent, or sent again, with the token that is current then.
-pub(super) struct Unsent<Req, ResBody> {
-    request: Req,
+pub(super) struct Unsent<Req> {
+    pub(super) request: Req,
     /// How long a retry waits first.
-    backoff: Duration,
-    /// After a challenge: the token that the provider gave, and the part that the request had in its refresh.
-    renewed: Option<(TokenId, Part)>,
-    /// The response if the inner service sheds this retry. `None` if it had to be drained, or if this is no retry.
-    challenge: Option<Response<ResBody>>,
+    pub(super) delay: Duration,
+    /// Ends that time.
+    pub(super) backoff: Option<Sleep>,
 }
 
-impl<Req, ResBody> Unsent<Req, ResBody> {
-    /// A request that has not been sent yet.
-    pub(super) fn first(request: Req) -> Self {
-        Self { request, backoff: Duration::ZERO, renewed: None, challenge: None }
+/// What follows.
+#[expect(clippy::large_enum_variant, reason = "it is moved to its place at once")]
+pub(super) enum Step<S, F, Req, ResBody> {
+    Next(SlowPath<S, Req, ResBody>),
+    /// There is a token, and the request has been sent with it.
+    Sent(F),
+    /// The caller gets this.
+    Return(Response<ResBody>),
+    Fail(BoxError),
+}
+
+impl<S, Req, ResBody> SlowPath<S, Req, ResBody> {
+    pub(super) fn waiting(token: Waiting, unsent: Unsent<Req>, provider: &TokenProvider) -> Self {
+        Self::Waiting { token, unsent: Some(unsent), given_up: GivenUp(Some(provider.clone())) }
     }
 }
 
-/// What follows a response.
-pub(super) enum Step<S, Req, ResBody>
-where
-    S: Service<Req>,
-{
-    Return(Response<ResBody>),
-    Next(SlowPath<S, Req, ResBody>),
-}
-
-/// How a slow path ends.
-pub(super) enum End<F, ResBody> {
-    Return(Response<ResBody>),
-    /// There is a token, and the request has been sent with it.
-    Sent(F),
+impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
+    /// Asks for another token. Returns the challenge if the request is not sent again, unless the refresh would be lost if
+    /// nobody waited for it; else the next request uses its token.
+    #[cold]
+    pub(super) fn challenged<R, B>(
+        pending: &mut PendingRequest<(R::Head, R::Spare)>,
+        via: &Via<S, R>,
+        challenge: Response<ResBody>,
+    ) -> Result<Self, Response<ResBody>>
+    where
+        R: Replay<B, Body = ReqBody>,
+    {
+        let provider = via.provider();
+        provider.core().deposit();
+        provider.reporter().challenged(pending.token, challenge.status(), pending.retries());
+        let not_retried = pending.hold(&via.options).err();
+        let token = provider.challenged(pending.token, Challenge::from_headers(challenge.headers()));
+        if let Some(reason) = not_retried.filter(|_| !token.may_be_lost()) {
+            return Err(give_up(pending, via, reason, challenge));
+        }
+        let is_small =
+            challenge.body().size_hint().upper().is_some_and(|length| length <= MAX_DRAINED as u64);
+        let keep = if is_small { None } else { timer(Instant::now() + MAX_UNREAD).ok() };
+        Ok(Self::Refreshing { token, challenge: Some(challenge), keep, not_retried })
+    }
 }
 
 impl<S, ReqBody, ResBody> SlowPath<S, Request<ReqBody>, ResBody>
@@ -135,227 +158,138 @@ where
     ResBody: Body,
 {
     #[cold]
-    pub(super) fn poll<R, P, B>(
+    pub(super) fn poll<R, B>(
         mut self: Pin<&mut Self>,
-        pending: &mut PendingRequest<R::Head, R::Spare>,
-        via: &Via<S, R, P>,
+        pending: &mut PendingRequest<(R::Head, R::Spare)>,
+        via: &Via<S, R>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<End<S::Future, ResBody>, BoxError>>
+    ) -> Poll<Step<S, S::Future, Request<ReqBody>, ResBody>>
     where
         R: Replay<B, Body = ReqBody>,
-        P: SelectProvider,
     {
-        loop {
-            let next = match self.as_mut().project() {
-                SlowPathProj::Waiting { token, unsent, given_up } => {
-                    let token = ready!(Pin::new(token).poll(cx));
-                    given_up.0 = None;
-                    let unsent = taken(unsent);
-                    match (token, unsent.challenge) {
-                        (Ok(_), challenge) => SlowPath::GettingReady {
-                            service: via.service(),
-                            unsent: Some(Unsent { challenge, ..unsent }),
-                        },
-                        (Err(_), Some(challenge)) => {
-                            not_retried(pending, via, NotRetried::Token);
-                            return Poll::Ready(Ok(End::Return(challenge)));
-                        }
-                        (Err(error), None) => {
-                            via.provider().request_failed(&error);
-                            return Poll::Ready(Err(error.into()));
-                        }
-                    }
+        let provider = via.provider();
+        Poll::Ready(match self.as_mut().project() {
+            SlowPathProj::Waiting { token, unsent, given_up } => {
+                let token = ready!(token.poll(cx));
+                given_up.0 = None;
+                if let Err(error) = token {
+                    provider.reporter().request_failed(&error);
+                    return Poll::Ready(Step::Fail(error.into()));
                 }
-                SlowPathProj::GettingReady { service, unsent } => {
-                    if let Err(error) = ready!(service.poll_ready(cx)) {
-                        return Poll::Ready(shed(error.into(), taken(unsent).challenge).map(End::Return));
-                    }
-                    let Unsent { mut request, backoff, renewed, challenge } = taken(unsent);
-                    match via.provider().usable() {
-                        Some(token) => {
-                            // A request whose own header is kept does not come here.
-                            authorize(
-                                request.headers_mut(),
-                                token.0.header(),
-                                ExistingAuthorization::Replace,
-                            )
-                            .map_err(|TooManyHeaders| Error::TooManyHeaders)?;
-                            pending.send(token.id(), renewed);
-                            let response = service.call(request);
-                            if pending.retries() == 0 {
-                                return Poll::Ready(Ok(End::Sent(response)));
+                Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
+            }
+            SlowPathProj::Refreshing { token, challenge, mut keep, not_retried } => {
+                let outcome = match (token.poll(cx), keep.as_mut().as_pin_mut()) {
+                    (Poll::Ready(outcome), _) => outcome,
+                    (Poll::Pending, None) => return Poll::Pending,
+                    (Poll::Pending, Some(keep_until)) => {
+                        ready!(keep_until.poll(cx));
+                        keep.set(None);
+                        // The connection may need the window that the challenge takes.
+                        let large = challenge.take();
+                        return match (large, *not_retried) {
+                            (Some(challenge), Some(reason)) => {
+                                let challenge = give_up(pending, via, reason, challenge);
+                                Poll::Ready(Step::Return(challenge))
                             }
-                            let reporter = via.provider().reporter();
-                            reporter.retrying(token.id(), pending.retries(), backoff);
-                            SlowPath::Retrying { response, challenge }
+                            _ => Poll::Pending,
+                        };
+                    }
+                };
+                let again = match (outcome, *not_retried) {
+                    (Err(error), _) => Err((NotRetried::Token, Some(error))),
+                    (Ok(_), Some(reason)) => Err((reason, None)),
+                    (Ok(token), None) => pending.again(via, &token).map_err(|reason| (reason, None)),
+                };
+                match (again, challenge.take()) {
+                    (Ok(mut unsent), challenge) => Step::Next(SlowPath::BackingOff {
+                        body: challenge.map(Response::into_body),
+                        drained: 0,
+                        drain_timeout: timer(Instant::now() + DRAIN_TIMEOUT).ok(),
+                        backoff: unsent.backoff.take(),
+                        unsent: Some(unsent),
+                    }),
+                    (Err((reason, _)), Some(challenge)) => {
+                        Step::Return(give_up(pending, via, reason, challenge))
+                    }
+                    (Err((_, cause)), None) => {
+                        let error = Error::ChallengeDropped(cause.map(Arc::new));
+                        provider.reporter().request_failed(&error);
+                        return Poll::Ready(Step::Fail(error.into()));
+                    }
+                }
+            }
+            SlowPathProj::BackingOff { mut body, drained, drain_timeout, backoff, unsent } => {
+                if let (Some(body), Some(timeout)) = (body.as_mut().as_pin_mut(), drain_timeout.as_pin_mut())
+                {
+                    ready!(drain(body, drained, timeout, cx));
+                }
+                body.set(None);
+                if let Some(backoff) = backoff.as_pin_mut() {
+                    ready!(backoff.poll(cx));
+                }
+                Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
+            }
+            SlowPathProj::GettingReady { service, unsent } => {
+                if let Err(error) = ready!(service.poll_ready(cx)) {
+                    return Poll::Ready(Step::Fail(error.into()));
+                }
+                let Some(mut unsent) = unsent.take() else { polled_again() };
+                match provider.core().current() {
+                    Some(token) => {
+                        // A request whose own header is kept does not come here.
+                        let (headers, header) = (unsent.request.headers_mut(), token.0.header());
+                        if authorize(headers, header, ExistingAuthorization::Replace).is_err() {
+                            return Poll::Ready(Step::Fail(Error::TooManyHeaders.into()));
                         }
-                        // It expired before the service was ready. The service is dropped: it may hold a permit.
-                        None => SlowPath::Waiting {
-                            token: via.provider().obtain(Need::Any),
-                            given_up: GivenUp(challenge.is_none().then(|| via.provider().clone())),
-                            unsent: Some(Unsent { request, backoff, renewed, challenge }),
-                        },
-                    }
-                }
-                SlowPathProj::Refreshing { token: waiting, challenge } => {
-                    let token = ready!(Pin::new(&mut *waiting).poll(cx));
-                    match refreshed(pending, via, token.ok(), waiting.part(), taken(challenge)) {
-                        Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
-                        Step::Next(next) => next,
-                    }
-                }
-                SlowPathProj::Draining { mut body, drained, timeout, unsent } => {
-                    if timeout.poll(cx).is_pending() {
-                        while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
-                            // An empty frame counts too: their number may be endless.
-                            *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
-                            if *drained > MAX_DRAINED {
-                                break;
-                            }
+                        pending.token = token.id().generation;
+                        if pending.retries() > 0 {
+                            provider.reporter().retrying(pending.token, pending.retries(), unsent.delay);
                         }
+                        Step::Sent(service.call(unsent.request))
                     }
-                    back_off(taken(unsent))
+                    // It expired before the service was ready. The service is dropped: it may hold a permit.
+                    None => Step::Next(SlowPath::waiting(provider.obtain(Need::Any), unsent, provider)),
                 }
-                SlowPathProj::BackingOff { timer, unsent } => {
-                    if let Some(timer) = timer.as_pin_mut() {
-                        ready!(timer.poll(cx));
-                    }
-                    SlowPath::GettingReady { service: via.service(), unsent: unsent.take() }
-                }
-                SlowPathProj::Retrying { response, challenge } => {
-                    let response = match ready!(response.poll(cx)) {
-                        Ok(response) => response,
-                        Err(error) => {
-                            return Poll::Ready(shed(error.into(), challenge.take()).map(End::Return));
-                        }
-                    };
-                    let Some(token) = pending.challenged_again_by(via, &response) else {
-                        return Poll::Ready(Ok(End::Return(response)));
-                    };
-                    match challenged(pending, token, via, response) {
-                        Step::Return(response) => return Poll::Ready(Ok(End::Return(response))),
-                        Step::Next(next) => next,
-                    }
-                }
-                SlowPathProj::Failed { error } => return Poll::Ready(Err(taken(error).into())),
-            };
-            // Drops the state before: a drained body before its retry, and a retry before the next.
-            self.set(next);
-        }
+            }
+            SlowPathProj::Failed { error } => {
+                return Poll::Ready(Step::Fail(error.take().unwrap_or_else(|| polled_again()).into()));
+            }
+            SlowPathProj::Ended => polled_again(),
+        })
     }
 }
 
-/// Asks for another token. Waits for it if the request can be sent again; otherwise the next request will use it.
-#[cold]
-pub(super) fn challenged<S, R, P, B, ResBody>(
-    pending: &mut PendingRequest<R::Head, R::Spare>,
-    token: TokenId,
-    via: &Via<S, R, P>,
-    challenge: Response<ResBody>,
-) -> Step<S, Request<R::Body>, ResBody>
-where
-    R: Replay<B>,
-    P: SelectProvider,
-    S: Service<Request<R::Body>>,
-{
-    let (options, provider) = (&via.options, via.provider());
-    let asked = Challenge::from_headers(challenge.headers());
-    options.retry.deposit(via.budgets());
-    provider.reporter().challenged(token, challenge.status(), pending.retries());
-    match pending.hold(options) {
-        Ok(()) => {
-            let token = provider.obtain(pending.need(token, true, asked));
-            Step::Next(SlowPath::Refreshing { token, challenge: Some(challenge) })
-        }
-        Err(reason) => {
-            // For the next request: this one does not wait.
-            drop(provider.obtain(pending.need(token, false, asked)));
-            not_retried(pending, via, reason);
-            Step::Return(challenge)
-        }
+/// Reads a challenge to its end, within bounds, so that its connection can be used again.
+fn drain<ResBody: Body>(
+    mut body: Pin<&mut ResBody>,
+    drained: &mut usize,
+    timeout: Pin<&mut Sleep>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    if timeout.poll(cx).is_ready() {
+        return Poll::Ready(());
     }
+    while *drained <= MAX_DRAINED && !body.is_end_stream() {
+        let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) else { break };
+        // An empty frame counts too: their number may be endless.
+        *drained += frame.data_ref().map_or(0, Buf::remaining).max(1);
+    }
+    Poll::Ready(())
 }
 
 /// Gives up on the request: its caller gets the challenge.
-fn not_retried<S, R, P, H: Head, Spare>(
-    pending: &mut PendingRequest<H, Spare>,
-    via: &Via<S, R, P>,
+fn give_up<S, R, K, ResBody>(
+    pending: &mut PendingRequest<K>,
+    via: &Via<S, R>,
     reason: NotRetried,
-) where
-    P: SelectProvider,
-{
-    pending.give_up();
-    if let Some(token) = pending.token {
-        via.provider().reporter().not_retrying(token, reason.name());
-    }
-}
-
-/// After the provider's answer to a challenge: sends the request again, or returns the challenge.
-fn refreshed<S, R, P, B, ResBody>(
-    pending: &mut PendingRequest<R::Head, R::Spare>,
-    via: &Via<S, R, P>,
-    token: Option<Token>,
-    part: Part,
     challenge: Response<ResBody>,
-) -> Step<S, Request<R::Body>, ResBody>
-where
-    R: Replay<B>,
-    P: SelectProvider,
-    S: Service<Request<R::Body>>,
-    ResBody: Body,
-{
-    let again = token.ok_or(NotRetried::Token).and_then(|token| {
-        let (request, backoff) = pending.again(via, &token)?;
-        Ok(Unsent { request, backoff, renewed: Some((token.id(), part)), challenge: None })
-    });
-    let unsent = match again {
-        Ok(unsent) => unsent,
-        Err(reason) => {
-            not_retried(pending, via, reason);
-            return Step::Return(challenge);
-        }
-    };
-    // Only HTTP/1 has to read one response before its connection can be used for the next request.
-    let drain = challenge.version() < Version::HTTP_2 && !challenge.body().is_end_stream();
-    Step::Next(if drain {
-        SlowPath::Draining {
-            body: challenge.into_body(),
-            drained: 0,
-            timeout: sleep(DRAIN_TIMEOUT),
-            unsent: Some(unsent),
-        }
-    } else {
-        back_off(Unsent { challenge: Some(challenge), ..unsent })
-    })
+) -> Response<ResBody> {
+    pending.give_up();
+    via.provider().reporter().not_retrying(pending.token, reason.name());
+    challenge
 }
 
-fn back_off<S, Req, ResBody>(unsent: Unsent<Req, ResBody>) -> SlowPath<S, Req, ResBody>
-where
-    S: Service<Req>,
-{
-    let timer = (!unsent.backoff.is_zero()).then(|| sleep(unsent.backoff));
-    SlowPath::BackingOff { timer, unsent: Some(unsent) }
-}
-
-/// Handles an inner service that sheds the retry: returns the challenge, if it was not drained.
-fn shed<ResBody>(
-    error: BoxError,
-    challenge: Option<Response<ResBody>>,
-) -> Result<Response<ResBody>, BoxError> {
-    match challenge {
-        Some(challenge) if error.is::<Overloaded>() => Ok(challenge),
-        _ => Err(error),
-    }
-}
-
-/// Takes what a state holds until it ends.
-///
-/// # Panics
-///
-/// If the future is polled again after it was ready.
-fn taken<T>(slot: &mut Option<T>) -> T {
-    match slot.take() {
-        Some(value) => value,
-        None => panic!("`ResponseFuture` polled after it was ready"),
-    }
+fn polled_again() -> ! {
+    panic!("`ResponseFuture` polled after it was ready")
 }

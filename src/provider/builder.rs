@@ -1,23 +1,28 @@
-//! [`TokenProviderBuilder`]: the options of a provider.
+//! [`TokenProviderBuilder`]: the options of a provider. [`Config`]: what they are, their defaults and their validation.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
 
 #[cfg(feature = "store")]
-use std::sync::Arc;
-use std::{fmt, time::Duration};
+use crate::store::{DynTokenStore, Role, TokenStore};
+use crate::{
+    error::{Error, seconds},
+    observability::Reporter,
+    refresh_ahead::RefreshAhead,
+    retry::{RetryBudget, RetryPolicy},
+    source::TokenSource,
+};
 
-#[cfg(feature = "tenants")]
-use super::config::Group;
-use super::{TokenProvider, config::Config, refresh_ahead::RefreshAhead};
-#[cfg(feature = "store")]
-use crate::store::{Role, SharedSource, TokenStore};
-use crate::{error::Error, retry::RetryPolicy, source::TokenSource};
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// Builds a [`TokenProvider`]; see [`TokenProvider::builder`].
+/// Builds a [`TokenProvider`](crate::TokenProvider); see [`TokenProvider::builder`](crate::TokenProvider::builder).
 ///
 /// The setters accept any value; [`build`](Self::build) checks all of them.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TokenProviderBuilder<T> {
-    source: T,
-    config: Config,
+    pub(super) source: T,
+    pub(super) config: Config,
 }
 
 impl<T: TokenSource> TokenProviderBuilder<T> {
@@ -35,9 +40,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     }
 
     /// Makes the provider one of a group.
-    #[cfg(feature = "tenants")]
-    pub(crate) fn member_of(mut self, group: &Group) -> Self {
-        self.config.group = Some(group.clone());
+    #[cfg_attr(not(feature = "tenants"), allow(dead_code))]
+    pub(crate) fn member_of(mut self, group: &Arc<Group>) -> Self {
+        self.config.group = Some(Arc::clone(group));
         self
     }
 
@@ -51,12 +56,10 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// A background task obtains the first token as soon as it runs, and the next one as soon as the current one is
     /// expiring. No failure ends the task: it asks a source that is down again after the backoff, and a source that
-    /// rejects the credential after each cool-down, or within a second of the credential's replacement. Once a minute
-    /// it compares the clocks, and replaces a token that expired while the machine was suspended, when the monotonic
-    /// clock stands still.
+    /// rejects the credential after each cool-down, or within a second of the credential's replacement.
     ///
     /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, else with the first request
-    /// that waits for a token. It ends with the provider's last handle, or by [`shutdown`](TokenProvider::shutdown). If
+    /// that waits for a token. It ends with the provider's last handle, or by [`shutdown`](crate::TokenProvider::shutdown). If
     /// its runtime ends while handles live on another runtime, the next refresh starts the task again.
     pub fn keep_fresh(mut self, keep_fresh: bool) -> Self {
         self.config.keep_fresh = keep_fresh;
@@ -65,10 +68,19 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
     /// Sets how long one refresh may take, its retries included. Default: 30 s. More than zero, at most an hour.
     ///
-    /// No caller waits longer for a refresh. If nobody drives the refresh's runtime any more, it is abandoned after
-    /// this time ([`TokenProvider`](TokenProvider#refreshes)).
+    /// No caller waits more than 100 ms longer for a refresh. If it has not ended by then, because nobody drives its
+    /// runtime, the next caller starts another ([`TokenProvider`](crate::TokenProvider#refreshes)).
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.config.refresh_timeout = timeout;
+        self
+    }
+
+    /// Sets the runtime on which refreshes run. Default: that of the caller that starts one.
+    ///
+    /// For a program that makes a runtime for each call: a runtime that lives as long as the provider interrupts no
+    /// refresh. It must have time enabled.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.config.runtime = Some(runtime);
         self
     }
 
@@ -82,24 +94,36 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Sets the pause after a permanent failure, and between two refreshes that challenges start. Default: 1 s,
-    /// doubling to 60 s. `min` must be more than zero and at most `max`, and `max` at most an hour.
+    /// Sets what the retries of challenged requests may add to the API's load: `min_per_sec` retries per second, and
+    /// `ratio` of the requests challenged within `ttl`. Default: 10 s, 10 per second, 0.2.
     ///
-    /// During the pause after a rejected credential every caller gets its error at once. During the pause between
-    /// challenges, an API that challenges even the newest token starts no further refresh.
+    /// `ttl` must be 1 to 60 seconds, `min_per_sec` at most a million, and `ratio` 0 to 0.5. All layers that share the
+    /// provider share the budget ([`tower::retry::budget`]).
     ///
-    /// After a refresh that a challenge started, the responses of the API to the new token decide how long the pause
-    /// is:
+    /// The first retry of a request is free if it has a newer token than the challenged one: each token is challenged at
+    /// most once per request, and challenges replace tokens at a bounded pace ([`TokenProvider`](crate::TokenProvider#challenges)).
+    /// Every further retry is charged.
+    pub fn retry_budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
+        self.config.retry_budget = Some(RetryBudget { ttl, min_per_sec, ratio });
+        self
+    }
+
+    /// Removes the retry budget. [`RetryPolicy::max_retries`] is then the only limit.
+    pub fn without_retry_budget(mut self) -> Self {
+        self.config.retry_budget = None;
+        self
+    }
+
+    /// Sets the pause after a permanent failure, and after a refresh that a challenge has started. Default: 1 s, doubling
+    /// to 60 s. `min` must be more than zero and at most `max`, and `max` at most an hour.
     ///
-    /// | the new token | the pause |
-    /// |---|---|
-    /// | the request that started the refresh succeeds with it | none: a further challenge is a further revocation. After ten in a row, one per `min` |
-    /// | another challenged request succeeds, the first one has no response yet | `min` |
-    /// | the API accepts it, but no challenged request has succeeded: some endpoint rejects every token | 5 s, or the nearest bound |
-    /// | nothing has succeeded with it | doubles from `min`, or from those 5 s once the API has accepted any token |
+    /// During the pause after a rejected credential every caller gets its error at once. During the pause after a
+    /// challenge, no challenge of a token that the API has never accepted starts another refresh
+    /// ([`TokenProvider`](crate::TokenProvider#challenges)). The 5 s in which the bucket of challenges gets one back are bounded by
+    /// `min` and `max`, too.
     ///
-    /// A success is a 2xx response to a request that the layer has sent. A refresh that fails starts no pause: its
-    /// backoff spaces the attempts ([`retry`](Self::retry)).
+    /// A token is accepted with the first 2xx response to a request that the layer has sent. A refresh that fails starts
+    /// no pause: its backoff spaces the attempts ([`retry`](Self::retry)).
     pub fn cool_down(mut self, min: Duration, max: Duration) -> Self {
         self.config.cool_down = (min, max);
         self
@@ -141,33 +165,148 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self.config.lease = length;
         self
     }
-
-    /// Builds the provider. Nothing is fetched before the first request, unless the provider is to
-    /// [keep fresh](Self::keep_fresh).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
-    /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
-    /// up wrongly ([`TokenSource::validate`]).
-    pub fn build(self) -> Result<TokenProvider, Error> {
-        let Self { source, config } = self;
-        config.validate()?;
-        if !config.is_reader() {
-            source.validate()?;
-        }
-        #[cfg(feature = "store")]
-        if let Some(store) = config.store.clone() {
-            store.validate()?;
-            let source = SharedSource::new(source, store, config.role, config.lease, config.reporter());
-            return Ok(TokenProvider::with_config(Box::new(source), config.shared()));
-        }
-        Ok(TokenProvider::with_config(Box::new(source), config))
-    }
 }
 
 impl<T> fmt::Debug for TokenProviderBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenProviderBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    /// `None` for the group's name, or the default.
+    pub(super) name: Option<Arc<str>>,
+    /// The tenants that the provider belongs to.
+    pub(super) group: Option<Arc<Group>>,
+    pub(super) refresh_ahead: RefreshAhead,
+    pub(super) keep_fresh: bool,
+    pub(super) refresh_timeout: Duration,
+    /// `None` for that of the caller.
+    pub(super) runtime: Option<Handle>,
+    pub(super) retry: RetryPolicy,
+    /// `None` for no limit.
+    pub(super) retry_budget: Option<RetryBudget>,
+    /// The shortest and the longest.
+    pub(super) cool_down: (Duration, Duration),
+    #[cfg(feature = "store")]
+    pub(super) store: Option<Arc<dyn DynTokenStore>>,
+    #[cfg(feature = "store")]
+    pub(super) role: Role,
+    #[cfg(feature = "store")]
+    pub(super) lease: Duration,
+}
+
+/// The group that the providers of many tenants belong to.
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    /// Whether the name is the label of the metrics of all providers. Otherwise that is each one's own name.
+    pub(crate) is_label: bool,
+    /// Evicts the providers that are idle.
+    pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    pub(super) fn reporter(&self) -> Reporter {
+        let group = self.group.as_ref();
+        let name = self.name.as_ref().or(group.map(|group| &group.name));
+        let name = name.map_or_else(|| "default".into(), Arc::clone);
+        Reporter::new(name, group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)))
+    }
+
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        if self.name.as_ref().is_some_and(|name| name.is_empty()) {
+            return Err(Error::out_of_range("name", "at least one character long", "none"));
+        }
+        self.refresh_ahead.validate()?;
+        self.retry.validate()?;
+        self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
+        if self.refresh_timeout.is_zero() || self.refresh_timeout > HOUR {
+            return Err(Error::out_of_range(
+                "refresh_timeout",
+                "> 0 and <= 1h",
+                seconds(self.refresh_timeout),
+            ));
+        }
+        let (min, max) = self.cool_down;
+        if min.is_zero() || min > max || max > HOUR {
+            let got = format!("{} and {}", seconds(min), seconds(max));
+            return Err(Error::InvalidOption(
+                format!("cool_down: need 0 < min <= max <= 1h, got {got}").into(),
+            ));
+        }
+        #[cfg(feature = "store")]
+        if self.store.is_none() && self.role != Role::Member {
+            let text = format!("role {:?} needs a store: set one with store()", self.role);
+            return Err(Error::InvalidOption(text.into()));
+        }
+        #[cfg(feature = "store")]
+        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
+            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
+        }
+        Ok(())
+    }
+
+    /// Evicts the idle providers of the group, if there is one. A provider that is kept fresh calls it, since it may be the
+    /// only one that runs.
+    pub(super) fn evict_idle(&self) {
+        if let Some(group) = &self.group {
+            (group.evict_idle)();
+        }
+    }
+
+    pub(super) fn has_store(&self) -> bool {
+        #[cfg(feature = "store")]
+        return self.store.is_some();
+        #[cfg(not(feature = "store"))]
+        false
+    }
+
+    /// Whether the process uses the tokens of others, and never asks its source.
+    pub(super) fn is_reader(&self) -> bool {
+        #[cfg(feature = "store")]
+        return self.role == Role::Reader;
+        #[cfg(not(feature = "store"))]
+        false
+    }
+
+    /// The options of a process that shares its token, by its role.
+    #[cfg(feature = "store")]
+    pub(super) fn shared(mut self) -> Self {
+        match self.role {
+            Role::Member => {}
+            Role::Publisher => self.keep_fresh = true,
+            // The publisher refreshes as soon as the token is expiring. A reader that looks later finds the new one.
+            Role::Reader => self.refresh_ahead = self.refresh_ahead.halved(),
+        }
+        self
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: None,
+            group: None,
+            refresh_ahead: RefreshAhead::new(),
+            keep_fresh: false,
+            refresh_timeout: Duration::from_secs(30),
+            runtime: None,
+            retry: RetryPolicy::new(),
+            retry_budget: Some(RetryBudget::DEFAULT),
+            cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
+            #[cfg(feature = "store")]
+            store: None,
+            #[cfg(feature = "store")]
+            role: Role::Member,
+            #[cfg(feature = "store")]
+            lease: Duration::from_secs(10),
+        }
     }
 }

@@ -1,41 +1,15 @@
 //! [`TokenProvider`]: the handle that everyone shares, and the rules by which it gets the next token.
 //!
-//! handle (this file) → `refresh`, `background` → `shared` → `state`. Every decision is a function of `state`; `shared`
-//! makes it under one lock. `challenge_pause`, `cool_down`, `outage` and `refresh_ahead` are arithmetic.
-//!
-//! A refresh, from the caller that needs it to the callers that wait for it:
-//!
-//! ```text
-//! caller          shared              state          task            source       waiters
-//!   │ obtain(need)   │                   │              │                │            │
-//!   ├───────────────▶│ decide, locked    │              │                │            │
-//!   │                ├──────────────────▶│ Start        │                │            │
-//!   │◀───────────────┴───────────────────┤              │                │            │
-//!   │ spawn, unlocked                    │              │                │            │
-//!   ├──────────────────────────────────────────────────▶│ fetch(request) │            │
-//!   │ wait           │                   │              ├───────────────▶│            │
-//!   │                │                   │              │                │   obtain: Join
-//!   │                │                   │              │     token      │  ◀─────────┤ wait
-//!   │                │ finish, locked    │              │◀───────────────┤            │
-//!   │                │◀─────────────────────────────────┤                │            │
-//!   │                ├──────────────────▶│ Published    │                │            │
-//!   │                │ publish, unlock   │              │                │            │
-//!   │                ├─────────────────────────────────▶│ wake, unlocked │            │
-//!   │◀──────────────────────────────────────────────────┼────────────────────────────▶│
-//! ```
-//!
-//! The token is published before the waiters wake, and both after the decision of the state: a caller that wakes, or
-//! comes later, finds the new token.
+//! A need goes from the handle (this file) to [`refresh`], which asks [`core`] under its lock. [`decide`] has the rules,
+//! [`state`] what they are about and [`pace`] how often challenges count. A refresh runs in its own task. At its end, the
+//! token is published before the waiters wake: a caller that wakes, or comes later, finds it.
 
-mod background;
 mod builder;
-mod challenge_pause;
-mod config;
-mod cool_down;
-mod outage;
+mod core;
+mod decide;
+mod keep_fresh;
+mod pace;
 mod refresh;
-mod refresh_ahead;
-mod shared;
 mod state;
 mod status;
 mod status_changes;
@@ -43,33 +17,36 @@ mod sync;
 
 #[cfg(feature = "store")]
 use std::time::Duration;
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use http::HeaderValue;
 use tokio::time::Instant;
 
-#[cfg(feature = "tenants")]
-pub(crate) use self::config::Group;
+pub(crate) use self::{builder::Group, decide::Need, refresh::Waiting, sync::Cache};
 pub use self::{
     builder::TokenProviderBuilder,
-    refresh_ahead::RefreshAhead,
     status::{Freshness, Status},
     status_changes::StatusChanges,
 };
-pub(crate) use self::{challenge_pause::Part, refresh::Waiting, state::Need, sync::Cache};
 
-use self::{config::Config, refresh::obtain, shared::Shared, state::AFTER_INTERRUPTION};
+use self::{builder::Config, core::Core, refresh::obtain, state::PAUSE};
 use crate::{
+    challenge::Challenge,
     error::Error,
     observability::Reporter,
-    origins::AllowedOrigins,
     source::{DynTokenSource, TokenSource},
-    token::{self, Token, TokenId},
+    token::{Token, TokenId},
 };
 #[cfg(feature = "store")]
 use crate::{
     retry::Backoff,
-    store::{NoSource, Role, TokenStore},
+    store::{NoSource, Role, SharedSource, TokenStore},
 };
 
 /// The delay between two checks of a store that fails, min and max.
@@ -96,39 +73,45 @@ const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duratio
 ///
 /// # Refreshes
 ///
-/// A refresh obtains the next token. At most one runs at a time, in a task of its own on the tokio runtime of the
-/// caller that started it, so that a dropped caller cannot lose a refresh token that is being spent. All waiters get
-/// the same result. If the refresh panics or its runtime shuts down, all waiters get [`Error::Interrupted`], and the
-/// next caller starts another. If processes share a [store](TokenProviderBuilder#method.store), a refresh reads the
-/// store first.
+/// A refresh obtains the next token. At most one runs at a time, in a task of its own, so that a dropped caller cannot
+/// lose a refresh token that is being spent. All waiters get the same result. It runs on the tokio runtime of the caller
+/// that started it, or on that of [`runtime`](TokenProviderBuilder::runtime). If processes share a
+/// [store](TokenProviderBuilder#method.store), a refresh reads the store first.
 ///
-/// A runtime that nobody drives, such as one for the current thread after `block_on` has returned, does not run its
-/// tasks. A caller on another runtime waits for a refresh on it at most for the
-/// [refresh timeout](TokenProviderBuilder::refresh_timeout). Then the refresh is abandoned: its waiters get
-/// [`Error::TimedOut`], or the failure of its newest attempt, and the next caller starts another on its own runtime. If the
-/// abandoned refresh ends later, its token is used only if no later refresh has brought one. A caller outside of any
-/// tokio runtime has no such bound.
+/// A refresh ends itself at the [refresh timeout](TokenProviderBuilder::refresh_timeout). Every waiter has a deadline of
+/// its own, 100 ms later, since a runtime that nobody drives does not run its tasks. After the deadline, the next caller
+/// starts another refresh on its own runtime, which inherits the waiters. A late token is used if it was asked for after
+/// the current one. A waiter outside of any tokio runtime has no deadline.
+///
+/// If the source panics or the runtime ends, the refresh is interrupted: all waiters get [`Error::Interrupted`], the
+/// current token counts as expiring, and the next caller that starts a refresh waits for it. Thus a program that makes a
+/// runtime for each call gets its tokens. On a runtime for the current thread, which may not be driven when its call has
+/// returned, the caller that starts the refresh of a [login](TokenSource::needs_store) always waits for it.
 ///
 /// # When a token is refreshed
 ///
 /// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **expiring**: it
 /// is still used, and the first request starts a refresh that no request waits for. Callers wait only if there is no
-/// token, or if it has **expired**. A token without a lifetime is used until the API challenges it. A provider that is
-/// to
-/// [keep fresh](TokenProviderBuilder::keep_fresh) does all this without requests, too.
+/// token, or if it has **expired**. A provider that is to [keep fresh](TokenProviderBuilder::keep_fresh) does this
+/// without requests, too.
 ///
-/// Time is the monotonic clock's. A token that has less than 100 ms left when it arrives is used until a second after
-/// its end, and the backoff decides when the source is asked for the next one. After that, callers wait, or get the
-/// error. A token that expired more than a second before it arrived is not used, but its refresh token is. A lifetime
-/// of zero ends on arrival.
+/// A lifetime is a hint, by the monotonic clock. If there is none, or less than 100 ms are left of it when the token
+/// arrives, the token is used until the API challenges it.
 ///
 /// # What a failure does
 ///
-/// A failed refresh never takes a token away: callers get the current token until it expires. A transient failure is
-/// retried, with
-/// [backoff](TokenProviderBuilder::retry). After a permanent failure all waiters, and all callers until the end of the
-/// [cool-down](TokenProviderBuilder::cool_down), get its error, and the source is not asked. Then one refresh checks whether the
-/// failure persists.
+/// A failed refresh never takes a token away: callers get the current token until it expires. The next attempt after a
+/// transient failure waits for the [backoff](TokenProviderBuilder::retry), and callers without a token wait for it. After
+/// a permanent failure they get its error at once until the end of the [cool-down](TokenProviderBuilder::cool_down), or
+/// until the credential is replaced.
+///
+/// # Challenges
+///
+/// Each refresh that a challenge starts takes one from a bucket of ten, which gets one back every 5 s. If the API has
+/// never accepted the challenged token, the cool-down after the last such refresh must also be over: it doubles from 1 s
+/// to 60 s, and starts at 1 s again once a token that was accepted is replaced. If either forbids a refresh, the current
+/// token is tried again with backoff. So ten revocations in a row heal at once and then one every 5 s, and an endpoint
+/// that challenges every token costs one refresh every 5 s beside others that work, and one a minute if none does.
 ///
 /// # Shutdown
 ///
@@ -146,14 +129,16 @@ pub struct TokenProvider {
     handle: Arc<Handle>,
 }
 
-/// Shuts the provider down when the last handle is dropped. Refreshes hold [`Shared`], not this.
+/// Shuts the provider down when the last handle is dropped. Refreshes hold [`Core`], not this.
 struct Handle {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
+    /// When a member of a group was used last, in milliseconds of the group.
+    used_at: AtomicU64,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.shut_down();
+        self.core.shut_down();
     }
 }
 
@@ -182,27 +167,21 @@ impl TokenProvider {
         Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
-    fn with_config(source: Box<dyn DynTokenSource>, mut config: Config) -> Self {
-        // Only one refresh runs at a time: none uses the budget.
-        config.retry = config.retry.without_budget();
-        let shared = Arc::new(Shared::new(source, config, SystemTime::now));
-        shared.reporter.register();
-        background::start(&shared);
-        Self { handle: Arc::new(Handle { shared }) }
+    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+        let provider = Self::of(source, config);
+        provider.core().reporter.register();
+        keep_fresh::start(provider.core());
+        provider
     }
 
-    /// Makes a provider that reports what concerns a group. It is not used for requests.
-    #[cfg(feature = "tenants")]
-    pub(crate) fn reporting_for(group: &Group, source: impl TokenSource) -> Self {
-        let config = Config { group: Some(group.clone()), ..Config::default() };
-        let shared = Arc::new(Shared::new(Box::new(source), config, SystemTime::now));
-        shared.reporter.register_group();
-        Self { handle: Arc::new(Handle { shared }) }
+    fn of(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+        let core = Arc::new(Core::new(source, config));
+        Self { handle: Arc::new(Handle { core, used_at: AtomicU64::new(0) }) }
     }
 
     #[inline]
-    fn shared(&self) -> &Arc<Shared> {
-        &self.handle.shared
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.handle.core
     }
 
     /// Returns the current token. Waits only if there is none, or if it has expired.
@@ -217,7 +196,7 @@ impl TokenProvider {
     ///
     /// Dropping the future does not stop the refresh: the next caller gets its token.
     pub async fn token(&self) -> Result<Token, Error> {
-        match self.usable() {
+        match self.fresh() {
             Some(token) => Ok(token),
             None => self.obtain(Need::Any).await,
         }
@@ -225,15 +204,14 @@ impl TokenProvider {
 
     /// Returns the current token unless it has expired. Never waits, and starts no refresh.
     pub fn current(&self) -> Option<Token> {
-        self.shared().published().filter(|token| !token.0.is_expired(Instant::now()))
+        self.core().current()
     }
 
     /// Returns a token other than `challenged`, which the API has just challenged.
     ///
     /// If the provider has another token already, that is the result; else this joins the running refresh, or starts
-    /// one. If a challenge has started a refresh only just now, the result is `challenged` itself: the API challenges
-    /// even the newest token, and the source is not asked until the pause ([`TokenProviderBuilder::cool_down`]) is
-    /// over.
+    /// one. If the bucket of [challenges](Self#challenges) is empty, the result is `challenged` itself. The cool-down
+    /// does not count here: a program that calls this has seen the challenge.
     ///
     /// # Errors
     ///
@@ -243,8 +221,7 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn refresh(&self, challenged: &Token) -> Result<Token, Error> {
-        let token = challenged.id();
-        self.obtain(Need::OtherThan { token, part: Part::None, waits: false, challenge: None }).await
+        self.obtain(Need::Other { than: challenged.id(), challenge: None, by_program: true }).await
     }
 
     /// Waits for the first token, for a start-up check.
@@ -269,8 +246,8 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn ready(&self) -> Result<Token, Error> {
-        let shared = self.shared();
-        let deadline = Instant::now() + shared.config.refresh_timeout;
+        let core = self.core();
+        let deadline = Instant::now() + core.config.refresh_timeout;
         loop {
             let error = match self.token().await {
                 Ok(token) => {
@@ -282,13 +259,13 @@ impl TokenProvider {
                 Err(error) => return Err(error),
             };
             #[cfg(feature = "store")]
-            if let Some(error) = shared.store_error().filter(|error| !error.is_transient()) {
+            if let Some(error) = core.store_error().filter(|error| !error.is_transient()) {
                 return Err(error);
             }
-            let soonest = Instant::now() + AFTER_INTERRUPTION;
-            let not_before = shared.state().not_before();
-            let next = not_before.map_or(soonest, |at| at.max(soonest));
-            if next >= deadline || shared.is_shut_down_before(next).await {
+            let soonest = Instant::now() + PAUSE;
+            let retry_at = core.state().retry_at();
+            let next = retry_at.map_or(soonest, |at| at.max(soonest));
+            if next >= deadline || core.is_shut_down_before(next).await {
                 return Err(error);
             }
         }
@@ -297,17 +274,17 @@ impl TokenProvider {
     /// Checks the store until it can be used, if that is not known.
     #[cfg(feature = "store")]
     async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
-        let shared = self.shared();
+        let core = self.core();
         let mut delays = Backoff::between(STORE_BACKOFF);
-        while shared.source.store_needs_check() {
+        while core.source.store_needs_check() {
             tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-            let error = match tokio::time::timeout_at(deadline, shared.source.check_store()).await {
+            let error = match tokio::time::timeout_at(deadline, core.source.check_store()).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => Error::Store(error),
-                Err(_) => shared.store_error().unwrap_or(Error::TimedOut(shared.config.refresh_timeout)),
+                Err(_) => core.store_error().unwrap_or(Error::TimedOut(core.config.refresh_timeout)),
             };
             let next = Instant::now() + delays.next_delay();
-            if !error.is_transient() || next >= deadline || shared.is_shut_down_before(next).await {
+            if !error.is_transient() || next >= deadline || core.is_shut_down_before(next).await {
                 return Err(error);
             }
         }
@@ -319,7 +296,7 @@ impl TokenProvider {
     /// For a 401 of an API there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is
     /// kept for the next refresh. A running refresh continues, and its token will be used.
     pub fn invalidate(&self) {
-        self.shared().invalidate();
+        self.core().invalidate();
     }
 
     /// Shuts the provider down: no refresh starts any more, the background task ends, and this waits for a running
@@ -334,13 +311,13 @@ impl TokenProvider {
     ///
     /// If the future was polled once, the provider is shut down.
     pub async fn shutdown(&self) {
-        self.shared().shut_down();
-        self.shared().at_rest().await;
+        self.core().shut_down();
+        self.core().at_rest().await;
     }
 
     /// Returns a snapshot of the provider. Takes a lock for a moment.
     pub fn status(&self) -> Status {
-        self.shared().status()
+        self.core().status()
     }
 
     /// Returns a watcher of the status, which reports changes from now on.
@@ -363,115 +340,106 @@ impl TokenProvider {
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
     /// ```
     pub fn subscribe(&self) -> StatusChanges {
-        StatusChanges::of(self.shared())
+        StatusChanges::of(self.core())
     }
 
     pub(crate) fn reporter(&self) -> &Reporter {
-        &self.shared().reporter
+        &self.core().reporter
     }
 
-    /// The origins that the source's tokens are meant for.
-    pub(crate) fn allowed_origins(&self) -> &AllowedOrigins {
-        &self.shared().allowed_origins
-    }
-
-    /// A cache of the current token, for one service.
-    ///
-    /// A service that sends nothing keeps an old token in it, whose refresh token has been spent.
-    pub(crate) fn cache(&self) -> Cache {
-        self.shared().cache()
-    }
-
-    /// Returns the header for a request and the token in it, if there is one that works. Starts a refresh if it is
-    /// expiring.
+    /// Returns the header for a request and the token in it, if there is one that is fresh.
     #[inline]
     pub(crate) fn header<'a>(&self, cache: &'a mut Cache) -> Option<(&'a HeaderValue, TokenId)> {
-        match cache.load() {
-            Some(token) if token.is_fresh_now() || self.renew_ahead(token) => {
-                Some((token.header(), token.id()))
-            }
-            _ => None,
-        }
+        let token = cache.load().as_ref().filter(|token| token.is_fresh_now())?;
+        Some((token.header(), token.id()))
     }
 
-    /// As [`token`](Self::token), without waiting.
-    pub(crate) fn usable(&self) -> Option<Token> {
-        self.shared().published().filter(|token| token.0.is_fresh_now() || self.renew_ahead(&token.0))
+    /// Returns the current token, if it is fresh.
+    #[inline]
+    pub(crate) fn fresh(&self) -> Option<Token> {
+        self.core().published().filter(|token| token.0.is_fresh_now())
     }
 
-    /// Whether a token that is not fresh works; if so, starts a refresh in the background.
-    ///
-    /// Decides about this very token: another may have been published since it was read.
-    #[cold]
-    fn renew_ahead(&self, token: &token::Inner) -> bool {
-        let works = !token.is_expired(Instant::now());
-        if works {
-            self.obtain(Need::Ahead);
-        }
-        works
+    /// Resolves with another token than that of the generation `than`, which the API has challenged.
+    pub(crate) fn challenged(&self, than: u32, challenge: Option<Challenge>) -> Waiting {
+        let than = TokenId { provider: self.core().number, generation: than };
+        self.obtain(Need::Other { than, challenge, by_program: false })
     }
 
     /// Resolves with a token that meets the need.
     ///
     /// The refresh, if one has to start, has started when this returns: a caller that does not wait drops the future.
     pub(crate) fn obtain(&self, need: Need) -> Waiting {
-        background::start(self.shared());
-        obtain(self.shared(), need)
+        keep_fresh::start(self.core());
+        obtain(self.core(), need)
+    }
+}
+
+/// For a group of providers.
+#[cfg_attr(not(feature = "tenants"), allow(dead_code))]
+impl TokenProvider {
+    /// Makes a provider that reports what concerns a group. It is not used for requests.
+    pub(crate) fn reporting_for(group: &Arc<Group>, source: impl TokenSource) -> Self {
+        let provider =
+            Self::of(Box::new(source), Config { group: Some(Arc::clone(group)), ..Config::default() });
+        provider.core().reporter.register_group();
+        provider
     }
 
-    /// Whether the API is known to accept this token, the newest one.
+    /// Records that a member of a group is used at `now`, in milliseconds of the group.
     #[inline]
-    pub(crate) fn is_accepted(&self, token: TokenId) -> bool {
-        self.shared().accepted() == token.generation
+    pub(crate) fn set_used_at(&self, now: u64) {
+        self.handle.used_at.store(now, Ordering::Relaxed);
     }
 
-    /// Records that the API has accepted this token.
-    pub(crate) fn accept(&self, token: TokenId) {
-        self.shared().accept(token);
-    }
-
-    /// Counts and reports a request that fails because there is no token.
-    pub(crate) fn request_failed(&self, error: &Error) {
-        self.shared().request_failed(error);
-    }
-
-    /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
-    pub(crate) fn request_given_up(&self) {
-        self.shared().request_given_up();
+    pub(crate) fn used_at(&self) -> u64 {
+        self.handle.used_at.load(Ordering::Relaxed)
     }
 
     /// Whether there is a handle besides this one.
-    #[cfg(feature = "tenants")]
     pub(crate) fn has_other_handles(&self) -> bool {
         Arc::strong_count(&self.handle) > 1
     }
 
-    #[cfg(feature = "tenants")]
-    pub(crate) fn is_refreshing(&self) -> bool {
-        self.shared().is_refreshing()
-    }
-
-    /// Whether only this process has the refresh token of a login. Runs no foreign code.
-    #[cfg(feature = "tenants")]
-    pub(crate) fn holds_only_copy(&self) -> bool {
-        self.shared().holds_only_copy()
+    /// Whether something would be lost with this provider: a refresh runs, or a token is not stored yet. Runs no foreign
+    /// code.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.core().is_refreshing() || self.core().source.has_unpublished_login()
     }
 
     /// As [`shutdown`](Self::shutdown), without waiting.
-    #[cfg(feature = "tenants")]
     pub(crate) fn begin_shutdown(&self) {
-        self.shared().shut_down();
+        self.core().shut_down();
     }
+}
 
-    /// Makes the next failed request news again.
-    #[cfg(feature = "tenants")]
-    pub(crate) fn end_failures(&self) {
-        self.shared().state().end_failures(Instant::now());
-    }
-
-    /// Records that a request that was challenged has succeeded with this token, in whose refresh it had this part.
-    pub(crate) fn healed(&self, token: TokenId, part: Part) {
-        self.shared().state().healed(token, part);
+impl<T: TokenSource> TokenProviderBuilder<T> {
+    /// Builds the provider. Nothing is fetched before the first request, unless the provider is to
+    /// [keep fresh](Self::keep_fresh).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
+    /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
+    /// up wrongly ([`TokenSource::validate`]).
+    pub fn build(self) -> Result<TokenProvider, Error> {
+        let Self { source, config } = self;
+        config.validate()?;
+        if !config.is_reader() {
+            source.validate()?;
+        }
+        if config.group.is_some() && !config.has_store() && source.needs_store() {
+            let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
+                        copy of its refresh token";
+            return Err(Error::InvalidOption(text.into()));
+        }
+        #[cfg(feature = "store")]
+        if let Some(store) = config.store.clone() {
+            store.validate()?;
+            let source = SharedSource::new(source, store, config.role, config.lease, config.reporter());
+            return Ok(TokenProvider::with_config(Box::new(source), config.shared()));
+        }
+        Ok(TokenProvider::with_config(Box::new(source), config))
     }
 }
 

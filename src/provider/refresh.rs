@@ -1,134 +1,81 @@
-//! [`obtain`]: what a caller's need leads to, the task that refreshes the token, and the future that waits for it.
+//! [`obtain`]: from a need to the task that refreshes the token, and the future that waits for it.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use tokio::{
     runtime::Handle,
-    time::{Instant, timeout_at},
+    time::{Instant, Sleep, timeout_at},
 };
 
 use super::{
-    challenge_pause::Part,
-    outage::Recovered,
-    shared::Shared,
-    state::{Decision, Failed, Finished, Need, Refresh, Starter},
-    sync::{Outcome, Sender, Waiter},
+    core::Core,
+    decide::{Decision, Need},
+    state::{Ended, Refresh},
+    sync::{Outcome, Waiter},
 };
 use crate::{
-    error::{Error, SourceErrorKind},
+    error::Error,
     observability,
     source::{Asked, RefreshReason, TokenRequest},
+    timer::timer,
+    token::Token,
 };
+
+/// How much longer than a refresh those who wait for it wait: a refresh that ends itself says why.
+const SLACK: Duration = Duration::from_millis(100);
 
 /// Decides what `need` leads to, and starts a refresh if it leads to one.
 ///
 /// The refresh has started when this returns: dropping the future does not stop it.
-pub(super) fn obtain(shared: &Arc<Shared>, need: Need) -> Waiting {
-    let revision = shared.source.revision();
-    let runtime = Handle::try_current().ok();
-    let reporter = &shared.reporter;
-    let outcome = loop {
-        match shared.decide(&need, Instant::now(), revision, runtime.is_some()) {
-            Decision::Start(refresh, starter) => return start(shared, &refresh, starter, runtime.as_ref()),
-            Decision::Join(refresh) => {
-                reporter.joined(refresh.number);
-                return Waiting::on(shared, refresh, None);
-            }
-            Decision::Overdue(refresh) => abandon(shared, &refresh),
-            Decision::Use(token) => break Ok(token),
-            Decision::Replaced(token, challenged) => {
-                break Ok(token).inspect(|token| reporter.replaced_already(challenged, token));
-            }
-            Decision::LeaveAlone(token, repeated) => {
-                break Ok(token).inspect(|token| reporter.left_alone(token, repeated));
-            }
-            Decision::Postpone(token) => break Ok(token).inspect(|token| reporter.postponed(token)),
-            Decision::Fail(Error::NoRuntime) => break Err(Error::NoRuntime),
-            Decision::Fail(error) => break Err(error).inspect_err(|error| reporter.failed_again(error)),
-        }
-    };
-    Waiting::Decided(Some(outcome))
-}
-
-fn start(
-    shared: &Arc<Shared>,
-    refresh: &Arc<Refresh>,
-    starter: Starter,
-    runtime: Option<&Handle>,
-) -> Waiting {
-    // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise the
-    // state would wait for it until its deadline.
-    let task = RefreshTask {
-        shared: Arc::clone(shared),
-        refresh: Arc::clone(refresh),
-        asked_at: refresh.started_at,
-    };
-    let waiting = Waiting::on(shared, Arc::clone(refresh), Some(starter));
-    shared.changed();
-    let span = shared.reporter.refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
-    let _ = refresh.span.set(span.clone());
-    if let Some(runtime) = runtime {
-        // Without the state's lock: a runtime that is shutting down drops the task at once, which takes the lock.
-        runtime.spawn(observability::within(span, task.run()));
+pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
+    let revision = core.source.revision();
+    let runtime = core.config.runtime.clone().or_else(|| Handle::try_current().ok());
+    let (decision, current, running) = core.decide(&need, Instant::now(), revision, runtime.as_ref());
+    if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
+        core.reporter.left_alone(token);
     }
-    // Also if nobody waits: a source that blocks its thread keeps the refresh from its own timeout.
-    watch(shared, refresh);
-    waiting
-}
-
-/// Gives up a refresh that has not ended by its deadline, unless it has ended meanwhile.
-fn abandon(shared: &Shared, refresh: &Refresh) {
-    let Some(failed) = shared.abandon(refresh) else { return };
-    let sender = refresh.take_sender();
-    shared.changed();
-    observability::report_within(refresh.span.get(), || {
-        report_failed(shared, refresh, &failed, shared.config.refresh_timeout);
-    });
-    wake(sender, Err(failed.error));
-}
-
-fn report_failed(shared: &Shared, refresh: &Refresh, failed: &Failed, took: Duration) {
-    let Failed { error, cool_down, left, is_needed, counted } = failed;
-    let is_login = matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired);
-    let label = match cool_down {
-        Some(_) if is_login => {
-            shared.reporter.login_required(error, took, *left, *is_needed, counted.is_news);
-            "permanent"
+    // A challenged token is no answer to its challenge.
+    let works = current.clone().filter(|_| !matches!(need, Need::Other { .. }));
+    match (decision, current, running) {
+        (Decision::Join(_), _, Some(refresh)) => Waiting::on(core, &refresh, works),
+        (Decision::Start { waits, may_be_lost, .. }, current, Some(refresh)) => {
+            let mut waiting = match current {
+                Some(token) if !waits => Waiting::decided(core, Ok(token)),
+                _ => Waiting::on(core, &refresh, works),
+            };
+            waiting.may_be_lost = may_be_lost;
+            start(core, refresh, runtime);
+            waiting
         }
-        Some(cool_down) => {
-            shared.reporter.credential_rejected(error, took, *cool_down, *left, *is_needed, counted.is_news);
-            "permanent"
-        }
-        None => {
-            shared.reporter.failed(error, took, *left, counted.is_news, counted.failures);
-            "transient"
-        }
-    };
-    report_end(shared, refresh, label, took);
-}
-
-/// Counts a refresh that has ended, if it has asked the source.
-fn report_end(shared: &Shared, refresh: &Refresh, outcome: &'static str, took: Duration) {
-    if refresh.has_asked() {
-        shared.reporter.refreshed(refresh.reason.name(), outcome, took);
+        (Decision::Fail(error), ..) => Waiting::decided(core, Err(error)),
+        (_, Some(token), _) => Waiting::decided(core, Ok(token)),
+        // A decision for the current token needs one, and a refresh that was joined or started is running.
+        (_, None, _) => Waiting::decided(core, Err(Error::Interrupted)),
     }
 }
 
-/// Wakes all waiters. Without any lock: wakers run foreign code.
-fn wake(sender: Option<Sender>, outcome: Outcome) {
-    // Fails if nobody waits.
-    let _ = sender.map(|sender| sender.send(outcome));
+/// Starts the task of a refresh.
+fn start(core: &Arc<Core>, refresh: Arc<Refresh>, runtime: Option<Handle>) {
+    // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise its
+    // waiters would wait for it until its deadline.
+    let task = RefreshTask { core: Arc::clone(core), asked_at: refresh.started_at, refresh };
+    core.changed();
+    let Some(runtime) = runtime else { return };
+    let refresh = &task.refresh;
+    let span = core.reporter.refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
+    runtime.spawn(observability::within(span, task.run()));
 }
 
 /// The task of a refresh. Its drop ends the refresh, also if the source panics or the runtime shuts down.
 struct RefreshTask {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
     refresh: Arc<Refresh>,
     /// When the source was asked last.
     asked_at: Instant,
@@ -136,95 +83,88 @@ struct RefreshTask {
 
 impl RefreshTask {
     async fn run(mut self) {
-        let outcome = timeout_at(self.refresh.deadline, self.attempt()).await;
-        self.finish(outcome.unwrap_or_else(|_| Err(self.shared.state().timed_out(&self.refresh))));
+        let deadline = self.refresh.deadline;
+        let mut last_error = None;
+        let outcome = timeout_at(deadline, self.attempt(&mut last_error)).await;
+        let timed_out = || Err(last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout)));
+        let outcome = outcome.unwrap_or_else(|_| timed_out());
+        self.finish(outcome);
     }
 
     /// Asks the source until it gives a token, fails permanently, or has failed too often.
-    async fn attempt(&mut self) -> Outcome {
-        let (shared, refresh) = (&self.shared, &self.refresh);
+    async fn attempt(&mut self, last_error: &mut Option<Error>) -> Outcome {
+        let (core, refresh) = (&self.core, &self.refresh);
         let request =
             TokenRequest::of(refresh.previous.as_ref(), &refresh.current_reason, refresh.challenge.as_ref());
-        let mut attempt = 0;
+        let retries = core.config.retry.retries();
+        let mut attempt = 0_u32;
         loop {
-            attempt += 1;
-            let not_before = shared.state().not_before();
-            if let Some(at) = not_before {
-                if at > refresh.deadline {
-                    return Err(shared.state().backoff_too_long());
-                }
-                if shared.is_shut_down_before(at).await {
-                    return Err(shared.state().last_error_or(Error::ShutDown));
+            attempt = attempt.saturating_add(1);
+            let retry_at = core.state().retry_at();
+            if let Some(at) = retry_at {
+                if at > refresh.deadline || core.is_shut_down_before(at).await {
+                    let failure = core.state().last_error();
+                    return Err(failure.unwrap_or(Error::ShutDown));
                 }
             }
             self.asked_at = Instant::now();
-            shared.state().may_ask(refresh, self.asked_at)?;
+            // A runtime that is driven again after the deadline finds another refresh in place of this one.
+            let may_ask = core.state().is_running(refresh) && self.asked_at < refresh.deadline;
+            if !may_ask {
+                return Err(Error::TimedOut(core.config.refresh_timeout));
+            }
             let asking = |asked| {
-                shared.state().asks(refresh);
+                core.state().asks(refresh);
                 if asked == Asked::Source {
-                    shared.reporter.asking(attempt);
+                    core.reporter.asking(attempt);
                 }
             };
             let was_needed = request.is_needed();
-            let error = match shared.source.fetch(&request, &asking).await {
+            let error = match core.source.fetch(&request, &asking).await {
                 Ok(token) => return Ok(token),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
-            let (error, delay, is_news) = shared.back_off(refresh, error);
+            let delay = core.back_off(refresh, &error);
+            let error = Error::from(error);
             // The first caller that needs the token has joined: the source is asked once more for that caller.
             let has_joined = request.is_needed() && !was_needed;
-            let attempts = (shared.config.retry.retries() + 1).max(attempt + u32::from(has_joined));
-            shared.reporter.attempt_failed(attempt, attempts, &error, delay, is_news);
+            let attempts = retries.saturating_add(1).max(attempt.saturating_add(has_joined.into()));
+            core.reporter.attempt_failed(attempt, attempts, &error, delay);
             if attempt >= attempts {
                 return Err(error);
             }
+            *last_error = Some(error);
         }
     }
 
     /// Ends the refresh. Has no effect if it has ended.
     fn finish(&self, outcome: Outcome) {
-        let refresh = &self.refresh;
-        // Before the waiters wake: otherwise one of them could read the old token, and start another refresh.
-        let Some(finished) = self.shared.finish(refresh, outcome, self.asked_at) else { return };
-        let sender = refresh.take_sender();
-        self.shared.changed();
-        let (reporter, took) = (&self.shared.reporter, refresh.started_at.elapsed());
-        let outcome = match finished {
-            Finished::Published {
-                token,
-                same,
-                is_first_same,
-                postponed,
-                is_first_postponed,
-                recovered,
-                is_late,
-            } => {
-                self.shared.report_expiry();
-                match (same, refresh.reason) {
-                    (false, _) => reporter.published(&token, took),
-                    (true, RefreshReason::Challenged) => {
-                        reporter.challenged_token_again(&token, is_first_same)
-                    }
-                    (true, _) => reporter.same_token(&token),
-                }
-                if let Some(delay) = postponed {
-                    reporter.about_to_expire(&token, delay, is_first_postponed);
-                }
-                if let Some(Recovered { failed_refreshes, failed_requests, lasted }) = recovered {
-                    reporter.recovered(failed_refreshes, failed_requests, lasted);
-                }
-                if !is_late {
-                    report_end(&self.shared, refresh, "published", took);
-                }
-                Ok(token)
+        let (core, refresh) = (&self.core, &self.refresh);
+        // The token is published before the waiters wake: otherwise one of them could read the old token, and start
+        // another refresh. Their sender is a local: if a subscriber or a waker panics, its drop interrupts them.
+        let Some(Ended { outcome, is_same, sender, .. }) = core.finish(refresh, outcome, self.asked_at)
+        else {
+            return;
+        };
+        core.changed();
+        let (reporter, took) = (&core.reporter, refresh.started_at.elapsed());
+        let label = match &outcome {
+            Ok(token) => {
+                core.report_expiry();
+                reporter.published(token, took, is_same, refresh.reason == RefreshReason::Challenged);
+                "published"
             }
-            Finished::Failed(failed) => {
-                report_failed(&self.shared, refresh, &failed, took);
-                Err(failed.error)
+            Err(error) => {
+                reporter.failed(error, took, core.left(refresh), refresh.current_reason.is_needed());
+                if error.is_transient() { "transient" } else { "permanent" }
             }
         };
-        wake(sender, outcome);
+        if refresh.has_asked() {
+            reporter.refreshed(refresh.reason.name(), label, took);
+        }
+        // Fails if nobody waits.
+        let _ = sender.map(|sender| sender.send(outcome));
     }
 }
 
@@ -234,67 +174,80 @@ impl Drop for RefreshTask {
     }
 }
 
-/// Resolves with the outcome of a refresh, or with what was decided without one.
-pub(crate) enum Waiting {
-    Decided(Option<Outcome>),
-    Refresh {
-        shared: Arc<Shared>,
-        refresh: Arc<Refresh>,
-        waiter: Waiter,
-        /// If the caller started the refresh.
-        starter: Option<Starter>,
-    },
+pin_project! {
+    /// Resolves with what a need leads to.
+    ///
+    /// Every waiter has a deadline of its own: nobody may drive the runtime of the refresh any more. Outside of a tokio
+    /// runtime there is no timer, and no bound.
+    pub(crate) struct Waiting {
+        core: Arc<Core>,
+        // What was decided without a refresh.
+        decided: Option<Outcome>,
+        waiter: Option<Waiter>,
+        deadline: Instant,
+        #[pin]
+        deadline_timer: Option<Sleep>,
+        // The token that worked when this began to wait. It is used if the refresh fails.
+        works: Option<Token>,
+        // Whether the refresh is lost if the caller, who has started it, does not wait.
+        may_be_lost: bool,
+    }
 }
 
 impl Waiting {
-    fn on(shared: &Arc<Shared>, refresh: Arc<Refresh>, starter: Option<Starter>) -> Self {
-        let waiter = refresh.waiter.clone();
-        Self::Refresh { shared: Arc::clone(shared), refresh, waiter, starter }
+    fn decided(core: &Arc<Core>, outcome: Outcome) -> Self {
+        Self {
+            core: Arc::clone(core),
+            decided: Some(outcome),
+            waiter: None,
+            deadline: Instant::now(),
+            deadline_timer: None,
+            works: None,
+            may_be_lost: false,
+        }
     }
 
-    /// The part that the caller has in the refresh.
-    pub(crate) fn part(&self) -> Part {
-        match self {
-            Self::Decided(_) => Part::None,
-            Self::Refresh { starter: Some(_), .. } => Part::Started,
-            Self::Refresh { starter: None, .. } => Part::Joined,
+    fn on(core: &Arc<Core>, refresh: &Refresh, works: Option<Token>) -> Self {
+        Self {
+            waiter: Some(refresh.waiter.clone()),
+            deadline: refresh.deadline + SLACK,
+            works,
+            decided: None,
+            ..Self::decided(core, Err(Error::Interrupted))
         }
+    }
+
+    /// Takes the token, if there is one without a wait.
+    pub(crate) fn take_token(&mut self) -> Option<Token> {
+        self.decided.take_if(|outcome| outcome.is_ok())?.ok()
+    }
+
+    /// Whether the refresh is lost if the caller, who has started it, does not wait.
+    pub(crate) fn may_be_lost(&self) -> bool {
+        self.may_be_lost
     }
 }
 
 impl Future for Waiting {
     type Output = Outcome;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        match &mut *self {
-            Self::Decided(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Error::Interrupted))),
-            Self::Refresh { shared, refresh, waiter, .. } => match Pin::new(&mut *waiter).poll(cx) {
-                Poll::Ready(outcome) => Poll::Ready(outcome.unwrap_or(Err(Error::Interrupted))),
-                Poll::Pending => {
-                    watch(shared, refresh);
-                    Poll::Pending
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut this = self.project();
+        let Some(waiter) = this.waiter else {
+            return Poll::Ready(this.decided.take().unwrap_or(Err(Error::Interrupted)));
+        };
+        let outcome = match Pin::new(waiter).poll(cx) {
+            Poll::Ready(outcome) => outcome.unwrap_or(Err(Error::Interrupted)),
+            Poll::Pending => {
+                if this.deadline_timer.is_none() {
+                    this.deadline_timer.set(timer(*this.deadline).ok());
                 }
-            },
-        }
-    }
-}
-
-/// Makes sure that the refresh ends by its deadline for those who wait on this runtime.
-///
-/// The timeout of the refresh itself does not fire if its runtime is not driven, such as one for the current thread
-/// after `block_on` has returned, or if the source blocks its thread. So the first caller who waits on a runtime starts
-/// a task there that abandons the refresh.
-fn watch(shared: &Arc<Shared>, refresh: &Arc<Refresh>) {
-    let Ok(runtime) = Handle::try_current() else { return };
-    if !shared.state().watch(refresh, runtime.id()) {
-        return;
-    }
-    let (shared, refresh) = (Arc::downgrade(shared), Arc::clone(refresh));
-    runtime.spawn(async move {
-        if timeout_at(refresh.deadline, refresh.waiter.clone()).await.is_err() {
-            if let Some(shared) = shared.upgrade() {
-                abandon(&shared, &refresh);
+                let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
+                ready!(timer.poll(cx));
+                Err(this.core.timed_out())
             }
-        }
-    });
+        };
+        let works = this.works.take().filter(|token| !token.0.is_expired(Instant::now()));
+        Poll::Ready(outcome.or_else(|error| works.ok_or(error)))
+    }
 }

@@ -4,27 +4,27 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{shared::Shared, status::Status};
+use super::{core::Core, status::Status};
 
 /// Waits for changes of a provider's status; see [`TokenProvider::subscribe`](crate::TokenProvider::subscribe).
 ///
 /// It does not keep the provider's background task alive, and does not count as one of its handles.
 pub struct StatusChanges {
-    shared: Arc<Shared>,
+    core: Arc<Core>,
     changes: watch::Receiver<bool>,
     has_ended: bool,
 }
 
 impl StatusChanges {
-    pub(super) fn of(shared: &Arc<Shared>) -> Self {
-        let changes = shared.changes();
-        Self { has_ended: has_ended(&shared.status()), shared: Arc::clone(shared), changes }
+    pub(super) fn of(core: &Arc<Core>) -> Self {
+        let changes = core.changes();
+        Self { has_ended: has_ended(&core.status()), core: Arc::clone(core), changes }
     }
 
     /// Waits for the next change, and returns the status after it. Changes in quick succession count as one.
     ///
-    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated or its life is
-    /// shortened; the provider is shut down. Expiry alone does not send a notification.
+    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated; the
+    /// provider is shut down. Expiry alone does not send a notification.
     ///
     /// `None` if no change can follow: the provider was shut down or its last handle dropped, and no refresh is
     /// running.
@@ -37,7 +37,7 @@ impl StatusChanges {
             return None;
         }
         self.changes.changed().await.ok()?;
-        let status = self.shared.status();
+        let status = self.core.status();
         self.has_ended = has_ended(&status);
         Some(status)
     }
@@ -49,6 +49,6 @@ fn has_ended(status: &Status) -> bool {
 
 impl fmt::Debug for StatusChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StatusChanges").field("status", &self.shared.status()).finish_non_exhaustive()
+        f.debug_struct("StatusChanges").field("status", &self.core.status()).finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -44,7 +44,7 @@ use crate::error::BoxError;
 /// # Errors
 ///
 /// The original body's error, boxed; [`Superseded`] if another attempt has started.
-pub struct ReplayBody<B> {
+pub struct ReplayBody<B: Body> {
     /// Compared with the recording's: a smaller one was superseded.
     attempt: u64,
     /// `None` for an empty body: there is nothing to send, and nothing to record.
@@ -58,9 +58,14 @@ pub struct ReplayBody<B> {
 pub struct Superseded;
 
 /// What all attempts to send one body share. Each attempt locks it once per frame.
-struct Recording<B> {
+struct Recording<B: Body> {
     /// The original body; `None` after it has ended or failed.
     source: Option<Pin<Box<B>>>,
+    /// Boxes its error. Not a bound of [`ReplayBody`]'s `Body`: the compiler could not prove that a task with it is `Send`
+    /// for every lifetime that an error may have.
+    into_error: fn(B::Error) -> BoxError,
+    /// The size hint of the original body at its start.
+    hint: SizeHint,
     /// The frames that were read from the source. While the body can be rewound, they begin at its start; afterwards,
     /// they are those that the newest attempt has not been given yet.
     frames: VecDeque<Recorded>,
@@ -72,9 +77,8 @@ struct Recording<B> {
     tail: Vec<u8>,
     /// How many of `frames` the newest attempt has been given.
     given: usize,
-    /// The bytes of data in the frames that the newest attempt has not been given. `size_hint` adds them to the
-    /// source's.
-    ahead: u64,
+    /// The bytes of data that the newest attempt has been given.
+    sent: u64,
     /// How many bytes of the limit are used.
     size: usize,
     limit: usize,
@@ -104,7 +108,7 @@ const LEAST_SHARED: usize = 512 * 1024;
 const CHUNK: usize = 64 * 1024;
 
 /// A handle that sends a [`ReplayBody`] again. Dropping it stops the recording.
-pub struct Rewind<B> {
+pub struct Rewind<B: Body> {
     /// `None` for an empty body.
     recording: Option<Arc<Mutex<Recording<B>>>>,
 }
@@ -112,6 +116,7 @@ pub struct Rewind<B> {
 impl<B> ReplayBody<B>
 where
     B: Body,
+    B::Error: Into<BoxError>,
 {
     /// Starts the first attempt. Without a [`Rewind`] if the body's size hint exceeds the limit: nothing is recorded
     /// then.
@@ -119,13 +124,16 @@ where
         if body.is_end_stream() {
             return (Self { attempt: 0, recording: None }, Some(Rewind { recording: None }));
         }
-        let can_rewind = body.size_hint().lower() <= limit as u64;
+        let hint = body.size_hint();
+        let can_rewind = hint.lower() <= limit as u64;
         let recording = Arc::new(Mutex::new(Recording {
             source: Some(Box::pin(body)),
+            into_error: Into::into,
+            hint,
             frames: VecDeque::new(),
             tail: Vec::new(),
             given: 0,
-            ahead: 0,
+            sent: 0,
             size: 0,
             limit,
             can_rewind,
@@ -138,7 +146,7 @@ where
     }
 }
 
-impl<B> Rewind<B> {
+impl<B: Body> Rewind<B> {
     /// Pauses the newest attempt, and returns whether the body can be sent again.
     ///
     /// While it is paused nothing is read from the source. Otherwise an upload that continues after an early 401 could
@@ -163,7 +171,7 @@ impl<B> Rewind<B> {
             recording.attempt += 1;
             recording.freeze_tail();
             recording.given = 0;
-            recording.ahead = recording.frames.iter().map(Recorded::data_len).sum();
+            recording.sent = 0;
             recording.held = false;
             (recording.attempt, recording.waker.take())
         };
@@ -174,7 +182,7 @@ impl<B> Rewind<B> {
     }
 }
 
-impl<B> Drop for Rewind<B> {
+impl<B: Body> Drop for Rewind<B> {
     fn drop(&mut self) {
         let Some(recording) = &self.recording else { return };
         let waker = {
@@ -186,7 +194,7 @@ impl<B> Drop for Rewind<B> {
     }
 }
 
-impl<B> Recording<B> {
+impl<B: Body> Recording<B> {
     /// Stops recording, and frees all frames but those that the newest attempt has not been given yet.
     fn stop(&mut self) {
         self.can_rewind = false;
@@ -204,7 +212,6 @@ impl<B> Recording<B> {
         } else {
             self.frames.pop_front()?.frame()
         };
-        self.ahead -= frame.data_ref().map_or(0, |data| data.len() as u64);
         Some(frame)
     }
 
@@ -285,24 +292,23 @@ impl<B> Recording<B> {
         self.given += 1;
     }
 
-    fn is_at_end(&self) -> bool
-    where
-        B: Body,
-    {
+    fn is_at_end(&self) -> bool {
         self.given == self.frames.len() && self.source.as_ref().is_none_or(|source| source.is_end_stream())
     }
-}
 
-impl<B> Recording<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.held {
             self.wait(cx);
             return Poll::Pending;
         }
+        let frame = ready!(self.poll_next(cx));
+        if let Some(Ok(frame)) = &frame {
+            self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(frame) = self.next_recorded() {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -323,7 +329,7 @@ where
                 // Never replayed: the part before the error could look like a complete body to the server.
                 self.stop();
                 self.source = None;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err((self.into_error)(error))))
             }
             None => {
                 self.source = None;
@@ -340,11 +346,7 @@ where
     }
 }
 
-impl<B> Body for ReplayBody<B>
-where
-    B: Body,
-    B::Error: Into<BoxError>,
-{
+impl<B: Body> Body for ReplayBody<B> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -372,11 +374,12 @@ where
         if recording.attempt != self.attempt {
             return SizeHint::default();
         }
-        let rest = recording.source.as_ref().map_or(SizeHint::with_exact(0), |source| source.size_hint());
+        // Less what was sent, also if the source's own hint stays as it is while it is read. What is recorded is sure to come.
+        let recorded: u64 = recording.frames.range(recording.given..).map(Recorded::data_len).sum();
         let mut hint = SizeHint::new();
-        hint.set_lower(recording.ahead.saturating_add(rest.lower()));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(recording.ahead.saturating_add(upper));
+        hint.set_lower(recording.hint.lower().saturating_sub(recording.sent).max(recorded));
+        if let Some(upper) = recording.hint.upper() {
+            hint.set_upper(upper.saturating_sub(recording.sent).max(hint.lower()));
         }
         hint
     }
@@ -404,7 +407,7 @@ fn to_bytes<D: Buf>(mut data: D) -> Bytes {
 }
 
 /// Ignores poisoning: a source that panics in its poll leaves the recording unchanged.
-fn lock<B>(recording: &Mutex<Recording<B>>) -> MutexGuard<'_, Recording<B>> {
+fn lock<B: Body>(recording: &Mutex<Recording<B>>) -> MutexGuard<'_, Recording<B>> {
     recording.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -414,14 +417,14 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-impl<B> fmt::Debug for ReplayBody<B> {
+impl<B: Body> fmt::Debug for ReplayBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let attempt = self.recording.as_ref().map(|_| self.attempt);
         f.debug_struct("ReplayBody").field("attempt", &attempt).finish_non_exhaustive()
     }
 }
 
-impl<B> fmt::Debug for Rewind<B> {
+impl<B: Body> fmt::Debug for Rewind<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rewind").finish_non_exhaustive()
     }

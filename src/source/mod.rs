@@ -285,12 +285,10 @@ pub(crate) trait DynTokenSource: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Whether the refresh token of a login is in this process only, since there is no store.
-    #[cfg(feature = "tenants")]
-    fn keeps_login(&self) -> bool;
+    /// Whether a refresh that is interrupted may cost a user's login.
+    fn is_login(&self) -> bool;
 
     /// Whether there is a token of a login that the store has not taken yet. Runs no foreign code.
-    #[cfg(feature = "tenants")]
     fn has_unpublished_login(&self) -> bool {
         false
     }
@@ -306,8 +304,7 @@ impl<T: TokenSource> DynTokenSource for T {
         Box::pin(TokenSource::fetch(self, request))
     }
 
-    #[cfg(feature = "tenants")]
-    fn keeps_login(&self) -> bool {
+    fn is_login(&self) -> bool {
         self.needs_store()
     }
 

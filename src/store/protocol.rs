@@ -293,12 +293,10 @@ impl<T: TokenSource> DynTokenSource for SharedSource<T> {
         Some(self.shared.health.outage())
     }
 
-    #[cfg(feature = "tenants")]
-    fn keeps_login(&self) -> bool {
-        false
+    fn is_login(&self) -> bool {
+        self.shared.is_needed
     }
 
-    #[cfg(feature = "tenants")]
     fn has_unpublished_login(&self) -> bool {
         // An exchange that outlives its refresh has a clone of the source.
         let exchanges = Arc::strong_count(&self.source) > 1;

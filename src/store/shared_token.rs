@@ -320,7 +320,6 @@ impl SharedToken {
     }
 
     /// Whether there is a token that the store has not taken yet.
-    #[cfg(feature = "tenants")]
     pub(super) fn has_unpublished(&self) -> bool {
         self.unpublished().token.is_some()
     }

@@ -47,9 +47,9 @@ where
 
     /// Sets how many providers are kept. Default: 10,000. From 1 to 10 million.
     ///
-    /// The providers that are rarely used are evicted first, except those with which something would be
-    /// [lost](super#how-many-and-for-how-long). More than 1,000 are kept in several parts, each with its share of the
-    /// bound, so that the first is evicted when about nine tenths are there.
+    /// The providers that are rarely used are evicted first. Those with which something would be
+    /// [lost](super#how-many-and-for-how-long) are kept beyond the bound. More than 1,000 are kept in several parts, each
+    /// with its share of the bound, so that the first is evicted when about nine tenths are there.
     pub fn max_providers(mut self, max: usize) -> Self {
         self.max_providers = max;
         self
@@ -57,16 +57,16 @@ where
 
     /// Sets for how long a provider is kept that is not used. Default: one hour. From 1 s to 30 days.
     ///
-    /// It is evicted within an eighth of this time after its end. Each [`get`](TokenProviders::get) and each request is a
-    /// use, and a handle or a request that has the provider uses it all the time. The background refresh of a provider that
-    /// is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) is none.
+    /// It is evicted when the group is used within an eighth of this time after its end, or later: a
+    /// [`get`](TokenProviders::get), a request, [`len`](TokenProviders::len) and a provider that is to
+    /// [keep fresh](crate::TokenProviderBuilder::keep_fresh) evict what is idle. Each `get` and each request is a use of its
+    /// provider, and a handle or a request that has the provider uses it all the time. The background refresh is none.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
         self
     }
 
-    /// Keeps providers however long they are not used. [`max_providers`](Self::max_providers) is then the only bound, and
-    /// [`kept`](TokenProviders::kept) is 0.
+    /// Keeps providers however long they are not used. [`max_providers`](Self::max_providers) is then the only bound.
     pub fn without_idle_timeout(mut self) -> Self {
         self.idle_timeout = None;
         self

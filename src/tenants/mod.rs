@@ -48,32 +48,26 @@
 //! # How many, and for how long
 //!
 //! At most [10,000 providers](TokenProvidersBuilder::max_providers) are kept, and each until it has not been used for
-//! [an hour](TokenProvidersBuilder::idle_timeout). Eviction loses nothing:
+//! [an hour](TokenProvidersBuilder::idle_timeout). Whoever uses the group evicts what is idle, so that no task has to run.
+//! Eviction loses nothing:
 //!
-//! - A provider is not evicted while a request or a handle uses it, or while a refresh runs.
-//! - A provider is not evicted while only this process has its refresh token, and its source has nothing else to begin
-//!   with ([`TokenSource::needs_store`](crate::TokenSource::needs_store) without a store, such as a user's login). It is
-//!   [counted](TokenProviders::kept) and [reported](crate::observability#many-tenants). Give such a provider a store.
+//! - A provider that a request or a handle uses, whose refresh runs, or whose newest token is not stored yet, is kept
+//!   beyond the bound until that is over, and found again by its key.
+//! - A source whose refresh token nothing can replace, such as a user's login, needs a store in a group
+//!   ([`TokenSource::needs_store`](crate::TokenSource::needs_store)): without one, its request gets
+//!   [`Error::Factory`](crate::Error::Factory) with an [`Error::InvalidOption`](crate::Error::InvalidOption).
 //! - Any other provider is made again at the next request with its key. It asks for one token, or for none if it has a
 //!   store.
 //!
-//! The number of providers may therefore exceed the bound.
-//!
 //! # Cost
 //!
-//! A request pays for its key, one lookup, and a reference count. A key that is borrowed from the request is not cloned.
-//! An idle provider takes about 800 bytes of heap, its token and its source not counted (`cargo bench --bench tenants`). One
-//! task ages all providers. A provider that is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) has a task of its own,
-//! takes about 2,100 bytes, and wakes once a minute, or once a second while its credential is rejected.
+//! A request pays for its key, one lookup, the clock, and a reference count. A key that is borrowed from the request is not
+//! cloned. An idle provider takes about 800 bytes of heap, its token and its source not counted (`cargo bench --bench
+//! tenants`). A provider that is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) has a task of its own, takes about
+//! 2,100 bytes, and wakes once a minute, or once a second while its credential is rejected.
 
 mod builder;
-mod by_key;
-mod eviction;
 mod providers;
-mod tenant;
 
-pub use self::{
-    builder::TokenProvidersBuilder,
-    by_key::{ByKey, RequestHead},
-    providers::TokenProviders,
-};
+pub use self::{builder::TokenProvidersBuilder, providers::TokenProviders};
+pub use crate::select::RequestHead;

@@ -1,33 +1,33 @@
 //! [`TokenProviders`]: the providers by their key, made when they are used first.
+//!
+//! The cache evicts whatever it likes, under its lock. An evicted provider that is used, or with which something would be
+//! lost, is parked: it is found again by its key, and dropped once nothing needs it. What is idle is evicted by those who
+//! use the group, without a task.
 
 use std::{
     borrow::Borrow,
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::HashMap,
     fmt,
     hash::{Hash, RandomState},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use futures_util::future::join_all;
 use quick_cache::{
-    OptionsBuilder, UnitWeighter,
+    Lifecycle, OptionsBuilder, UnitWeighter,
     sync::{Cache, GuardResult},
 };
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
-use super::{
-    builder::TokenProvidersBuilder,
-    eviction,
-    tenant::{Pinned, Tenant},
-};
+use super::builder::TokenProvidersBuilder;
 use crate::{
     error::{BoxError, Error, SourceError},
-    observability::Reporter,
+    observability::{Reporter, millis},
     provider::{Group, Status, TokenProvider, TokenProviderBuilder},
     source::{TokenSource, source_fn},
 };
@@ -35,8 +35,14 @@ use crate::{
 /// How many providers a part of the cache has at least: a part with fewer would often be full before the others.
 const LEAST_PER_PART: usize = 1000;
 
+/// How many providers are parked before those that nothing needs any more are looked for.
+const LEAST_PARKED: usize = 16;
+
+/// The time of a provider that is being inserted.
+const BEING_INSERTED: u64 = u64::MAX;
+
 /// Makes the provider of a key, in a group.
-pub(super) type Make<K> = Box<dyn Fn(&K, &Group) -> Result<TokenProvider, Error> + Send + Sync>;
+pub(super) type Make<K> = Box<dyn Fn(&K, &Arc<Group>) -> Result<TokenProvider, Error> + Send + Sync>;
 
 /// Token providers by key: one for each tenant, made when it is used first.
 ///
@@ -86,30 +92,65 @@ pub struct TokenProviders<K> {
     shared: Arc<Shared<K>>,
 }
 
-pub(super) struct Shared<K> {
+struct Shared<K> {
     make: Make<K>,
-    group: Group,
-    pub(super) cache: Cache<K, Arc<Tenant>, UnitWeighter, RandomState, Pinned>,
+    group: Arc<Group>,
+    cache: Cache<K, TokenProvider, UnitWeighter, RandomState, Park<K>>,
+    /// The evicted providers that are used, or with which something would be lost.
+    parked: Park<K>,
     max_providers: usize,
-    pub(super) idle_timeout: Option<Duration>,
-    /// Counts the periods by which idle time is measured: a use reads no clock.
-    pub(super) period: AtomicU32,
+    /// In milliseconds, as all times of the group. `None` for no limit.
+    idle_timeout: Option<u64>,
+    begun: Instant,
+    /// When idle providers are evicted next.
+    next_eviction: AtomicU64,
     /// Whether there are more providers than the bound.
     exceeds: AtomicBool,
-    /// How many idle providers could not be evicted in the last period.
-    pub(super) kept: AtomicUsize,
-    /// The task that evicts idle providers.
-    pub(super) eviction: Mutex<Option<AbortHandle>>,
     is_shut_down: AtomicBool,
     /// Reports what has no tenant. It never has a token.
     nobody: TokenProvider,
 }
 
+/// Evicted providers, until nothing needs them.
+struct Parked<K> {
+    providers: HashMap<K, TokenProvider>,
+    /// With so many, all are looked at: each insertion pays for few of them.
+    sweep_at: usize,
+}
+
+/// Parks what the cache evicts, under its lock: a use of the key finds it here. Its user drops what nothing needs without
+/// the lock, since the drop of a source is foreign code.
+struct Park<K>(Arc<Mutex<Parked<K>>>);
+
+impl<K> Clone for Park<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K> Park<K> {
+    fn lock(&self) -> MutexGuard<'_, Parked<K>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Clone + Eq + Hash> Lifecycle<K, TokenProvider> for Park<K> {
+    /// The keys of what was evicted, and what was parked under them before.
+    type RequestState = Vec<(K, Option<TokenProvider>)>;
+
+    /// The cache would prefer to evict what is new.
+    fn is_pinned(&self, _: &K, provider: &TokenProvider) -> bool {
+        provider.used_at() == BEING_INSERTED
+    }
+
+    fn on_evict(&self, evicted: &mut Self::RequestState, key: K, provider: TokenProvider) {
+        let before = self.lock().providers.insert(key.clone(), provider);
+        evicted.push((key, before));
+    }
+}
+
 impl<K> Drop for Shared<K> {
     fn drop(&mut self) {
-        if let Some(task) = self.eviction.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            task.abort();
-        }
         self.nobody.reporter().providers(0, false);
     }
 }
@@ -156,23 +197,32 @@ where
         // Fails only without the two capacities.
         let Ok(options) = options else { unreachable!("both capacities are set") };
         let source = source_fn(|_| async { Err(SourceError::configuration("the request has no tenant")) });
-        let group = Group { name, is_label: !metrics_by_provider };
-        let nobody = TokenProvider::reporting_for(&group, source);
-        Self {
-            shared: Arc::new(Shared {
+        let parked = Parked { providers: HashMap::new(), sweep_at: LEAST_PARKED };
+        let parked = Park(Arc::new(Mutex::new(parked)));
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared<K>>| {
+            let of_group = Weak::clone(shared);
+            let evict_idle = move || {
+                if let Some(shared) = of_group.upgrade() {
+                    shared.evict_idle(shared.now());
+                }
+            };
+            let is_label = !metrics_by_provider;
+            let group = Arc::new(Group { name, is_label, evict_idle: Arc::new(evict_idle) });
+            Shared {
+                nobody: TokenProvider::reporting_for(&group, source),
                 make,
                 group,
-                cache: Cache::with_options(options, UnitWeighter, RandomState::new(), Pinned),
+                cache: Cache::with_options(options, UnitWeighter, RandomState::new(), parked.clone()),
+                parked,
                 max_providers,
-                idle_timeout,
-                period: AtomicU32::new(0),
+                idle_timeout: idle_timeout.map(millis),
+                begun: Instant::now(),
+                next_eviction: AtomicU64::new(0),
                 exceeds: AtomicBool::new(false),
-                kept: AtomicUsize::new(0),
-                eviction: Mutex::default(),
                 is_shut_down: AtomicBool::new(false),
-                nobody,
-            }),
-        }
+            }
+        });
+        Self { shared }
     }
 
     /// Returns the provider of a key. Makes it if there is none.
@@ -188,27 +238,17 @@ where
         K: Borrow<Q>,
         Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
     {
-        self.tenant(key).map(|tenant| tenant.provider.clone())
-    }
-
-    #[inline]
-    pub(super) fn tenant<Q>(&self, key: &Q) -> Result<Arc<Tenant>, Error>
-    where
-        K: Borrow<Q>,
-        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
-    {
-        match self.shared.cache.get(key) {
-            Some(tenant) => {
-                tenant.used(self.shared.period.load(Ordering::Relaxed));
-                Ok(tenant)
-            }
-            None => self.make(key),
-        }
+        let now = self.shared.now();
+        let found = self.shared.cache.get(key);
+        let provider = found.map_or_else(|| self.make(key), Ok)?;
+        provider.set_used_at(now);
+        self.shared.evict_idle(now);
+        Ok(provider)
     }
 
     /// Makes the provider of a key, unless another thread has, or does.
     #[cold]
-    fn make<Q>(&self, key: &Q) -> Result<Arc<Tenant>, Error>
+    fn make<Q>(&self, key: &Q) -> Result<TokenProvider, Error>
     where
         K: Borrow<Q>,
         Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
@@ -222,31 +262,29 @@ where
         })?;
         let guard = match shared.cache.get_value_or_guard(key, None) {
             GuardResult::Guard(guard) => guard,
-            GuardResult::Value(tenant) => return Ok(tenant),
+            GuardResult::Value(provider) => return Ok(provider),
             // Without a timeout, there is none.
             GuardResult::Timeout => return Err(Error::Interrupted),
         };
         if shared.is_shut_down.load(Ordering::Relaxed) {
             return Err(Error::ShutDown);
         }
-        let provider = (shared.make)(&key.to_owned(), &shared.group)?;
+        let parked = shared.parked.lock().providers.remove(key);
+        let provider = parked.map_or_else(|| (shared.make)(&key.to_owned(), &shared.group), Ok)?;
         drop(entered);
-        let tenant = Arc::new(Tenant::new(provider, shared.period.load(Ordering::Relaxed)));
+        provider.set_used_at(BEING_INSERTED);
         let mut evicted = Vec::new();
         // Fails if the key was removed meanwhile: then only the requests that began before use this provider.
-        let _ = guard.insert_with_lifecycle(Arc::clone(&tenant), &mut evicted);
+        let _ = guard.insert_with_lifecycle(provider.clone(), &mut evicted);
+        provider.set_used_at(shared.now());
         if shared.is_shut_down.load(Ordering::Relaxed) {
-            tenant.provider.begin_shutdown();
+            provider.begin_shutdown();
             shared.cache.remove(key);
             return Err(Error::ShutDown);
         }
-        shared.nobody.end_failures();
-        for (_, tenant) in &evicted {
-            shared.report_eviction(tenant, "capacity");
-        }
-        shared.report_number();
-        eviction::start(shared);
-        Ok(tenant)
+        shared.reporter().made();
+        shared.evicted(evicted, "capacity");
+        Ok(provider)
     }
 
     /// Removes the provider of a key, such as at a tenant's logout, and returns it.
@@ -261,34 +299,30 @@ where
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let (_, tenant) = self.shared.cache.remove(key)?;
+        let cached = self.shared.cache.remove(key).map(|(_, provider)| provider);
+        let parked = self.shared.parked.lock().providers.remove(key);
+        let provider = cached.or(parked)?;
         self.shared.report_number();
-        Some(tenant.provider.clone())
+        Some(provider)
     }
 
-    /// Returns the number of providers.
+    /// Returns the number of providers, those included that are kept beyond the bound.
     pub fn len(&self) -> usize {
-        self.shared.cache.len()
+        self.shared.sweep();
+        self.shared.number()
     }
 
     /// Returns whether there is no provider.
     pub fn is_empty(&self) -> bool {
-        self.shared.cache.is_empty()
-    }
-
-    /// Returns the number of providers that have been idle for too long, and are kept because only this process has their
-    /// refresh token. It is counted eight times in each [idle timeout](TokenProvidersBuilder::idle_timeout).
-    ///
-    /// See [what is not evicted](crate::tenants#how-many-and-for-how-long).
-    pub fn kept(&self) -> usize {
-        self.shared.kept.load(Ordering::Relaxed)
+        self.len() == 0
     }
 
     /// Returns the keys and the status of their providers, in no order. It is no use of a provider.
     ///
     /// Providers that are made or removed meanwhile may be missing.
     pub fn statuses(&self) -> impl Iterator<Item = (K, Status)> + '_ {
-        self.shared.cache.iter().map(|(key, tenant)| (key, tenant.provider.status()))
+        self.shared.sweep();
+        self.shared.all().into_iter().map(|(key, provider)| (key, provider.status()))
     }
 
     /// Shuts all providers down, as [`TokenProvider::shutdown`] does, and waits for their refreshes. No provider is made any
@@ -299,35 +333,112 @@ where
     /// If the future was polled once, all providers are shut down.
     pub async fn shutdown(&self) {
         self.shared.is_shut_down.store(true, Ordering::Relaxed);
-        let providers: Vec<_> = self.shared.cache.iter().map(|(_, tenant)| tenant.provider.clone()).collect();
-        join_all(providers.iter().map(TokenProvider::shutdown)).await;
+        let providers = self.shared.all();
+        join_all(providers.iter().map(|(_, provider)| provider.shutdown())).await;
     }
 
     /// The provider of a request without a tenant, under whose name such requests are reported.
-    pub(super) fn nobody(&self) -> &TokenProvider {
+    pub(crate) fn nobody(&self) -> &TokenProvider {
         &self.shared.nobody
     }
 }
 
 impl<K> Shared<K> {
     /// Reports what concerns the whole group.
-    pub(super) fn reporter(&self) -> &Reporter {
+    fn reporter(&self) -> &Reporter {
         self.nobody.reporter()
+    }
+
+    /// The time since the group was made, in milliseconds.
+    #[inline]
+    fn now(&self) -> u64 {
+        millis(self.begun.elapsed())
     }
 }
 
 impl<K> Shared<K>
 where
-    K: Eq + Hash,
+    K: Clone + Eq + Hash,
 {
-    pub(super) fn report_eviction(&self, tenant: &Tenant, reason: &'static str) {
-        tenant.provider.reporter().evicted(reason);
-        self.reporter().count_eviction(reason);
+    fn number(&self) -> usize {
+        self.cache.len() + self.parked.lock().providers.len()
+    }
+
+    fn all(&self) -> Vec<(K, TokenProvider)> {
+        let parked = self.parked.lock().providers.clone();
+        self.cache.iter().chain(parked).collect()
+    }
+
+    /// Evicts the providers that have not been used for the idle timeout, if that was not done in its last eighth.
+    #[inline]
+    fn evict_idle(&self, now: u64) {
+        if let Some(timeout) = self.idle_timeout {
+            if self.next_eviction.load(Ordering::Relaxed) <= now {
+                self.evict_unused_since(now, timeout);
+            }
+        }
+    }
+
+    #[cold]
+    fn evict_unused_since(&self, now: u64, timeout: u64) {
+        // At least one: the timeout is at least a second.
+        self.next_eviction.store(now + timeout / 8, Ordering::Relaxed);
+        let evicted = RefCell::default();
+        // The cache has one handle.
+        self.cache.retain(|key, provider| {
+            if provider.has_other_handles() {
+                provider.set_used_at(now);
+            }
+            let is_idle = provider.used_at().saturating_add(timeout) <= now;
+            if is_idle {
+                self.parked.on_evict(&mut evicted.borrow_mut(), key.clone(), provider.clone());
+            }
+            !is_idle
+        });
+        self.parked.lock().sweep_at = 0;
+        self.evicted(evicted.into_inner(), "idle");
+    }
+
+    /// Drops what nothing needs any more, for those who look at all providers.
+    fn sweep(&self) {
+        self.next_eviction.store(0, Ordering::Relaxed);
+        self.evict_idle(self.now());
+        self.parked.lock().sweep_at = 0;
+        self.evicted(Vec::new(), "idle");
+    }
+
+    /// Drops the evicted providers that nobody uses and with which nothing would be lost, and now and then those that were
+    /// parked and are not needed any more.
+    fn evicted(&self, evicted: Vec<(K, Option<TokenProvider>)>, reason: &'static str) {
+        let (mut keys, before): (Vec<_>, Vec<_>) = evicted.into_iter().unzip();
+        drop(before);
+        let mut dropped = Vec::new();
+        {
+            let mut parked = self.parked.lock();
+            let is_due = parked.providers.len() >= parked.sweep_at;
+            if is_due {
+                keys = parked.providers.keys().cloned().collect();
+            }
+            for key in keys {
+                let is_needed = |provider: &TokenProvider| provider.has_other_handles() || provider.is_busy();
+                if parked.providers.get(&key).is_some_and(|provider| !is_needed(provider)) {
+                    dropped.extend(parked.providers.remove_entry(&key));
+                }
+            }
+            if is_due {
+                parked.sweep_at = LEAST_PARKED.max(2 * parked.providers.len());
+            }
+        }
+        for (_, provider) in &dropped {
+            provider.reporter().evicted(reason);
+            self.reporter().count_eviction(reason);
+        }
+        self.report_number();
     }
 
     /// Reports the number of providers, and when it begins to exceed the bound.
-    pub(super) fn report_number(&self) {
-        let number = self.cache.len();
+    fn report_number(&self) {
+        let number = self.number();
         let exceeds = number > self.max_providers;
         let is_news = self.exceeds.swap(exceeds, Ordering::Relaxed) != exceeds && exceeds;
         self.reporter().providers(number, is_news);

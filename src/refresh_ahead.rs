@@ -74,7 +74,7 @@ impl RefreshAhead {
         self
     }
 
-    pub(super) fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         if !(0.0..=MAX_SHARE).contains(&self.share) {
             return Err(Error::out_of_range("RefreshAhead::share", ">= 0 and <= 0.9", self.share));
         }
@@ -92,12 +92,12 @@ impl RefreshAhead {
 
     /// Half as long before the expiry.
     #[cfg(feature = "store")]
-    pub(super) fn halved(self) -> Self {
+    pub(crate) fn halved(self) -> Self {
         Self { share: self.share / 2.0, min: self.min / 2, max: self.max / 2, ..self }
     }
 
     /// When a token that lives for `life` from `now` on begins to be expiring, if the source `took` this long for it.
-    pub(super) fn refresh_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
+    pub(crate) fn refresh_at(&self, now: Instant, life: Duration, took: Duration) -> Instant {
         let half = life / 2;
         let ahead = life.mul_f64(self.share).max(self.min.min(half)).min(self.max);
         let spread = 1.0 + self.jitter * (2.0 * HasherRng::new().next_f64() - 1.0);

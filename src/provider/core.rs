@@ -1,0 +1,495 @@
+//! [`Core`]: what all handles of a provider share: the published token, the lock around the [`State`], and the source.
+//!
+//! The lock is held while a token is published, and while the token is read for a decision. Otherwise a caller could
+//! read the old token, find that no refresh is running because it has just ended, and start a second one. The happy
+//! path reads without the lock: it only uses a token, and any token that was published may be used.
+//!
+//! Neither a source, nor a subscriber, nor a waker, nor the drop of an error may run under the lock: each is foreign code,
+//! and may call the provider.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{self, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+use tower::retry::budget::{Budget, TpsBudget};
+
+use super::{
+    builder::Config,
+    decide::{Decision, Need, Snapshot, decide},
+    state::{Ended, Refresh, State},
+    status::Status,
+    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
+};
+#[cfg(feature = "store")]
+use crate::store::StoreStatus;
+use crate::{
+    error::{Error, SourceError},
+    observability::{Reporter, TokenLeft},
+    origins::AllowedOrigins,
+    source::{DynTokenSource, RefreshReason},
+    token::Token,
+};
+
+pub(crate) struct Core {
+    /// Tells this provider's tokens from those of others in this process.
+    pub(super) number: u32,
+    /// The current token. Written under the lock, and read at any time.
+    published: Arc<Published>,
+    /// The generation of the newest token that the API has accepted; 0 for none. Read for each response, and written
+    /// for the first with each token.
+    accepted: AtomicU32,
+    state: Mutex<State>,
+    /// Made for the first challenge.
+    budget: OnceLock<Box<TpsBudget>>,
+    pub(super) source: Box<dyn DynTokenSource>,
+    pub(super) config: Config,
+    pub(crate) reporter: Reporter,
+    /// The origins that the source's tokens are meant for.
+    pub(crate) allowed_origins: AllowedOrigins,
+}
+
+impl Core {
+    pub(super) fn new(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+        static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
+        let number = PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        Self {
+            number,
+            published: Arc::new(Published::empty()),
+            accepted: AtomicU32::new(0),
+            state: Mutex::new(State::new(number)),
+            budget: OnceLock::new(),
+            allowed_origins: source.allowed_origins(),
+            source,
+            reporter: config.reporter(),
+            config,
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The current token as one service sees it.
+    pub(crate) fn cache(&self) -> Cache {
+        Cache::new(Arc::clone(&self.published))
+    }
+
+    /// The token published last, even if it has expired, unless it was invalidated.
+    pub(super) fn published(&self) -> Option<Token> {
+        self.published.load_full().map(Token)
+    }
+
+    /// The token published last, unless it has expired.
+    pub(crate) fn current(&self) -> Option<Token> {
+        self.published().filter(|token| !token.0.is_expired(Instant::now()))
+    }
+
+    /// Publishes a token, or none. The guard shows that the caller holds the lock, without which a decision could see
+    /// the state of one token and the value of another.
+    fn publish(&self, _locked: &MutexGuard<'_, State>, token: Option<Token>) -> Option<Token> {
+        self.published.swap(token.map(|token| token.0)).map(Token)
+    }
+
+    /// Whether the API is known to accept this token, the newest one.
+    #[inline]
+    pub(crate) fn is_accepted(&self, token: u32) -> bool {
+        self.accepted.load(Ordering::Relaxed) == token
+    }
+
+    /// Records that the API has accepted a token. It is only evidence: no other memory is read because of it, so no
+    /// ordering is needed.
+    pub(crate) fn accept(&self, token: u32) {
+        self.accepted.fetch_max(token, Ordering::Relaxed);
+    }
+
+    /// Decides what a need leads to, and starts a refresh if it leads to one. Returns the current token, and the refresh
+    /// that runs then.
+    ///
+    /// Without a `runtime`, none starts. Its task is the caller's to spawn: a runtime that shuts down drops it at once,
+    /// which takes the lock.
+    pub(super) fn decide(
+        &self,
+        need: &Need,
+        now: Instant,
+        revision: u64,
+        runtime: Option<&Handle>,
+    ) -> (Decision, Option<Token>, Option<Arc<Refresh>>) {
+        let mut state = self.state();
+        // Read under the lock, which every publication holds: a refresh that has just ended is not started again.
+        let current = self.published();
+        let may_end = |runtime: &Handle| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        let seen = Snapshot {
+            current: current.as_ref(),
+            accepted: self.accepted.load(Ordering::Relaxed),
+            revision,
+            refresh_timeout: self.config.refresh_timeout,
+            has_runtime: runtime.is_some(),
+            may_lose_login: self.config.runtime.is_none()
+                && self.source.is_login()
+                && runtime.is_some_and(may_end),
+        };
+        let decision = decide(need, &state, &seen, now);
+        let is_background = matches!(need, Need::Background);
+        match &decision {
+            Decision::Start { reason, .. } => {
+                let is_needed = !is_background && *reason != RefreshReason::Expiring;
+                let challenge = match need {
+                    Need::Other { challenge, .. } => challenge.clone(),
+                    _ => None,
+                };
+                let times = (now, now + self.config.refresh_timeout);
+                state.start((*reason, is_needed), challenge, revision, times);
+                if *reason == RefreshReason::Challenged {
+                    self.mark_expiring(&state, now);
+                }
+            }
+            Decision::Join(reason) if !is_background => {
+                state.running.iter().for_each(|refresh| refresh.current_reason.raise(*reason));
+            }
+            _ => {}
+        }
+        (decision, current, state.running.clone())
+    }
+
+    /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
+    /// replace it, or its refresh was interrupted.
+    fn mark_expiring(&self, state: &MutexGuard<'_, State>, now: Instant) {
+        if let Some(token) = self.published() {
+            let (id, expires_at) = (token.id(), token.expires_at());
+            self.publish(state, Some(token.published(id, expires_at, Some(now))));
+        }
+    }
+
+    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. `None` if that changes
+    /// nothing. Runs no foreign code: the caller takes the waiters' sender before it calls [`changed`](Self::changed).
+    pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Option<Ended> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let accepted = self.accepted.load(Ordering::Relaxed);
+        let ended = state.finish(refresh, outcome, asked_at, accepted, &self.config, now)?;
+        match &ended.outcome {
+            Ok(token) => {
+                if ended.is_same && refresh.reason == RefreshReason::Challenged {
+                    // That the token was accepted before the challenge does not say that it is accepted now.
+                    self.accepted.store(0, Ordering::Relaxed);
+                }
+                self.publish(&state, Some(token.clone()));
+            }
+            Err(_) if state.is_interrupted => self.mark_expiring(&state, now),
+            // The token is no longer about to be replaced.
+            Err(_) if self.published().is_some() => _ = self.publish(&state, state.newest.clone()),
+            Err(_) => {}
+        }
+        Some(ended)
+    }
+
+    /// What callers have after a refresh that has failed.
+    pub(super) fn left(&self, refresh: &Refresh) -> TokenLeft {
+        match self.current() {
+            None => TokenLeft::None,
+            Some(_) if refresh.current_reason.get() == RefreshReason::Challenged => TokenLeft::Challenged,
+            Some(token) => TokenLeft::Works(token.remaining()),
+        }
+    }
+
+    /// The error of those who have waited for too long: the failure of the newest attempt says more than the timeout.
+    pub(super) fn timed_out(&self) -> Error {
+        let error = self.state().last_error();
+        error.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
+    }
+
+    /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
+    pub(crate) fn request_given_up(&self) {
+        let error = self.timed_out();
+        self.reporter.request_given_up(&error);
+    }
+
+    /// When a token that the API has not accepted yet is old enough to be known to all of the API. `None` if it is known.
+    pub(crate) fn settled_at(&self, token: u32, lag: Duration) -> Option<Instant> {
+        let state = self.state();
+        let is_new = state.generation == token && !self.is_accepted(token);
+        state.published_at.filter(|_| is_new).map(|at| at + lag)
+    }
+
+    /// The budget for the retries of challenged requests. `None` if there is no limit.
+    fn budget(&self) -> Option<&TpsBudget> {
+        let options = self.config.retry_budget.as_ref()?;
+        Some(self.budget.get_or_init(|| Box::new(options.make())))
+    }
+
+    /// Counts a challenged request. The budget's ratio is a ratio of these: it takes a lock, which a request that succeeds
+    /// must not take.
+    pub(crate) fn deposit(&self) {
+        self.budget().into_iter().for_each(Budget::deposit);
+    }
+
+    /// Takes one retry from the budget. Returns false if none is left.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.budget().is_none_or(Budget::withdraw)
+    }
+
+    /// Sets the gauge of the expiry to that of the current token.
+    pub(super) fn report_expiry(&self) {
+        let expiry = |token: &Option<Token>| token.as_ref().map(|token| (token.id(), token.expires_at()));
+        loop {
+            let reported = self.published();
+            self.reporter.expires(reported.as_ref());
+            // Otherwise the value that was read first could be set last.
+            if expiry(&self.published()) == expiry(&reported) {
+                return;
+            }
+        }
+    }
+
+    /// Postpones the next attempt of the refresh; returns by how much. Changes nothing if another refresh has replaced
+    /// this one: its failure says nothing of the source today.
+    pub(super) fn back_off(&self, refresh: &Refresh, error: &SourceError) -> Duration {
+        let mut state = self.state();
+        let backed_off =
+            state.is_running(refresh).then(|| state.back_off(error, &self.config, Instant::now()));
+        drop(state);
+        self.changed();
+        backed_off.map(|(delay, _)| delay).unwrap_or_default()
+    }
+
+    /// Waits until `at`; true if the provider was shut down first.
+    pub(super) async fn is_shut_down_before(&self, at: Instant) -> bool {
+        let mut changes = self.changes();
+        timeout_at(at, changes.wait_for(|shut_down| *shut_down)).await.is_ok()
+    }
+
+    /// Removes the current token. The state keeps its refresh token for the next refresh.
+    pub(super) fn invalidate(&self) -> Option<Token> {
+        let token = self.publish(&self.state(), None)?;
+        self.changed();
+        self.report_expiry();
+        self.reporter.invalidated(&token);
+        Some(token)
+    }
+
+    /// From now on no refresh starts, none waits for its next attempt, and the background task ends.
+    pub(super) fn shut_down(&self) {
+        let mut state = self.state();
+        let is_first = !std::mem::replace(&mut state.shut_down, true);
+        let subscribers = state.subscribers();
+        drop(state);
+        if is_first {
+            if let Some(changes) = subscribers {
+                changes.send_replace(true);
+            }
+            self.reporter.shut_down();
+        }
+    }
+
+    /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the
+    /// runtime of either may be one that nobody drives any more.
+    pub(super) async fn at_rest(&self) {
+        let mut changes = self.changes();
+        let at_rest = async {
+            while self.is_refreshing() {
+                // Cannot fail: `self` has the sender.
+                let _ = changes.changed().await;
+            }
+            let background = self.state().background_end(Instant::now());
+            if let Some(end) = background {
+                let _ = end.await;
+            }
+        };
+        let _ = timeout(self.config.refresh_timeout, at_rest).await;
+    }
+
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.state().running.is_some()
+    }
+
+    /// Subscribes to the changes of the state. The value is true once the provider is shut down.
+    pub(super) fn changes(&self) -> watch::Receiver<bool> {
+        self.state().subscribe()
+    }
+
+    /// Wakes those who wait for a change. Called without the lock: wakers are foreign code.
+    pub(super) fn changed(&self) {
+        let subscribers = self.state().subscribers();
+        if let Some(changes) = subscribers {
+            changes.send_modify(|_| {});
+        }
+    }
+
+    /// Why the store fails; `None` if it does not, or there is none.
+    #[cfg(feature = "store")]
+    pub(super) fn store_error(&self) -> Option<Error> {
+        self.source.store_outage()?.map(|(_, error)| Error::Store(error))
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let status = self.state().status(self.published().as_ref(), Instant::now());
+        // Without the state's lock, so that there is no order between it and the store's.
+        #[cfg(feature = "store")]
+        let status = Status { store: self.source.store_outage().map(StoreStatus::of), ..status };
+        status
+    }
+}
+
+/// Every way in which three threads can interleave, explored by loom with at most three preemptions each.
+#[cfg(all(test, tower_bearer_loom))]
+mod tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::source::{TokenRequest, TokenSource};
+
+    static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> =
+        std::sync::LazyLock::new(|| tokio::runtime::Builder::new_current_thread().build().unwrap());
+
+    /// Not asked: the model counts what it would give.
+    struct NotAsked;
+
+    impl TokenSource for NotAsked {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            unreachable!()
+        }
+    }
+
+    /// A provider without a runtime: the thread whose need starts a refresh runs it.
+    struct Provider {
+        core: Core,
+        fetches: std::sync::atomic::AtomicU64,
+        /// The first so many refreshes are interrupted.
+        interrupted: u64,
+        /// Not driven: nothing is spawned.
+        runtime: Handle,
+    }
+
+    impl Provider {
+        fn new(interrupted: u64) -> Self {
+            let core = Core::new(Box::new(NotAsked), Config::default());
+            Self { core, fetches: 0.into(), interrupted, runtime: RUNTIME.handle().clone() }
+        }
+
+        fn with_token() -> Self {
+            let provider = Self::new(0);
+            provider.obtain(Need::Any).unwrap();
+            provider
+        }
+
+        fn fetches(&self) -> u64 {
+            self.fetches.load(Ordering::SeqCst)
+        }
+
+        fn obtain(&self, need: Need) -> Outcome {
+            // As the happy path does, without the lock.
+            if let (Need::Any, Some(token)) = (&need, self.core.published()) {
+                return Ok(token);
+            }
+            let (decision, token, running) = self.core.decide(&need, Instant::now(), 0, Some(&self.runtime));
+            match (decision, running) {
+                (Decision::Join(_), Some(refresh)) => refresh.waiter.wait(),
+                (Decision::Fail(error), _) => Err(error),
+                (Decision::Start { .. }, Some(refresh)) => {
+                    let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
+                    let outcome = if fetch <= self.interrupted {
+                        Err(Error::Interrupted)
+                    } else {
+                        Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
+                    };
+                    let ended = self.core.finish(&refresh, outcome, refresh.started_at).unwrap();
+                    let _ = ended.sender.unwrap().send(ended.outcome.clone());
+                    ended.outcome
+                }
+                _ => Ok(token.unwrap()),
+            }
+        }
+    }
+
+    /// Runs `one` in two more threads and in this one, in every order.
+    fn explore(
+        provider: impl Fn() -> Provider + Send + Sync + 'static,
+        one: impl Fn(&Provider, usize) + Send + Sync + Copy + 'static,
+        end: impl Fn(&Provider) + Send + Sync + 'static,
+    ) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let provider = Arc::new(provider());
+            let others: Vec<_> = (1..3)
+                .map(|number| {
+                    let provider = Arc::clone(&provider);
+                    thread::spawn(move || one(&provider, number))
+                })
+                .collect();
+            one(&provider, 0);
+            others.into_iter().for_each(|thread| thread.join().unwrap());
+            end(&provider);
+        });
+    }
+
+    /// Rows 1 and 9.
+    #[test]
+    fn three_callers_cost_one_fetch() {
+        explore(
+            || Provider::new(0),
+            |provider, _| assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1),
+            |provider| assert_eq!(provider.fetches(), 1),
+        );
+    }
+
+    /// Rows 5, 6 and 9.
+    #[test]
+    fn three_challenges_cost_one_fetch() {
+        explore(
+            Provider::with_token,
+            |provider, number| {
+                let seen = provider.core.published().unwrap();
+                // One of them may have seen the new token already, and takes it as it is.
+                let challenged = Need::Other { than: seen.id(), challenge: None, by_program: false };
+                let need = if number == 2 { Need::Any } else { challenged };
+                let got = provider.obtain(need).unwrap();
+                assert!(got.generation() >= seen.generation());
+                assert!(number == 2 || seen.generation() == 2 || got.generation() == 2);
+            },
+            |provider| {
+                assert!(provider.fetches() <= 2);
+                assert_eq!(provider.core.published().unwrap().generation(), provider.fetches());
+            },
+        );
+    }
+
+    /// Rows 4, 9 and 10.
+    #[test]
+    fn interrupted_refresh_wakes_all_waiters() {
+        explore(
+            || Provider::new(1),
+            |provider, _| {
+                if provider.obtain(Need::Any).is_err() {
+                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1);
+                }
+            },
+            |provider| assert_eq!(provider.fetches(), 2),
+        );
+    }
+
+    #[test]
+    fn invalidation_costs_one_fetch() {
+        explore(
+            Provider::with_token,
+            |provider, number| {
+                if number == 0 {
+                    assert_eq!(provider.core.invalidate().unwrap().generation(), 1);
+                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 2);
+                } else {
+                    assert!(provider.obtain(Need::Any).is_ok());
+                }
+            },
+            |provider| assert_eq!(provider.fetches(), 2),
+        );
+    }
+}

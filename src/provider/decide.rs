@@ -1,0 +1,140 @@
+//! [`decide`]: what a caller's need leads to. Every rule about the start of a refresh is here.
+//!
+//! 1. **Single flight.** At most one refresh runs. A need joins it, unless it has not ended by its deadline: then
+//!    another starts in its place.
+//! 2. **A token that works is used.** Nobody waits for the refresh of an expiring token, but for two: who starts a
+//!    refresh on a runtime that may end with the call, and who cannot be sent again after a challenge.
+//! 3. **One failure.** Until its end, callers get a permanent failure at once. After a transient one they wait for the
+//!    next attempt.
+//! 4. **One pace for challenges.** See [`pace`](super::pace).
+//!
+//! A function of what is passed in: it reads no clock and takes no lock, and nothing in here is random.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::state::State;
+use crate::{
+    challenge::Challenge,
+    error::Error,
+    source::RefreshReason,
+    token::{Token, TokenId},
+};
+
+/// Why a caller asks, and so which tokens it can use.
+#[derive(Clone, Debug)]
+pub(crate) enum Need {
+    /// Any token that works.
+    Any,
+    /// As `Any`, of a request that cannot be sent again: if a challenge has started a refresh, the token after it.
+    Settled,
+    /// As `Any`, in the background: nobody waits.
+    Background,
+    /// Any token but this one, which the API has challenged.
+    Other {
+        than: TokenId,
+        /// What the API asks for.
+        challenge: Option<Challenge>,
+        /// Whether the program itself asks, and not the layer.
+        by_program: bool,
+    },
+}
+
+/// What a decision is based on besides the state.
+pub(super) struct Snapshot<'a> {
+    /// The current token, which may have expired.
+    pub(super) current: Option<&'a Token>,
+    /// The generation of the newest token that the API has accepted.
+    pub(super) accepted: u32,
+    /// The revision of the source's credential.
+    pub(super) revision: u64,
+    pub(super) refresh_timeout: Duration,
+    /// Whether a refresh can start: there is a runtime.
+    pub(super) has_runtime: bool,
+    /// Whether the runtime may end with the call that starts a refresh, and a refresh that ends with it loses a login.
+    pub(super) may_lose_login: bool,
+}
+
+/// What a need leads to.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// The current token is used.
+    Use,
+    /// The current token is used, although it is challenged: the pace of challenges allows no refresh.
+    LeaveAlone,
+    /// There is no token, for this reason.
+    Fail(Error),
+    /// The running refresh brings the token.
+    Join(RefreshReason),
+    /// A refresh starts, for this reason.
+    Start {
+        reason: RefreshReason,
+        /// Whether the caller waits for it. Otherwise the caller uses the current token.
+        waits: bool,
+        /// Whether it may be lost if the caller does not wait.
+        may_be_lost: bool,
+    },
+}
+
+pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Instant) -> Decision {
+    use RefreshReason::{Challenged, Expired, Expiring, Missing};
+
+    let reason = match (need, seen.current) {
+        (_, None) => Missing,
+        (_, Some(token)) if token.0.is_expired(now) => Expired,
+        (Need::Other { than, .. }, Some(token)) if token.id() != *than => return Decision::Use,
+        (Need::Other { .. }, _) => Challenged,
+        (_, Some(token)) if token.0.is_fresh(now) => return Decision::Use,
+        _ => Expiring,
+    };
+    let works = reason == Expiring;
+    if let Some(refresh) = state.running.as_ref().filter(|refresh| now <= refresh.deadline) {
+        let is_challenged = refresh.current_reason.get() == Challenged;
+        let waits = !works || (is_challenged && matches!(need, Need::Settled));
+        return if waits { Decision::Join(reason) } else { Decision::Use };
+    }
+    if let Err(error) = may_start(need, reason, state, seen, now) {
+        return error
+            .map_or(Decision::LeaveAlone, |error| if works { Decision::Use } else { Decision::Fail(error) });
+    }
+    // What was started by a challenge stays one: it counts against the pace.
+    let reason = if state.running.as_ref().is_some_and(|late| late.reason == Challenged) {
+        Challenged
+    } else {
+        reason
+    };
+    let may_be_lost = state.is_interrupted || seen.may_lose_login;
+    Decision::Start { reason, waits: !works || may_be_lost, may_be_lost }
+}
+
+/// Whether a refresh may start; if not, for which error, or because the pace forbids it.
+fn may_start(
+    need: &Need,
+    reason: RefreshReason,
+    state: &State,
+    seen: &Snapshot<'_>,
+    now: Instant,
+) -> Result<(), Option<Error>> {
+    if state.shut_down {
+        return Err(Some(Error::ShutDown));
+    }
+    if let Some(failure) = &state.failure {
+        let is_transient = failure.error.is_transient();
+        let waits = is_transient && now < failure.not_before;
+        // A refresh could only wait for its own timeout: it would ask nothing.
+        let is_too_long = waits && failure.not_before > now + seen.refresh_timeout;
+        let is_background = waits && reason == RefreshReason::Expiring;
+        if failure.is_final(now, seen.revision) || is_too_long || is_background {
+            return Err(Some(failure.error.clone()));
+        }
+    }
+    if let (RefreshReason::Challenged, Need::Other { than, by_program, .. }, Some(pace)) =
+        (reason, need, &state.pace)
+    {
+        if !pace.allows(now, *by_program || than.generation == seen.accepted) {
+            return Err(None);
+        }
+    }
+    if seen.has_runtime { Ok(()) } else { Err(Some(Error::NoRuntime)) }
+}
