@@ -283,31 +283,14 @@ impl Reporter {
                 self.zero("tower_bearer_source_failures_total", &[("kind", kind)]);
             }
             self.zero("tower_bearer_waits_total", &[]);
-            let reasons = [
-                "unavailable",
-                "invalid_response",
-                "rejected",
-                "login_required",
-                "configuration",
-                "timed_out",
-                "cancelled",
-                "interrupted",
-                "no_runtime",
-                "shut_down",
-                "challenge_dropped",
-            ];
-            for reason in reasons {
+            let reasons = "unavailable invalid_response rejected login_required configuration timed_out cancelled \
+                           interrupted no_runtime shut_down challenge_dropped";
+            for reason in reasons.split(' ') {
                 self.zero("tower_bearer_failed_requests_total", &[("reason", reason)]);
             }
-            let outcomes = [
-                "retried",
-                "retries_exhausted",
-                "body_not_replayable",
-                "no_token",
-                "budget_exhausted",
-                "no_runtime",
-            ];
-            for outcome in outcomes {
+            let outcomes =
+                "retried retries_exhausted body_not_replayable no_token budget_exhausted no_runtime";
+            for outcome in outcomes.split(' ') {
                 self.zero("tower_bearer_challenges_total", &[("outcome", outcome)]);
             }
         }
@@ -620,12 +603,7 @@ impl Reporter {
 
     /// A request fails because there is no token. It may learn so when the outage is over: then it is no news.
     pub(crate) fn request_failed(&self, error: &Error) {
-        let begins_outage = match error {
-            Error::NoRuntime => true,
-            #[cfg(feature = "tenants")]
-            Error::MissingKey | Error::Factory(_) => true,
-            _ => false,
-        };
+        let begins_outage = matches!(error.name(), "no_runtime" | "missing_key" | "factory");
         self.count_failed_request(error, error.name(), begins_outage);
     }
 

@@ -1,10 +1,10 @@
 //! [`RetryPolicy`]: how often and how soon something is tried again. [`Backoff`]: the delays between the attempts.
 //! [`RetryBudget`]: what retries may add to an API's load.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use tower::{
-    retry::budget::TpsBudget,
+    retry::budget::{Budget as _, TpsBudget},
     util::rng::{HasherRng, Rng},
 };
 
@@ -118,26 +118,39 @@ impl Backoff {
     }
 }
 
-/// The options of the budget for retries, on tower's budget.
-#[derive(Clone, Copy, Debug)]
+/// A budget for the retries of challenged requests: tower's, made for the first of them.
+#[derive(Debug)]
 pub(crate) struct RetryBudget {
-    pub(crate) ttl: Duration,
-    pub(crate) min_per_sec: u32,
-    pub(crate) ratio: f32,
+    ttl: Duration,
+    min_per_sec: u32,
+    ratio: f32,
+    made: OnceLock<Box<TpsBudget>>,
 }
 
 impl RetryBudget {
-    pub(crate) const DEFAULT: Self = Self { ttl: Duration::from_secs(10), min_per_sec: 10, ratio: 0.2 };
+    pub(crate) fn new(ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
+        Self { ttl, min_per_sec, ratio, made: OnceLock::new() }
+    }
 
-    /// Makes the budget. The options are valid.
-    pub(crate) fn make(&self) -> TpsBudget {
+    /// Counts a challenged request, and takes nothing. The ratio is one of these: the budget takes a lock, which a request
+    /// that succeeds must not take.
+    pub(crate) fn deposit(&self) {
+        self.made().deposit();
+    }
+
+    /// Takes one retry. Returns false if none is left.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.made().withdraw()
+    }
+
+    fn made(&self) -> &TpsBudget {
         // A positive ratio below 10⁻⁶ would overflow tower's integers. It allows no retry.
         let ratio = if self.ratio < 1e-6 { 0.0 } else { self.ratio };
-        TpsBudget::new(self.ttl, self.min_per_sec, ratio)
+        self.made.get_or_init(|| Box::new(TpsBudget::new(self.ttl, self.min_per_sec, ratio)))
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let Self { ttl, min_per_sec, ratio } = self;
+        let Self { ttl, min_per_sec, ratio, .. } = self;
         let invalid = |text: String| Err(Error::InvalidOption(text.into()));
         if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(ttl) {
             return invalid(format!("retry_budget must have 1s <= ttl <= 60s, got {}", seconds(*ttl)));
@@ -155,8 +168,6 @@ impl RetryBudget {
 
 #[cfg(test)]
 mod tests {
-    use tower::retry::budget::Budget as _;
-
     use super::*;
 
     /// Row 18.
@@ -199,7 +210,7 @@ mod tests {
             // If it is used without `validate`, it has the default backoff.
             assert!(policy.make_backoff().next_delay() <= second);
         }
-        let budget = |ttl, min_per_sec, ratio| RetryBudget { ttl, min_per_sec, ratio };
+        let budget = RetryBudget::new;
         let mut invalid =
             vec![budget(second / 2, 1, 0.1), budget(second * 61, 1, 0.1), budget(second, u32::MAX, 0.1)];
         invalid.extend([-0.1, 0.51, f32::NAN, f32::INFINITY].map(|ratio| budget(second, 1, ratio)));
@@ -209,7 +220,7 @@ mod tests {
         for ratio in [0.0, f32::MIN_POSITIVE, 1e-6, 0.5] {
             let budget = budget(second, 1_000_000, ratio);
             assert!(budget.validate().is_ok(), "{ratio}");
-            budget.make().deposit();
+            budget.deposit();
         }
     }
 
@@ -228,7 +239,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn budget_allows_reserve_and_share() {
-        let budget = RetryBudget { ttl: Duration::from_secs(1), min_per_sec: 3, ratio: 0.5 }.make();
+        let budget = RetryBudget::new(Duration::from_secs(1), 3, 0.5);
         let withdrawn = || (0..100).filter(|_| budget.withdraw()).count();
         assert_eq!(withdrawn(), 3);
         (0..10).for_each(|_| budget.deposit());

@@ -17,8 +17,9 @@ use crate::{
     future::{ResponseFuture, Shared, Via},
     origins::OriginHash,
     per_request::AuthOverride,
-    provider::{Cache, Need, TokenProvider},
+    provider::{Need, TokenProvider},
     replay::{Cloned, Head, Replay},
+    sync::Cache,
 };
 
 /// A service that adds a bearer token to each request, and sends a request again after a 401.
@@ -84,54 +85,41 @@ impl<S, R> BearerAuth<S, R> {
     }
 }
 
-/// The future of a request with a body of type `B`.
-type FutureOf<S, R, B> = ResponseFuture<
-    S,
-    R,
-    B,
-    <S as Service<Request<<R as Replay<B>>::Body>>>::Future,
-    <R as Replay<B>>::Body,
-    <S as HttpService<<R as Replay<B>>::Body>>::ResBody,
-    (<R as Replay<B>>::Head, <R as Replay<B>>::Spare),
->;
+/// What is done with a request.
+enum Plan {
+    /// The token of this generation was added, which is that of the selected provider.
+    Send(u32, Option<TokenProvider>),
+    /// There is no token that is fresh.
+    Obtain(Option<TokenProvider>),
+    /// It is sent as it is, and the response is not inspected.
+    Pass,
+    Fail(Error),
+}
 
-impl<S, R, B> Service<Request<B>> for BearerAuth<S, R>
-where
-    R: Replay<B>,
-    S: HttpService<R::Body> + Clone,
-{
-    type Response = Response<S::ResBody>;
-    type Error = BoxError;
-    type Future = FutureOf<S, R, B>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
-    }
-
+impl<S, R> BearerAuth<S, R> {
+    /// Adds the token to a request that gets one, if there is one that is fresh.
     #[inline]
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn plan<B>(&mut self, request: &mut Request<B>) -> Plan {
         let options = &self.shared.options;
         if let Some(error) = &self.shared.invalid {
-            return self.fail(error.clone());
+            return Plan::Fail(error.clone());
         }
         if !request.extensions().is_empty() {
             if let Some(requested) = AuthOverride::of(request.extensions()) {
-                return self.call_with_override(request, requested);
+                return self.plan_override(request, requested);
             }
         }
         // Before a provider is selected: a request that gets no token needs none.
         if options.allowed_origins.as_ref().is_some_and(|origins| !origins.covers(request.uri())) {
-            return self.call_not_allowed(request, None);
+            return self.pass_foreign(request, None);
         }
-        let selected = match options.providers.of(&request) {
+        let selected = match options.providers.of(request) {
             Ok(selected) => selected,
-            Err(error) => return self.call_without_provider(request, error),
+            Err(error) => return self.plan_without_provider(request, error),
         };
         if options.allowed_origins.is_none() && !self.covers(&selected, request.uri()) {
-            return self.call_not_allowed(request, selected);
+            return self.pass_foreign(request, selected);
         }
-        // Copied before the token is added, so that the copy never contains one.
-        let head = R::Head::of(&request);
         let current;
         let token = match &selected {
             None => options.providers.default.header(&mut self.cache),
@@ -141,21 +129,53 @@ where
                 current.as_ref().map(|token| (token.0.header(), token.id()))
             }
         };
-        let Some((header, token)) = token else { return self.call_without_fresh(request, head, selected) };
+        let Some((header, token)) = token else {
+            return if self.keeps_authorization(request) { Plan::Pass } else { Plan::Obtain(selected) };
+        };
         match authorize(request.headers_mut(), header, options.existing) {
-            Ok(Authorized::Layer) => {
-                let origin = OriginHash::of(request.uri());
-                let (response, spare) = options.replay.call(&mut self.inner, request);
-                let via = Via::new(&self.shared, selected);
-                ResponseFuture::sending(response, token.generation, origin, head.zip(spare), via)
-            }
-            Ok(Authorized::Caller) => self.pass(request),
-            Err(TooManyHeaders) => self.fail(Error::TooManyHeaders),
+            Ok(Authorized::Layer) => Plan::Send(token.generation, selected),
+            Ok(Authorized::Caller) => Plan::Pass,
+            Err(TooManyHeaders) => Plan::Fail(Error::TooManyHeaders),
         }
     }
-}
 
-impl<S, R> BearerAuth<S, R> {
+    /// For a request whose extensions say which token it gets.
+    #[cold]
+    fn plan_override<B>(&self, request: &mut Request<B>, requested: AuthOverride) -> Plan {
+        let options = &self.shared.options;
+        let AuthOverride::UseToken(token) = requested else { return Plan::Pass };
+        // The request has a token. It needs a provider only for the origins.
+        let selected = match options.providers.of(request) {
+            Ok(selected) => selected,
+            Err(_) if options.allowed_origins.is_some() => None,
+            Err(error) => return self.plan_without_provider(request, error),
+        };
+        if !self.covers(&selected, request.uri()) {
+            return self.pass_foreign(request, selected);
+        }
+        match authorize(request.headers_mut(), token.0.header(), options.existing) {
+            Ok(_) => Plan::Pass,
+            Err(TooManyHeaders) => Plan::Fail(Error::TooManyHeaders),
+        }
+    }
+
+    /// For a request to an origin that is not allowed.
+    #[cold]
+    fn pass_foreign<B>(&self, request: &Request<B>, selected: Option<TokenProvider>) -> Plan {
+        Via::new(&self.shared, selected).report_origin(request.uri());
+        Plan::Pass
+    }
+
+    /// For a request for which no provider can be selected.
+    #[cold]
+    fn plan_without_provider<B>(&self, request: &Request<B>, error: Error) -> Plan {
+        if self.keeps_authorization(request) {
+            return Plan::Pass;
+        }
+        self.shared.options.providers.default.reporter().request_failed(&error);
+        Plan::Fail(error)
+    }
+
     /// Whether a request to `uri` may carry the token of the selected provider.
     #[inline]
     fn covers(&self, selected: &Option<TokenProvider>, uri: &Uri) -> bool {
@@ -164,127 +184,83 @@ impl<S, R> BearerAuth<S, R> {
         options.allowed_origins.as_ref().unwrap_or(&provider.core().allowed_origins).covers(uri)
     }
 
-    /// Sends a request whose extensions say which token it gets.
-    #[cold]
-    fn call_with_override<B>(&mut self, mut request: Request<B>, requested: AuthOverride) -> FutureOf<S, R, B>
-    where
-        R: Replay<B>,
-        S: HttpService<R::Body> + Clone,
-    {
-        let options = &self.shared.options;
-        let AuthOverride::UseToken(token) = requested else { return self.pass(request) };
-        // The request has a token. It needs a provider only for the origins.
-        let selected = match options.providers.of(&request) {
-            Ok(selected) => selected,
-            Err(_) if options.allowed_origins.is_some() => None,
-            Err(error) => return self.call_without_provider(request, error),
-        };
-        if !self.covers(&selected, request.uri()) {
-            return self.call_not_allowed(request, selected);
-        }
-        match authorize(request.headers_mut(), token.0.header(), options.existing) {
-            Ok(_) => self.pass(request),
-            Err(TooManyHeaders) => self.fail(Error::TooManyHeaders),
-        }
-    }
-
-    /// Sends a request to an origin that is not allowed, unchanged.
-    #[cold]
-    fn call_not_allowed<B>(
-        &mut self,
-        request: Request<B>,
-        selected: Option<TokenProvider>,
-    ) -> FutureOf<S, R, B>
-    where
-        R: Replay<B>,
-        S: HttpService<R::Body> + Clone,
-    {
-        Via::new(&self.shared, selected).report_origin(request.uri());
-        self.pass(request)
-    }
-
-    /// Forwards the request unchanged; the response is not inspected.
-    fn pass<B>(&mut self, request: Request<B>) -> FutureOf<S, R, B>
-    where
-        R: Replay<B>,
-        S: HttpService<R::Body> + Clone,
-    {
-        let response = self.shared.options.replay.call(&mut self.inner, request).0;
-        ResponseFuture::passing(response, Via::new(&self.shared, None))
-    }
-
-    /// Fails a request without sending it.
-    #[cold]
-    fn fail<B>(&mut self, error: Error) -> FutureOf<S, R, B>
-    where
-        R: Replay<B>,
-        S: HttpService<R::Body> + Clone,
-    {
-        self.release();
-        ResponseFuture::failed(error, Via::new(&self.shared, None))
-    }
-
-    /// Drops the ready service, and the permit that it may hold.
-    fn release(&mut self)
-    where
-        S: Clone,
-    {
-        self.inner = self.shared.service();
-    }
-
     /// Whether the request keeps the `Authorization` header of its caller.
     fn keeps_authorization<B>(&self, request: &Request<B>) -> bool {
         self.shared.options.existing == ExistingAuthorization::Keep
             && request.headers().contains_key(AUTHORIZATION)
     }
+}
 
-    /// Fails a request for which no provider can be selected, unless it needs none.
-    #[cold]
-    fn call_without_provider<B>(&mut self, request: Request<B>, error: Error) -> FutureOf<S, R, B>
-    where
-        R: Replay<B>,
-        S: HttpService<R::Body> + Clone,
-    {
-        if self.keeps_authorization(&request) {
-            return self.pass(request);
-        }
-        self.shared.options.providers.default.reporter().request_failed(&error);
-        self.fail(error)
+impl<S, R, B> Service<Request<B>> for BearerAuth<S, R>
+where
+    R: Replay<B>,
+    S: HttpService<R::Body> + Clone,
+{
+    type Response = Response<S::ResBody>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, R, B, S::Future, R::Body, S::ResBody, (R::Head, R::Spare)>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // Copied before the token is added, so that the copy never contains one.
+        let head = R::Head::of(&request);
+        match self.plan(&mut request) {
+            Plan::Send(token, selected) => {
+                let origin = OriginHash::of(request.uri());
+                let (response, spare) = self.shared.options.replay.call(&mut self.inner, request);
+                let via = Via::new(&self.shared, selected);
+                ResponseFuture::sending(response, token, origin, head.zip(spare), via)
+            }
+            Plan::Obtain(selected) => self.obtain(request, head, Via::new(&self.shared, selected)),
+            Plan::Pass => {
+                let response = self.shared.options.replay.call(&mut self.inner, request).0;
+                ResponseFuture::sending(response, 0, OriginHash::NONE, None, Via::new(&self.shared, None))
+            }
+            Plan::Fail(error) => {
+                // A request that is not sent holds no permit of the ready service.
+                self.inner = self.shared.service();
+                ResponseFuture::failed(error, Via::new(&self.shared, None))
+            }
+        }
+    }
+}
+
+impl<S, R> BearerAuth<S, R> {
     /// Sends a request if there is a token that works, though it is not fresh. Otherwise the request waits.
     #[cold]
-    fn call_without_fresh<B>(
+    fn obtain<B>(
         &mut self,
         request: Request<B>,
         head: Option<R::Head>,
-        selected: Option<TokenProvider>,
-    ) -> FutureOf<S, R, B>
+        via: Via<S, R>,
+    ) -> <Self as Service<Request<B>>>::Future
     where
         R: Replay<B>,
         S: HttpService<R::Body> + Clone,
     {
-        if self.keeps_authorization(&request) {
-            return self.pass(request);
-        }
-        let via = Via::new(&self.shared, selected);
         let (parts, body) = request.into_parts();
         let (body, spare) = via.options.replay.begin(body);
         let need = if spare.is_some() { Need::Any } else { Need::Settled };
         let (kept, mut request) = (head.zip(spare), Request::from_parts(parts, body));
         let mut waiting = via.provider().obtain(need);
         if let Some(token) = waiting.take_token() {
-            let header = token.0.header();
-            if authorize(request.headers_mut(), header, ExistingAuthorization::Replace).is_err() {
-                return self.fail(Error::TooManyHeaders);
+            // The caller's own header would have been kept before.
+            let (headers, header) = (request.headers_mut(), token.0.header());
+            if authorize(headers, header, ExistingAuthorization::Replace).is_ok() {
+                let origin = OriginHash::of(request.uri());
+                let response = self.inner.call(request);
+                return ResponseFuture::sending(response, token.id().generation, origin, kept, via);
             }
-            let origin = OriginHash::of(request.uri());
-            let response = self.inner.call(request);
-            return ResponseFuture::sending(response, token.id().generation, origin, kept, via);
+            self.inner = self.shared.service();
+            return ResponseFuture::failed(Error::TooManyHeaders, via);
         }
         via.provider().reporter().waiting();
         // While it waits, it holds no permit, which the token source may need.
-        self.release();
+        self.inner = self.shared.service();
         ResponseFuture::waiting(waiting, request, kept, via)
     }
 }

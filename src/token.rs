@@ -6,7 +6,7 @@ use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::error::TokenError;
+use crate::{error::TokenError, refresh_ahead::RefreshAhead};
 
 const SCHEME: &str = "Bearer ";
 
@@ -213,15 +213,26 @@ impl Token {
         self.0.header == other.0.header
     }
 
-    /// Returns the token with the values that a provider sets when it publishes it.
+    /// Returns the token as a provider publishes it, which asked for it at `asked_at`.
+    ///
+    /// A lifetime is a hint: one that is over on arrival is unknown, and the token is used until it is challenged.
     pub(crate) fn published(
         self,
         id: TokenId,
-        expires_at: Option<Instant>,
-        refresh_at: Option<Instant>,
+        asked_at: Instant,
+        ahead: &RefreshAhead,
+        now: Instant,
     ) -> Self {
-        let inner = Arc::unwrap_or_clone(self.0);
-        Self(Arc::new(Inner { id, expires_at, refresh_at, ..inner }))
+        let left = |at: Instant| at.saturating_duration_since(now);
+        let expires_at = self.0.expires_at.filter(|at| left(*at) >= LEAST_LIFE);
+        let took = now.saturating_duration_since(asked_at);
+        let refresh_at = expires_at.map(|at| ahead.refresh_at(now, left(at), took));
+        Self(Arc::new(Inner { id, expires_at, refresh_at, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
+    /// Returns the token as one that is expiring.
+    pub(crate) fn expiring(self, now: Instant) -> Self {
+        Self(Arc::new(Inner { refresh_at: Some(now), ..Arc::unwrap_or_clone(self.0) }))
     }
 }
 

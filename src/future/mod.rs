@@ -85,7 +85,7 @@ pin_project! {
 }
 
 impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
-    /// A request that was sent with a token.
+    /// A request that was sent: with the token of this generation, or as it came if that is 0.
     #[inline]
     pub(crate) fn sending(
         response: F,
@@ -96,11 +96,6 @@ impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBod
     ) -> Self {
         let pending = PendingRequest::new(token, origin, kept);
         Self { state: State::Sending { response }, pending, via, body: PhantomData }
-    }
-
-    /// A request that was sent as it came: with its caller's own credentials, or to an origin that is not allowed.
-    pub(crate) fn passing(response: F, via: Via<S, R>) -> Self {
-        Self::sending(response, 0, OriginHash::NONE, None, via)
     }
 
     /// A request that waits for a token.

@@ -143,7 +143,8 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
         let (options, generation) = (&via.options, token.id().generation);
         // The first retry with another token does not wait and takes nothing from the budget.
         let is_free = self.retries.is_none() && self.token != generation;
-        if !is_free && !via.provider().core().withdraw() {
+        let budget = via.provider().core().retry_budget().filter(|_| !is_free);
+        if budget.is_some_and(|budget| !budget.withdraw()) {
             return Err(NotRetried::Budget);
         }
         let retries = self

@@ -93,7 +93,7 @@ pub(super) struct GivenUp(pub(super) Option<TokenProvider>);
 impl Drop for GivenUp {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
-            provider.core().request_given_up();
+            provider.reporter().request_given_up(&provider.core().timed_out());
         }
     }
 }
@@ -137,7 +137,7 @@ impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
         R: Replay<B, Body = ReqBody>,
     {
         let provider = via.provider();
-        provider.core().deposit();
+        provider.core().retry_budget().inspect(|budget| budget.deposit());
         provider.reporter().challenged(pending.token, challenge.status(), pending.retries());
         let not_retried = pending.hold(&via.options).err();
         let token = provider.challenged(pending.token, Challenge::from_headers(challenge.headers()));

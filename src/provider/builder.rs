@@ -104,7 +104,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// most once per request, and challenges replace tokens at a bounded pace ([`TokenProvider`](crate::TokenProvider#challenges)).
     /// Every further retry is charged.
     pub fn retry_budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
-        self.config.retry_budget = Some(RetryBudget { ttl, min_per_sec, ratio });
+        self.config.retry_budget = Some(RetryBudget::new(ttl, min_per_sec, ratio));
         self
     }
 
@@ -169,11 +169,10 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
 impl<T> fmt::Debug for TokenProviderBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProviderBuilder").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("TokenProviderBuilder").field("name", &self.config.name).finish_non_exhaustive()
     }
 }
 
-#[derive(Clone, Debug)]
 pub(super) struct Config {
     /// `None` for the group's name, or the default.
     pub(super) name: Option<Arc<str>>,
@@ -206,12 +205,6 @@ pub(crate) struct Group {
     pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl fmt::Debug for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 impl Config {
     pub(super) fn reporter(&self) -> Reporter {
         let group = self.group.as_ref();
@@ -228,18 +221,14 @@ impl Config {
         self.retry.validate()?;
         self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
         if self.refresh_timeout.is_zero() || self.refresh_timeout > HOUR {
-            return Err(Error::out_of_range(
-                "refresh_timeout",
-                "> 0 and <= 1h",
-                seconds(self.refresh_timeout),
-            ));
+            let got = seconds(self.refresh_timeout);
+            return Err(Error::out_of_range("refresh_timeout", "> 0 and <= 1h", got));
         }
         let (min, max) = self.cool_down;
         if min.is_zero() || min > max || max > HOUR {
-            let got = format!("{} and {}", seconds(min), seconds(max));
-            return Err(Error::InvalidOption(
-                format!("cool_down: need 0 < min <= max <= 1h, got {got}").into(),
-            ));
+            let (min, max) = (seconds(min), seconds(max));
+            let text = format!("cool_down: need 0 < min <= max <= 1h, got {min} and {max}");
+            return Err(Error::InvalidOption(text.into()));
         }
         #[cfg(feature = "store")]
         if self.store.is_none() && self.role != Role::Member {
@@ -299,7 +288,7 @@ impl Default for Config {
             refresh_timeout: Duration::from_secs(30),
             runtime: None,
             retry: RetryPolicy::new(),
-            retry_budget: Some(RetryBudget::DEFAULT),
+            retry_budget: Some(RetryBudget::new(Duration::from_secs(10), 10, 0.2)),
             cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
             #[cfg(feature = "store")]
             store: None,

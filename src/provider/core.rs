@@ -9,7 +9,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{self, Ordering},
     },
     time::Duration,
@@ -20,14 +20,12 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
-use tower::retry::budget::{Budget, TpsBudget};
 
 use super::{
     builder::Config,
     decide::{Decision, Need, Snapshot, decide},
     state::{Ended, Refresh, State},
     status::Status,
-    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
 };
 #[cfg(feature = "store")]
 use crate::store::StoreStatus;
@@ -35,7 +33,9 @@ use crate::{
     error::{Error, SourceError},
     observability::{Reporter, TokenLeft},
     origins::AllowedOrigins,
+    retry::RetryBudget,
     source::{DynTokenSource, RefreshReason},
+    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
     token::Token,
 };
 
@@ -48,8 +48,6 @@ pub(crate) struct Core {
     /// for the first with each token.
     accepted: AtomicU32,
     state: Mutex<State>,
-    /// Made for the first challenge.
-    budget: OnceLock<Box<TpsBudget>>,
     pub(super) source: Box<dyn DynTokenSource>,
     pub(super) config: Config,
     pub(crate) reporter: Reporter,
@@ -66,7 +64,6 @@ impl Core {
             published: Arc::new(Published::empty()),
             accepted: AtomicU32::new(0),
             state: Mutex::new(State::new(number)),
-            budget: OnceLock::new(),
             allowed_origins: source.allowed_origins(),
             source,
             reporter: config.reporter(),
@@ -142,10 +139,8 @@ impl Core {
         match &decision {
             Decision::Start { reason, .. } => {
                 let is_needed = !is_background && *reason != RefreshReason::Expiring;
-                let challenge = match need {
-                    Need::Other { challenge, .. } => challenge.clone(),
-                    _ => None,
-                };
+                let challenge =
+                    if let Need::Other { challenge, .. } = need { challenge.clone() } else { None };
                 let times = (now, now + self.config.refresh_timeout);
                 state.start((*reason, is_needed), challenge, revision, times);
                 if *reason == RefreshReason::Challenged {
@@ -164,8 +159,7 @@ impl Core {
     /// replace it, or its refresh was interrupted.
     fn mark_expiring(&self, state: &MutexGuard<'_, State>, now: Instant) {
         if let Some(token) = self.published() {
-            let (id, expires_at) = (token.id(), token.expires_at());
-            self.publish(state, Some(token.published(id, expires_at, Some(now))));
+            self.publish(state, Some(token.expiring(now)));
         }
     }
 
@@ -202,15 +196,9 @@ impl Core {
     }
 
     /// The error of those who have waited for too long: the failure of the newest attempt says more than the timeout.
-    pub(super) fn timed_out(&self) -> Error {
+    pub(crate) fn timed_out(&self) -> Error {
         let error = self.state().last_error();
         error.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
-    }
-
-    /// Counts and reports a request that is dropped while it waits for a token, if refreshes fail.
-    pub(crate) fn request_given_up(&self) {
-        let error = self.timed_out();
-        self.reporter.request_given_up(&error);
     }
 
     /// When a token that the API has not accepted yet is old enough to be known to all of the API. `None` if it is known.
@@ -221,20 +209,8 @@ impl Core {
     }
 
     /// The budget for the retries of challenged requests. `None` if there is no limit.
-    fn budget(&self) -> Option<&TpsBudget> {
-        let options = self.config.retry_budget.as_ref()?;
-        Some(self.budget.get_or_init(|| Box::new(options.make())))
-    }
-
-    /// Counts a challenged request. The budget's ratio is a ratio of these: it takes a lock, which a request that succeeds
-    /// must not take.
-    pub(crate) fn deposit(&self) {
-        self.budget().into_iter().for_each(Budget::deposit);
-    }
-
-    /// Takes one retry from the budget. Returns false if none is left.
-    pub(crate) fn withdraw(&self) -> bool {
-        self.budget().is_none_or(Budget::withdraw)
+    pub(crate) fn retry_budget(&self) -> Option<&RetryBudget> {
+        self.config.retry_budget.as_ref()
     }
 
     /// Sets the gauge of the expiry to that of the current token.
@@ -277,15 +253,9 @@ impl Core {
     }
 
     /// From now on no refresh starts, none waits for its next attempt, and the background task ends.
-    pub(super) fn shut_down(&self) {
-        let mut state = self.state();
-        let is_first = !std::mem::replace(&mut state.shut_down, true);
-        let subscribers = state.subscribers();
-        drop(state);
-        if is_first {
-            if let Some(changes) = subscribers {
-                changes.send_replace(true);
-            }
+    pub(crate) fn shut_down(&self) {
+        if !std::mem::replace(&mut self.state().shut_down, true) {
+            self.changed();
             self.reporter.shut_down();
         }
     }
@@ -318,10 +288,10 @@ impl Core {
 
     /// Wakes those who wait for a change. Called without the lock: wakers are foreign code.
     pub(super) fn changed(&self) {
-        let subscribers = self.state().subscribers();
-        if let Some(changes) = subscribers {
-            changes.send_modify(|_| {});
-        }
+        let mut state = self.state();
+        let (subscribers, shut_down) = (state.subscribers(), state.shut_down);
+        drop(state);
+        subscribers.map(|changes| changes.send_replace(shut_down));
     }
 
     /// Why the store fails; `None` if it does not, or there is none.

@@ -8,12 +8,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    core::Core,
-    decide::Need,
-    refresh::obtain,
-    sync::{Sender, channel},
-};
+use super::{core::Core, decide::Need, refresh::obtain};
+use crate::sync::{Sender, channel};
 
 /// Starts the background task, if the provider is to have one and none runs.
 pub(super) fn start(core: &Arc<Core>) {

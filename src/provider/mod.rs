@@ -13,22 +13,16 @@ mod refresh;
 mod state;
 mod status;
 mod status_changes;
-mod sync;
 
-#[cfg(feature = "store")]
-use std::time::Duration;
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use http::HeaderValue;
 use tokio::time::Instant;
 
-pub(crate) use self::{builder::Group, decide::Need, refresh::Waiting, sync::Cache};
+pub(crate) use self::{builder::Group, decide::Need, refresh::Waiting};
 pub use self::{
     builder::TokenProviderBuilder,
     status::{Freshness, Status},
@@ -41,6 +35,7 @@ use crate::{
     error::Error,
     observability::Reporter,
     source::{DynTokenSource, TokenSource},
+    sync::Cache,
     token::{Token, TokenId},
 };
 #[cfg(feature = "store")]
@@ -48,10 +43,6 @@ use crate::{
     retry::Backoff,
     store::{NoSource, Role, SharedSource, TokenStore},
 };
-
-/// The delay between two checks of a store that fails, min and max.
-#[cfg(feature = "store")]
-const STORE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Holds one credential's current token and refreshes it, once for all callers.
 ///
@@ -168,14 +159,9 @@ impl TokenProvider {
     }
 
     fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
-        let provider = Self::of(source, config);
-        provider.core().reporter.register();
-        keep_fresh::start(provider.core());
-        provider
-    }
-
-    fn of(source: Box<dyn DynTokenSource>, config: Config) -> Self {
         let core = Arc::new(Core::new(source, config));
+        core.reporter.register();
+        keep_fresh::start(&core);
         Self { handle: Arc::new(Handle { core, used_at: AtomicU64::new(0) }) }
     }
 
@@ -275,7 +261,7 @@ impl TokenProvider {
     #[cfg(feature = "store")]
     async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
         let core = self.core();
-        let mut delays = Backoff::between(STORE_BACKOFF);
+        let mut delays = Backoff::between((PAUSE, 20 * PAUSE));
         while core.source.store_needs_check() {
             tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
             let error = match tokio::time::timeout_at(deadline, core.source.check_store()).await {
@@ -380,20 +366,16 @@ impl TokenProvider {
 impl TokenProvider {
     /// Makes a provider that reports what concerns a group. It is not used for requests.
     pub(crate) fn reporting_for(group: &Arc<Group>, source: impl TokenSource) -> Self {
-        let provider =
-            Self::of(Box::new(source), Config { group: Some(Arc::clone(group)), ..Config::default() });
+        let config = Config { group: Some(Arc::clone(group)), ..Config::default() };
+        let provider = Self::with_config(Box::new(source), config);
         provider.core().reporter.register_group();
         provider
     }
 
-    /// Records that a member of a group is used at `now`, in milliseconds of the group.
+    /// When it was used last, in milliseconds of its group.
     #[inline]
-    pub(crate) fn set_used_at(&self, now: u64) {
-        self.handle.used_at.store(now, Ordering::Relaxed);
-    }
-
-    pub(crate) fn used_at(&self) -> u64 {
-        self.handle.used_at.load(Ordering::Relaxed)
+    pub(crate) fn used_at(&self) -> &AtomicU64 {
+        &self.handle.used_at
     }
 
     /// Whether there is a handle besides this one.
@@ -405,11 +387,6 @@ impl TokenProvider {
     /// code.
     pub(crate) fn is_busy(&self) -> bool {
         self.core().is_refreshing() || self.core().source.has_unpublished_login()
-    }
-
-    /// As [`shutdown`](Self::shutdown), without waiting.
-    pub(crate) fn begin_shutdown(&self) {
-        self.core().shut_down();
     }
 }
 

@@ -18,12 +18,12 @@ use super::{
     core::Core,
     decide::{Decision, Need},
     state::{Ended, Refresh},
-    sync::{Outcome, Waiter},
 };
 use crate::{
     error::Error,
     observability,
     source::{Asked, RefreshReason, TokenRequest},
+    sync::{Outcome, Waiter},
     timer::timer,
     token::Token,
 };

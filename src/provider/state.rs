@@ -19,14 +19,14 @@ use super::{
     builder::Config,
     pace::{CoolDown, Pace},
     status::{Freshness, Status},
-    sync::{Outcome, Sender, Waiter, channel},
 };
 use crate::{
     challenge::Challenge,
     error::{Error, SourceError},
     retry::Backoff,
     source::{CurrentReason, RefreshReason},
-    token::{LEAST_LIFE, Token, TokenId},
+    sync::{Outcome, Sender, Waiter, channel},
+    token::{Token, TokenId},
 };
 
 /// The longest `Retry-After` of a source that is followed.
@@ -44,6 +44,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// The shortest time between two decisions of the background task, and between two attempts of `ready`.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
+#[derive(Default)]
 pub(super) struct State {
     /// Tells this provider's tokens from those of others in this process.
     provider: u32,
@@ -139,24 +140,7 @@ pub(super) struct Ended {
 
 impl State {
     pub(super) fn new(provider: u32) -> Self {
-        Self {
-            provider,
-            shut_down: false,
-            is_interrupted: false,
-            generation: 0,
-            newest: None,
-            published_at: None,
-            asked_at: None,
-            running: None,
-            sender: None,
-            failure: None,
-            pace: None,
-            changes: None,
-            background: None,
-            started: 0,
-            asked: 0,
-            failed: 0,
-        }
+        Self { provider, ..Self::default() }
     }
 
     /// Starts a refresh. It inherits the waiters of the running one, if there is one, which has not ended in time.
@@ -248,8 +232,7 @@ impl State {
         now: Instant,
     ) -> Option<Ended> {
         let is_running = self.is_running(refresh);
-        let sender = if is_running { self.sender.take() } else { None };
-        let ended = match outcome {
+        let (outcome, is_same, replaced) = match outcome {
             Ok(token) if is_running || self.asked_at < Some(asked_at) => {
                 let is_same = self.newest.as_ref().is_some_and(|newest| newest.has_same_access_token(&token));
                 if refresh.reason == RefreshReason::Challenged {
@@ -257,41 +240,26 @@ impl State {
                     let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
                     pace.charge(now, was_accepted);
                 }
-                let token = self.publish(token, is_same, asked_at, config, now);
-                let replaced = self.failure.take().map(|failure| failure.error);
-                Ended { outcome: Ok(token), is_same, sender, _replaced: replaced }
+                self.generation = self.generation.wrapping_add(u32::from(!is_same));
+                let token = token.published(self.token_id(), asked_at, &config.refresh_ahead, now);
+                self.newest = Some(token.clone());
+                (self.published_at, self.asked_at) = (Some(now), Some(asked_at));
+                self.is_interrupted = false;
+                (Ok(token), is_same, self.failure.take().map(|failure| failure.error))
             }
             Err(error) if is_running => {
                 let replaced = self.fail(refresh, &error, config, now);
-                Ended { outcome: Err(error), is_same: false, sender, _replaced: replaced }
+                (Err(error), false, replaced)
             }
             _ => return None,
         };
-        if is_running {
-            self.running = None;
-        }
-        Some(ended)
+        let sender = if is_running { self.sender.take() } else { None };
+        self.running.take_if(|_| is_running);
+        Some(Ended { outcome, is_same, sender, _replaced: replaced })
     }
 
-    fn publish(
-        &mut self,
-        token: Token,
-        is_same: bool,
-        asked_at: Instant,
-        config: &Config,
-        now: Instant,
-    ) -> Token {
-        self.generation = self.generation.wrapping_add(u32::from(!is_same));
-        let id = TokenId { provider: self.provider, generation: self.generation };
-        // A lifetime is a hint: one that is over on arrival is unknown, and the token is used until it is challenged.
-        let expires_at = token.expires_at().filter(|at| at.saturating_duration_since(now) >= LEAST_LIFE);
-        let took = now.saturating_duration_since(asked_at);
-        let refresh_at = expires_at
-            .map(|at| config.refresh_ahead.refresh_at(now, at.saturating_duration_since(now), took));
-        let token = token.published(id, expires_at, refresh_at);
-        self.newest = Some(token.clone());
-        (self.published_at, self.asked_at, self.is_interrupted) = (Some(now), Some(asked_at), false);
-        token
+    fn token_id(&self) -> TokenId {
+        TokenId { provider: self.provider, generation: self.generation }
     }
 
     /// Records that a refresh has failed. Returns the error before.

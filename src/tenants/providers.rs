@@ -140,7 +140,7 @@ impl<K: Clone + Eq + Hash> Lifecycle<K, TokenProvider> for Park<K> {
 
     /// The cache would prefer to evict what is new.
     fn is_pinned(&self, _: &K, provider: &TokenProvider) -> bool {
-        provider.used_at() == BEING_INSERTED
+        provider.used_at().load(Ordering::Relaxed) == BEING_INSERTED
     }
 
     fn on_evict(&self, evicted: &mut Self::RequestState, key: K, provider: TokenProvider) {
@@ -241,7 +241,7 @@ where
         let now = self.shared.now();
         let found = self.shared.cache.get(key);
         let provider = found.map_or_else(|| self.make(key), Ok)?;
-        provider.set_used_at(now);
+        provider.used_at().store(now, Ordering::Relaxed);
         self.shared.evict_idle(now);
         Ok(provider)
     }
@@ -272,13 +272,13 @@ where
         let parked = shared.parked.lock().providers.remove(key);
         let provider = parked.map_or_else(|| (shared.make)(&key.to_owned(), &shared.group), Ok)?;
         drop(entered);
-        provider.set_used_at(BEING_INSERTED);
+        provider.used_at().store(BEING_INSERTED, Ordering::Relaxed);
         let mut evicted = Vec::new();
         // Fails if the key was removed meanwhile: then only the requests that began before use this provider.
         let _ = guard.insert_with_lifecycle(provider.clone(), &mut evicted);
-        provider.set_used_at(shared.now());
+        provider.used_at().store(shared.now(), Ordering::Relaxed);
         if shared.is_shut_down.load(Ordering::Relaxed) {
-            provider.begin_shutdown();
+            provider.core().shut_down();
             shared.cache.remove(key);
             return Err(Error::ShutDown);
         }
@@ -387,9 +387,9 @@ where
         // The cache has one handle.
         self.cache.retain(|key, provider| {
             if provider.has_other_handles() {
-                provider.set_used_at(now);
+                provider.used_at().store(now, Ordering::Relaxed);
             }
-            let is_idle = provider.used_at().saturating_add(timeout) <= now;
+            let is_idle = provider.used_at().load(Ordering::Relaxed).saturating_add(timeout) <= now;
             if is_idle {
                 self.parked.on_evict(&mut evicted.borrow_mut(), key.clone(), provider.clone());
             }

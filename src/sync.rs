@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use crate::{error::Error, token::Token};
 
 /// Locks a mutex. No panic leaves what is behind one half changed, so poisoning is ignored.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -18,7 +18,7 @@ pub(crate) use self::real::*;
 pub(crate) use self::mocked::*;
 
 /// What a refresh ends with. Every waiter gets a clone.
-pub(super) type Outcome = Result<Token, Error>;
+pub(crate) type Outcome = Result<Token, Error>;
 
 #[cfg(not(all(test, tower_bearer_loom)))]
 mod real {
