@@ -46,7 +46,7 @@
 //! 1. The challenged token, and no other, is to be replaced. If the [`TokenProvider`] has a newer one already, that is
 //!    used.
 //! 2. Otherwise one refresh for all callers fetches the next token from the [`TokenSource`], in a task of its own.
-//! 3. The response is drained within bounds, so that its connection can be used again.
+//! 3. The response is drained within bounds and dropped, so that nothing of it is held.
 //! 4. The request is sent again, with the body that [`replay`] has kept; after a backoff, if that token was challenged
 //!    too.
 //! 5. If nothing is left to try, the caller gets the API's last response unchanged.
@@ -79,7 +79,7 @@
 //! | `encryption` | no | `store::EncryptedStore`, which encrypts what another store keeps |
 //! | `tenants` | no | `TokenProviders` and `BearerAuthLayer::by_key`: one layer for many tenants, each with its own token |
 //! | `reqwest` | no | `ReqwestService`, which makes a reqwest client a tower service |
-//! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, the 401 of an origin that is not allowed is no challenge |
+//! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, only a 401 of the request's own origin is a challenge |
 //! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
 //!
 //! Without features, the crate and its dependencies are 28 crates, which take 15 s of CPU time to build. With the default

@@ -128,22 +128,21 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
 pub(crate) struct OriginHash(u32);
 
 impl OriginHash {
-    /// That of a request whose response is not inspected, or whose URI has no origin.
+    /// That of a request for which none was made.
     pub(crate) const NONE: Self = Self(0);
 
-    #[inline]
+    /// That of a relative URI.
+    const RELATIVE: Self = Self(2);
+
+    #[cold]
     pub(crate) fn of(uri: &Uri) -> Self {
-        if !cfg!(feature = "tower-http") {
-            return Self::NONE;
-        }
         match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(authority)) => Self::hash(scheme, authority.as_str().as_bytes()),
-            _ => Self::NONE,
+            _ => Self::RELATIVE,
         }
     }
 
     /// Hashes eight bytes at a time, without regard to case.
-    #[inline]
     fn hash(scheme: &str, authority: &[u8]) -> Self {
         const LOWER: u64 = 0x2020_2020_2020_2020;
         let mix = |hash: u64, bytes: u64| (hash ^ (bytes | LOWER)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -158,16 +157,13 @@ impl OriginHash {
 
     /// Whether `uri` has the origin, in any notation of its port and its host's case.
     #[cfg(feature = "tower-http")]
-    #[cold]
     pub(crate) fn is_of(self, uri: &Uri) -> bool {
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return true };
         let default = if scheme == "https" { ":443" } else { ":80" };
         let text = authority.as_str().rsplit('@').next().unwrap_or_default();
         let bare = text.strip_suffix(default).unwrap_or(text);
-        [text, bare, &format!("{bare}{default}")]
-            .iter()
-            .any(|text| self == Self::hash(scheme, text.as_bytes()))
-            || self == Self::NONE
+        let notations = [text, bare, &format!("{bare}{default}")];
+        self == Self::RELATIVE || notations.iter().any(|text| self == Self::hash(scheme, text.as_bytes()))
     }
 }
 

@@ -109,17 +109,14 @@ impl<S, R> BearerAuth<S, R> {
                 return self.plan_override(request, requested);
             }
         }
-        // Before a provider is selected: a request that gets no token needs none.
-        if options.allowed_origins.as_ref().is_some_and(|origins| !origins.covers(request.uri())) {
-            return self.pass_foreign(request, None);
-        }
-        let selected = match options.providers.of(request) {
-            Ok(selected) => selected,
-            Err(error) => return self.plan_without_provider(request, error),
+        let selected = match options.providers.select {
+            None if self.covers(&None, request.uri()) => None,
+            None => return self.pass_foreign(request, None),
+            Some(_) => match self.select(request) {
+                Ok(selected) => selected,
+                Err(plan) => return plan,
+            },
         };
-        if options.allowed_origins.is_none() && !self.covers(&selected, request.uri()) {
-            return self.pass_foreign(request, selected);
-        }
         let current;
         let token = match &selected {
             None => options.providers.default.header(&mut self.cache),
@@ -136,6 +133,20 @@ impl<S, R> BearerAuth<S, R> {
             Ok(Authorized::Layer) => Plan::Send(token.generation, selected),
             Ok(Authorized::Caller) => Plan::Pass,
             Err(TooManyHeaders) => Plan::Fail(Error::TooManyHeaders),
+        }
+    }
+
+    /// Selects the provider of a request, or says what is done without one.
+    fn select<B>(&self, request: &Request<B>) -> Result<Option<TokenProvider>, Plan> {
+        // A request that gets no token needs no provider.
+        let origins = self.shared.options.allowed_origins.as_ref();
+        if origins.is_some_and(|origins| !origins.covers(request.uri())) {
+            return Err(self.pass_foreign(request, None));
+        }
+        match self.shared.options.providers.of(request) {
+            Ok(selected) if self.covers(&selected, request.uri()) => Ok(selected),
+            Ok(selected) => Err(self.pass_foreign(request, selected)),
+            Err(error) => Err(self.plan_without_provider(request, error)),
         }
     }
 
@@ -210,7 +221,7 @@ where
         let head = R::Head::of(&request);
         match self.plan(&mut request) {
             Plan::Send(token, selected) => {
-                let origin = OriginHash::of(request.uri());
+                let origin = self.shared.origin(request.uri());
                 let (response, spare) = self.shared.options.replay.call(&mut self.inner, request);
                 let via = Via::new(&self.shared, selected);
                 ResponseFuture::sending(response, token, origin, head.zip(spare), via)
@@ -251,7 +262,7 @@ impl<S, R> BearerAuth<S, R> {
             // The caller's own header would have been kept before.
             let (headers, header) = (request.headers_mut(), token.0.header());
             if authorize(headers, header, ExistingAuthorization::Replace).is_ok() {
-                let origin = OriginHash::of(request.uri());
+                let origin = self.shared.origin(request.uri());
                 let response = self.inner.call(request);
                 return ResponseFuture::sending(response, token.id().generation, origin, kept, via);
             }

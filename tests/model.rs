@@ -1,7 +1,7 @@
 //! Random sequences of events for a provider, against a model of api.video.
 //!
-//! The model has rotating refresh tokens, faults, revocations, a clock and callers that are dropped. The end of `run`
-//! checks what must hold after every sequence.
+//! The model has rotating refresh tokens, faults, revocations, interrupted refreshes, a clock, callers that are dropped
+//! and waiters that give up. The end of `run` checks what must hold after every sequence.
 //!
 //! `PROPTEST_CASES=100000 cargo test --test model` runs more sequences. proptest records the shrunk sequence of a
 //! failure in `tests/model.proptest-regressions`, and runs it first from then on.
@@ -12,21 +12,28 @@ mod support;
 use std::{
     collections::HashMap,
     io,
+    panic::resume_unwind,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use proptest::prelude::*;
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, TokenProvider};
+use tower_bearer::{
+    AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, SourceError, Token, TokenProvider,
+    TokenRequest, TokenSource,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -53,6 +60,14 @@ enum Step {
     Requests(Vec<Option<u8>>),
     /// A number of requests to the endpoint that challenges every token, one per second.
     Challenged(u8),
+    /// So many times, 150 ms apart: the API challenges every token issued so far, and then gets a request.
+    Revocations(u8),
+    /// So many requests to the endpoint that challenges every token, each beside one that works.
+    Beside(u8),
+    /// Waiters for a token. Each gives up after its number of tenths of a second.
+    Waiters(Vec<u8>),
+    /// The running refresh is interrupted, as when its runtime ends.
+    Interrupt,
     Pass(Duration),
     /// The API challenges every token issued so far.
     RevokeAccess,
@@ -79,6 +94,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop::collection::vec(prop::option::weighted(0.3, 0..30_u8), 1..5).prop_map(Step::Requests),
         1 => (1..10_u8).prop_map(Step::Challenged),
+        1 => (1..20_u8).prop_map(Step::Revocations),
+        1 => (1..20_u8).prop_map(Step::Beside),
+        1 => prop::collection::vec(0..30_u8, 1..5).prop_map(Step::Waiters),
+        2 => Just(Step::Interrupt),
         4 => pass.prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
         2 => Just(Step::RevokeAccess),
         1 => Just(Step::RevokeRefresh),
@@ -203,6 +222,23 @@ async fn api(account: Shared, request: Request<Full<Bytes>>) -> io::Result<Respo
     Ok(Response::builder().status(status).body(Full::default()).unwrap())
 }
 
+/// api.video's source, whose calls can be interrupted.
+struct Interruptible(ApiVideo, Arc<Notify>);
+
+impl TokenSource for Interruptible {
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        match select(pin!(self.0.fetch(request)), pin!(self.1.notified())).await {
+            Either::Left((result, _)) => result,
+            // As a panic, without a message on standard error.
+            Either::Right(_) => resume_unwind(Box::new("interrupted")),
+        }
+    }
+
+    fn revision(&self) -> u64 {
+        self.0.revision()
+    }
+}
+
 async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     let account = Shared::default();
     let auth = tower::service_fn({
@@ -210,7 +246,8 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         move |request| exchange(Arc::clone(&account), request)
     });
     let source = ApiVideo::new("key-0").with_client(auth).timeout(5 * SECOND);
-    let provider = TokenProvider::builder(source.clone())
+    let interrupt = Arc::new(Notify::new());
+    let provider = TokenProvider::builder(Interruptible(source.clone(), Arc::clone(&interrupt)))
         .refresh_ahead(RefreshAhead::new().share(0.2))
         .keep_fresh(keep_fresh)
         .build()
@@ -219,9 +256,8 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let account = Arc::clone(&account);
         move |request| api(Arc::clone(&account), request)
     });
-    let service = BearerAuthLayer::with_provider(provider.clone())
-        .allowed_origins(AllowedOrigins::https())
-        .layer(inner);
+    let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(AllowedOrigins::https());
+    let (service, without_replay) = (layer.layer(inner.clone()), layer.no_replay().layer(inner));
     let request_to = |path: &str| {
         Request::get(format!("https://ws.api.video{path}")).body(Full::<Bytes>::default()).unwrap()
     };
@@ -244,6 +280,33 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
                     sleep(SECOND).await;
                 }
             }
+            Step::Revocations(times) => {
+                for _ in 0..times {
+                    account.lock().unwrap().access.clear();
+                    let sent = service.clone().oneshot(request());
+                    callers.spawn(async move { Some(sent.await) });
+                    sleep(SECOND * 3 / 20).await;
+                }
+            }
+            Step::Beside(requests) => {
+                for _ in 0..requests {
+                    for path in [CHALLENGED, "/videos"] {
+                        let sent = service.clone().oneshot(request_to(path));
+                        callers.spawn(async move { Some(sent.await) });
+                    }
+                    sleep(SECOND / 2).await;
+                }
+            }
+            Step::Waiters(waiters) => {
+                for tenths in waiters {
+                    let provider = provider.clone();
+                    callers.spawn(async move {
+                        let _ = timeout(SECOND * tenths.into() / 10, provider.token()).await;
+                        None
+                    });
+                }
+            }
+            Step::Interrupt => interrupt.notify_waiters(),
             Step::Pass(duration) => sleep(duration).await,
             Step::RevokeAccess => account.lock().unwrap().access.clear(),
             Step::RevokeRefresh => account.lock().unwrap().refresh = None,
@@ -290,6 +353,39 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let response = service.clone().oneshot(request()).await;
         prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
+    // A request that cannot be sent again waits for the refresh that a challenge has started.
+    account.lock().unwrap().access.clear();
+    let challenged = without_replay.clone().oneshot(request()).await;
+    prop_assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
+    prop_assert_eq!(without_replay.oneshot(request()).await.unwrap().status(), StatusCode::OK);
+
+    // A program that reports challenges itself heals eight in a row. One of the refreshes is interrupted.
+    sleep(SECOND * 65).await;
+    for number in 0..8 {
+        let challenged = provider.token().await.unwrap();
+        account.lock().unwrap().access.clear();
+        if number == 3 {
+            let _ = timeout(SECOND / 10, provider.refresh(&challenged)).await;
+            interrupt.notify_waiters();
+        }
+        let token = provider.refresh(&challenged).await;
+        let token = if token.is_ok() { token } else { provider.refresh(&challenged).await };
+        prop_assert!(
+            token.is_ok_and(|token| token.access_token() != challenged.access_token()),
+            "{}",
+            number
+        );
+        sleep(SECOND * 3 / 20).await;
+    }
+    // Nobody has a wrong token by now, and the bucket of challenges is full again.
+    sleep(SECOND * 65).await;
+    prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+    let exchanges = account.lock().unwrap().exchanges.clone();
+    let most = exchanges
+        .iter()
+        .map(|begun| exchanges.iter().filter(|at| *at >= begun && **at - *begun < 60 * SECOND).count());
+    prop_assert!(most.max().unwrap_or_default() < 100, "{:?}", exchanges);
+
     // One endpoint challenges every token, another one works. The first one causes at most ten exchanges at once, and
     // then one per five seconds.
     let before = account.lock().unwrap().exchanges.len();

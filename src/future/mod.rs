@@ -105,7 +105,7 @@ impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBod
         kept: Option<K>,
         via: Via<S, R>,
     ) -> Self {
-        let pending = PendingRequest::new(0, OriginHash::of(request.uri()), kept);
+        let pending = PendingRequest::new(0, via.origin(request.uri()), kept);
         let unsent = Unsent { request, delay: Duration::ZERO, backoff: None };
         let state = State::slow_path(SlowPath::waiting(token, unsent, via.provider()));
         Self { state, pending, via, body: PhantomData }

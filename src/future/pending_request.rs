@@ -5,10 +5,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use tokio::time::Instant;
 
-use super::{
-    shared::{Via, is_foreign},
-    slow_path::Unsent,
-};
+use super::{shared::Via, slow_path::Unsent};
 use crate::{
     config::Config,
     origins::OriginHash,
@@ -94,7 +91,7 @@ impl<K> PendingRequest<K> {
         response: &Response<ResBody>,
     ) -> bool {
         if self.token != 0 {
-            if via.options.challenge.matches(response) && !is_foreign(response, self.origin) {
+            if via.options.challenge.matches(response) && !via.is_foreign(response, self.origin) {
                 return true;
             }
             // Known for most tokens: this comparison is all that the happy path pays for the evidence.
@@ -110,7 +107,7 @@ impl<K> PendingRequest<K> {
     /// Records a success: the API accepts the token.
     #[cold]
     fn learn_from<S, R, ResBody>(&self, via: &Via<S, R>, response: &Response<ResBody>) {
-        if response.status().is_success() && !is_foreign(response, self.origin) {
+        if response.status().is_success() && !via.is_foreign(response, self.origin) {
             via.provider().core().accept(self.token);
         }
     }

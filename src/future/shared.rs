@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeSet,
     ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::{Response, Uri};
@@ -28,6 +31,8 @@ pub(crate) struct Shared<S, R> {
     template: Mutex<S>,
     /// The origins that are not allowed and have been reported.
     reported: Mutex<BTreeSet<String>>,
+    /// Whether the responses say where they come from, as far as is known: then a request keeps a hash of its origin.
+    follows: AtomicBool,
 }
 
 impl<S, R> Shared<S, R>
@@ -36,12 +41,40 @@ where
 {
     pub(crate) fn new(service: S, options: Config<R>) -> Self {
         let invalid = options.validate().err();
-        Self { options, invalid, template: Mutex::new(service), reported: Mutex::default() }
+        let (template, reported) = (Mutex::new(service), Mutex::default());
+        Self { options, invalid, template, reported, follows: AtomicBool::new(cfg!(feature = "tower-http")) }
     }
 
     /// A clone of the inner service that has not been made ready.
     pub(crate) fn service(&self) -> S {
         self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<S, R> Shared<S, R> {
+    /// What a request keeps of its origin.
+    #[inline]
+    pub(crate) fn origin(&self, uri: &Uri) -> OriginHash {
+        if self.follows.load(Ordering::Relaxed) { OriginHash::of(uri) } else { OriginHash::NONE }
+    }
+
+    /// Whether a response comes from another origin than its request went to: a redirect follower beneath the layer was
+    /// redirected there, and did not send the token.
+    ///
+    /// Known only if the follower leaves that in the response.
+    #[cold]
+    #[cfg_attr(not(feature = "tower-http"), allow(unused_variables))]
+    pub(super) fn is_foreign<ResBody>(&self, response: &Response<ResBody>, origin: OriginHash) -> bool {
+        let extensions = response.extensions();
+        #[cfg(feature = "tower-http")]
+        {
+            let uri = extensions.get::<tower_http::follow_redirect::RequestUri>();
+            self.follows.store(uri.is_some(), Ordering::Relaxed);
+            if let Some(uri) = uri {
+                return !origin.is_of(&uri.0);
+            }
+        }
+        extensions.get::<Redirected>().is_some()
     }
 }
 
@@ -88,18 +121,3 @@ impl<S, R> Deref for Via<S, R> {
 /// A response extension of a service that follows redirects: it comes from another origin than its request went to.
 #[derive(Clone, Copy)]
 pub(crate) struct Redirected;
-
-/// Whether a response comes from another origin than its request went to: a redirect follower beneath the layer was
-/// redirected there, and did not send the token.
-///
-/// Known only if the follower leaves that in the response.
-#[cold]
-#[cfg_attr(not(feature = "tower-http"), allow(unused_variables))]
-pub(super) fn is_foreign<ResBody>(response: &Response<ResBody>, origin: OriginHash) -> bool {
-    let extensions = response.extensions();
-    #[cfg(feature = "tower-http")]
-    if let Some(uri) = extensions.get::<tower_http::follow_redirect::RequestUri>() {
-        return !origin.is_of(&uri.0);
-    }
-    extensions.get::<Redirected>().is_some()
-}

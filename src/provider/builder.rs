@@ -69,7 +69,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// Sets how long one refresh may take, its retries included. Default: 30 s. More than zero, at most an hour.
     ///
     /// No caller waits more than 100 ms longer for a refresh. If it has not ended by then, because nobody drives its
-    /// runtime, the next caller starts another ([`TokenProvider`](crate::TokenProvider#refreshes)).
+    /// runtime, the next caller starts another ([`TokenProvider`](crate::TokenProvider#rules)).
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.config.refresh_timeout = timeout;
         self
@@ -101,7 +101,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// provider share the budget ([`tower::retry::budget`]).
     ///
     /// The first retry of a request is free if it has a newer token than the challenged one: each token is challenged at
-    /// most once per request, and challenges replace tokens at a bounded pace ([`TokenProvider`](crate::TokenProvider#challenges)).
+    /// most once per request, and challenges replace tokens at a bounded pace ([`TokenProvider`](crate::TokenProvider#rules)).
     /// Every further retry is charged.
     pub fn retry_budget(mut self, ttl: Duration, min_per_sec: u32, ratio: f32) -> Self {
         self.config.retry_budget = Some(RetryBudget::new(ttl, min_per_sec, ratio));
@@ -119,7 +119,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// During the pause after a rejected credential every caller gets its error at once. During the pause after a
     /// challenge, no challenge of a token that the API has never accepted starts another refresh
-    /// ([`TokenProvider`](crate::TokenProvider#challenges)). The 5 s in which the bucket of challenges gets one back are bounded by
+    /// ([`TokenProvider`](crate::TokenProvider#rules)). The 5 s in which the bucket of challenges gets one back are bounded by
     /// `min` and `max`, too.
     ///
     /// A token is accepted with the first 2xx response to a request that the layer has sent. A refresh that fails starts

@@ -61,48 +61,7 @@ use crate::{
 /// # }
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
 /// ```
-///
-/// # Refreshes
-///
-/// A refresh obtains the next token. At most one runs at a time, in a task of its own, so that a dropped caller cannot
-/// lose a refresh token that is being spent. All waiters get the same result. It runs on the tokio runtime of the caller
-/// that started it, or on that of [`runtime`](TokenProviderBuilder::runtime). If processes share a
-/// [store](TokenProviderBuilder#method.store), a refresh reads the store first.
-///
-/// A refresh ends itself at the [refresh timeout](TokenProviderBuilder::refresh_timeout). Every waiter has a deadline of
-/// its own, 100 ms later, since a runtime that nobody drives does not run its tasks. After the deadline, the next caller
-/// starts another refresh on its own runtime, which inherits the waiters. A late token is used if it was asked for after
-/// the current one. A waiter outside of any tokio runtime has no deadline.
-///
-/// If the source panics or the runtime ends, the refresh is interrupted: all waiters get [`Error::Interrupted`], the
-/// current token counts as expiring, and the next caller that starts a refresh waits for it. Thus a program that makes a
-/// runtime for each call gets its tokens. On a runtime for the current thread, which may not be driven when its call has
-/// returned, the caller that starts the refresh of a [login](TokenSource::needs_store) always waits for it.
-///
-/// # When a token is refreshed
-///
-/// A token is **fresh** at first: it is used. In the last tenth of its life ([`RefreshAhead`]) it is **expiring**: it
-/// is still used, and the first request starts a refresh that no request waits for. Callers wait only if there is no
-/// token, or if it has **expired**. A provider that is to [keep fresh](TokenProviderBuilder::keep_fresh) does this
-/// without requests, too.
-///
-/// A lifetime is a hint, by the monotonic clock. If there is none, or less than 100 ms are left of it when the token
-/// arrives, the token is used until the API challenges it.
-///
-/// # What a failure does
-///
-/// A failed refresh never takes a token away: callers get the current token until it expires. The next attempt after a
-/// transient failure waits for the [backoff](TokenProviderBuilder::retry), and callers without a token wait for it. After
-/// a permanent failure they get its error at once until the end of the [cool-down](TokenProviderBuilder::cool_down), or
-/// until the credential is replaced.
-///
-/// # Challenges
-///
-/// Each refresh that a challenge starts takes one from a bucket of ten, which gets one back every 5 s. If the API has
-/// never accepted the challenged token, the cool-down after the last such refresh must also be over: it doubles from 1 s
-/// to 60 s, and starts at 1 s again once a token that was accepted is replaced. If either forbids a refresh, the current
-/// token is tried again with backoff. So ten revocations in a row heal at once and then one every 5 s, and an endpoint
-/// that challenges every token costs one refresh every 5 s beside others that work, and one a minute if none does.
+#[doc = include_str!("../guide/rules.md")]
 ///
 /// # Shutdown
 ///
@@ -196,7 +155,7 @@ impl TokenProvider {
     /// Returns a token other than `challenged`, which the API has just challenged.
     ///
     /// If the provider has another token already, that is the result; else this joins the running refresh, or starts
-    /// one. If the bucket of [challenges](Self#challenges) is empty, the result is `challenged` itself. The cool-down
+    /// one. If the bucket of [challenges](Self#rules) is empty, the result is `challenged` itself. The cool-down
     /// does not count here: a program that calls this has seen the challenge.
     ///
     /// # Errors
@@ -334,7 +293,7 @@ impl TokenProvider {
     }
 
     /// Returns the header for a request and the token in it, if there is one that is fresh.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn header<'a>(&self, cache: &'a mut Cache) -> Option<(&'a HeaderValue, TokenId)> {
         let token = cache.load().as_ref().filter(|token| token.is_fresh_now())?;
         Some((token.header(), token.id()))

@@ -56,7 +56,7 @@ pub trait TokenSource: Send + Sync + 'static {
     /// [`request`](TokenRequest) has the token that the provider published last. This call may spend its refresh token.
     /// The provider calls this from its own task, and does the retries. It does not make a second call before the
     /// first ends, unless the runtime of the first is not driven any more
-    /// ([`TokenProvider`](crate::TokenProvider#refreshes)). A source that waits for a peer should limit that wait.
+    /// ([`TokenProvider`](crate::TokenProvider#rules)). A source that waits for a peer should limit that wait.
     ///
     /// # Errors
     ///
