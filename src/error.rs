@@ -65,9 +65,9 @@ pub enum Error {
     /// left.
     ShutDown,
 
-    /// The API challenged the token, no other could be obtained, and the 401 was dropped meanwhile: one that may be larger
-    /// than 64 KiB is kept for a second at most, since the token request may need its connection. With the reason why there
-    /// is no other token, unless the retry budget is spent.
+    /// The API challenged the token, no other could be obtained, and the 401 was dropped meanwhile: a large one is kept for a
+    /// second at most ([`BearerAuth`](crate::BearerAuth#permits)), since the token request may need its connection. With the
+    /// reason why there is no other token; `None` if the request cannot be sent again.
     ///
     /// The text includes that error's, whose cause is the [`source`](StdError::source).
     ChallengeDropped(Option<Arc<Self>>),

@@ -68,7 +68,7 @@
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
-//! | `the API challenges new tokens too; not asking the source` | WARN, once in the longest cool-down, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
+//! | `the API challenges new tokens too; not asking the source` | WARN, once a minute, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `token invalidated` | INFO | `generation` |
 //! | `provider shut down` | DEBUG | |
 //! | `provider evicted` | DEBUG | `reason` (as in the metric below) |
@@ -360,6 +360,7 @@ impl Reporter {
             let mut reported = self.reported();
             let Reported { outage, has_same, left_alone } =
                 reported.take().map(|old| *old).unwrap_or_default();
+            let is_same = is_same && (is_challenged || has_same);
             // Most providers have nothing to remember.
             if is_same || left_alone.is_some() {
                 *reported =

@@ -137,17 +137,17 @@ impl OriginHash {
     #[cold]
     pub(crate) fn of(uri: &Uri) -> Self {
         match (uri.scheme_str(), uri.authority()) {
-            (Some(scheme), Some(authority)) => Self::hash(scheme, authority.as_str().as_bytes()),
+            (Some(scheme), Some(authority)) => Self::hash(scheme, without_user(authority)),
             _ => Self::RELATIVE,
         }
     }
 
     /// Hashes eight bytes at a time, without regard to case.
-    fn hash(scheme: &str, authority: &[u8]) -> Self {
+    fn hash(scheme: &str, authority: &str) -> Self {
         const LOWER: u64 = 0x2020_2020_2020_2020;
         let mix = |hash: u64, bytes: u64| (hash ^ (bytes | LOWER)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut hash = (scheme.len() as u64) << 8 | authority.len() as u64;
-        let mut rest = authority;
+        let mut rest = authority.as_bytes();
         while let Some((eight, after)) = rest.split_first_chunk() {
             (hash, rest) = (mix(hash, u64::from_le_bytes(*eight)).rotate_left(29), after);
         }
@@ -160,10 +160,10 @@ impl OriginHash {
     pub(crate) fn is_of(self, uri: &Uri) -> bool {
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return true };
         let default = if scheme == "https" { ":443" } else { ":80" };
-        let text = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let text = without_user(authority);
         let bare = text.strip_suffix(default).unwrap_or(text);
         let notations = [text, bare, &format!("{bare}{default}")];
-        self == Self::RELATIVE || notations.iter().any(|text| self == Self::hash(scheme, text.as_bytes()))
+        self == Self::RELATIVE || notations.iter().any(|text| self == Self::hash(scheme, text))
     }
 }
 
@@ -233,10 +233,13 @@ impl Origin {
     }
 }
 
+fn without_user(authority: &Authority) -> &str {
+    authority.as_str().rsplit('@').next().unwrap_or_default()
+}
+
 /// Returns the text of the port, which is empty if there is none. `None` if the authority has no valid form.
 fn port(authority: &Authority) -> Option<&str> {
-    let after_user = authority.as_str().rsplit('@').next()?;
-    after_user.strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
+    without_user(authority).strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
 }
 
 impl Host {

@@ -46,9 +46,10 @@ use crate::{
 /// is current when the clone is ready, and so does a retry. The response to an attempt is dropped before its retry.
 ///
 /// While a challenged request waits for another token, it keeps its 401, since the caller gets it if there is none. A 401
-/// that may be larger than 64 KiB is kept for a second at most: if the refresh fails after that, the caller gets
-/// [`Error::ChallengeDropped`]. What the inner service ties to the body of a response, such as a permit, is kept as
-/// long. If the token source needs it, let it have a client of its own.
+/// that may be larger than 64 KiB is kept for a second at most, and so is one of those that together may be larger than 1
+/// MiB: if the refresh fails after that, the caller gets [`Error::ChallengeDropped`]. A body that is still being sent is
+/// paused for as long. What the inner service ties to the body of a response, such as a permit, is kept with a small 401.
+/// If the token source needs it, let it have a client of its own.
 ///
 /// # Waits
 ///

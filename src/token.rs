@@ -226,7 +226,8 @@ impl Token {
         let left = |at: Instant| at.saturating_duration_since(now);
         let expires_at = self.0.expires_at.filter(|at| left(*at) >= LEAST_LIFE);
         let took = now.saturating_duration_since(asked_at);
-        let refresh_at = expires_at.map(|at| ahead.refresh_at(now, left(at), took));
+        // At most ten refreshes in a second, however short the lives are.
+        let refresh_at = expires_at.map(|at| ahead.refresh_at(now, left(at), took).max(now + LEAST_LIFE));
         Self(Arc::new(Inner { id, expires_at, refresh_at, ..Arc::unwrap_or_clone(self.0) }))
     }
 

@@ -577,6 +577,36 @@ async fn zero_lifetime_token_lasts_until_challenge() {
     assert_eq!(source.fetches(), 2);
 }
 
+/// Row 12: tokens that hardly live cost at most ten fetches in a second, and so do refreshes that time out.
+#[tokio::test(start_paused = true)]
+async fn fetches_are_bounded() {
+    let fetches = Arc::new(AtomicU64::new(0));
+    for (keep_fresh, takes) in [(false, 0), (true, 0), (false, 1000), (true, 1000)] {
+        fetches.store(0, Ordering::SeqCst);
+        let source = tower_bearer::source_fn({
+            let fetches = Arc::clone(&fetches);
+            move |_| {
+                let number = fetches.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    sleep(Duration::from_millis(takes)).await;
+                    let token = Token::builder(format!("access-{number}"));
+                    Ok::<_, SourceError>(token.expires_in(Duration::from_millis(110)).build()?)
+                }
+            }
+        });
+        let ahead = RefreshAhead::new().share(0.9);
+        let builder = TokenProvider::builder(source).refresh_ahead(ahead).keep_fresh(keep_fresh);
+        let provider = builder.refresh_timeout(Duration::from_millis(10)).build().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < MINUTE {
+            let _ = provider.token().await;
+            sleep(Duration::from_millis(1)).await;
+        }
+        let fetches = fetches.load(Ordering::SeqCst);
+        assert!((10..=600 + 2).contains(&fetches), "{fetches}, {keep_fresh}, {takes}");
+    }
+}
+
 /// Row 73: the lifetime of a token that expired before it arrived is unknown.
 #[tokio::test(start_paused = true)]
 async fn token_expired_in_transit_is_used() {

@@ -189,7 +189,8 @@ async fn death_before_post_costs_one_lease() {
     let begun = Instant::now();
     let token = endpoint.process(&store).build().unwrap().token().await.unwrap();
     assert_eq!(token.access_token(), "access-1");
-    assert!((10 * SECOND..11 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    // The lease is taken within a second of its end, and the POST takes some time.
+    assert!((10 * SECOND..11 * SECOND + SECOND / 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!(endpoint.grants().posts(), 1);
 }
 

@@ -33,7 +33,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_bearer::{BearerAuthLayer, BoxError, SourceError, Token, TokenProvider, source_fn};
+use tower_bearer::{
+    BearerAuthLayer, BoxError, SourceError, Token, TokenProvider, replay::ReplayBody, source_fn,
+};
 
 type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -391,4 +393,76 @@ async fn retry_gets_permit_of_its_401() {
         let response = response.unwrap_or_else(|_| panic!("{version:?}, {refusal:?}: hangs"));
         assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
+}
+
+/// Row 129: each 401 is small, but together they take the connection's window.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_401s_leave_room_for_token() {
+    heals_on_connection_of_endpoint(1000, 100, Refusal::Whole(64 * 1024)).await;
+}
+
+/// As `respond`, but reads the request's body in the background, as a server does that lingers.
+async fn respond_early(request: Request<Incoming>) -> Result<Response<BoxBody>, Infallible> {
+    if request.uri().path() == "/token" {
+        return Ok(Response::new(Full::from("access-2").boxed_unsync()));
+    }
+    if request.headers().get(AUTHORIZATION).is_some_and(|value| value == "Bearer access-2") {
+        let length = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
+        return Ok(Response::new(Full::from(length.to_string()).boxed_unsync()));
+    }
+    tokio::spawn(request.into_body().collect());
+    Ok(Response::builder().status(StatusCode::UNAUTHORIZED).body(Full::default().boxed_unsync()).unwrap())
+}
+
+/// Row 129: an upload, whose early 401 is empty, has the only stream of the connection on which the token has to come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn challenged_upload_leaves_stream_for_token() {
+    type Upload = ReplayBody<BoxBody>;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let stream = TokioIo::new(listener.accept().await.unwrap().0);
+            let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(1);
+            tokio::spawn(builder.serve_connection(stream, hyper::service::service_fn(respond_early)));
+        }
+    });
+    let client: Client<HttpConnector, UnsyncBoxBody<Bytes, BoxError>> = http2();
+    let empty = || Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
+    let token = move || Request::get(format!("http://{address}/token")).body(empty()).unwrap();
+    client.request(token()).await.unwrap().into_body().collect().await.unwrap();
+    let (for_token, fetches) = (client.clone(), AtomicU64::new(0));
+    let source = source_fn(move |_| {
+        let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
+        let client = for_token.clone();
+        async move {
+            if is_first {
+                return Ok(Token::builder("access-1").build()?);
+            }
+            let response = client.request(token()).await;
+            let response = response.map_err(|_| SourceError::unavailable("no response"))?;
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|_| SourceError::unavailable("no body"))?.to_bytes();
+            Ok(Token::builder(String::from_utf8_lossy(&body)).build()?)
+        }
+    });
+    let provider = TokenProvider::builder(source).refresh_timeout(LIMIT / 2).build().unwrap();
+    provider.token().await.unwrap();
+    let service = BearerAuthLayer::with_provider(provider.clone())
+        .replay_with(1 << 20, |body: Upload| body.boxed_unsync())
+        .layer(client);
+    // An upload that ends after a second.
+    let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
+    tokio::spawn(async move {
+        for _ in 0..100 {
+            sleep(10 * MILLISECOND).await;
+            if sender.send_data(vec![b'x'; 1000].into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let request = Request::post(format!("http://{address}/")).body(body.boxed_unsync()).unwrap();
+    let response = timeout(2 * LIMIT, service.oneshot(request)).await.expect("hangs").unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }

@@ -121,56 +121,92 @@ fn shutdown_does_not_wait_for_blocked_source() {
     });
 }
 
-/// A late token of an abandoned refresh does not hide why the attempts of the next one failed.
+/// Row 65: a late token reaches those who wait for the refresh in its place, and the rest of that refresh is no news.
 #[test]
-fn attempt_error_outlives_late_token() {
+fn late_token_reaches_waiters() {
     struct Scripted(AtomicU64, Notify);
 
     impl TokenSource for Scripted {
         async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-            match self.0.fetch_add(1, Ordering::SeqCst) {
-                0 => {
-                    self.1.notified().await;
-                    Ok(Token::builder("late").build()?)
-                }
-                1 => Err(SourceError::unavailable("down")),
-                _ => pending().await,
+            if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+                self.1.notified().await;
+                return Ok(Token::builder("late").build()?);
             }
+            pending().await
         }
     }
 
     let source = Arc::new(Scripted(AtomicU64::new(0), Notify::new()));
-    let provider = TokenProvider::builder(Arc::clone(&source))
-        .refresh_timeout(500 * MS)
-        .retry(RetryPolicy::new().backoff(MS, 2 * MS))
-        .build()
-        .unwrap();
+    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(500 * MS).build().unwrap();
     let stalled = start_on_stalled_runtime(&provider);
-    let (outcome, _stalled) = runtime().block_on(async {
-        assert!(matches!(provider.token().await, Err(Error::TimedOut(_))));
-        let second = tokio::spawn({
+    thread::sleep(520 * MS);
+    let outcome = runtime().block_on(async {
+        let waiter = tokio::spawn({
             let provider = provider.clone();
             async move { provider.token().await }
         });
-        while source.0.load(Ordering::SeqCst) < 3 {
+        while source.0.load(Ordering::SeqCst) < 2 {
             sleep(MS).await;
         }
         source.1.notify_one();
-        let late = provider.clone();
-        let driven = thread::spawn(move || {
-            stalled.block_on(async {
-                while late.current().is_none() {
-                    sleep(MS).await
-                }
-            });
-            stalled
-        });
-        let stalled = driven.join().unwrap();
-        assert_eq!(provider.current().unwrap().access_token(), "late");
-        // A runtime cannot be dropped in an asynchronous context.
-        (second.await.unwrap(), stalled)
+        thread::spawn(move || stalled.block_on(async { sleep(100 * MS).await })).join().unwrap();
+        // The refresh in its place has not ended yet.
+        assert!(provider.status().refreshing);
+        waiter.await.unwrap()
     });
-    assert!(matches!(&outcome, Err(Error::Source(error)) if error.to_string() == "down"), "{outcome:?}");
+    assert_eq!(outcome.unwrap().access_token(), "late");
+}
+
+/// Row 65: a waiter gets no error of an earlier refresh.
+#[test]
+fn waiter_gets_no_old_error() {
+    let calls = AtomicU64::new(0);
+    let source = source_fn(move |_| {
+        let is_first = calls.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if is_first {
+                return Err(SourceError::rejected("the key of last week"));
+            }
+            pending().await
+        }
+    });
+    let builder = TokenProvider::builder(source).cool_down(10 * MS, 10 * MS).refresh_timeout(300 * MS);
+    let provider = builder.build().unwrap();
+    let stalled = runtime();
+    stalled.block_on(async {
+        assert!(matches!(provider.token().await, Err(Error::Source(_))));
+        sleep(50 * MS).await;
+        let _ = timeout(20 * MS, provider.token()).await;
+    });
+    let outcome = runtime().block_on(provider.token());
+    assert!(matches!(outcome, Err(Error::TimedOut(_))), "{outcome:?}");
+}
+
+/// Row 4: the methods of a source are foreign code, which may read the status.
+#[test]
+fn source_that_reads_status_is_no_deadlock() {
+    struct Foreign(Arc<OnceLock<TokenProvider>>);
+
+    impl TokenSource for Foreign {
+        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+            Ok(Token::builder("abc").build()?)
+        }
+
+        fn needs_store(&self) -> bool {
+            self.0.get().is_some_and(|provider| provider.status().generation > 0)
+        }
+
+        fn revision(&self) -> u64 {
+            self.0.get().map_or(0, |provider| provider.status().generation)
+        }
+    }
+
+    let provider = Arc::new(OnceLock::new());
+    provider.set(TokenProvider::new(Foreign(Arc::clone(&provider)))).unwrap();
+    support::ends(async move {
+        let token = provider.get().unwrap().token().await.unwrap();
+        provider.get().unwrap().refresh(&token).await.unwrap();
+    });
 }
 
 /// Row 70: the background starts the first refresh; the source fails once, after a caller has joined.

@@ -91,6 +91,23 @@ async fn constant_401_of_one_token_is_brief() {
     assert!(seen.len() <= 3, "{seen:#?}");
 }
 
+/// Row 74: the source has returned the same token before, when the API had not challenged it.
+#[tokio::test(start_paused = true)]
+async fn challenged_token_again_is_news() {
+    let (record, _guard) = Record::start();
+    let source =
+        source_fn(|_| async { Ok::<_, SourceError>(Token::builder("abc").expires_in(SECOND * 60).build()?) });
+    let provider = TokenProvider::new(source);
+    provider.token().await.unwrap();
+    advance(SECOND * 58).await;
+    provider.token().await.unwrap();
+    sleep(SECOND).await;
+    let token = provider.token().await.unwrap();
+    assert_eq!(provider.status().refreshes, 2);
+    provider.refresh(&token).await.unwrap();
+    record.one_at("source returned the challenged access token", Level::WARN);
+}
+
 /// Row 75.
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_one_refresh() {

@@ -374,3 +374,23 @@ async fn provider_refreshes_are_bounded() {
     let fetches = fetches.load(Ordering::SeqCst);
     assert!(fetches <= 1 + 10 + 12 + 1, "{fetches} fetches in a minute");
 }
+
+/// Row 144: a program's own refreshes begin no cool-down for the layer.
+#[tokio::test(start_paused = true)]
+async fn provider_refreshes_begin_no_cool_down() {
+    let fetches = AtomicU64::new(0);
+    let provider = TokenProvider::new(source_fn(move |_| {
+        let token = format!("access-{}", fetches.fetch_add(1, Ordering::SeqCst) + 1);
+        async move { Ok::<_, SourceError>(Token::builder(token).build()?) }
+    }));
+    let api = Api::default();
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service::<Full<Bytes>>());
+    provider.token().await.unwrap();
+    for _ in 0..6 {
+        let challenged = provider.token().await.unwrap();
+        assert_ne!(provider.refresh(&challenged).await.unwrap().generation(), challenged.generation());
+        sleep(5 * SECOND).await;
+    }
+    api.accept("access-8");
+    assert_eq!(status(&BoxCloneService::new(service)).await, 200);
+}

@@ -113,7 +113,7 @@ async fn own_401_after_redirect_is_challenge() {
 /// Row 134: a request for another notation of the origin, which leads back to the usual one.
 #[tokio::test(start_paused = true)]
 async fn notation_of_request_does_not_matter() {
-    for origin in ["https://API.EXAMPLE", "https://api.example:443"] {
+    for origin in ["https://API.EXAMPLE", "https://api.example:443", "https://user@api.example"] {
         for replays in [0, 1] {
             let (source, hosts) = (Source::new(), Hosts::default());
             let client = clients(&source, &hosts)[replays].clone();

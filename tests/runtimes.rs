@@ -16,8 +16,9 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::AUTHORIZATION};
-use http_body_util::{Empty, Full};
-use support::{chain, get, ours};
+use http_body::Frame;
+use http_body_util::{Channel, Empty, Full};
+use support::{Api, chain, get, ours};
 use tokio::{
     runtime::{Builder, Runtime},
     time::sleep,
@@ -139,8 +140,18 @@ fn expiring_token_costs_three_fetches() {
 }
 
 /// A login whose refresh tokens can be used once. One that is presented again ends the login.
-#[derive(Default)]
-struct Login(Mutex<LoginState>);
+struct Login {
+    state: Mutex<LoginState>,
+    /// How long an exchange takes.
+    takes: Duration,
+    lifetime: Duration,
+}
+
+impl Login {
+    fn new(takes: Duration, lifetime: Duration) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), takes, lifetime })
+    }
+}
 
 #[derive(Default)]
 struct LoginState {
@@ -153,7 +164,7 @@ impl TokenSource for Login {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let presented = request.previous().and_then(Token::refresh_token).unwrap_or("0");
         let newest = {
-            let mut state = self.0.lock().unwrap();
+            let mut state = self.state.lock().unwrap();
             state.has_ended |= presented != state.newest.to_string();
             if state.has_ended {
                 return Err(SourceError::login_required("the refresh token was presented before"));
@@ -162,9 +173,9 @@ impl TokenSource for Login {
             state.newest
         };
         // From here on the response may be lost.
-        sleep(50 * MILLISECOND).await;
+        sleep(self.takes).await;
         let token = Token::builder(format!("access-{newest}")).refresh_token(newest.to_string());
-        Ok(token.expires_in(300 * MILLISECOND).build()?)
+        Ok(token.expires_in(self.lifetime).build()?)
     }
 
     fn needs_store(&self) -> bool {
@@ -175,7 +186,7 @@ impl TokenSource for Login {
 /// Row 139: the runtime of the call that started an exchange ends with the call.
 #[test]
 fn login_survives_runtime_per_call() {
-    let login = Arc::<Login>::default();
+    let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
     let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
     let provider = TokenProvider::builder(Arc::clone(&login)).refresh_ahead(ahead).build().unwrap();
     let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
@@ -185,14 +196,14 @@ fn login_survives_runtime_per_call() {
         }
         thread::sleep(10 * MILLISECOND);
     }
-    let state = login.0.lock().unwrap();
+    let state = login.state.lock().unwrap();
     assert!(!state.has_ended && state.newest > 2, "{} exchanges", state.newest);
 }
 
 /// Row 139: as above, after a challenge to a request that cannot be sent again.
 #[test]
 fn login_survives_challenges_without_replay() {
-    let login = Arc::<Login>::default();
+    let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
     let provider = TokenProvider::new(Arc::clone(&login));
     let service = BearerAuthLayer::with_provider(provider).no_replay();
     let service = service.layer(api(|token| token == "access-1"));
@@ -208,8 +219,84 @@ fn login_survives_challenges_without_replay() {
             panic!("call {number}: {}", chain(&*error));
         }
     }
-    let state = login.0.lock().unwrap();
+    let state = login.state.lock().unwrap();
     assert!(!state.has_ended && state.newest > 1, "{} exchanges", state.newest);
+}
+
+/// Row 139: as above, if a 401 without a known length is not kept for long, and the exchange takes longer.
+#[test]
+fn login_survives_chunked_401() {
+    let login = Login::new(1500 * MILLISECOND, HOUR);
+    let provider = TokenProvider::new(Arc::clone(&login));
+    let chunked = service_fn(|request: Request<Empty<Bytes>>| async move {
+        let is_revoked = token_of(&request) == "access-1";
+        let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
+        let _ = sender.try_send(Frame::data("no".into()));
+        let status = if is_revoked { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+        Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap())
+    });
+    let service = BearerAuthLayer::with_provider(provider.clone()).no_replay().layer(chunked);
+    call(provider.token()).unwrap();
+    let statuses = [(); 3].map(|()| call(service.clone().oneshot(get())).unwrap().status().as_u16());
+    assert_eq!(statuses, [401, 200, 200]);
+    assert_eq!(login.state.lock().unwrap().newest, 2);
+}
+
+/// Row 139: the runtime of each call has threads of its own.
+#[test]
+fn login_survives_runtime_with_threads_per_call() {
+    let login = Login::new(100 * MILLISECOND, 400 * MILLISECOND);
+    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
+    let provider = TokenProvider::builder(Arc::clone(&login)).refresh_ahead(ahead).build().unwrap();
+    let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
+    for number in 1..=60 {
+        let call = Runtime::new().unwrap().block_on(service.clone().oneshot(get()));
+        if let Err(error) = call {
+            panic!("call {number}: {}", chain(&*error));
+        }
+        thread::sleep(10 * MILLISECOND);
+    }
+    let state = login.state.lock().unwrap();
+    assert!(!state.has_ended && state.newest > 2, "{} exchanges", state.newest);
+}
+
+/// Row 132: the refresh that a challenge has started is on a runtime that is not driven any more, and past its deadline.
+#[test]
+fn unreplayable_waits_for_refresh_in_place_of_late_one() {
+    let fetches = Arc::new(AtomicU64::new(0));
+    let source = source_fn({
+        let fetches = Arc::clone(&fetches);
+        move |_| {
+            let fetch = fetches.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                match fetch {
+                    1 => {}
+                    2 => std::future::pending().await,
+                    _ => sleep(50 * MILLISECOND).await,
+                }
+                Ok::<_, SourceError>(Token::builder(format!("access-{fetch}")).build()?)
+            }
+        }
+    });
+    let provider = TokenProvider::builder(source).refresh_timeout(300 * MILLISECOND).build().unwrap();
+    let api = Api::default();
+    api.accept("access-3");
+    let service = BearerAuthLayer::with_provider(provider.clone()).no_replay().layer(api.service());
+    let stalled = runtime();
+    let first = stalled.block_on(async {
+        provider.token().await.unwrap();
+        let status = service.clone().oneshot(get()).await.unwrap().status().as_u16();
+        sleep(20 * MILLISECOND).await;
+        status
+    });
+    assert_eq!(first, 401);
+    assert!(provider.status().refreshing);
+    thread::sleep(400 * MILLISECOND);
+    let (second, third) = runtime().block_on(async {
+        let second = service.clone().oneshot(get()).await.unwrap().status().as_u16();
+        (second, service.clone().oneshot(get()).await.unwrap().status().as_u16())
+    });
+    assert_eq!((second, third), (200, 200));
 }
 
 /// What drives a request.

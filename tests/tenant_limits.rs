@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, ServiceExt, util::BoxCloneService};
 use tower_bearer::{
     AllowedOrigins, BearerAuthLayer, BoxError, Error, SourceError, StaticToken, Token, TokenProvider,
-    TokenProviders, TokenRequest, TokenSource, UseToken,
+    TokenProviders, TokenRequest, TokenSource, UseToken, source_fn,
 };
 
 const OWN: &str = "https://ws.api.video";
@@ -184,4 +184,62 @@ fn eviction_outlives_shut_down_runtime() {
     let providers = providers.idle_timeout(Duration::from_secs(1)).build().unwrap();
     runtime().block_on(async { drop(providers.get(&1).unwrap()) });
     assert_eq!(left_after_idle(&providers, &runtime()), 1, "idle providers were not evicted");
+}
+
+/// Row 142: refreshes on a runtime that is not driven any more keep no provider.
+#[test]
+fn overdue_refresh_keeps_no_provider() {
+    let providers = TokenProviders::builder(|_: &u32| {
+        let source = source_fn(|_| std::future::pending::<Result<Token, SourceError>>());
+        Ok::<_, BoxError>(TokenProvider::builder(source).refresh_timeout(Duration::from_millis(100)))
+    })
+    .max_providers(10)
+    .idle_timeout(Duration::from_secs(1))
+    .build()
+    .unwrap();
+    let stalled = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    stalled.block_on(async {
+        for tenant in 0..1000 {
+            assert!(support::at_once(providers.get(&tenant).unwrap().token()).is_none());
+        }
+    });
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(providers.len(), 0);
+}
+
+/// Row 141: a provider that a handle uses is found again, also after a shutdown.
+#[tokio::test(start_paused = true)]
+async fn used_provider_is_found_beyond_bound() {
+    let factory = |_: &u32| {
+        let source = source_fn(|_| async { Ok::<_, SourceError>(Token::builder("abc").build()?) });
+        Ok::<_, BoxError>(TokenProvider::builder(source))
+    };
+    let providers = TokenProviders::builder(factory).max_providers(1).build().unwrap();
+    let first = providers.get(&1).unwrap();
+    first.token().await.unwrap();
+    let second = providers.get(&2).unwrap();
+    second.token().await.unwrap();
+    assert_eq!((providers.len(), providers.statuses().count()), (2, 2));
+    assert!(providers.get(&1).unwrap().current().is_some());
+    providers.shutdown().await;
+    assert!([1, 2].iter().all(|key| providers.get(key).unwrap().current().is_some()));
+    assert!(providers.get(&3).is_err());
+}
+
+/// Row 85: to look at the statuses is no use of a provider.
+#[tokio::test(start_paused = true)]
+async fn statuses_use_no_provider() {
+    let factory = |_: &u32| {
+        let source = source_fn(|_| async { Ok::<_, SourceError>(Token::builder("abc").build()?) });
+        Ok::<_, BoxError>(TokenProvider::builder(source))
+    };
+    let providers = TokenProviders::builder(factory).idle_timeout(Duration::from_secs(10)).build().unwrap();
+    providers.get(&1).unwrap();
+    for _ in 0..3 {
+        let statuses = providers.statuses();
+        let _ = providers.len();
+        drop(statuses);
+        tokio::time::advance(Duration::from_secs(5)).await;
+    }
+    assert_eq!(providers.len(), 0);
 }

@@ -162,6 +162,7 @@ where
                         Step::Fail(error) => Err(error),
                     };
                     slow_path.set(SlowPath::Ended);
+                    this.pending.give_up();
                     return Poll::Ready(result);
                 }
             }

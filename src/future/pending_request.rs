@@ -115,6 +115,8 @@ impl<K> PendingRequest<K> {
 
 impl<H: Head, Spare> PendingRequest<(H, Spare)> {
     /// Stops the body of the running attempt where it is, if the request may be sent again.
+    ///
+    /// It is [released](Self::release) before long.
     pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
@@ -128,11 +130,23 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
         }
     }
 
-    /// Makes the retry, without a token. `token` is the provider's answer to the challenge.
+    /// Holds the body of the running attempt no longer. If the attempt `ends`, its next poll is an error; else it continues.
+    pub(super) fn release<R, B>(&self, options: &Config<R>, ends: bool)
+    where
+        R: Replay<B, Head = H, Spare = Spare>,
+    {
+        if let Some((_, spare)) = &self.kept {
+            options.replay.release(spare, ends);
+        }
+    }
+
+    /// Makes the retry, without a token. `token` is the provider's answer to the challenge. Without the challenge, nothing
+    /// but the retry is left for the caller: neither the budget nor a missing timer prevents it.
     pub(super) fn again<S, R, B>(
         &mut self,
         via: &Via<S, R>,
         token: &Token,
+        has_challenge: bool,
     ) -> Result<Unsent<Request<R::Body>>, NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
@@ -140,7 +154,7 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
         let (options, generation) = (&via.options, token.id().generation);
         // The first retry with another token does not wait and takes nothing from the budget.
         let is_free = self.retries.is_none() && self.token != generation;
-        let budget = via.provider().core().retry_budget().filter(|_| !is_free);
+        let budget = via.provider().core().retry_budget().filter(|_| !is_free && has_challenge);
         if budget.is_some_and(|budget| !budget.withdraw()) {
             return Err(NotRetried::Budget);
         }
@@ -155,7 +169,11 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
             let settled_at = via.provider().core().settled_at(generation, LAG).filter(|_| is_last);
             let lag = settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             delay = lag + retries.backoff.next_delay();
-            backoff = Some(timer(now + delay).map_err(|_| NotRetried::Runtime)?);
+            match timer(now + delay, None) {
+                Ok(timer) => backoff = Some(timer),
+                Err(_) if has_challenge => return Err(NotRetried::Runtime),
+                Err(_) => {}
+            }
         }
         let (head, spare) = self.kept.take().ok_or(NotRetried::Body)?;
         let (body, spare) = options.replay.again(spare).ok_or(NotRetried::Body)?;

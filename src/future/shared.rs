@@ -5,7 +5,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -31,6 +31,8 @@ pub(crate) struct Shared<S, R> {
     template: Mutex<S>,
     /// The origins that are not allowed and have been reported.
     reported: Mutex<BTreeSet<String>>,
+    /// How many bytes of small challenges are kept.
+    pub(super) small: Arc<AtomicUsize>,
     /// Whether the responses say where they come from, as far as is known: then a request keeps a hash of its origin.
     follows: AtomicBool,
 }
@@ -42,7 +44,15 @@ where
     pub(crate) fn new(service: S, options: Config<R>) -> Self {
         let invalid = options.validate().err();
         let (template, reported) = (Mutex::new(service), Mutex::default());
-        Self { options, invalid, template, reported, follows: AtomicBool::new(cfg!(feature = "tower-http")) }
+        let small = Arc::default();
+        Self {
+            options,
+            invalid,
+            template,
+            reported,
+            small,
+            follows: AtomicBool::new(cfg!(feature = "tower-http")),
+        }
     }
 
     /// A clone of the inner service that has not been made ready.

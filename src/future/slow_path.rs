@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -35,9 +38,12 @@ const MAX_DRAINED: usize = 64 * 1024;
 /// How long that may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long a challenge that may be large is kept unread. Over HTTP/2, its body takes a share of the connection's window,
-/// which the token request may need.
-const MAX_UNREAD: Duration = Duration::from_secs(1);
+/// How long an attempt that was challenged is kept, if its challenge is not small or its body is still being sent. Over
+/// HTTP/2, they take a stream and a share of the connection's window, which the token request may need.
+const MAX_KEPT: Duration = Duration::from_secs(1);
+
+/// How much the small challenges of one service may take together.
+const MAX_SMALL: usize = 1024 * 1024;
 
 pin_project! {
     #[project = SlowPathProj]
@@ -56,7 +62,9 @@ pin_project! {
             token: Waiting,
             // `None` after it was kept for too long.
             challenge: Option<Response<ResBody>>,
-            // Ends the time for which it is kept. `None` if it is small.
+            // The share of a small one in what is kept of them.
+            small: Option<Small>,
+            // Ends the time for which the attempt is kept.
             #[pin]
             keep: Option<Sleep>,
             // Why the request is not sent again, whatever the refresh brings.
@@ -88,13 +96,32 @@ pin_project! {
 
 /// Counts a request that is dropped while it waits for a token, which its caller sees as a failure. `None` if the wait
 /// has ended.
-pub(super) struct GivenUp(pub(super) Option<TokenProvider>);
+pub(super) struct GivenUp(Option<(TokenProvider, Instant)>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        if let Some(provider) = &self.0 {
-            provider.reporter().request_given_up(&provider.core().timed_out());
+        if let Some((provider, since)) = &self.0 {
+            provider.reporter().request_given_up(&provider.core().timed_out(*since));
         }
+    }
+}
+
+/// A small challenge that is kept: how many bytes its service keeps of them, and its own.
+pub(super) struct Small(Arc<AtomicUsize>, usize);
+
+impl Small {
+    /// `None` if the challenge may be large, or is one too many.
+    fn new<ResBody: Body>(kept: &Arc<AtomicUsize>, challenge: &Response<ResBody>) -> Option<Self> {
+        let length = challenge.body().size_hint().upper().and_then(|length| usize::try_from(length).ok());
+        let length = length.filter(|length| *length <= MAX_DRAINED)?;
+        let small = Self(Arc::clone(kept), length);
+        (kept.fetch_add(length, Ordering::Relaxed) + length <= MAX_SMALL).then_some(small)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -120,7 +147,11 @@ pub(super) enum Step<S, F, Req, ResBody> {
 
 impl<S, Req, ResBody> SlowPath<S, Req, ResBody> {
     pub(super) fn waiting(token: Waiting, unsent: Unsent<Req>, provider: &TokenProvider) -> Self {
-        Self::Waiting { token, unsent: Some(unsent), given_up: GivenUp(Some(provider.clone())) }
+        Self::Waiting {
+            token,
+            unsent: Some(unsent),
+            given_up: GivenUp(Some((provider.clone(), Instant::now()))),
+        }
     }
 }
 
@@ -144,10 +175,10 @@ impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
         if let Some(reason) = not_retried.filter(|_| !token.may_be_lost()) {
             return Err(give_up(pending, via, reason, challenge));
         }
-        let is_small =
-            challenge.body().size_hint().upper().is_some_and(|length| length <= MAX_DRAINED as u64);
-        let keep = if is_small { None } else { timer(Instant::now() + MAX_UNREAD).ok() };
-        Ok(Self::Refreshing { token, challenge: Some(challenge), keep, not_retried })
+        // The caller gets the challenge if the request is not sent again.
+        let keep = not_retried.is_none().then(|| timer(Instant::now() + MAX_KEPT, None).ok()).flatten();
+        let small = Small::new(&via.small, &challenge);
+        Ok(Self::Refreshing { token, challenge: Some(challenge), small, keep, not_retried })
     }
 }
 
@@ -178,34 +209,31 @@ where
                 }
                 Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
             }
-            SlowPathProj::Refreshing { token, challenge, mut keep, not_retried } => {
+            SlowPathProj::Refreshing { token, challenge, small, mut keep, not_retried } => {
                 let outcome = match (token.poll(cx), keep.as_mut().as_pin_mut()) {
                     (Poll::Ready(outcome), _) => outcome,
                     (Poll::Pending, None) => return Poll::Pending,
                     (Poll::Pending, Some(keep_until)) => {
                         ready!(keep_until.poll(cx));
                         keep.set(None);
-                        // The connection may need the window that the challenge takes.
-                        let large = challenge.take();
-                        return match (large, *not_retried) {
-                            (Some(challenge), Some(reason)) => {
-                                let challenge = give_up(pending, via, reason, challenge);
-                                Poll::Ready(Step::Return(challenge))
-                            }
-                            _ => Poll::Pending,
-                        };
+                        // The body of a small one goes on; a large one ends with its attempt.
+                        pending.release(&via.options, small.is_none());
+                        challenge.take_if(|_| small.is_none());
+                        return Poll::Pending;
                     }
                 };
                 let again = match (outcome, *not_retried) {
                     (Err(error), _) => Err((NotRetried::Token, Some(error))),
                     (Ok(_), Some(reason)) => Err((reason, None)),
-                    (Ok(token), None) => pending.again(via, &token).map_err(|reason| (reason, None)),
+                    (Ok(token), None) => {
+                        pending.again(via, &token, challenge.is_some()).map_err(|reason| (reason, None))
+                    }
                 };
                 match (again, challenge.take()) {
                     (Ok(mut unsent), challenge) => Step::Next(SlowPath::BackingOff {
                         body: challenge.map(Response::into_body),
                         drained: 0,
-                        drain_timeout: timer(Instant::now() + DRAIN_TIMEOUT).ok(),
+                        drain_timeout: timer(Instant::now() + DRAIN_TIMEOUT, None).ok(),
                         backoff: unsent.backoff.take(),
                         unsent: Some(unsent),
                     }),

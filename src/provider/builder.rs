@@ -119,8 +119,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// During the pause after a rejected credential every caller gets its error at once. During the pause after a
     /// challenge, no challenge of a token that the API has never accepted starts another refresh
-    /// ([`TokenProvider`](crate::TokenProvider#rules)). The 5 s in which the bucket of challenges gets one back are bounded by
-    /// `min` and `max`, too.
+    /// ([`TokenProvider`](crate::TokenProvider#rules)); it begins with 2 s, or with the nearest of `min` and `max`, since an
+    /// API may know a token later than its issuer. The 5 s in which the bucket of challenges gets one back are bounded by `min`
+    /// and `max`, too.
     ///
     /// A token is accepted with the first 2xx response to a request that the layer has sent. A refresh that fails starts
     /// no pause: its backoff spaces the attempts ([`retry`](Self::retry)).

@@ -35,7 +35,7 @@ use crate::{
     origins::AllowedOrigins,
     retry::RetryBudget,
     source::{DynTokenSource, RefreshReason},
-    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, lock},
+    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock},
     token::Token,
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Core {
     accepted: AtomicU32,
     state: Mutex<State>,
     pub(super) source: Box<dyn DynTokenSource>,
+    /// Whether a refresh that is interrupted may cost a user's login.
+    is_login: bool,
     pub(super) config: Config,
     pub(crate) reporter: Reporter,
     /// The origins that the source's tokens are meant for.
@@ -65,6 +67,7 @@ impl Core {
             accepted: AtomicU32::new(0),
             state: Mutex::new(State::new(number)),
             allowed_origins: source.allowed_origins(),
+            is_login: source.is_login(),
             source,
             reporter: config.reporter(),
             config,
@@ -119,28 +122,32 @@ impl Core {
         now: Instant,
         revision: u64,
         runtime: Option<&Handle>,
-    ) -> (Decision, Option<Token>, Option<Arc<Refresh>>) {
+    ) -> (Decision, Option<Token>, Option<Arc<Refresh>>, Option<Waiter>) {
         let mut state = self.state();
         // Read under the lock, which every publication holds: a refresh that has just ended is not started again.
         let current = self.published();
-        let may_end = |runtime: &Handle| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        // A runtime for the current thread may not be driven when the call has returned, and one that is new may end.
+        let may_end = |runtime: &Handle| {
+            runtime.runtime_flavor() == RuntimeFlavor::CurrentThread || state.runtime != Some(runtime.id())
+        };
         let seen = Snapshot {
             current: current.as_ref(),
             accepted: self.accepted.load(Ordering::Relaxed),
             revision,
             refresh_timeout: self.config.refresh_timeout,
             has_runtime: runtime.is_some(),
-            may_lose_login: self.config.runtime.is_none()
-                && self.source.is_login()
-                && runtime.is_some_and(may_end),
+            may_lose_login: self.is_login && self.config.runtime.is_none() && runtime.is_some_and(may_end),
         };
         let decision = decide(need, &state, &seen, now);
         let is_background = matches!(need, Need::Background);
         match &decision {
             Decision::Start { reason, .. } => {
                 let is_needed = !is_background && *reason != RefreshReason::Expiring;
-                let challenge =
-                    if let Need::Other { challenge, .. } = need { challenge.clone() } else { None };
+                let challenge = match need {
+                    Need::Other { challenge, by_program, .. } => (challenge.clone(), *by_program),
+                    _ => (None, false),
+                };
+                state.runtime = runtime.map(Handle::id);
                 let times = (now, now + self.config.refresh_timeout);
                 state.start((*reason, is_needed), challenge, revision, times);
                 if *reason == RefreshReason::Challenged {
@@ -152,7 +159,7 @@ impl Core {
             }
             _ => {}
         }
-        (decision, current, state.running.clone())
+        (decision, current, state.running.clone(), state.waiter())
     }
 
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
@@ -195,9 +202,9 @@ impl Core {
         }
     }
 
-    /// The error of those who have waited for too long: the failure of the newest attempt says more than the timeout.
-    pub(crate) fn timed_out(&self) -> Error {
-        let error = self.state().last_error();
+    /// The error of those who wait since then for too long: the failure of an attempt says more than the timeout.
+    pub(crate) fn timed_out(&self, since: Instant) -> Error {
+        let error = self.state().error_since(since);
         error.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
     }
 
@@ -281,6 +288,12 @@ impl Core {
         self.state().running.is_some()
     }
 
+    /// Whether a refresh is running, as far as can be known: one that is past its deadline is on a runtime that nobody
+    /// drives.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state().running.as_ref().is_some_and(|refresh| Instant::now() <= refresh.deadline)
+    }
+
     /// Subscribes to the changes of the state. The value is true once the provider is shut down.
     pub(super) fn changes(&self) -> watch::Receiver<bool> {
         self.state().subscribe()
@@ -360,9 +373,10 @@ mod tests {
             if let (Need::Any, Some(token)) = (&need, self.core.published()) {
                 return Ok(token);
             }
-            let (decision, token, running) = self.core.decide(&need, Instant::now(), 0, Some(&self.runtime));
+            let (decision, token, running, waiter) =
+                self.core.decide(&need, Instant::now(), 0, Some(&self.runtime));
             match (decision, running) {
-                (Decision::Join(_), Some(refresh)) => refresh.waiter.wait(),
+                (Decision::Join(_), Some(_)) => waiter.unwrap().wait(),
                 (Decision::Fail(error), _) => Err(error),
                 (Decision::Start { .. }, Some(refresh)) => {
                     let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;

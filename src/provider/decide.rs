@@ -89,23 +89,20 @@ pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Insta
         _ => Expiring,
     };
     let works = reason == Expiring;
-    if let Some(refresh) = state.running.as_ref().filter(|refresh| now <= refresh.deadline) {
-        let is_challenged = refresh.current_reason.get() == Challenged;
-        let waits = !works || (is_challenged && matches!(need, Need::Settled));
+    let running = state.running.as_ref();
+    let is_challenged = running.is_some_and(|refresh| refresh.current_reason.get() == Challenged);
+    let waits = !works || (is_challenged && matches!(need, Need::Settled));
+    if running.is_some_and(|refresh| now <= refresh.deadline) {
         return if waits { Decision::Join(reason) } else { Decision::Use };
     }
     if let Err(error) = may_start(need, reason, state, seen, now) {
         return error
             .map_or(Decision::LeaveAlone, |error| if works { Decision::Use } else { Decision::Fail(error) });
     }
-    // What was started by a challenge stays one: it counts against the pace.
-    let reason = if state.running.as_ref().is_some_and(|late| late.reason == Challenged) {
-        Challenged
-    } else {
-        reason
-    };
     let may_be_lost = state.is_interrupted || seen.may_lose_login;
-    Decision::Start { reason, waits: !works || may_be_lost, may_be_lost }
+    // One in place of a late one that a challenge has started counts as that.
+    let reason = if is_challenged { Challenged } else { reason };
+    Decision::Start { reason, waits: waits || may_be_lost, may_be_lost }
 }
 
 /// Whether a refresh may start; if not, for which error, or because the pace forbids it.
@@ -122,8 +119,9 @@ fn may_start(
     if let Some(failure) = &state.failure {
         let is_transient = failure.error.is_transient();
         let waits = is_transient && now < failure.not_before;
-        // A refresh could only wait for its own timeout: it would ask nothing.
-        let is_too_long = waits && failure.not_before > now + seen.refresh_timeout;
+        // A refresh could only wait for its own timeout: it would have no time to ask.
+        let time_to_ask = (seen.refresh_timeout / 2).min(Duration::from_secs(1));
+        let is_too_long = waits && failure.not_before + time_to_ask > now + seen.refresh_timeout;
         let is_background = waits && reason == RefreshReason::Expiring;
         if failure.is_final(now, seen.revision) || is_too_long || is_background {
             return Err(Some(failure.error.clone()));

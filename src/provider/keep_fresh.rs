@@ -16,7 +16,7 @@ pub(super) fn start(core: &Arc<Core>) {
     if !core.config.keep_fresh {
         return;
     }
-    let Ok(runtime) = Handle::try_current() else { return };
+    let Some(runtime) = core.config.runtime.clone().or_else(|| Handle::try_current().ok()) else { return };
     let (end, ended) = channel();
     let started = core.state().start_background(ended, Instant::now());
     if let Some(number) = started {

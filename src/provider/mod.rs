@@ -345,7 +345,7 @@ impl TokenProvider {
     /// Whether something would be lost with this provider: a refresh runs, or a token is not stored yet. Runs no foreign
     /// code.
     pub(crate) fn is_busy(&self) -> bool {
-        self.core().is_refreshing() || self.core().source.has_unpublished_login()
+        self.core().is_busy() || self.core().source.has_unpublished_login()
     }
 }
 

@@ -7,7 +7,8 @@
 //! - A token that the API has not accepted yet is replaced only after a cool-down (2 s, which doubles to 60 s). The
 //!   cool-down begins with each such refresh. One that replaces an accepted token resets it first.
 //!
-//! Both are checked when a refresh would start, and charged when its token is published.
+//! Both are checked when a refresh would start, and charged when its token is published. A program that reports a challenge
+//! itself knows what it does: for that, only the bucket counts.
 
 use std::time::Duration;
 
@@ -44,13 +45,15 @@ impl Pace {
         owed <= self.period.saturating_mul(BURST - 1) && (is_good || !self.cool_down.is_active(now))
     }
 
-    /// Charges a refresh that a challenge has started, at its publication.
-    pub(super) fn charge(&mut self, now: Instant, was_accepted: bool) {
+    /// Charges a refresh that a challenge has started, at its publication. `by_program`: the program itself has asked.
+    pub(super) fn charge(&mut self, now: Instant, was_accepted: bool, by_program: bool) {
         self.full_at = self.full_at.max(Some(now)).and_then(|at| at.checked_add(self.period));
         if was_accepted {
             self.cool_down.reset();
         }
-        self.cool_down.begin(now);
+        if !by_program {
+            self.cool_down.begin(now);
+        }
     }
 }
 
@@ -109,7 +112,7 @@ mod tests {
             let now = begun + SECOND / 10 * tenth;
             if pace.allows(now, is_good) {
                 started += 1;
-                pace.charge(now, is_good);
+                pace.charge(now, is_good, false);
             }
         }
         started
@@ -134,7 +137,9 @@ mod tests {
     fn ten_heal_at_once_then_one_per_period() {
         let (mut pace, now) = (pace(), Instant::now());
         assert_eq!(
-            (0..30).filter(|_| pace.allows(now, true).then(|| pace.charge(now, true)).is_some()).count(),
+            (0..30)
+                .filter(|_| pace.allows(now, true).then(|| pace.charge(now, true, false)).is_some())
+                .count(),
             10
         );
         assert!(!pace.allows(now + PERIOD - SECOND / 10, true));
@@ -150,7 +155,7 @@ mod tests {
         // At 0, 2, 6, 14 and 30 s.
         assert_eq!(started(&mut pace, now, 60, false), 5);
         // An accepted token resets the cool-down.
-        pace.charge(now + 200 * SECOND, true);
+        pace.charge(now + 200 * SECOND, true, false);
         assert!(!pace.allows(now + 201 * SECOND, false));
         assert!(pace.allows(now + 202 * SECOND, false));
     }

@@ -37,18 +37,18 @@ const SLACK: Duration = Duration::from_millis(100);
 pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let revision = core.source.revision();
     let runtime = core.config.runtime.clone().or_else(|| Handle::try_current().ok());
-    let (decision, current, running) = core.decide(&need, Instant::now(), revision, runtime.as_ref());
+    let (decision, current, running, waiter) = core.decide(&need, Instant::now(), revision, runtime.as_ref());
     if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
         core.reporter.left_alone(token);
     }
     // A challenged token is no answer to its challenge.
     let works = current.clone().filter(|_| !matches!(need, Need::Other { .. }));
-    match (decision, current, running) {
-        (Decision::Join(_), _, Some(refresh)) => Waiting::on(core, &refresh, works),
-        (Decision::Start { waits, may_be_lost, .. }, current, Some(refresh)) => {
+    match (decision, current, running.zip(waiter)) {
+        (Decision::Join(_), _, Some((refresh, waiter))) => Waiting::on(core, &refresh, waiter, works),
+        (Decision::Start { waits, may_be_lost, .. }, current, Some((refresh, waiter))) => {
             let mut waiting = match current {
                 Some(token) if !waits => Waiting::decided(core, Ok(token)),
-                _ => Waiting::on(core, &refresh, works),
+                _ => Waiting::on(core, &refresh, waiter, works),
             };
             waiting.may_be_lost = may_be_lost;
             start(core, refresh, runtime);
@@ -184,6 +184,7 @@ pin_project! {
         // What was decided without a refresh.
         decided: Option<Outcome>,
         waiter: Option<Waiter>,
+        since: Instant,
         deadline: Instant,
         #[pin]
         deadline_timer: Option<Sleep>,
@@ -200,6 +201,7 @@ impl Waiting {
             core: Arc::clone(core),
             decided: Some(outcome),
             waiter: None,
+            since: Instant::now(),
             deadline: Instant::now(),
             deadline_timer: None,
             works: None,
@@ -207,9 +209,10 @@ impl Waiting {
         }
     }
 
-    fn on(core: &Arc<Core>, refresh: &Refresh, works: Option<Token>) -> Self {
+    fn on(core: &Arc<Core>, refresh: &Refresh, waiter: Waiter, works: Option<Token>) -> Self {
         Self {
-            waiter: Some(refresh.waiter.clone()),
+            waiter: Some(waiter),
+            since: refresh.started_at,
             deadline: refresh.deadline + SLACK,
             works,
             decided: None,
@@ -240,11 +243,11 @@ impl Future for Waiting {
             Poll::Ready(outcome) => outcome.unwrap_or(Err(Error::Interrupted)),
             Poll::Pending => {
                 if this.deadline_timer.is_none() {
-                    this.deadline_timer.set(timer(*this.deadline).ok());
+                    this.deadline_timer.set(timer(*this.deadline, this.core.config.runtime.as_ref()).ok());
                 }
                 let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
                 ready!(timer.poll(cx));
-                Err(this.core.timed_out())
+                Err(this.core.timed_out(*this.since))
             }
         };
         let works = this.works.take().filter(|token| !token.0.is_expired(Instant::now()));

@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::{sync::watch, time::Instant};
+use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
     builder::Config,
@@ -58,8 +58,10 @@ pub(super) struct State {
     /// When the source was asked for it.
     asked_at: Option<Instant>,
     pub(super) running: Option<Arc<Refresh>>,
-    /// For those who wait for the running refresh.
-    sender: Option<Sender>,
+    /// Those who wait for the running refresh. Another in its place inherits them.
+    waiters: Option<(Sender, Waiter)>,
+    /// The runtime of the newest refresh.
+    pub(super) runtime: Option<runtime::Id>,
     pub(super) failure: Option<Box<Failure>>,
     /// `None` until a challenge has started a refresh.
     pub(super) pace: Option<Box<Pace>>,
@@ -80,8 +82,9 @@ pub(crate) struct Refresh {
     pub(super) reason: RefreshReason,
     /// Why it is needed now: a caller that joins may need it more.
     pub(super) current_reason: CurrentReason,
-    /// The challenge that started it.
+    /// The challenge that started it, and whether the program itself has reported that.
     pub(super) challenge: Option<Challenge>,
+    by_program: bool,
     /// The token to replace.
     pub(super) previous: Option<Token>,
     /// The source's revision when it started.
@@ -91,7 +94,6 @@ pub(crate) struct Refresh {
     pub(super) deadline: Instant,
     /// Whether the source was asked: otherwise it counts as no refresh.
     has_asked: AtomicBool,
-    pub(super) waiter: Waiter,
 }
 
 impl Refresh {
@@ -143,36 +145,34 @@ impl State {
         Self { provider, ..Self::default() }
     }
 
-    /// Starts a refresh. It inherits the waiters of the running one, if there is one, which has not ended in time.
+    /// Starts a refresh, in place of the running one if there is one, which has not ended in time.
     pub(super) fn start(
         &mut self,
         (reason, is_needed): (RefreshReason, bool),
-        challenge: Option<Challenge>,
+        (challenge, by_program): (Option<Challenge>, bool),
         revision: u64,
         (now, deadline): (Instant, Instant),
     ) {
         self.started += 1;
-        let waiter = match &self.running {
-            Some(late) => late.waiter.clone(),
-            None => {
-                let (sender, waiter) = channel();
-                self.sender = Some(sender);
-                waiter
-            }
-        };
+        self.waiters.get_or_insert_with(channel);
         let refresh = Arc::new(Refresh {
             number: self.started,
             reason,
             current_reason: CurrentReason::new(reason, is_needed),
             challenge,
+            by_program,
             previous: self.newest.clone(),
             revision,
             started_at: now,
             deadline,
             has_asked: AtomicBool::new(false),
-            waiter,
         });
         self.running = Some(refresh);
+    }
+
+    /// Resolves with what the running refresh brings.
+    pub(super) fn waiter(&self) -> Option<Waiter> {
+        self.waiters.as_ref().map(|(_, waiter)| waiter.clone())
     }
 
     pub(super) fn is_running(&self, refresh: &Refresh) -> bool {
@@ -238,7 +238,7 @@ impl State {
                 if refresh.reason == RefreshReason::Challenged {
                     let was_accepted = self.generation == accepted;
                     let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
-                    pace.charge(now, was_accepted);
+                    pace.charge(now, was_accepted, refresh.by_program);
                 }
                 self.generation = self.generation.wrapping_add(u32::from(!is_same));
                 let token = token.published(self.token_id(), asked_at, &config.refresh_ahead, now);
@@ -253,8 +253,10 @@ impl State {
             }
             _ => return None,
         };
-        let sender = if is_running { self.sender.take() } else { None };
         self.running.take_if(|_| is_running);
+        // A late token is one for those who wait for the refresh in its place, too.
+        let sender = self.waiters.take().map(|(sender, _)| sender);
+        self.waiters = self.running.is_some().then(channel);
         Some(Ended { outcome, is_same, sender, _replaced: replaced })
     }
 
@@ -274,8 +276,10 @@ impl State {
         if !error.is_transient() {
             failure.not_before = failure.cool_down.begin(now);
             failure.revision = refresh.revision;
-        } else if is_interrupted {
-            failure.not_before = now + failure.backoff.next_delay();
+        } else if !matches!(error, Error::Source(_)) {
+            // An attempt that has failed has begun its backoff itself. A short refresh could not wait for a long one.
+            let delay = failure.backoff.next_delay().min(config.refresh_timeout / 2).max(PAUSE);
+            failure.not_before = failure.not_before.max(now + delay);
         }
         Some(mem::replace(&mut failure.error, error.clone()))
     }
@@ -334,6 +338,11 @@ impl State {
 
     pub(super) fn last_error(&self) -> Option<Error> {
         self.failure.as_ref().map(|failure| failure.error.clone())
+    }
+
+    /// The error of an attempt since then.
+    pub(super) fn error_since(&self, then: Instant) -> Option<Error> {
+        self.last_error().filter(|_| self.failure.as_ref().is_some_and(|failure| failure.not_before > then))
     }
 
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {

@@ -158,6 +158,18 @@ impl<B: Body> Rewind<B> {
         recording.can_rewind
     }
 
+    /// Ends the pause of the newest attempt, and the attempt itself if it `ends`.
+    pub(super) fn release(&self, ends: bool) {
+        let Some(recording) = &self.recording else { return };
+        let waker = {
+            let mut recording = lock(recording);
+            recording.held = false;
+            recording.attempt += u64::from(ends);
+            recording.waker.take()
+        };
+        wake(waker);
+    }
+
     /// Starts another attempt, and ends the previous one; `None` if the body cannot be sent again.
     pub(super) fn rewind(&self) -> Option<ReplayBody<B>> {
         let Some(recording) = &self.recording else {

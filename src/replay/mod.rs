@@ -101,6 +101,12 @@ pub trait Replay<B>: sealed::Sealed + Clone {
         true
     }
 
+    /// Ends the pause of the running attempt, and the attempt itself if it `ends`.
+    #[doc(hidden)]
+    fn release(&self, spare: &Self::Spare, ends: bool) {
+        let _ = (spare, ends);
+    }
+
     /// Starts another attempt and ends the previous one; `None` if the body cannot be sent again.
     #[doc(hidden)]
     fn again(&self, spare: Self::Spare) -> Option<(Self::Body, Option<Self::Spare>)>;

@@ -75,6 +75,10 @@ where
         spare.hold()
     }
 
+    fn release(&self, spare: &Rewind<B>, ends: bool) {
+        spare.release(ends);
+    }
+
     fn again(&self, spare: Rewind<B>) -> Option<(ReplayBody<B>, Option<Rewind<B>>)> {
         let body = spare.rewind()?;
         Some((body, Some(spare)))
@@ -112,6 +116,10 @@ where
 
     fn hold(&self, spare: &Rewind<B>) -> bool {
         spare.hold()
+    }
+
+    fn release(&self, spare: &Rewind<B>, ends: bool) {
+        spare.release(ends);
     }
 
     fn again(&self, spare: Rewind<B>) -> Option<(W, Option<Rewind<B>>)> {

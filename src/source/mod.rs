@@ -183,11 +183,15 @@ pub trait TokenSource: Send + Sync + 'static {
         None
     }
 
-    /// Whether the source must not be asked while the [store](crate::TokenProviderBuilder#method.store) that processes share
-    /// fails. Default: no.
+    /// Whether a user's login is lost with its refresh token, so that the source must not be asked while the
+    /// [store](crate::TokenProviderBuilder#method.store) that processes share fails. Default: no.
     ///
-    /// Return true if a refresh token that is presented twice ends a whole login, and nothing else gives a token. Then:
+    /// Return true if a refresh token that is presented twice ends a whole login, and nothing else gives a token. The
+    /// provider asks once, when it is made. Then:
     ///
+    /// - A caller that starts a refresh on a runtime which may end with its call waits for it
+    ///   ([`TokenProvider`](crate::TokenProvider#rules)).
+    /// - In a group of providers ([`TokenProviders`](crate::TokenProviders)), it needs a store.
     /// - A record that cannot be read is a failure of the store, and is not replaced.
     /// - A call of the source is not dropped when the refresh times out. It must end by itself.
     /// - A new token is stored before it is used, if the store works again within one

@@ -266,18 +266,20 @@ where
             // Without a timeout, there is none.
             GuardResult::Timeout => return Err(Error::Interrupted),
         };
-        if shared.is_shut_down.load(Ordering::Relaxed) {
-            return Err(Error::ShutDown);
-        }
         let parked = shared.parked.lock().providers.remove(key);
-        let provider = parked.map_or_else(|| (shared.make)(&key.to_owned(), &shared.group), Ok)?;
+        let is_shut_down = shared.is_shut_down.load(Ordering::Relaxed);
+        let provider = match parked {
+            Some(provider) => provider,
+            None if is_shut_down => return Err(Error::ShutDown),
+            None => (shared.make)(&key.to_owned(), &shared.group)?,
+        };
         drop(entered);
         provider.used_at().store(BEING_INSERTED, Ordering::Relaxed);
         let mut evicted = Vec::new();
         // Fails if the key was removed meanwhile: then only the requests that began before use this provider.
         let _ = guard.insert_with_lifecycle(provider.clone(), &mut evicted);
         provider.used_at().store(shared.now(), Ordering::Relaxed);
-        if shared.is_shut_down.load(Ordering::Relaxed) {
+        if !is_shut_down && shared.is_shut_down.load(Ordering::Relaxed) {
             provider.core().shut_down();
             shared.cache.remove(key);
             return Err(Error::ShutDown);
@@ -322,7 +324,9 @@ where
     /// Providers that are made or removed meanwhile may be missing.
     pub fn statuses(&self) -> impl Iterator<Item = (K, Status)> + '_ {
         self.shared.sweep();
-        self.shared.all().into_iter().map(|(key, provider)| (key, provider.status()))
+        // Not lazily: a handle would be a use.
+        let all = self.shared.all().into_iter().map(|(key, provider)| (key, provider.status()));
+        all.collect::<Vec<_>>().into_iter()
     }
 
     /// Shuts all providers down, as [`TokenProvider::shutdown`] does, and waits for their refreshes. No provider is made any
@@ -334,7 +338,7 @@ where
     pub async fn shutdown(&self) {
         self.shared.is_shut_down.store(true, Ordering::Relaxed);
         let providers = self.shared.all();
-        join_all(providers.iter().map(|(_, provider)| provider.shutdown())).await;
+        join_all(providers.values().map(TokenProvider::shutdown)).await;
     }
 
     /// The provider of a request without a tenant, under whose name such requests are reported.
@@ -364,9 +368,11 @@ where
         self.cache.len() + self.parked.lock().providers.len()
     }
 
-    fn all(&self) -> Vec<(K, TokenProvider)> {
-        let parked = self.parked.lock().providers.clone();
-        self.cache.iter().chain(parked).collect()
+    fn all(&self) -> HashMap<K, TokenProvider> {
+        // One that is parked meanwhile is there once.
+        let mut all: HashMap<_, _> = self.cache.iter().collect();
+        all.extend(self.parked.lock().providers.clone());
+        all
     }
 
     /// Evicts the providers that have not been used for the idle timeout, if that was not done in its last eighth.
@@ -401,10 +407,13 @@ where
 
     /// Drops what nothing needs any more, for those who look at all providers.
     fn sweep(&self) {
-        self.next_eviction.store(0, Ordering::Relaxed);
-        self.evict_idle(self.now());
-        self.parked.lock().sweep_at = 0;
-        self.evicted(Vec::new(), "idle");
+        match self.idle_timeout {
+            Some(timeout) => self.evict_unused_since(self.now(), timeout),
+            None => {
+                self.parked.lock().sweep_at = 0;
+                self.evicted(Vec::new(), "capacity");
+            }
+        }
     }
 
     /// Drops the evicted providers that nobody uses and with which nothing would be lost, and now and then those that were
