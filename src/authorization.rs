@@ -25,21 +25,18 @@ pub(crate) enum Authorized {
     Caller,
 }
 
-/// The request has as many headers as a map can have. Without data, so that the result is one byte.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TooManyHeaders;
-
 /// Adds the token to a request that has no `Authorization` header, or whose header is to be replaced (RFC 6750 §2.1).
+/// `None` if the request has as many headers as a map can have.
 #[inline]
 pub(crate) fn authorize(
     headers: &mut HeaderMap,
     token: &HeaderValue,
     existing: ExistingAuthorization,
-) -> Result<Authorized, TooManyHeaders> {
-    match headers.try_entry(AUTHORIZATION).map_err(|_| TooManyHeaders)? {
-        Entry::Vacant(entry) => _ = entry.try_insert(token.clone()).map_err(|_| TooManyHeaders)?,
-        Entry::Occupied(_) if existing == ExistingAuthorization::Keep => return Ok(Authorized::Caller),
+) -> Option<Authorized> {
+    match headers.try_entry(AUTHORIZATION).ok()? {
+        Entry::Vacant(entry) => _ = entry.try_insert(token.clone()).ok()?,
+        Entry::Occupied(_) if existing == ExistingAuthorization::Keep => return Some(Authorized::Caller),
         Entry::Occupied(mut entry) => _ = entry.insert(token.clone()),
     }
-    Ok(Authorized::Layer)
+    Some(Authorized::Layer)
 }

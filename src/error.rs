@@ -207,11 +207,13 @@ impl Error {
 /// assert!(error.is_transient());
 /// assert_eq!(error.to_string(), "the vault is sealed");
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct SourceError {
     kind: SourceErrorKind,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    #[source]
     cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -386,29 +388,6 @@ impl SourceError {
     /// Whether a later retry may succeed without any change.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse)
-    }
-}
-
-impl fmt::Debug for SourceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceError")
-            .field("kind", &self.kind)
-            .field("message", &self.message)
-            .field("retry_after", &self.retry_after)
-            .field("cause", &self.cause)
-            .finish()
-    }
-}
-
-impl fmt::Display for SourceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl StdError for SourceError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
     }
 }
 

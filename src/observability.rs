@@ -144,7 +144,11 @@ use crate::{
     token::Token,
 };
 
+/// An event. That of a reporter names its provider, for where no span of a refresh does.
 macro_rules! event {
+    ($reporter:ident: $level:ident, $($rest:tt)*) => {
+        event!($level, provider = %$reporter.provider, $($rest)*)
+    };
     ($level:ident, $($rest:tt)*) => {
         #[cfg(feature = "tracing")]
         tracing::event!(target: "tower_bearer", tracing::Level::$level, $($rest)*)
@@ -153,6 +157,9 @@ macro_rules! event {
 
 /// An event at its level if it is news, else at DEBUG.
 macro_rules! event_if {
+    ($reporter:ident: $is_news:expr, $level:ident, $($rest:tt)*) => {
+        event_if!($is_news, $level, provider = %$reporter.provider, $($rest)*)
+    };
     ($is_news:expr, $level:ident, $($rest:tt)*) => {
         if $is_news {
             event!($level, $($rest)*);
@@ -162,10 +169,11 @@ macro_rules! event_if {
     };
 }
 
+/// Counts for the provider, or the group, of a reporter.
 macro_rules! count {
-    ($name:literal $(, $label:literal => $value:expr)*) => {
+    ($reporter:ident, $name:literal $(, $label:literal => $value:expr)*) => {
         #[cfg(feature = "metrics")]
-        metrics::counter!($name $(, $label => $value)*).increment(1)
+        metrics::counter!($name, "provider" => $reporter.label() $(, $label => $value)*).increment(1)
     };
 }
 
@@ -193,26 +201,20 @@ pub(crate) struct Reporter {
 /// What was reported.
 #[derive(Default)]
 struct Reported {
-    /// Since the newest token.
-    outage: Outage,
+    /// When the outage began: the first failure since the newest token.
+    since: Option<Instant>,
+    failed_refreshes: u64,
+    failed_requests: u64,
+    /// The kinds and the reasons of its failures so far, of which there are few.
+    seen: Vec<(&'static str, &'static str)>,
     /// Whether the newest access token was returned again after a challenge.
     has_same: bool,
     /// When a challenge that started no refresh was news last, and how many there were since then.
     left_alone: Option<(Instant, u64)>,
 }
 
-/// The failures since the newest token. A failure is news if there was none of its kind and for its reason before.
-#[derive(Default)]
-struct Outage {
-    since: Option<Instant>,
-    refreshes: u64,
-    requests: u64,
-    /// The kinds and the reasons of the failures so far. Both are from small fixed sets.
-    seen: Vec<(&'static str, &'static str)>,
-}
-
-impl Outage {
-    /// Records a failure. Returns whether it is news.
+impl Reported {
+    /// Records a failure. Returns whether it is news: there was none of its kind and for its reason before.
     fn is_news(&mut self, kind: &'static str, reason: &'static str) -> bool {
         self.since.get_or_insert_with(Instant::now);
         let is_news = !self.seen.contains(&(kind, reason));
@@ -243,6 +245,11 @@ impl Reporter {
     #[cfg(feature = "metrics")]
     fn label(&self) -> Arc<str> {
         Arc::clone(self.group.as_ref().unwrap_or(&self.provider))
+    }
+
+    fn gauge(&self, name: &'static str, value: f64) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!(name, "provider" => self.label()).set(value);
     }
 
     /// Sets all counters to 0. A counter that first appears with its first count would hide that count from a query for
@@ -296,16 +303,6 @@ impl Reporter {
         }
     }
 
-    /// As [`register`](Self::register), for a provider with a store.
-    #[cfg(feature = "store")]
-    pub(crate) fn register_store(&self) {
-        self.store_usable(true);
-        #[cfg(feature = "metrics")]
-        for outcome in ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"] {
-            self.zero("tower_bearer_store_total", &[("outcome", outcome)]);
-        }
-    }
-
     #[cfg(feature = "metrics")]
     fn zero(&self, name: &'static str, labels: &[(&'static str, &'static str)]) {
         let provider = metrics::Label::new("provider", self.label());
@@ -340,7 +337,7 @@ impl Reporter {
     /// The source failed once. `attempts`: how often it is asked in this refresh.
     pub(crate) fn attempt_failed(&self, attempt: u32, attempts: u32, error: &Error, delay: Duration) {
         let (kind, delay_ms) = (error.name(), millis(delay));
-        let is_news = self.reported().get_or_insert_default().outage.is_news("attempt", kind);
+        let is_news = self.reported().get_or_insert_default().is_news("attempt", kind);
         event_if!(
             is_news,
             WARN,
@@ -351,22 +348,19 @@ impl Reporter {
             error = %Chain(error),
             "refresh failed (attempt {attempt} of {attempts}), next try in {delay_ms} ms"
         );
-        count!("tower_bearer_source_failures_total", "provider" => self.label(), "kind" => kind);
+        count!(self, "tower_bearer_source_failures_total", "kind" => kind);
     }
 
     /// A refresh has brought a token, which ends an outage.
     pub(crate) fn published(&self, token: &Token, took: Duration, is_same: bool, is_challenged: bool) {
-        let (outage, is_first_same) = {
+        let before = {
             let mut reported = self.reported();
-            let Reported { outage, has_same, left_alone } =
-                reported.take().map(|old| *old).unwrap_or_default();
-            let is_same = is_same && (is_challenged || has_same);
+            let before = reported.take().unwrap_or_default();
+            let (has_same, left_alone) = (is_same && (is_challenged || before.has_same), before.left_alone);
             // Most providers have nothing to remember.
-            if is_same || left_alone.is_some() {
-                *reported =
-                    Some(Box::new(Reported { outage: Outage::default(), has_same: is_same, left_alone }));
-            }
-            (outage, !has_same)
+            let remembers = has_same || left_alone.is_some();
+            *reported = remembers.then(|| Box::new(Reported { has_same, left_alone, ..Reported::default() }));
+            before
         };
         let generation = token.generation();
         if !is_same {
@@ -379,20 +373,14 @@ impl Reporter {
                 "token published"
             );
         } else if is_challenged {
-            event_if!(is_first_same, WARN, generation, "source returned the challenged access token");
+            event_if!(!before.has_same, WARN, generation, "source returned the challenged access token");
         } else {
             event!(DEBUG, generation, "source returned the same access token");
         }
-        if let Outage { since: Some(since), refreshes, requests, .. } = outage {
-            if refreshes + requests > 0 {
-                event!(
-                    INFO,
-                    failed_refreshes = refreshes,
-                    failed_requests = requests,
-                    lasted_ms = millis(since.elapsed()),
-                    "token refresh recovered"
-                );
-            }
+        let Reported { since, failed_refreshes, failed_requests, .. } = *before;
+        if let Some(since) = since.filter(|_| failed_refreshes + failed_requests > 0) {
+            let lasted_ms = millis(since.elapsed());
+            event!(INFO, failed_refreshes, failed_requests, lasted_ms, "token refresh recovered");
         }
     }
 
@@ -413,9 +401,9 @@ impl Reporter {
         };
         let (is_news, failed_refreshes) = {
             let mut reported = self.reported();
-            let outage = &mut reported.get_or_insert_default().outage;
-            outage.refreshes += 1;
-            (outage.is_news(left, error.name()), outage.refreshes)
+            let reported = reported.get_or_insert_default();
+            reported.failed_refreshes += 1;
+            (reported.is_news(left, error.name()), reported.failed_refreshes)
         };
         let (error, took_ms, works_for_ms) = (Chain(error), millis(took), works_for.map(millis));
         if is_error {
@@ -427,16 +415,11 @@ impl Reporter {
 
     /// Sets when the current token expires.
     pub(crate) fn expires(&self, token: Option<&Token>) {
-        #[cfg(feature = "metrics")]
-        if self.group.is_none() {
-            let lifetime =
-                token.map(|token| token.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64()));
-            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-            metrics::gauge!(
-                "tower_bearer_token_expiry_timestamp_seconds",
-                "provider" => self.label()
-            )
-            .set(lifetime.map_or(0.0, |left| now.as_secs_f64() + left));
+        if cfg!(feature = "metrics") && self.group.is_none() {
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
+            let left = |token: &Token| token.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64());
+            let at = token.map_or(0.0, |token| now + left(token));
+            self.gauge("tower_bearer_token_expiry_timestamp_seconds", at);
         }
     }
 
@@ -448,84 +431,7 @@ impl Reporter {
             "provider" => self.label(), "outcome" => outcome
         )
         .record(took);
-        count!(
-            "tower_bearer_refreshes_total",
-            "provider" => self.label(), "reason" => reason, "outcome" => outcome
-        );
-    }
-
-    #[cfg(feature = "store")]
-    fn store(&self, outcome: &'static str) {
-        count!("tower_bearer_store_total", "provider" => self.label(), "outcome" => outcome);
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn adopted(&self, record: u64) {
-        event!(INFO, record, "adopted the token of another process");
-        self.store("adopted");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn waiting_for_lease(&self) {
-        event!(TRACE, "waiting for another process's lease");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn stored(&self, record: u64) {
-        event!(DEBUG, record, "token stored");
-        self.store("stored");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn superseded(&self) {
-        event!(WARN, "token not stored; a newer lease exists");
-        self.store("superseded");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn not_stored(&self, error: &StoreError) {
-        event!(DEBUG, error = %Chain(error), "token not stored; retrying later");
-        self.store("not_stored");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn invalid_record(&self, error: &StoreError, is_news: bool) {
-        event_if!(is_news, WARN, error = %Chain(error), "store record is invalid; treating it as absent");
-        self.store("invalid_record");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn without_store(&self, error: &StoreError) {
-        event!(DEBUG, error = %Chain(error), "refreshing without the token store");
-        self.store("without_store");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn store_failing(&self, error: &StoreError) {
-        event!(WARN, provider = %self.provider, error = %Chain(error), "token store cannot be used");
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn store_recovered(&self, lasted: Duration, failures: u64) {
-        event!(
-            INFO,
-            provider = %self.provider,
-            failures,
-            lasted_ms = millis(lasted),
-            "token store can be used again"
-        );
-    }
-
-    #[cfg(feature = "store")]
-    pub(crate) fn store_usable(&self, is_usable: bool) {
-        #[cfg(feature = "metrics")]
-        if self.group.is_none() {
-            metrics::gauge!("tower_bearer_store_usable", "provider" => self.label()).set(if is_usable {
-                1.0
-            } else {
-                0.0
-            });
-        }
+        count!(self, "tower_bearer_refreshes_total", "reason" => reason, "outcome" => outcome);
     }
 
     /// A challenge has started no refresh.
@@ -542,9 +448,8 @@ impl Reporter {
             }
         };
         event_if!(
-            repeated.is_some(),
+            self: repeated.is_some(),
             WARN,
-            provider = %self.provider,
             generation = token.generation(),
             repeated,
             "the API challenges new tokens too; not asking the source"
@@ -552,17 +457,15 @@ impl Reporter {
     }
 
     pub(crate) fn invalidated(&self, token: &Token) {
-        event!(INFO, provider = %self.provider, generation = token.generation(), "token invalidated");
+        event!(self: INFO, generation = token.generation(), "token invalidated");
     }
 
     /// Sets the number of providers of a group.
     pub(crate) fn providers(&self, number: usize, exceeds_bound: bool) {
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("tower_bearer_providers", "provider" => self.label()).set(number as f64);
+        self.gauge("tower_bearer_providers", number as f64);
         if exceeds_bound {
             event!(
-                WARN,
-                provider = %self.provider,
+                self: WARN,
                 providers = number,
                 "more providers than max_providers; the others are in use"
             );
@@ -575,31 +478,26 @@ impl Reporter {
     }
 
     pub(crate) fn evicted(&self, reason: &'static str) {
-        event!(DEBUG, provider = %self.provider, reason, "provider evicted");
+        event!(self: DEBUG, reason, "provider evicted");
         // Of its own, if it is no group's: nothing would set it again.
         self.expires(None);
     }
 
     pub(crate) fn count_eviction(&self, reason: &'static str) {
-        count!("tower_bearer_evictions_total", "provider" => self.label(), "reason" => reason);
+        count!(self, "tower_bearer_evictions_total", "reason" => reason);
     }
 
     pub(crate) fn shut_down(&self) {
-        event!(DEBUG, provider = %self.provider, "provider shut down");
+        event!(self: DEBUG, "provider shut down");
     }
 
     pub(crate) fn origin_not_allowed(&self, origin: &str) {
-        event!(
-            WARN,
-            provider = %self.provider,
-            origin,
-            "origin is not allowed; sending the request without the token"
-        );
+        event!(self: WARN, origin, "origin is not allowed; sending the request without the token");
     }
 
     pub(crate) fn waiting(&self) {
-        event!(DEBUG, provider = %self.provider, "request waits for a token");
-        count!("tower_bearer_waits_total", "provider" => self.label());
+        event!(self: DEBUG, "request waits for a token");
+        count!(self, "tower_bearer_waits_total");
     }
 
     /// A request fails because there is no token. It may learn so when the outage is over: then it is no news.
@@ -610,7 +508,7 @@ impl Reporter {
 
     /// A request was dropped while it waited for a token, if refreshes fail.
     pub(crate) fn request_given_up(&self, error: &Error) {
-        if self.reported().as_ref().is_some_and(|reported| reported.outage.since.is_some()) {
+        if self.reported().as_ref().is_some_and(|reported| reported.since.is_some()) {
             self.count_failed_request(error, "cancelled", false);
         }
     }
@@ -621,35 +519,30 @@ impl Reporter {
             if begins_outage {
                 reported.get_or_insert_default();
             }
-            match reported.as_deref_mut().map(|reported| &mut reported.outage) {
-                Some(outage)
-                    if begins_outage || (outage.since.is_some() && !matches!(error, Error::ShutDown)) =>
-                {
-                    outage.requests += 1;
-                    (outage.is_news("request", reason), outage.requests)
+            let in_outage =
+                |reported: &Reported| reported.since.is_some() && !matches!(error, Error::ShutDown);
+            match reported.as_deref_mut() {
+                Some(reported) if begins_outage || in_outage(reported) => {
+                    reported.failed_requests += 1;
+                    (reported.is_news("request", reason), reported.failed_requests)
                 }
                 _ => (false, 0),
             }
         };
         event_if!(
-            is_news,
+            self: is_news,
             ERROR,
-            provider = %self.provider,
             error = %Chain(error),
             reason,
             failed_requests,
             "request failed; no token is available"
         );
-        count!(
-            "tower_bearer_failed_requests_total",
-            "provider" => self.label(), "reason" => reason
-        );
+        count!(self, "tower_bearer_failed_requests_total", "reason" => reason);
     }
 
     pub(crate) fn challenged(&self, token: u32, status: StatusCode, retries: u32) {
         event!(
-            DEBUG,
-            provider = %self.provider,
+            self: DEBUG,
             generation = token,
             status = status.as_u16(),
             attempt = retries + 1,
@@ -659,27 +552,83 @@ impl Reporter {
 
     pub(crate) fn retrying(&self, token: u32, retries: u32, delay: Duration) {
         event!(
-            DEBUG,
-            provider = %self.provider,
+            self: DEBUG,
             generation = token,
             attempt = retries + 1,
             delay_ms = millis(delay),
             "retrying the request"
         );
-        count!(
-            "tower_bearer_challenges_total", "provider" => self.label(), "outcome" => "retried"
-        );
+        count!(self, "tower_bearer_challenges_total", "outcome" => "retried");
     }
 
     pub(crate) fn not_retrying(&self, token: u32, reason: &'static str) {
-        event!(
-            DEBUG,
-            provider = %self.provider,
-            generation = token,
-            reason,
-            "not retrying; returning the challenge"
-        );
-        count!("tower_bearer_challenges_total", "provider" => self.label(), "outcome" => reason);
+        event!(self: DEBUG, generation = token, reason, "not retrying; returning the challenge");
+        count!(self, "tower_bearer_challenges_total", "outcome" => reason);
+    }
+}
+
+/// What happens to the token that processes share.
+#[cfg(feature = "store")]
+impl Reporter {
+    /// As [`register`](Self::register), for a provider with a store.
+    pub(crate) fn register_store(&self) {
+        self.store_usable(true);
+        #[cfg(feature = "metrics")]
+        for outcome in ["adopted", "stored", "superseded", "not_stored", "invalid_record", "without_store"] {
+            self.zero("tower_bearer_store_total", &[("outcome", outcome)]);
+        }
+    }
+
+    fn store(&self, outcome: &'static str) {
+        count!(self, "tower_bearer_store_total", "outcome" => outcome);
+    }
+
+    pub(crate) fn adopted(&self, record: u64) {
+        event!(INFO, record, "adopted the token of another process");
+        self.store("adopted");
+    }
+
+    pub(crate) fn waiting_for_lease(&self) {
+        event!(TRACE, "waiting for another process's lease");
+    }
+
+    pub(crate) fn stored(&self, record: u64) {
+        event!(DEBUG, record, "token stored");
+        self.store("stored");
+    }
+
+    pub(crate) fn superseded(&self) {
+        event!(WARN, "token not stored; a newer lease exists");
+        self.store("superseded");
+    }
+
+    pub(crate) fn not_stored(&self, error: &StoreError) {
+        event!(DEBUG, error = %Chain(error), "token not stored; retrying later");
+        self.store("not_stored");
+    }
+
+    pub(crate) fn invalid_record(&self, error: &StoreError, is_news: bool) {
+        event_if!(is_news, WARN, error = %Chain(error), "store record is invalid; treating it as absent");
+        self.store("invalid_record");
+    }
+
+    pub(crate) fn without_store(&self, error: &StoreError) {
+        event!(DEBUG, error = %Chain(error), "refreshing without the token store");
+        self.store("without_store");
+    }
+
+    pub(crate) fn store_failing(&self, error: &StoreError) {
+        event!(self: WARN, error = %Chain(error), "token store cannot be used");
+    }
+
+    pub(crate) fn store_recovered(&self, lasted: Duration, failures: u64) {
+        event!(self: INFO, failures, lasted_ms = millis(lasted), "token store can be used again");
+    }
+
+    pub(crate) fn store_usable(&self, is_usable: bool) {
+        if self.group.is_none() {
+            self.gauge("tower_bearer_store_usable", f64::from(u8::from(is_usable)));
+        }
     }
 }
 
@@ -772,15 +721,16 @@ pub fn describe_metrics() {
         Unit::Seconds,
         "How long a refresh that has asked the token source took."
     );
-    describe_gauge!("tower_bearer_providers", Unit::Count, "How many providers a group has.");
-    describe_gauge!(
-        "tower_bearer_store_usable",
-        Unit::Count,
-        "Whether the store can be used (1) or has failed (0)."
-    );
-    describe_gauge!(
-        "tower_bearer_token_expiry_timestamp_seconds",
-        Unit::Seconds,
-        "When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime."
-    );
+    let gauges = [
+        ("tower_bearer_providers", Unit::Count, "How many providers a group has."),
+        ("tower_bearer_store_usable", Unit::Count, "Whether the store can be used (1) or has failed (0)."),
+        (
+            "tower_bearer_token_expiry_timestamp_seconds",
+            Unit::Seconds,
+            "When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime.",
+        ),
+    ];
+    for (name, unit, text) in gauges {
+        describe_gauge!(name, unit, text);
+    }
 }

@@ -1,6 +1,11 @@
 //! [`AllowedOrigins`]: which origins may see the token.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hasher},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use http::{
     Uri,
@@ -123,7 +128,7 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
 }
 
 /// Tells whether a response comes from the origin of its request, in four bytes: a request keeps no more of its URI. Two
-/// origins may have one hash. Then one refresh may start in vain: no token is sent because of a hash.
+/// origins may have one hash. Then one refresh may start that nobody needs: no token is sent because of a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OriginHash(u32);
 
@@ -142,17 +147,12 @@ impl OriginHash {
         }
     }
 
-    /// Hashes eight bytes at a time, without regard to case.
+    /// Without regard to case.
     fn hash(scheme: &str, authority: &str) -> Self {
-        const LOWER: u64 = 0x2020_2020_2020_2020;
-        let mix = |hash: u64, bytes: u64| (hash ^ (bytes | LOWER)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut hash = (scheme.len() as u64) << 8 | authority.len() as u64;
-        let mut rest = authority.as_bytes();
-        while let Some((eight, after)) = rest.split_first_chunk() {
-            (hash, rest) = (mix(hash, u64::from_le_bytes(*eight)).rotate_left(29), after);
-        }
-        let last = rest.iter().fold(0, |last, byte| last << 8 | u64::from(*byte));
-        Self((mix(hash, last) >> 32) as u32 | 1)
+        let mut hasher = DefaultHasher::new();
+        let bytes = scheme.bytes().chain([b':']).chain(authority.bytes());
+        bytes.for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+        Self(hasher.finish() as u32 | 1)
     }
 
     /// Whether `uri` has the origin, in any notation of its port and its host's case.

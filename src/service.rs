@@ -10,7 +10,7 @@ use http::{Request, Response, Uri, header::AUTHORIZATION};
 use tower_service::Service;
 
 use crate::{
-    authorization::{Authorized, ExistingAuthorization, TooManyHeaders, authorize},
+    authorization::{Authorized, ExistingAuthorization, authorize},
     bounds::HttpService,
     config::Config,
     error::{BoxError, Error},
@@ -131,9 +131,9 @@ impl<S, R> BearerAuth<S, R> {
             return if self.keeps_authorization(request) { Plan::Pass } else { Plan::Obtain(selected) };
         };
         match authorize(request.headers_mut(), header, options.existing) {
-            Ok(Authorized::Layer) => Plan::Send(token.generation, selected),
-            Ok(Authorized::Caller) => Plan::Pass,
-            Err(TooManyHeaders) => Plan::Fail(Error::TooManyHeaders),
+            Some(Authorized::Layer) => Plan::Send(token.generation, selected),
+            Some(Authorized::Caller) => Plan::Pass,
+            None => Plan::Fail(Error::TooManyHeaders),
         }
     }
 
@@ -166,8 +166,8 @@ impl<S, R> BearerAuth<S, R> {
             return self.pass_foreign(request, selected);
         }
         match authorize(request.headers_mut(), token.0.header(), options.existing) {
-            Ok(_) => Plan::Pass,
-            Err(TooManyHeaders) => Plan::Fail(Error::TooManyHeaders),
+            Some(_) => Plan::Pass,
+            None => Plan::Fail(Error::TooManyHeaders),
         }
     }
 
@@ -262,7 +262,7 @@ impl<S, R> BearerAuth<S, R> {
         if let Some(token) = waiting.take_token() {
             // The caller's own header would have been kept before.
             let (headers, header) = (request.headers_mut(), token.0.header());
-            if authorize(headers, header, ExistingAuthorization::Replace).is_ok() {
+            if authorize(headers, header, ExistingAuthorization::Replace).is_some() {
                 let origin = self.shared.origin(request.uri());
                 let response = self.inner.call(request);
                 return ResponseFuture::sending(response, token.id().generation, origin, kept, via);

@@ -60,7 +60,7 @@ pin_project! {
     /// service on a 64-bit target, and 32 with hyper-util's client. With replay it also has the head and the body of the
     /// request: 224 bytes in all with a `Full<Bytes>`. What only the slow path needs is behind a pointer.
     // The parameters are the types themselves, not projections of `S` and `R`: the compiler could not prove that a task
-    // with a projection is `Send` for every lifetime.
+    // with a projection is `Send` for all lifetimes.
     pub struct ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
         #[pin]
         state: State<S, F, Request<ReqBody>, ResBody>,
@@ -114,7 +114,7 @@ impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBod
     /// A request that was not sent.
     pub(crate) fn failed(error: Error, via: Via<S, R>) -> Self {
         let pending = PendingRequest::new(0, OriginHash::NONE, None);
-        let state = State::slow_path(SlowPath::Failed { error: Some(error) });
+        let state = State::slow_path(SlowPath::Ended { error: Some(error) });
         Self { state, pending, via, body: PhantomData }
     }
 }
@@ -161,7 +161,7 @@ where
                         Step::Return(response) => Ok(response),
                         Step::Fail(error) => Err(error),
                     };
-                    slow_path.set(SlowPath::Ended);
+                    slow_path.set(SlowPath::Ended { error: None });
                     this.pending.give_up();
                     return Poll::Ready(result);
                 }

@@ -32,33 +32,19 @@ pub(super) struct PendingRequest<K> {
     retries: Option<Box<Retries>>,
 }
 
-/// Why a challenged request is not sent again: the caller gets the challenge.
-#[derive(Clone, Copy)]
-pub(super) enum NotRetried {
-    /// All retries were used.
-    Retries,
-    /// The body cannot be sent again.
-    Body,
-    /// There is no other token.
-    Token,
-    /// The retry budget is spent.
-    Budget,
-    /// There is no tokio runtime, whose timer the backoff needs.
-    Runtime,
-}
+/// Why a challenged request is not sent again: the caller gets the challenge. As events and metrics show it.
+pub(super) type NotRetried = &'static str;
 
-impl NotRetried {
-    /// As events and metrics show it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Retries => "retries_exhausted",
-            Self::Body => "body_not_replayable",
-            Self::Token => "no_token",
-            Self::Budget => "budget_exhausted",
-            Self::Runtime => "no_runtime",
-        }
-    }
-}
+/// All retries were used.
+const RETRIES: NotRetried = "retries_exhausted";
+/// The body cannot be sent again.
+const BODY: NotRetried = "body_not_replayable";
+/// There is no other token.
+pub(super) const NO_TOKEN: NotRetried = "no_token";
+/// The retry budget is spent.
+const BUDGET: NotRetried = "budget_exhausted";
+/// There is no tokio runtime, whose timer the backoff needs.
+const NO_RUNTIME: NotRetried = "no_runtime";
 
 struct Retries {
     /// How often the request has been sent again.
@@ -122,11 +108,11 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
         R: Replay<B, Head = H, Spare = Spare>,
     {
         if self.retries() >= options.retry.retries() {
-            return Err(NotRetried::Retries);
+            return Err(RETRIES);
         }
         match &self.kept {
             Some((_, spare)) if options.replay.hold(spare) => Ok(()),
-            _ => Err(NotRetried::Body),
+            _ => Err(BODY),
         }
     }
 
@@ -156,7 +142,7 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
         let is_free = self.retries.is_none() && self.token != generation;
         let budget = via.provider().core().retry_budget().filter(|_| !is_free && has_challenge);
         if budget.is_some_and(|budget| !budget.withdraw()) {
-            return Err(NotRetried::Budget);
+            return Err(BUDGET);
         }
         let retries = self
             .retries
@@ -171,12 +157,12 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
             delay = lag + retries.backoff.next_delay();
             match timer(now + delay, None) {
                 Ok(timer) => backoff = Some(timer),
-                Err(_) if has_challenge => return Err(NotRetried::Runtime),
+                Err(_) if has_challenge => return Err(NO_RUNTIME),
                 Err(_) => {}
             }
         }
-        let (head, spare) = self.kept.take().ok_or(NotRetried::Body)?;
-        let (body, spare) = options.replay.again(spare).ok_or(NotRetried::Body)?;
+        let (head, spare) = self.kept.take().ok_or(BODY)?;
+        let (body, spare) = options.replay.again(spare).ok_or(BODY)?;
         let request = head.request(body);
         self.kept = spare.map(|spare| (head, spare));
         Ok(Unsent { request, delay, backoff })

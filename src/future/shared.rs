@@ -42,15 +42,12 @@ where
     S: Clone,
 {
     pub(crate) fn new(service: S, options: Config<R>) -> Self {
-        let invalid = options.validate().err();
-        let (template, reported) = (Mutex::new(service), Mutex::default());
-        let small = Arc::default();
         Self {
+            invalid: options.validate().err(),
             options,
-            invalid,
-            template,
-            reported,
-            small,
+            template: Mutex::new(service),
+            reported: Mutex::default(),
+            small: Arc::default(),
             follows: AtomicBool::new(cfg!(feature = "tower-http")),
         }
     }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
-    pending_request::{NotRetried, PendingRequest},
+    pending_request::{NO_TOKEN, NotRetried, PendingRequest},
     shared::Via,
 };
 use crate::{
@@ -86,11 +86,11 @@ pin_project! {
             service: S,
             unsent: Option<Unsent<Req>>,
         },
-        Failed {
+        // Holds no request: what was not sent must not keep a permit for as long as the caller keeps the future. `None` if
+        // the caller has the result.
+        Ended {
             error: Option<Error>,
         },
-        // Holds nothing: what was not sent must not keep a permit for as long as the caller keeps the future.
-        Ended,
     }
 }
 
@@ -205,9 +205,10 @@ where
                 given_up.0 = None;
                 if let Err(error) = token {
                     provider.reporter().request_failed(&error);
-                    return Poll::Ready(Step::Fail(error.into()));
+                    Step::Fail(error.into())
+                } else {
+                    Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
                 }
-                Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
             }
             SlowPathProj::Refreshing { token, challenge, small, mut keep, not_retried } => {
                 let outcome = match (token.poll(cx), keep.as_mut().as_pin_mut()) {
@@ -223,7 +224,7 @@ where
                     }
                 };
                 let again = match (outcome, *not_retried) {
-                    (Err(error), _) => Err((NotRetried::Token, Some(error))),
+                    (Err(error), _) => Err((NO_TOKEN, Some(error))),
                     (Ok(_), Some(reason)) => Err((reason, None)),
                     (Ok(token), None) => {
                         pending.again(via, &token, challenge.is_some()).map_err(|reason| (reason, None))
@@ -243,7 +244,7 @@ where
                     (Err((_, cause)), None) => {
                         let error = Error::ChallengeDropped(cause.map(Arc::new));
                         provider.reporter().request_failed(&error);
-                        return Poll::Ready(Step::Fail(error.into()));
+                        Step::Fail(error.into())
                     }
                 }
             }
@@ -267,7 +268,7 @@ where
                     Some(token) => {
                         // A request whose own header is kept does not come here.
                         let (headers, header) = (unsent.request.headers_mut(), token.0.header());
-                        if authorize(headers, header, ExistingAuthorization::Replace).is_err() {
+                        if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
                             return Poll::Ready(Step::Fail(Error::TooManyHeaders.into()));
                         }
                         pending.token = token.id().generation;
@@ -280,10 +281,9 @@ where
                     None => Step::Next(SlowPath::waiting(provider.obtain(Need::Any), unsent, provider)),
                 }
             }
-            SlowPathProj::Failed { error } => {
-                return Poll::Ready(Step::Fail(error.take().unwrap_or_else(|| polled_again()).into()));
+            SlowPathProj::Ended { error } => {
+                Step::Fail(error.take().unwrap_or_else(|| polled_again()).into())
             }
-            SlowPathProj::Ended => polled_again(),
         })
     }
 }
@@ -314,7 +314,7 @@ fn give_up<S, R, K, ResBody>(
     challenge: Response<ResBody>,
 ) -> Response<ResBody> {
     pending.give_up();
-    via.provider().reporter().not_retrying(pending.token, reason.name());
+    via.provider().reporter().not_retrying(pending.token, reason);
     challenge
 }
 

@@ -251,21 +251,6 @@ impl Config {
         }
     }
 
-    pub(super) fn has_store(&self) -> bool {
-        #[cfg(feature = "store")]
-        return self.store.is_some();
-        #[cfg(not(feature = "store"))]
-        false
-    }
-
-    /// Whether the process uses the tokens of others, and never asks its source.
-    pub(super) fn is_reader(&self) -> bool {
-        #[cfg(feature = "store")]
-        return self.role == Role::Reader;
-        #[cfg(not(feature = "store"))]
-        false
-    }
-
     /// The options of a process that shares its token, by its role.
     #[cfg(feature = "store")]
     pub(super) fn shared(mut self) -> Self {

@@ -159,7 +159,8 @@ impl Core {
             }
             _ => {}
         }
-        (decision, current, state.running.clone(), state.waiter())
+        let waiter = state.waiters.as_ref().map(|(_, waiter)| waiter.clone());
+        (decision, current, state.running.clone(), waiter)
     }
 
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
@@ -204,8 +205,9 @@ impl Core {
 
     /// The error of those who wait since then for too long: the failure of an attempt says more than the timeout.
     pub(crate) fn timed_out(&self, since: Instant) -> Error {
-        let error = self.state().error_since(since);
-        error.unwrap_or(Error::TimedOut(self.config.refresh_timeout))
+        let state = self.state();
+        let failure = state.failure.as_ref().filter(|failure| failure.not_before > since);
+        failure.map_or(Error::TimedOut(self.config.refresh_timeout), |failure| failure.error.clone())
     }
 
     /// When a token that the API has not accepted yet is old enough to be known to all of the API. `None` if it is known.
@@ -272,7 +274,7 @@ impl Core {
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
         let at_rest = async {
-            while self.is_refreshing() {
+            while self.state().running.is_some() {
                 // Cannot fail: `self` has the sender.
                 let _ = changes.changed().await;
             }
@@ -282,10 +284,6 @@ impl Core {
             }
         };
         let _ = timeout(self.config.refresh_timeout, at_rest).await;
-    }
-
-    pub(super) fn is_refreshing(&self) -> bool {
-        self.state().running.is_some()
     }
 
     /// Whether a refresh is running, as far as can be known: one that is past its deadline is on a runtime that nobody

@@ -1,6 +1,6 @@
 //! [`decide`]: what a caller's need leads to. Every rule about the start of a refresh is here.
 //!
-//! 1. **Single flight.** At most one refresh runs. A need joins it, unless it has not ended by its deadline: then
+//! 1. **One refresh.** At most one refresh runs. A need joins it, unless it has not ended by its deadline: then
 //!    another starts in its place.
 //! 2. **A token that works is used.** Nobody waits for the refresh of an expiring token, but for two: who starts a
 //!    refresh on a runtime that may end with the call, and who cannot be sent again after a challenge.

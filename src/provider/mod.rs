@@ -361,10 +361,14 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     pub fn build(self) -> Result<TokenProvider, Error> {
         let Self { source, config } = self;
         config.validate()?;
-        if !config.is_reader() {
+        #[cfg(not(feature = "store"))]
+        let (is_reader, has_store) = (false, false);
+        #[cfg(feature = "store")]
+        let (is_reader, has_store) = (config.role == Role::Reader, config.store.is_some());
+        if !is_reader {
             source.validate()?;
         }
-        if config.group.is_some() && !config.has_store() && source.needs_store() {
+        if config.group.is_some() && !has_store && source.needs_store() {
             let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
                         copy of its refresh token";
             return Err(Error::InvalidOption(text.into()));

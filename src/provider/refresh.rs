@@ -86,9 +86,8 @@ impl RefreshTask {
         let deadline = self.refresh.deadline;
         let mut last_error = None;
         let outcome = timeout_at(deadline, self.attempt(&mut last_error)).await;
-        let timed_out = || Err(last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout)));
-        let outcome = outcome.unwrap_or_else(|_| timed_out());
-        self.finish(outcome);
+        let timed_out = || last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout));
+        self.finish(outcome.unwrap_or_else(|_| Err(timed_out())));
     }
 
     /// Asks the source until it gives a token, fails permanently, or has failed too often.
@@ -184,7 +183,6 @@ pin_project! {
         // What was decided without a refresh.
         decided: Option<Outcome>,
         waiter: Option<Waiter>,
-        since: Instant,
         deadline: Instant,
         #[pin]
         deadline_timer: Option<Sleep>,
@@ -201,7 +199,6 @@ impl Waiting {
             core: Arc::clone(core),
             decided: Some(outcome),
             waiter: None,
-            since: Instant::now(),
             deadline: Instant::now(),
             deadline_timer: None,
             works: None,
@@ -212,7 +209,6 @@ impl Waiting {
     fn on(core: &Arc<Core>, refresh: &Refresh, waiter: Waiter, works: Option<Token>) -> Self {
         Self {
             waiter: Some(waiter),
-            since: refresh.started_at,
             deadline: refresh.deadline + SLACK,
             works,
             decided: None,
@@ -247,7 +243,7 @@ impl Future for Waiting {
                 }
                 let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
                 ready!(timer.poll(cx));
-                Err(this.core.timed_out(*this.since))
+                Err(this.core.timed_out(*this.deadline - SLACK - this.core.config.refresh_timeout))
             }
         };
         let works = this.works.take().filter(|token| !token.0.is_expired(Instant::now()));

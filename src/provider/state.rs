@@ -59,7 +59,7 @@ pub(super) struct State {
     asked_at: Option<Instant>,
     pub(super) running: Option<Arc<Refresh>>,
     /// Those who wait for the running refresh. Another in its place inherits them.
-    waiters: Option<(Sender, Waiter)>,
+    pub(super) waiters: Option<(Sender, Waiter)>,
     /// The runtime of the newest refresh.
     pub(super) runtime: Option<runtime::Id>,
     pub(super) failure: Option<Box<Failure>>,
@@ -168,11 +168,6 @@ impl State {
             has_asked: AtomicBool::new(false),
         });
         self.running = Some(refresh);
-    }
-
-    /// Resolves with what the running refresh brings.
-    pub(super) fn waiter(&self) -> Option<Waiter> {
-        self.waiters.as_ref().map(|(_, waiter)| waiter.clone())
     }
 
     pub(super) fn is_running(&self, refresh: &Refresh) -> bool {
@@ -338,11 +333,6 @@ impl State {
 
     pub(super) fn last_error(&self) -> Option<Error> {
         self.failure.as_ref().map(|failure| failure.error.clone())
-    }
-
-    /// The error of an attempt since then.
-    pub(super) fn error_since(&self, then: Instant) -> Option<Error> {
-        self.last_error().filter(|_| self.failure.as_ref().is_some_and(|failure| failure.not_before > then))
     }
 
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {

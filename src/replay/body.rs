@@ -62,7 +62,7 @@ struct Recording<B: Body> {
     /// The original body; `None` after it has ended or failed.
     source: Option<Pin<Box<B>>>,
     /// Boxes its error. Not a bound of [`ReplayBody`]'s `Body`: the compiler could not prove that a task with it is `Send`
-    /// for every lifetime that an error may have.
+    /// for any lifetime that an error may have.
     into_error: fn(B::Error) -> BoxError,
     /// The size hint of the original body at its start.
     hint: SizeHint,

@@ -48,7 +48,7 @@
 //! # How many, and for how long
 //!
 //! At most [10,000 providers](TokenProvidersBuilder::max_providers) are kept, and each until it has not been used for
-//! [an hour](TokenProvidersBuilder::idle_timeout). Whoever uses the group evicts what is idle, so that no task has to run.
+//! [an hour](TokenProvidersBuilder::idle_timeout). Each use of the group evicts what is idle, so that no task has to run.
 //! Eviction loses nothing:
 //!
 //! - A provider that a request or a handle uses, whose refresh runs, or whose newest token is not stored yet, is kept
