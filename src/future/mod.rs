@@ -1,12 +1,12 @@
 //! [`ResponseFuture`]: one request's path through the layer, as a state machine.
 //!
 //! ```text
-//! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ response ──────────────────────────▶ caller
-//!                           ▲                     │ challenge                          ▲
-//!                           │                     ▼                                    │
-//!                       BackingOff ◀─ Draining ◀─ Refreshing ──────────────────────────┘
-//!                                                    no other token, or the body cannot be sent again:
-//!                                                    the challenge, unchanged
+//! (no token) Waiting ─▶ GettingReady ─▶ Sending ─▶ response ─▶ caller
+//!                           ▲             │ challenge          ▲
+//!                           │             ▼                    │
+//!                       BackingOff ◀─ Refreshing ──────────────┘
+//!                                       no other token, or the request is not sent again:
+//!                                       the challenge, unchanged
 //! ```
 //!
 //! Nothing of one attempt is held while the next one waits: neither its service, nor its response, nor its body.
@@ -37,8 +37,8 @@ pub(crate) use self::shared::Redirected;
 pub(crate) use self::shared::{Shared, Via};
 
 use self::{
-    pending_request::PendingRequest,
-    slow_path::{SlowPath, Step, Unsent},
+    pending_request::{PendingRequest, Unsent},
+    slow_path::{SlowPath, Step},
 };
 use crate::{
     error::{BoxError, Error},

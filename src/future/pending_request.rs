@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use http::{Request, Response};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
-use super::{shared::Via, slow_path::Unsent};
+use super::shared::Via;
 use crate::{
     config::Config,
     origins::OriginHash,
@@ -30,6 +30,15 @@ pub(super) struct PendingRequest<K> {
     kept: Option<K>,
     /// `None` until the request is sent again. Boxed, since most requests never are.
     retries: Option<Box<Retries>>,
+}
+
+/// A request to be sent, or sent again, with the token that is current then.
+pub(super) struct Unsent<Req> {
+    pub(super) request: Req,
+    /// How long a retry waits first.
+    pub(super) delay: Duration,
+    /// Ends that time.
+    pub(super) backoff: Option<Sleep>,
 }
 
 /// Why a challenged request is not sent again: the caller gets the challenge. As events and metrics show it.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
-    pending_request::{NO_TOKEN, NotRetried, PendingRequest},
+    pending_request::{NO_TOKEN, NotRetried, PendingRequest, Unsent},
     shared::Via,
 };
 use crate::{
@@ -123,15 +123,6 @@ impl Drop for Small {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
-}
-
-/// A request to be sent, or sent again, with the token that is current then.
-pub(super) struct Unsent<Req> {
-    pub(super) request: Req,
-    /// How long a retry waits first.
-    pub(super) delay: Duration,
-    /// Ends that time.
-    pub(super) backoff: Option<Sleep>,
 }
 
 /// What follows.

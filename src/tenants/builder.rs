@@ -1,14 +1,20 @@
-//! [`TokenProvidersBuilder`]: the options of [`TokenProviders`], and their validation.
+//! [`TokenProvidersBuilder`]: the options of a group, and their validation.
 
 use std::{fmt, hash::Hash, sync::Arc, time::Duration};
 
-use super::providers::{Make, TokenProviders};
-use crate::error::{Error, seconds};
+use crate::{
+    error::{Error, seconds},
+    provider::{Group, TokenProvider},
+};
 
 const MAX_PROVIDERS: usize = 10_000_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Builds [`TokenProviders`]; see [`TokenProviders::builder`].
+/// Makes the provider of a key, in a group.
+pub(super) type Make<K> = Box<dyn Fn(&K, &Arc<Group>) -> Result<TokenProvider, Error> + Send + Sync>;
+
+/// Builds [`TokenProviders`](crate::TokenProviders); see
+/// [`TokenProviders::builder`](crate::TokenProviders::builder).
 ///
 /// The setters accept any value; [`build`](Self::build) checks all of them.
 #[must_use = "a builder does nothing until `build` is called"]
@@ -58,7 +64,7 @@ where
     /// Sets for how long a provider is kept that is not used. Default: one hour. From 1 s to 30 days.
     ///
     /// It is evicted when the group is used within an eighth of this time after its end, or later: a
-    /// [`get`](TokenProviders::get), a request, [`len`](TokenProviders::len) and a provider that is to
+    /// [`get`](crate::TokenProviders::get), a request, [`len`](crate::TokenProviders::len) and a provider that is to
     /// [keep fresh](crate::TokenProviderBuilder::keep_fresh) evict what is idle. Each `get` and each request is a use of its
     /// provider, and a handle or a request that has the provider uses it all the time. The background refresh is none.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
@@ -82,12 +88,7 @@ where
         self
     }
 
-    /// Builds the group. No provider is made before its first use.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if an option is out of its range.
-    pub fn build(self) -> Result<TokenProviders<K>, Error> {
+    pub(super) fn validate(&self) -> Result<(), Error> {
         if self.name.is_empty() {
             return Err(Error::out_of_range("name", "at least one character long", "none"));
         }
@@ -99,7 +100,7 @@ where
                 return Err(Error::out_of_range("idle_timeout", ">= 1s and <= 30 days", seconds(timeout)));
             }
         }
-        Ok(TokenProviders::with_options(self))
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use quick_cache::{
 };
 use tokio::time::Instant;
 
-use super::builder::TokenProvidersBuilder;
+use super::builder::{Make, TokenProvidersBuilder};
 use crate::{
     error::{BoxError, Error, SourceError},
     observability::{Reporter, millis},
@@ -40,9 +40,6 @@ const LEAST_PARKED: usize = 16;
 
 /// The time of a provider that is being inserted.
 const BEING_INSERTED: u64 = u64::MAX;
-
-/// Makes the provider of a key, in a group.
-pub(super) type Make<K> = Box<dyn Fn(&K, &Arc<Group>) -> Result<TokenProvider, Error> + Send + Sync>;
 
 /// Token providers by key: one for each tenant, made when it is used first.
 ///
@@ -99,8 +96,8 @@ struct Shared<K> {
     /// The evicted providers that are used, or with which something would be lost.
     parked: Park<K>,
     max_providers: usize,
-    /// In milliseconds, as all times of the group. `None` for no limit.
-    idle_timeout: Option<u64>,
+    /// In milliseconds, as all times of the group.
+    idle_timeout: u64,
     begun: Instant,
     /// When idle providers are evicted next.
     next_eviction: AtomicU64,
@@ -182,7 +179,7 @@ where
         }))
     }
 
-    pub(super) fn with_options(options: TokenProvidersBuilder<K>) -> Self {
+    fn with_options(options: TokenProvidersBuilder<K>) -> Self {
         let TokenProvidersBuilder { make, name, max_providers, idle_timeout, metrics_by_provider } = options;
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let parts = (max_providers / LEAST_PER_PART).clamp(1, 4 * threads);
@@ -206,8 +203,8 @@ where
                     shared.evict_idle(shared.now());
                 }
             };
-            let is_label = !metrics_by_provider;
-            let group = Arc::new(Group { name, is_label, evict_idle: Arc::new(evict_idle) });
+            let evict_idle = Arc::new(evict_idle);
+            let group = Arc::new(Group { name, is_label: !metrics_by_provider, evict_idle });
             Shared {
                 nobody: TokenProvider::reporting_for(&group, source),
                 make,
@@ -215,7 +212,7 @@ where
                 cache: Cache::with_options(options, UnitWeighter, RandomState::new(), parked.clone()),
                 parked,
                 max_providers,
-                idle_timeout: idle_timeout.map(millis),
+                idle_timeout: idle_timeout.map_or(u64::MAX, millis),
                 begun: Instant::now(),
                 next_eviction: AtomicU64::new(0),
                 exceeds: AtomicBool::new(false),
@@ -255,11 +252,8 @@ where
     {
         let shared = &self.shared;
         // Entered before this waits for another thread: that may be this one, or wait for this one.
-        let entered = Entered::new().ok_or_else(|| {
-            Error::Factory(Arc::from(BoxError::from(
-                "the factory must not call TokenProviders::get for a key without a provider",
-            )))
-        })?;
+        let text = "the factory must not call TokenProviders::get for a key without a provider";
+        let entered = Entered::new().ok_or_else(|| Error::Factory(Arc::from(BoxError::from(text))))?;
         let guard = match shared.cache.get_value_or_guard(key, None) {
             GuardResult::Guard(guard) => guard,
             GuardResult::Value(provider) => return Ok(provider),
@@ -310,7 +304,7 @@ where
 
     /// Returns the number of providers, those included that are kept beyond the bound.
     pub fn len(&self) -> usize {
-        self.shared.sweep();
+        self.shared.sweep(self.shared.now());
         self.shared.number()
     }
 
@@ -323,7 +317,7 @@ where
     ///
     /// Providers that are made or removed meanwhile may be missing.
     pub fn statuses(&self) -> impl Iterator<Item = (K, Status)> + '_ {
-        self.shared.sweep();
+        self.shared.sweep(self.shared.now());
         // Not lazily: a handle would be a use.
         let all = self.shared.all().into_iter().map(|(key, provider)| (key, provider.status()));
         all.collect::<Vec<_>>().into_iter()
@@ -344,6 +338,21 @@ where
     /// The provider of a request without a tenant, under whose name such requests are reported.
     pub(crate) fn nobody(&self) -> &TokenProvider {
         &self.shared.nobody
+    }
+}
+
+impl<K> TokenProvidersBuilder<K>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+{
+    /// Builds the group. No provider is made before its first use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if an option is out of its range.
+    pub fn build(self) -> Result<TokenProviders<K>, Error> {
+        self.validate()?;
+        Ok(TokenProviders::with_options(self))
     }
 }
 
@@ -375,45 +384,35 @@ where
         all
     }
 
-    /// Evicts the providers that have not been used for the idle timeout, if that was not done in its last eighth.
+    /// [Sweeps](Self::sweep), if that was not done in the last eighth of the idle timeout.
     #[inline]
     fn evict_idle(&self, now: u64) {
-        if let Some(timeout) = self.idle_timeout {
-            if self.next_eviction.load(Ordering::Relaxed) <= now {
-                self.evict_unused_since(now, timeout);
-            }
+        if self.next_eviction.load(Ordering::Relaxed) <= now {
+            self.sweep(now);
         }
     }
 
+    /// Evicts the providers that have not been used for the idle timeout, and drops what nothing needs any more.
     #[cold]
-    fn evict_unused_since(&self, now: u64, timeout: u64) {
+    fn sweep(&self, now: u64) {
         // At least one: the timeout is at least a second.
-        self.next_eviction.store(now + timeout / 8, Ordering::Relaxed);
+        self.next_eviction.store(now + self.idle_timeout / 8, Ordering::Relaxed);
         let evicted = RefCell::default();
         // The cache has one handle.
         self.cache.retain(|key, provider| {
             if provider.has_other_handles() {
                 provider.used_at().store(now, Ordering::Relaxed);
             }
-            let is_idle = provider.used_at().load(Ordering::Relaxed).saturating_add(timeout) <= now;
+            let is_idle = provider.used_at().load(Ordering::Relaxed).saturating_add(self.idle_timeout) <= now;
             if is_idle {
                 self.parked.on_evict(&mut evicted.borrow_mut(), key.clone(), provider.clone());
             }
             !is_idle
         });
         self.parked.lock().sweep_at = 0;
-        self.evicted(evicted.into_inner(), "idle");
-    }
-
-    /// Drops what nothing needs any more, for those who look at all providers.
-    fn sweep(&self) {
-        match self.idle_timeout {
-            Some(timeout) => self.evict_unused_since(self.now(), timeout),
-            None => {
-                self.parked.lock().sweep_at = 0;
-                self.evicted(Vec::new(), "capacity");
-            }
-        }
+        // If none was idle, those that are dropped were evicted before.
+        let reason = if evicted.borrow().is_empty() { "capacity" } else { "idle" };
+        self.evicted(evicted.into_inner(), reason);
     }
 
     /// Drops the evicted providers that nobody uses and with which nothing would be lost, and now and then those that were
