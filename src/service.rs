@@ -49,7 +49,7 @@ use crate::{
 /// that may be larger than 64 KiB is kept for a second at most, and so is one of those that together may be larger than 1
 /// MiB: if the refresh fails after that, the caller gets [`Error::ChallengeDropped`]. A body that is still being sent is
 /// paused for as long. What the inner service ties to the body of a response, such as a permit, is kept with a small 401.
-/// If the token source needs it, let it have a client of its own.
+/// Give a token source that needs it a separate client.
 ///
 /// # Waits
 ///

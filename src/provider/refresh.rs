@@ -176,7 +176,7 @@ impl Drop for RefreshTask {
 pin_project! {
     /// Resolves with what a need leads to.
     ///
-    /// Every waiter has a deadline of its own: nobody may drive the runtime of the refresh any more. Outside of a tokio
+    /// Each waiter has its own deadline: nobody may drive the runtime of the refresh any more. Outside of a tokio
     /// runtime there is no timer, and no bound.
     pub(crate) struct Waiting {
         core: Arc<Core>,

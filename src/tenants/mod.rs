@@ -63,7 +63,7 @@
 //!
 //! A request pays for its key, one lookup, the clock, and a reference count. A key that is borrowed from the request is not
 //! cloned. An idle provider takes about 800 bytes of heap, its token and its source not counted (`cargo bench --bench
-//! tenants`). A provider that is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) has a task of its own, takes about
+//! tenants`). A provider that is to [keep fresh](crate::TokenProviderBuilder::keep_fresh) has its own task, takes about
 //! 2,100 bytes, and wakes once a minute, or once a second while its credential is rejected.
 
 mod builder;
