@@ -361,12 +361,6 @@ impl SourceError {
         self
     }
 
-    #[cfg(feature = "store")]
-    pub(crate) fn with_shared_cause(mut self, cause: Arc<dyn StdError + Send + Sync>) -> Self {
-        self.cause = Some(cause);
-        self
-    }
-
     /// Sets the delay that the source asked for (`Retry-After`, RFC 9110 §10.2.3).
     ///
     /// The provider waits at least this long before the next attempt, but at most a minute.
@@ -482,10 +476,7 @@ impl StoreError {
     /// shows each text once.
     pub(crate) fn into_source_error(self, what: &str) -> SourceError {
         let error = SourceError::unavailable(format!("{what}: {self}"));
-        match self.cause {
-            Some(cause) => error.with_shared_cause(cause),
-            None => error,
-        }
+        SourceError { cause: self.cause, ..error }
     }
 }
 

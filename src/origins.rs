@@ -134,16 +134,14 @@ pub(crate) struct OriginHash(u32);
 
 impl OriginHash {
     /// That of a request for which none was made.
+    /// Not known, or that of a relative URI.
     pub(crate) const NONE: Self = Self(0);
-
-    /// That of a relative URI.
-    const RELATIVE: Self = Self(2);
 
     #[cold]
     pub(crate) fn of(uri: &Uri) -> Self {
         match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(authority)) => Self::hash(scheme, without_user(authority)),
-            _ => Self::RELATIVE,
+            _ => Self::NONE,
         }
     }
 
@@ -163,7 +161,7 @@ impl OriginHash {
         let text = without_user(authority);
         let bare = text.strip_suffix(default).unwrap_or(text);
         let notations = [text, bare, &format!("{bare}{default}")];
-        self == Self::RELATIVE || notations.iter().any(|text| self == Self::hash(scheme, text))
+        self == Self::NONE || notations.iter().any(|text| self == Self::hash(scheme, text))
     }
 }
 

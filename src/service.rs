@@ -47,14 +47,15 @@ use crate::{
 ///
 /// While a challenged request waits for another token, it keeps its 401, since the caller gets it if there is none. A 401
 /// that may be larger than 64 KiB is kept for a second at most, and so is one of those that together may be larger than 1
-/// MiB: if the refresh fails after that, the caller gets [`Error::ChallengeDropped`]. A body that is still being sent is
-/// paused for as long. What the inner service ties to the body of a response, such as a permit, is kept with a small 401.
-/// Give a token source that needs it a separate client.
+/// MiB for one provider, or one group: if the refresh fails after that, the caller gets [`Error::ChallengeDropped`]. A
+/// body that is still being sent is paused for as long. A request that is not sent again, and waits lest the refresh of a
+/// login is lost, keeps a large 401 as well. What the inner service ties to the body of a response, such as a permit, is
+/// kept with a 401. Give a token source that needs it a separate client.
 ///
 /// # Waits
 ///
 /// A request waits if there is no token that works. One that cannot be sent again also waits for a refresh that a
-/// challenge has started. An error of the inner service is returned as it is, also that of a retry.
+/// challenge has started, unless the source fails. An error of the inner service is returned as it is, also that of a retry.
 pub struct BearerAuth<S, R = Cloned> {
     /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,
@@ -256,7 +257,8 @@ impl<S, R> BearerAuth<S, R> {
     {
         let (parts, body) = request.into_parts();
         let (body, spare) = via.options.replay.begin(body);
-        let need = if spare.is_some() { Need::Any } else { Need::Settled };
+        let is_sent_again = spare.is_some() && via.options.retry.retries() > 0;
+        let need = if is_sent_again { Need::Any } else { Need::Settled };
         let (kept, mut request) = (head.zip(spare), Request::from_parts(parts, body));
         let mut waiting = via.provider().obtain(need);
         if let Some(token) = waiting.take_token() {

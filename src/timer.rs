@@ -9,14 +9,14 @@ use tokio::{
 
 use crate::error::Error;
 
-/// Makes a timer on this runtime, or else on the current one.
+/// Makes a timer on the current runtime, or else on this one.
 ///
 /// # Errors
 ///
 /// [`Error::NoRuntime`] outside of a tokio runtime, or in one without time.
 pub(crate) fn timer(at: Instant, runtime: Option<&Handle>) -> Result<Sleep, Error> {
-    let _entered = runtime.map(Handle::enter);
-    Handle::try_current().map_err(|_| Error::NoRuntime)?;
+    let runtime = Handle::try_current().ok().or_else(|| runtime.cloned()).ok_or(Error::NoRuntime)?;
+    let _entered = runtime.enter();
     // tokio has no way to ask whether a runtime has time: without it, this panics.
     catch_unwind(AssertUnwindSafe(|| sleep_until(at))).map_err(|_| Error::NoRuntime)
 }

@@ -243,10 +243,8 @@ async fn early_401_frees_stream_of_upload() {
     }
 }
 
-/// Sends concurrent requests on the connection that the token endpoint uses too, and expects that they heal.
-async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refusal: Refusal) {
-    let address = server(Some(max_streams), refusal).await;
-    let client = client(address, true).await;
+/// A provider that has `access-1`, and gets the next token on the connection of the API.
+async fn provider_on(client: &Client<HttpConnector, Empty<Bytes>>, address: SocketAddr) -> TokenProvider {
     let (for_token, fetches) = (client.clone(), AtomicU64::new(0));
     let source = source_fn(move |_| {
         let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
@@ -264,6 +262,14 @@ async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refu
     });
     let provider = TokenProvider::builder(source).refresh_timeout(LIMIT / 2).build().unwrap();
     provider.token().await.unwrap();
+    provider
+}
+
+/// Sends concurrent requests on the connection that the token endpoint uses too, and expects that they heal.
+async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refusal: Refusal) {
+    let address = server(Some(max_streams), refusal).await;
+    let client = client(address, true).await;
+    let provider = provider_on(&client, address).await;
     let statuses = burst(address, client, provider.clone(), requests).await;
     assert_eq!(statuses, BTreeMap::from([(Some(StatusCode::OK), requests)]), "{refusal:?}");
     assert_eq!(provider.status().failed_refreshes, 0, "{refusal:?}");
@@ -399,6 +405,22 @@ async fn retry_gets_permit_of_its_401() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_401s_leave_room_for_token() {
     heals_on_connection_of_endpoint(1000, 100, Refusal::Whole(64 * 1024)).await;
+}
+
+/// Row 129: each request has a service of its own, from one layer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_401s_of_many_services_leave_room_for_token() {
+    let address = server(Some(1000), Refusal::Whole(64 * 1024)).await;
+    let client = client(address, true).await;
+    let provider = provider_on(&client, address).await;
+    let layer = BearerAuthLayer::with_provider(provider.clone());
+    let all = (0..100).map(|_| layer.layer(client.clone()).oneshot(get(address, "/")));
+    let all = timeout(LIMIT, join_all(all)).await.expect("hangs");
+    assert!(
+        all.iter()
+            .all(|response| response.as_ref().is_ok_and(|response| response.status() == StatusCode::OK))
+    );
+    assert_eq!(provider.status().failed_refreshes, 0);
 }
 
 /// As `respond`, but reads the request's body in the background, as a server does that lingers.

@@ -19,7 +19,7 @@ use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::Full;
 use support::{Act, Api, Source};
 use tokio::time::{Instant, advance, sleep};
-use tower::{Layer, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{Layer, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn, util::BoxCloneService};
 use tower_bearer::{
     BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenSource, source_fn,
 };
@@ -70,6 +70,84 @@ async fn revoked_once(source: &Arc<Source>) -> (BearerAuthLayer, Api) {
     let api = Api::default();
     api.accept("access-2");
     (layer, api)
+}
+
+/// Row 132: no request may be sent again, though each could.
+#[tokio::test(start_paused = true)]
+async fn without_retries_waits_for_refresh() {
+    let source = Source::new();
+    let (layer, api) = revoked_once(&source).await;
+    let layer = layer.retry(RetryPolicy::new().max_retries(0));
+    let client: Client = BoxCloneService::new(layer.layer(api.service()));
+    assert_eq!(status(&client).await, 401);
+    let later = (1..10).map(|number| {
+        let client = client.clone();
+        async move {
+            sleep(number * 100 * MILLISECOND).await;
+            status(&client).await
+        }
+    });
+    assert_eq!(join_all(later).await, [200; 9]);
+}
+
+/// Row 132: the requests wait for a permit while the first of them is challenged.
+#[tokio::test(start_paused = true)]
+async fn unreplayable_behind_limit_waits_for_refresh() {
+    let api = Api::default();
+    api.accept("access-2");
+    let answers = api.clone();
+    let slow = service_fn(move |request: Request<Full<Bytes>>| {
+        let answers = answers.clone();
+        async move {
+            sleep(50 * MILLISECOND).await;
+            Ok::<_, Infallible>(answers.answer(request.headers()))
+        }
+    });
+    let limited = GlobalConcurrencyLimitLayer::new(1).layer(slow);
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+    let client: Client = BoxCloneService::new(layer.no_replay().layer(limited));
+    let statuses = join_all((0..10).map(|_| status(&client))).await;
+    assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 1, "{statuses:?}");
+}
+
+/// Row 132: one endpoint challenges every token, and the source fails, or does not answer. Requests to another endpoint
+/// are held up once at most.
+#[tokio::test(start_paused = true)]
+async fn failing_source_holds_up_nobody_for_long() {
+    for hangs in [true, false] {
+        let fetches = AtomicU64::new(0);
+        let provider = TokenProvider::new(source_fn(move |_| {
+            let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if is_first {
+                    return Ok(Token::builder("access-1").build()?);
+                }
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                Err(SourceError::unavailable("the server is down"))
+            }
+        }));
+        provider.token().await.unwrap();
+        let api = service_fn(|request: Request<Full<Bytes>>| async move {
+            let status = if request.uri().path() == "/bad" { 401 } else { 200 };
+            Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::default()).unwrap())
+        });
+        let client = BearerAuthLayer::with_provider(provider).no_replay().layer(api);
+        let send = |path: &str| {
+            let request = Request::get(format!("https://api.example{path}")).body(Full::default()).unwrap();
+            client.clone().oneshot(request)
+        };
+        let (start, mut waited) = (Instant::now(), Vec::new());
+        while start.elapsed() < 600 * SECOND {
+            assert_eq!(send("/bad").await.unwrap().status(), StatusCode::UNAUTHORIZED);
+            let sent = Instant::now();
+            assert_eq!(send("/good").await.unwrap().status(), StatusCode::OK);
+            waited.extend((!sent.elapsed().is_zero()).then(|| sent.elapsed()));
+            sleep(SECOND).await;
+        }
+        assert!(waited.len() <= 1 && waited.iter().all(|waited| *waited <= 30 * SECOND), "{waited:?}");
+    }
 }
 
 /// Row 132: a refresh takes a second. Nine requests are sent in that time, which would get a 401 each.

@@ -125,6 +125,31 @@ async fn notation_of_request_does_not_matter() {
     }
 }
 
+/// Row 134: only some of the responses come from the redirect follower.
+#[tokio::test(start_paused = true)]
+async fn response_of_unknown_origin_is_own() {
+    let (source, hosts) = (Source::new(), Hosts::default());
+    let (plain, follows) = (web(&hosts), FollowRedirect::new(web(&hosts)));
+    let some = service_fn(move |request: Request<Empty<Bytes>>| {
+        let (plain, follows) = (plain.clone(), follows.clone());
+        async move {
+            if request.uri().path() == "/200" {
+                plain.oneshot(request).await
+            } else {
+                follows.oneshot(request).await
+            }
+        }
+    });
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let client = layer.no_replay().layer(some);
+    for path in ["/200", "/401"] {
+        let response = client.clone().oneshot(get(&format!("{API}{path}"))).await.unwrap();
+        assert_eq!(response.status().as_str(), &path[1..]);
+    }
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(source.fetches(), 2);
+}
+
 /// Row 134: the API challenges every token. The successes of another origin say nothing about them, so that the
 /// cool-down doubles as it does without them.
 #[tokio::test(start_paused = true)]

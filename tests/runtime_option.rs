@@ -23,7 +23,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, RefreshAhead, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
+    BearerAuthLayer, Error, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest,
+    TokenSource, source_fn,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -36,6 +37,26 @@ fn call<F: Future>(future: F) -> F::Output {
 /// A runtime that is always driven.
 fn driven() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Runs a future on this thread, without tokio.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
 }
 
 /// How long an exchange takes.
@@ -142,28 +163,75 @@ fn challenge_heals_on_given_runtime() {
     login.expect_all_ended(&runtime);
 }
 
+/// Row 139: the runtime is driven only while a call runs on it.
+#[test]
+fn login_survives_runtime_that_rests() {
+    let (runtime, login) =
+        (Builder::new_current_thread().enable_all().build().unwrap(), Login::new(2 * EXCHANGE));
+    let provider = TokenProvider::builder(Arc::clone(&login))
+        .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
+        .refresh_timeout(2 * EXCHANGE)
+        .runtime(runtime.handle().clone());
+    let api = service_fn(|_: Request<Empty<Bytes>>| async {
+        // An exchange starts meanwhile.
+        sleep(20 * MILLISECOND).await;
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let service = BearerAuthLayer::with_provider(provider.build().unwrap()).layer(api);
+    for pause in [400, 800, 100, 400, 800, 0] {
+        if let Err(error) = runtime.block_on(service.clone().oneshot(get())) {
+            panic!("{}", chain(&*error));
+        }
+        thread::sleep(pause * MILLISECOND);
+    }
+    login.expect_all_ended(&runtime);
+}
+
+/// Row 139: nobody drives the runtime. The caller, who has another, waits no longer than a refresh may take.
+#[test]
+fn runtime_that_is_not_driven_times_out() {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    for keep_fresh in [false, true] {
+        let provider = TokenProvider::builder(Login::new(Duration::from_secs(3600)))
+            .refresh_timeout(EXCHANGE)
+            .keep_fresh(keep_fresh)
+            .runtime(runtime.handle().clone())
+            .build()
+            .unwrap();
+        let result = call(async { tokio::time::timeout(20 * EXCHANGE, provider.token()).await });
+        assert!(matches!(result.expect("hangs"), Err(Error::TimedOut(_))));
+    }
+}
+
 /// Row 139: the caller has no runtime at all.
 #[test]
 fn caller_needs_no_runtime() {
-    struct Unpark(thread::Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
     let provider = TokenProvider::builder(Arc::clone(&login));
     let provider = provider.runtime(runtime.handle().clone()).build().unwrap();
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut token = std::pin::pin!(provider.token());
-    let token = loop {
-        match token.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(token) => break token,
-            Poll::Pending => thread::park(),
-        }
-    };
+    let token = block_on(provider.token());
     assert_eq!(token.unwrap().access_token(), "access-1");
     login.expect_all_ended(&runtime);
+}
+
+/// Row 137: what waits for more than a token has no runtime either.
+#[test]
+fn readiness_and_shutdown_need_no_runtime() {
+    let (runtime, fetches) = (driven(), AtomicU64::new(0));
+    let source = source_fn(move |_| {
+        let is_up = fetches.fetch_add(1, Ordering::SeqCst) >= 3;
+        async move {
+            if is_up {
+                Ok(Token::builder("access-1").build()?)
+            } else {
+                Err(SourceError::unavailable("down"))
+            }
+        }
+    });
+    let retry = RetryPolicy::new().max_retries(0).backoff(MILLISECOND, 10 * MILLISECOND);
+    let provider =
+        TokenProvider::builder(source).retry(retry).runtime(runtime.handle().clone()).build().unwrap();
+    assert_eq!(block_on(provider.ready()).unwrap().access_token(), "access-1");
+    block_on(provider.shutdown());
+    assert!(provider.status().shut_down);
 }

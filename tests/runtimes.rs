@@ -25,8 +25,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, BoxError, Error, RefreshAhead, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource, source_fn,
+    BearerAuthLayer, BoxError, Error, RefreshAhead, SourceError, StaticToken, Token, TokenProvider,
+    TokenProviders, TokenRequest, TokenSource, source_fn,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -408,4 +408,17 @@ fn runtime_without_time_is_typed_error() {
         // It is no lasting failure.
         assert_eq!(call(provider.token()).unwrap().access_token(), "same");
     }
+}
+
+/// Row 137: a shutdown needs no timer.
+#[test]
+fn shutdown_needs_no_runtime() {
+    let group =
+        TokenProviders::new(|_: &String| Ok::<_, BoxError>(TokenProvider::builder(StaticToken::new("a"))));
+    let provider = group.get("a").unwrap();
+    block_on(group.shutdown());
+    block_on(TokenProvider::new(StaticToken::new("a")).shutdown());
+    let without_time = Builder::new_current_thread().build().unwrap();
+    without_time.block_on(TokenProvider::new(StaticToken::new("a")).shutdown());
+    assert!(provider.status().shut_down);
 }

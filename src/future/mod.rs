@@ -158,8 +158,7 @@ where
                             this.state.set(State::Sending { response });
                             continue;
                         }
-                        Step::Return(response) => Ok(response),
-                        Step::Fail(error) => Err(error),
+                        Step::Return(result) => result,
                     };
                     slow_path.set(SlowPath::Ended { error: None });
                     this.pending.give_up();

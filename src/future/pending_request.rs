@@ -9,9 +9,9 @@ use super::shared::Via;
 use crate::{
     config::Config,
     origins::OriginHash,
+    provider::Need,
     replay::{Head, Replay},
     retry::Backoff,
-    timer::timer,
     token::Token,
 };
 
@@ -70,6 +70,12 @@ impl<K> PendingRequest<K> {
     /// How often the request has been sent again.
     pub(super) fn retries(&self) -> u32 {
         self.retries.as_ref().map_or(0, |retries| retries.count)
+    }
+
+    /// What the request needs for its next attempt.
+    pub(super) fn need<R>(&self, options: &Config<R>) -> Need {
+        let is_sent_again = self.kept.is_some() && self.retries() < options.retry.retries();
+        if is_sent_again { Need::Any } else { Need::Settled }
     }
 
     /// Keeps the request no longer: an attempt that was stopped continues, and nothing more is recorded.
@@ -164,7 +170,7 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
             let settled_at = via.provider().core().settled_at(generation, LAG).filter(|_| is_last);
             let lag = settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             delay = lag + retries.backoff.next_delay();
-            match timer(now + delay, None) {
+            match via.provider().core().timer(now + delay) {
                 Ok(timer) => backoff = Some(timer),
                 Err(_) if has_challenge => return Err(NO_RUNTIME),
                 Err(_) => {}

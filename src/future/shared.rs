@@ -5,7 +5,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -31,8 +31,6 @@ pub(crate) struct Shared<S, R> {
     template: Mutex<S>,
     /// The origins that are not allowed and have been reported.
     reported: Mutex<BTreeSet<String>>,
-    /// How many bytes of small challenges are kept.
-    pub(super) small: Arc<AtomicUsize>,
     /// Whether the responses say where they come from, as far as is known: then a request keeps a hash of its origin.
     follows: AtomicBool,
 }
@@ -47,7 +45,6 @@ where
             options,
             template: Mutex::new(service),
             reported: Mutex::default(),
-            small: Arc::default(),
             follows: AtomicBool::new(cfg!(feature = "tower-http")),
         }
     }

@@ -3,10 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,9 +23,8 @@ use crate::{
     authorization::{ExistingAuthorization, authorize},
     challenge::Challenge,
     error::{BoxError, Error},
-    provider::{Need, TokenProvider, Waiting},
+    provider::{TokenProvider, Waiting},
     replay::Replay,
-    timer::timer,
 };
 
 /// How much of a challenge's body is read at most, so that its connection can be used again. One that may be larger is
@@ -42,8 +38,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// HTTP/2, they take a stream and a share of the connection's window, which the token request may need.
 const MAX_KEPT: Duration = Duration::from_secs(1);
 
-/// How much the small challenges of one service may take together.
-const MAX_SMALL: usize = 1024 * 1024;
+/// How much the small challenges of one provider, or of one group, may take together.
+const MAX_SMALL: u32 = 1024 * 1024;
 
 pin_project! {
     #[project = SlowPathProj]
@@ -106,22 +102,22 @@ impl Drop for GivenUp {
     }
 }
 
-/// A small challenge that is kept: how many bytes its service keeps of them, and its own.
-pub(super) struct Small(Arc<AtomicUsize>, usize);
+/// A small challenge that is kept: the provider that counts the bytes of all, and its own.
+pub(super) struct Small(TokenProvider, u32);
 
 impl Small {
     /// `None` if the challenge may be large, or is one too many.
-    fn new<ResBody: Body>(kept: &Arc<AtomicUsize>, challenge: &Response<ResBody>) -> Option<Self> {
-        let length = challenge.body().size_hint().upper().and_then(|length| usize::try_from(length).ok());
-        let length = length.filter(|length| *length <= MAX_DRAINED)?;
-        let small = Self(Arc::clone(kept), length);
-        (kept.fetch_add(length, Ordering::Relaxed) + length <= MAX_SMALL).then_some(small)
+    fn new<ResBody: Body>(provider: &TokenProvider, challenge: &Response<ResBody>) -> Option<Self> {
+        let length = challenge.body().size_hint().upper().filter(|length| *length <= MAX_DRAINED as u64)?;
+        let length = u32::try_from(length).ok()?;
+        let small = Self(provider.clone(), length);
+        (provider.core().kept.fetch_add(length, Ordering::Relaxed) + length <= MAX_SMALL).then_some(small)
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Ordering::Relaxed);
+        self.0.core().kept.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -132,8 +128,7 @@ pub(super) enum Step<S, F, Req, ResBody> {
     /// There is a token, and the request has been sent with it.
     Sent(F),
     /// The caller gets this.
-    Return(Response<ResBody>),
-    Fail(BoxError),
+    Return(Result<Response<ResBody>, BoxError>),
 }
 
 impl<S, Req, ResBody> SlowPath<S, Req, ResBody> {
@@ -163,12 +158,13 @@ impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
         provider.reporter().challenged(pending.token, challenge.status(), pending.retries());
         let not_retried = pending.hold(&via.options).err();
         let token = provider.challenged(pending.token, Challenge::from_headers(challenge.headers()));
-        if let Some(reason) = not_retried.filter(|_| !token.may_be_lost()) {
+        if let Some(reason) = not_retried.filter(|_| !token.may_be_lost) {
             return Err(give_up(pending, via, reason, challenge));
         }
         // The caller gets the challenge if the request is not sent again.
-        let keep = not_retried.is_none().then(|| timer(Instant::now() + MAX_KEPT, None).ok()).flatten();
-        let small = Small::new(&via.small, &challenge);
+        let keep_until = not_retried.is_none().then(|| Instant::now() + MAX_KEPT);
+        let keep = keep_until.and_then(|at| provider.core().timer(at).ok());
+        let small = Small::new(&via.options.providers.default, &challenge);
         Ok(Self::Refreshing { token, challenge: Some(challenge), small, keep, not_retried })
     }
 }
@@ -196,7 +192,7 @@ where
                 given_up.0 = None;
                 if let Err(error) = token {
                     provider.reporter().request_failed(&error);
-                    Step::Fail(error.into())
+                    Step::Return(Err(error.into()))
                 } else {
                     Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
                 }
@@ -214,28 +210,26 @@ where
                         return Poll::Pending;
                     }
                 };
-                let again = match (outcome, *not_retried) {
-                    (Err(error), _) => Err((NO_TOKEN, Some(error))),
-                    (Ok(_), Some(reason)) => Err((reason, None)),
-                    (Ok(token), None) => {
-                        pending.again(via, &token, challenge.is_some()).map_err(|reason| (reason, None))
-                    }
-                };
+                let again = outcome.map_err(|error| (NO_TOKEN, Some(error))).and_then(|token| {
+                    let again =
+                        not_retried.map_or_else(|| pending.again(via, &token, challenge.is_some()), Err);
+                    again.map_err(|reason| (reason, None))
+                });
                 match (again, challenge.take()) {
                     (Ok(mut unsent), challenge) => Step::Next(SlowPath::BackingOff {
                         body: challenge.map(Response::into_body),
                         drained: 0,
-                        drain_timeout: timer(Instant::now() + DRAIN_TIMEOUT, None).ok(),
+                        drain_timeout: provider.core().timer(Instant::now() + DRAIN_TIMEOUT).ok(),
                         backoff: unsent.backoff.take(),
                         unsent: Some(unsent),
                     }),
                     (Err((reason, _)), Some(challenge)) => {
-                        Step::Return(give_up(pending, via, reason, challenge))
+                        Step::Return(Ok(give_up(pending, via, reason, challenge)))
                     }
                     (Err((_, cause)), None) => {
                         let error = Error::ChallengeDropped(cause.map(Arc::new));
                         provider.reporter().request_failed(&error);
-                        Step::Fail(error.into())
+                        Step::Return(Err(error.into()))
                     }
                 }
             }
@@ -252,28 +246,34 @@ where
             }
             SlowPathProj::GettingReady { service, unsent } => {
                 if let Err(error) = ready!(service.poll_ready(cx)) {
-                    return Poll::Ready(Step::Fail(error.into()));
+                    return Poll::Ready(Step::Return(Err(error.into())));
                 }
                 let Some(mut unsent) = unsent.take() else { polled_again() };
-                match provider.core().current() {
-                    Some(token) => {
-                        // A request whose own header is kept does not come here.
-                        let (headers, header) = (unsent.request.headers_mut(), token.0.header());
-                        if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
-                            return Poll::Ready(Step::Fail(Error::TooManyHeaders.into()));
-                        }
-                        pending.token = token.id().generation;
-                        if pending.retries() > 0 {
-                            provider.reporter().retrying(pending.token, pending.retries(), unsent.delay);
-                        }
-                        Step::Sent(service.call(unsent.request))
+                let token = match provider.fresh() {
+                    Some(token) => token,
+                    None => {
+                        let mut waiting = provider.obtain(pending.need(&via.options));
+                        // It expired, or was challenged, before the service was ready. The service is dropped: it may hold a
+                        // permit.
+                        let Some(token) = waiting.take_token() else {
+                            return Poll::Ready(Step::Next(SlowPath::waiting(waiting, unsent, provider)));
+                        };
+                        token
                     }
-                    // It expired before the service was ready. The service is dropped: it may hold a permit.
-                    None => Step::Next(SlowPath::waiting(provider.obtain(Need::Any), unsent, provider)),
+                };
+                // A request whose own header is kept does not come here.
+                let (headers, header) = (unsent.request.headers_mut(), token.0.header());
+                if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
+                    return Poll::Ready(Step::Return(Err(Error::TooManyHeaders.into())));
                 }
+                pending.token = token.id().generation;
+                if pending.retries() > 0 {
+                    provider.reporter().retrying(pending.token, pending.retries(), unsent.delay);
+                }
+                Step::Sent(service.call(unsent.request))
             }
             SlowPathProj::Ended { error } => {
-                Step::Fail(error.take().unwrap_or_else(|| polled_again()).into())
+                Step::Return(Err(error.take().unwrap_or_else(|| polled_again()).into()))
             }
         })
     }

@@ -56,7 +56,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// A background task obtains the first token as soon as it runs, and the next one as soon as the current one is
     /// expiring. No failure ends the task: it asks a source that is down again after the backoff, and a source that
-    /// rejects the credential after each cool-down, or within a second of the credential's replacement.
+    /// rejects the credential after each cool-down, or within a second of the credential's replacement. If the refresh
+    /// of a challenged token fails, the next challenge starts another.
     ///
     /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, else with the first request
     /// that waits for a token. It ends with the provider's last handle, or by [`shutdown`](crate::TokenProvider::shutdown). If
@@ -78,7 +79,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// Sets the runtime on which refreshes run. Default: that of the caller that starts one.
     ///
     /// For a program that makes a runtime for each call: a runtime that lives as long as the provider interrupts no
-    /// refresh. It must have time enabled.
+    /// refresh. It must have time enabled, and somebody has to drive it: while nobody does, no refresh ends, and callers
+    /// without a token get [`Error::TimedOut`].
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.config.runtime = Some(runtime);
         self
@@ -241,14 +243,6 @@ impl Config {
             return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
         }
         Ok(())
-    }
-
-    /// Evicts the idle providers of the group, if there is one. A provider that is kept fresh calls it, since it may be the
-    /// only one that runs.
-    pub(super) fn evict_idle(&self) {
-        if let Some(group) = &self.group {
-            (group.evict_idle)();
-        }
     }
 
     /// The options of a process that shares its token, by its role.

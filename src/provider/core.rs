@@ -8,6 +8,7 @@
 //! and may call the provider.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{self, Ordering},
@@ -15,10 +16,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, OptionFuture, select};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     sync::watch,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, Sleep},
 };
 
 use super::{
@@ -36,6 +38,7 @@ use crate::{
     retry::RetryBudget,
     source::{DynTokenSource, RefreshReason},
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock},
+    timer::timer,
     token::Token,
 };
 
@@ -55,6 +58,8 @@ pub(crate) struct Core {
     pub(crate) reporter: Reporter,
     /// The origins that the source's tokens are meant for.
     pub(crate) allowed_origins: AllowedOrigins,
+    /// How many bytes of small challenges are kept.
+    pub(crate) kept: atomic::AtomicU32,
 }
 
 impl Core {
@@ -71,6 +76,7 @@ impl Core {
             source,
             reporter: config.reporter(),
             config,
+            kept: atomic::AtomicU32::new(0),
         }
     }
 
@@ -136,7 +142,7 @@ impl Core {
             revision,
             refresh_timeout: self.config.refresh_timeout,
             has_runtime: runtime.is_some(),
-            may_lose_login: self.is_login && self.config.runtime.is_none() && runtime.is_some_and(may_end),
+            may_lose_login: self.is_login && runtime.is_some_and(may_end),
         };
         let decision = decide(need, &state, &seen, now);
         let is_background = matches!(need, Need::Background);
@@ -150,14 +156,16 @@ impl Core {
                 state.runtime = runtime.map(Handle::id);
                 let times = (now, now + self.config.refresh_timeout);
                 state.start((*reason, is_needed), challenge, revision, times);
-                if *reason == RefreshReason::Challenged {
-                    self.mark_expiring(&state, now);
-                }
             }
             Decision::Join(reason) if !is_background => {
                 state.running.iter().for_each(|refresh| refresh.current_reason.raise(*reason));
             }
             _ => {}
+        }
+        if let Decision::Start { reason: RefreshReason::Challenged, .. }
+        | Decision::Join(RefreshReason::Challenged) = decision
+        {
+            self.mark_expiring(&state, now);
         }
         let waiter = state.waiters.as_ref().map(|(_, waiter)| waiter.clone());
         (decision, current, state.running.clone(), waiter)
@@ -166,7 +174,7 @@ impl Core {
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
     /// replace it, or its refresh was interrupted.
     fn mark_expiring(&self, state: &MutexGuard<'_, State>, now: Instant) {
-        if let Some(token) = self.published() {
+        if let Some(token) = self.published().filter(|token| token.0.is_fresh(now)) {
             self.publish(state, Some(token.expiring(now)));
         }
     }
@@ -246,10 +254,17 @@ impl Core {
         backed_off.map(|(delay, _)| delay).unwrap_or_default()
     }
 
-    /// Waits until `at`; true if the provider was shut down first.
+    /// Makes a timer on the runtime of the caller, or else on that of the refreshes.
+    pub(crate) fn timer(&self, at: Instant) -> Result<Sleep, Error> {
+        timer(at, self.config.runtime.as_ref())
+    }
+
+    /// Waits until `at`; true if the provider was shut down first, or there is no timer.
     pub(super) async fn is_shut_down_before(&self, at: Instant) -> bool {
         let mut changes = self.changes();
-        timeout_at(at, changes.wait_for(|shut_down| *shut_down)).await.is_ok()
+        let Ok(timer) = self.timer(at) else { return true };
+        let shut_down = pin!(changes.wait_for(|shut_down| *shut_down));
+        matches!(select(shut_down, pin!(timer)).await, Either::Left(_))
     }
 
     /// Removes the current token. The state keeps its refresh token for the next refresh.
@@ -270,20 +285,21 @@ impl Core {
     }
 
     /// Waits until no refresh is running and the background task has ended, for as long as a refresh may take: the
-    /// runtime of either may be one that nobody drives any more.
+    /// runtime of either may be one that nobody drives any more. Without a timer, there is no such bound.
     pub(super) async fn at_rest(&self) {
         let mut changes = self.changes();
-        let at_rest = async {
+        let at_rest = pin!(async {
             while self.state().running.is_some() {
                 // Cannot fail: `self` has the sender.
                 let _ = changes.changed().await;
             }
-            let background = self.state().background_end(Instant::now());
-            if let Some(end) = background {
-                let _ = end.await;
-            }
-        };
-        let _ = timeout(self.config.refresh_timeout, at_rest).await;
+            let end = self.state().background_end(Instant::now());
+            OptionFuture::from(end).await;
+        });
+        match self.timer(Instant::now() + self.config.refresh_timeout) {
+            Ok(timer) => _ = select(at_rest, pin!(timer)).await,
+            Err(_) => at_rest.await,
+        }
     }
 
     /// Whether a refresh is running, as far as can be known: one that is past its deadline is on a runtime that nobody

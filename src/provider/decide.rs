@@ -91,7 +91,9 @@ pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Insta
     let works = reason == Expiring;
     let running = state.running.as_ref();
     let is_challenged = running.is_some_and(|refresh| refresh.current_reason.get() == Challenged);
-    let waits = !works || (is_challenged && matches!(need, Need::Settled));
+    // While the source fails, one endpoint that challenges every token would hold up the requests to the others.
+    let settles = is_challenged && state.failure.is_none() && matches!(need, Need::Settled);
+    let waits = !works || settles;
     if running.is_some_and(|refresh| now <= refresh.deadline) {
         return if waits { Decision::Join(reason) } else { Decision::Use };
     }

@@ -31,7 +31,10 @@ pub(super) fn start(core: &Arc<Core>) {
 async fn keep_fresh(number: u64, core: Weak<Core>, mut changes: watch::Receiver<bool>, _end: Sender) {
     while !*changes.borrow_and_update() {
         let Some(core) = core.upgrade() else { return };
-        core.config.evict_idle();
+        if let Some(group) = &core.config.group {
+            // This may be the only one of its providers that runs.
+            (group.evict_idle)();
+        }
         drop(obtain(&core, Need::Background));
         let next = core.state().background_runs_at(number, core.published().as_ref(), Instant::now());
         let Some(next) = next else { return };

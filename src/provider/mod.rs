@@ -208,8 +208,7 @@ impl TokenProvider {
                 return Err(error);
             }
             let soonest = Instant::now() + PAUSE;
-            let retry_at = core.state().retry_at();
-            let next = retry_at.map_or(soonest, |at| at.max(soonest));
+            let next = core.state().retry_at().unwrap_or(soonest).max(soonest);
             if next >= deadline || core.is_shut_down_before(next).await {
                 return Err(error);
             }
@@ -315,8 +314,10 @@ impl TokenProvider {
     ///
     /// The refresh, if one has to start, has started when this returns: a caller that does not wait drops the future.
     pub(crate) fn obtain(&self, need: Need) -> Waiting {
+        let waiting = obtain(self.core(), need);
+        // Afterwards: nobody would wait for a refresh that the background task has started, which may be lost.
         keep_fresh::start(self.core());
-        obtain(self.core(), need)
+        waiting
     }
 }
 

@@ -24,7 +24,6 @@ use crate::{
     observability,
     source::{Asked, RefreshReason, TokenRequest},
     sync::{Outcome, Waiter},
-    timer::timer,
     token::Token,
 };
 
@@ -189,7 +188,7 @@ pin_project! {
         // The token that worked when this began to wait. It is used if the refresh fails.
         works: Option<Token>,
         // Whether the refresh is lost if the caller, who has started it, does not wait.
-        may_be_lost: bool,
+        pub(crate) may_be_lost: bool,
     }
 }
 
@@ -220,11 +219,6 @@ impl Waiting {
     pub(crate) fn take_token(&mut self) -> Option<Token> {
         self.decided.take_if(|outcome| outcome.is_ok())?.ok()
     }
-
-    /// Whether the refresh is lost if the caller, who has started it, does not wait.
-    pub(crate) fn may_be_lost(&self) -> bool {
-        self.may_be_lost
-    }
 }
 
 impl Future for Waiting {
@@ -239,7 +233,7 @@ impl Future for Waiting {
             Poll::Ready(outcome) => outcome.unwrap_or(Err(Error::Interrupted)),
             Poll::Pending => {
                 if this.deadline_timer.is_none() {
-                    this.deadline_timer.set(timer(*this.deadline, this.core.config.runtime.as_ref()).ok());
+                    this.deadline_timer.set(this.core.timer(*this.deadline).ok());
                 }
                 let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
                 ready!(timer.poll(cx));

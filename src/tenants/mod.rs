@@ -57,7 +57,7 @@
 //!   ([`TokenSource::needs_store`](crate::TokenSource::needs_store)): without one, its request gets
 //!   [`Error::Factory`](crate::Error::Factory) with an [`Error::InvalidOption`](crate::Error::InvalidOption).
 //! - Any other provider is made again at the next request with its key. It asks for one token, or for none if it has a
-//!   store.
+//!   store. That begins its backoff and its cool-down again.
 //!
 //! # Cost
 //!
