@@ -38,7 +38,7 @@ pub(crate) use self::shared::{Shared, Via};
 
 use self::{
     pending_request::{PendingRequest, Unsent},
-    slow_path::{SlowPath, Step},
+    slow_path::SlowPath,
 };
 use crate::{
     error::{BoxError, Error},
@@ -148,21 +148,10 @@ where
                     }
                 }
                 StateProj::SlowPath { slow_path } => {
-                    let result = match ready!(slow_path.as_mut().poll(this.pending, this.via, cx)) {
-                        // Drops the state before: a drained body before its retry, and a retry before the next.
-                        Step::Next(next) => {
-                            slow_path.set(next);
-                            continue;
-                        }
-                        Step::Sent(response) => {
-                            this.state.set(State::Sending { response });
-                            continue;
-                        }
-                        Step::Return(result) => result,
-                    };
-                    slow_path.set(SlowPath::Ended { error: None });
-                    this.pending.give_up();
-                    return Poll::Ready(result);
+                    match ready!(slow_path.as_mut().poll(this.pending, this.via, cx)) {
+                        Ok(response) => this.state.set(State::Sending { response }),
+                        Err(result) => return Poll::Ready(result),
+                    }
                 }
             }
         }

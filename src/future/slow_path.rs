@@ -121,16 +121,6 @@ impl Drop for Small {
     }
 }
 
-/// What follows.
-#[expect(clippy::large_enum_variant, reason = "it is moved to its place at once")]
-pub(super) enum Step<S, F, Req, ResBody> {
-    Next(SlowPath<S, Req, ResBody>),
-    /// There is a token, and the request has been sent with it.
-    Sent(F),
-    /// The caller gets this.
-    Return(Result<Response<ResBody>, BoxError>),
-}
-
 impl<S, Req, ResBody> SlowPath<S, Req, ResBody> {
     pub(super) fn waiting(token: Waiting, unsent: Unsent<Req>, provider: &TokenProvider) -> Self {
         Self::Waiting {
@@ -175,107 +165,117 @@ where
     S::Error: Into<BoxError>,
     ResBody: Body,
 {
+    /// Resolves with the next attempt, which has been sent, or with what the caller gets.
     #[cold]
+    #[expect(clippy::type_complexity, reason = "the second one is the future's output")]
     pub(super) fn poll<R, B>(
         mut self: Pin<&mut Self>,
         pending: &mut PendingRequest<(R::Head, R::Spare)>,
         via: &Via<S, R>,
         cx: &mut Context<'_>,
-    ) -> Poll<Step<S, S::Future, Request<ReqBody>, ResBody>>
+    ) -> Poll<Result<S::Future, Result<Response<ResBody>, BoxError>>>
     where
         R: Replay<B, Body = ReqBody>,
     {
         let provider = via.provider();
-        Poll::Ready(match self.as_mut().project() {
-            SlowPathProj::Waiting { token, unsent, given_up } => {
-                let token = ready!(token.poll(cx));
-                given_up.0 = None;
-                if let Err(error) = token {
-                    provider.reporter().request_failed(&error);
-                    Step::Return(Err(error.into()))
-                } else {
-                    Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
-                }
-            }
-            SlowPathProj::Refreshing { token, challenge, small, mut keep, not_retried } => {
-                let outcome = match (token.poll(cx), keep.as_mut().as_pin_mut()) {
-                    (Poll::Ready(outcome), _) => outcome,
-                    (Poll::Pending, None) => return Poll::Pending,
-                    (Poll::Pending, Some(keep_until)) => {
-                        ready!(keep_until.poll(cx));
-                        keep.set(None);
-                        // The body of a small one goes on; a large one ends with its attempt.
-                        pending.release(&via.options, small.is_none());
-                        challenge.take_if(|_| small.is_none());
-                        return Poll::Pending;
-                    }
-                };
-                let again = outcome.map_err(|error| (NO_TOKEN, Some(error))).and_then(|token| {
-                    let again =
-                        not_retried.map_or_else(|| pending.again(via, &token, challenge.is_some()), Err);
-                    again.map_err(|reason| (reason, None))
-                });
-                match (again, challenge.take()) {
-                    (Ok(mut unsent), challenge) => Step::Next(SlowPath::BackingOff {
-                        body: challenge.map(Response::into_body),
-                        drained: 0,
-                        drain_timeout: provider.core().timer(Instant::now() + DRAIN_TIMEOUT).ok(),
-                        backoff: unsent.backoff.take(),
-                        unsent: Some(unsent),
-                    }),
-                    (Err((reason, _)), Some(challenge)) => {
-                        Step::Return(Ok(give_up(pending, via, reason, challenge)))
-                    }
-                    (Err((_, cause)), None) => {
-                        let error = Error::ChallengeDropped(cause.map(Arc::new));
+        let result = loop {
+            // The state before is dropped then: a drained body before its retry, and a retry before the next.
+            let next = match self.as_mut().project() {
+                SlowPathProj::Waiting { token, unsent, given_up } => {
+                    let token = ready!(token.poll(cx));
+                    given_up.0 = None;
+                    if let Err(error) = token {
                         provider.reporter().request_failed(&error);
-                        Step::Return(Err(error.into()))
+                        break Err(error.into());
+                    }
+                    Self::GettingReady { service: via.service(), unsent: unsent.take() }
+                }
+                SlowPathProj::Refreshing { token, challenge, small, mut keep, not_retried } => {
+                    let outcome = match (token.poll(cx), keep.as_mut().as_pin_mut()) {
+                        (Poll::Ready(outcome), _) => outcome,
+                        (Poll::Pending, None) => return Poll::Pending,
+                        (Poll::Pending, Some(keep_until)) => {
+                            ready!(keep_until.poll(cx));
+                            keep.set(None);
+                            // The body of a small one goes on; a large one ends with its attempt.
+                            pending.release(&via.options, small.is_none());
+                            challenge.take_if(|_| small.is_none());
+                            return Poll::Pending;
+                        }
+                    };
+                    let again = outcome.map_err(|error| (NO_TOKEN, Some(error))).and_then(|token| {
+                        let again =
+                            not_retried.map_or_else(|| pending.again(via, &token, challenge.is_some()), Err);
+                        again.map_err(|reason| (reason, None))
+                    });
+                    match (again, challenge.take()) {
+                        (Ok(mut unsent), challenge) => Self::BackingOff {
+                            body: challenge.map(Response::into_body),
+                            drained: 0,
+                            drain_timeout: provider.core().timer(Instant::now() + DRAIN_TIMEOUT).ok(),
+                            backoff: unsent.backoff.take(),
+                            unsent: Some(unsent),
+                        },
+                        (Err((reason, _)), Some(challenge)) => {
+                            break Ok(give_up(pending, via, reason, challenge));
+                        }
+                        (Err((_, cause)), None) => {
+                            let error = Error::ChallengeDropped(cause.map(Arc::new));
+                            provider.reporter().request_failed(&error);
+                            break Err(error.into());
+                        }
                     }
                 }
-            }
-            SlowPathProj::BackingOff { mut body, drained, drain_timeout, backoff, unsent } => {
-                if let (Some(body), Some(timeout)) = (body.as_mut().as_pin_mut(), drain_timeout.as_pin_mut())
-                {
-                    ready!(drain(body, drained, timeout, cx));
-                }
-                body.set(None);
-                if let Some(backoff) = backoff.as_pin_mut() {
-                    ready!(backoff.poll(cx));
-                }
-                Step::Next(SlowPath::GettingReady { service: via.service(), unsent: unsent.take() })
-            }
-            SlowPathProj::GettingReady { service, unsent } => {
-                if let Err(error) = ready!(service.poll_ready(cx)) {
-                    return Poll::Ready(Step::Return(Err(error.into())));
-                }
-                let Some(mut unsent) = unsent.take() else { polled_again() };
-                let token = match provider.fresh() {
-                    Some(token) => token,
-                    None => {
-                        let mut waiting = provider.obtain(pending.need(&via.options));
-                        // It expired, or was challenged, before the service was ready. The service is dropped: it may hold a
-                        // permit.
-                        let Some(token) = waiting.take_token() else {
-                            return Poll::Ready(Step::Next(SlowPath::waiting(waiting, unsent, provider)));
-                        };
-                        token
+                SlowPathProj::BackingOff { mut body, drained, drain_timeout, backoff, unsent } => {
+                    if let (Some(body), Some(timeout)) =
+                        (body.as_mut().as_pin_mut(), drain_timeout.as_pin_mut())
+                    {
+                        ready!(drain(body, drained, timeout, cx));
                     }
-                };
-                // A request whose own header is kept does not come here.
-                let (headers, header) = (unsent.request.headers_mut(), token.0.header());
-                if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
-                    return Poll::Ready(Step::Return(Err(Error::TooManyHeaders.into())));
+                    body.set(None);
+                    if let Some(backoff) = backoff.as_pin_mut() {
+                        ready!(backoff.poll(cx));
+                    }
+                    Self::GettingReady { service: via.service(), unsent: unsent.take() }
                 }
-                pending.token = token.id().generation;
-                if pending.retries() > 0 {
-                    provider.reporter().retrying(pending.token, pending.retries(), unsent.delay);
+                SlowPathProj::GettingReady { service, unsent } => {
+                    if let Err(error) = ready!(service.poll_ready(cx)) {
+                        break Err(error.into());
+                    }
+                    let Some(mut unsent) = unsent.take() else { polled_again() };
+                    let token = match provider.fresh() {
+                        Some(token) => token,
+                        None => {
+                            let mut waiting = provider.obtain(pending.need(&via.options));
+                            let Some(token) = waiting.take_token() else {
+                                // It expired, or was challenged, before the service was ready. The service is dropped:
+                                // it may hold a permit.
+                                self.set(Self::waiting(waiting, unsent, provider));
+                                continue;
+                            };
+                            token
+                        }
+                    };
+                    // A request whose own header is kept does not come here.
+                    let (headers, header) = (unsent.request.headers_mut(), token.0.header());
+                    if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
+                        break Err(Error::TooManyHeaders.into());
+                    }
+                    pending.token = token.id().generation;
+                    if pending.retries() > 0 {
+                        provider.reporter().retrying(pending.token, pending.retries(), unsent.delay);
+                    }
+                    return Poll::Ready(Ok(service.call(unsent.request)));
                 }
-                Step::Sent(service.call(unsent.request))
-            }
-            SlowPathProj::Ended { error } => {
-                Step::Return(Err(error.take().unwrap_or_else(|| polled_again()).into()))
-            }
-        })
+                SlowPathProj::Ended { error } => {
+                    break Err(error.take().unwrap_or_else(|| polled_again()).into());
+                }
+            };
+            self.set(next);
+        };
+        self.set(Self::Ended { error: None });
+        pending.give_up();
+        Poll::Ready(Err(result))
     }
 }
 
