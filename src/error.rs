@@ -55,19 +55,22 @@ pub enum Error {
 
     /// The refresh ended without a result, because its token source panicked or its runtime was shut down.
     ///
-    /// The next caller starts a new refresh.
+    /// The next caller starts a new refresh. If the provider's
+    /// [`runtime`](crate::TokenProviderBuilder::runtime) has ended, that is interrupted as well.
     Interrupted,
 
-    /// No refresh could start, because the caller was outside of a tokio runtime.
+    /// No refresh could start, because the caller was outside of a tokio runtime, and the provider has no
+    /// [`runtime`](crate::TokenProviderBuilder::runtime) of refreshes.
     NoRuntime,
 
     /// The provider was shut down ([`TokenProvider::shutdown`](crate::TokenProvider::shutdown)), and has no valid token
     /// left.
     ShutDown,
 
-    /// The API challenged the token, no other could be obtained, and the 401 was dropped meanwhile: a large one is kept for a
-    /// second at most ([`BearerAuth`](crate::BearerAuth#permits)), since the token request may need its connection. With the
-    /// reason why there is no other token; `None` if the request cannot be sent again.
+    /// The API challenged the token, no other could be obtained, and the 401 was dropped meanwhile: one of unknown length,
+    /// or a large one, is kept for a second at most ([`BearerAuth`](crate::BearerAuth#permits)), since the token request may
+    /// need its connection. With the reason why there is no other token; `None` if there is one, and the body turned out not
+    /// to be one that can be sent again.
     ///
     /// The text includes that error's, whose cause is the [`source`](StdError::source).
     ChallengeDropped(Option<Arc<Self>>),
@@ -114,7 +117,9 @@ impl fmt::Display for Error {
             ),
             Self::ShutDown => f.write_str("the token provider was shut down"),
             Self::ChallengeDropped(cause) => {
-                f.write_str("the API challenged the token, and its response was too large to be kept during a refresh")?;
+                f.write_str(
+                    "the API challenged the token, and its response could not be kept during the refresh",
+                )?;
                 cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
             }
             Self::TooManyHeaders => {
@@ -197,7 +202,8 @@ impl Error {
 ///
 /// The [kind](Self::kind) decides what the provider does. It retries after a transient error, with backoff. After a
 /// permanent one ([`Rejected`](SourceErrorKind::Rejected), [`LoginRequired`](SourceErrorKind::LoginRequired),
-/// [`Configuration`](SourceErrorKind::Configuration)), every caller gets the error at once until the cool-down ends.
+/// [`Configuration`](SourceErrorKind::Configuration)), callers without a token get the error at once, until the cool-down
+/// ends or the credential is replaced.
 ///
 /// ```
 /// use std::time::Duration;

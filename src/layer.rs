@@ -80,7 +80,7 @@ use crate::{
 ///
 /// The API's last response, unchanged: a 401 that no other token heals is a response, not an error. An error is the
 /// inner service's, boxed, or the crate's [`Error`](crate::Error): the reason why the request could not be sent, or that
-/// a large 401 could not be kept while a refresh failed ([`BearerAuth`](crate::BearerAuth#permits)).
+/// a 401, large or of unknown length, could not be kept while a refresh failed ([`BearerAuth`](crate::BearerAuth#permits)).
 ///
 /// # Options out of their range
 ///

@@ -105,7 +105,9 @@
 //!
 //! # Runtime
 //!
-//! A tokio runtime with time enabled. A refresh runs on the runtime of the caller that starts it.
+//! A tokio runtime with time enabled. A refresh runs on the runtime of the caller that starts it, or on
+//! [that of the provider](TokenProviderBuilder::runtime): a synchronous wrapper that makes a runtime for each call gives
+//! the provider one that lives longer.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

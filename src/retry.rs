@@ -38,6 +38,11 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// The *n*th delay is random between `min` and `min`·2ⁿ (or 50 ms·2ⁿ if `min` is less), and at most `max` (full
 /// jitter). Clients that failed at the same time therefore do not retry at the same time.
 ///
+/// The first retry of a challenged request with a newer token is immediate. The last of several also waits until a token
+/// that the API has not accepted yet is a second old, whatever `max` is: an API may know it later than its issuer.
+///
+/// Each request begins with the shortest delay. The delays of a provider continue from one failed refresh to the next.
+///
 /// # Budget
 ///
 /// What the retries of challenged requests add to the load of an API is also bounded by the provider's

@@ -46,16 +46,18 @@ use crate::{
 /// is current when the clone is ready, and so does a retry. The response to an attempt is dropped before its retry.
 ///
 /// While a challenged request waits for another token, it keeps its 401, since the caller gets it if there is none. A 401
-/// that may be larger than 64 KiB is kept for a second at most, and so is one of those that together may be larger than 1
-/// MiB for one provider, or one group: if the refresh fails after that, the caller gets [`Error::ChallengeDropped`]. A
-/// body that is still being sent is paused for as long. A request that is not sent again, and waits lest the refresh of a
-/// login is lost, keeps a large 401 as well. What the inner service ties to the body of a response, such as a permit, is
-/// kept with a 401. Give a token source that needs it a separate client.
+/// that may be larger than 64 KiB, such as one of unknown length, is kept for a second at most, and so is one of those that
+/// together may be larger than 1 MiB for one provider, or one group: if the refresh fails after that, the caller gets
+/// [`Error::ChallengeDropped`]. A body that is still being sent is paused for as long. A request that is not sent again,
+/// and waits lest the refresh of a login is lost, keeps its 401, however large, until the refresh ends. What the inner
+/// service ties to the body of a response, such as a permit, is kept with a 401. Give a token source that needs it a
+/// separate client.
 ///
 /// # Waits
 ///
-/// A request waits if there is no token that works. One that cannot be sent again also waits for a refresh that a
-/// challenge has started, unless the source fails. An error of the inner service is returned as it is, also that of a retry.
+/// A request waits if there is no token that works. While a refresh that a challenge has started runs, one that would not
+/// be sent again after a challenge of its own waits for the refresh before it is sent, unless the source fails. An error
+/// of the inner service is returned as it is, also that of a retry.
 pub struct BearerAuth<S, R = Cloned> {
     /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,

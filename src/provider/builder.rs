@@ -59,9 +59,10 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// rejects the credential after each cool-down, or within a second of the credential's replacement. If the refresh
     /// of a challenged token fails, the next challenge starts another.
     ///
-    /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, else with the first request
-    /// that waits for a token. It ends with the provider's last handle, or by [`shutdown`](crate::TokenProvider::shutdown). If
-    /// its runtime ends while handles live on another runtime, the next refresh starts the task again.
+    /// The task starts in [`build`](Self::build) if that is called within a tokio runtime, or if the provider has a
+    /// [runtime](Self::runtime), else with the first request that waits for a token. It ends with the provider's last
+    /// handle, or by [`shutdown`](crate::TokenProvider::shutdown). If its runtime ends while handles live on another
+    /// runtime, the next refresh starts the task again.
     pub fn keep_fresh(mut self, keep_fresh: bool) -> Self {
         self.config.keep_fresh = keep_fresh;
         self
@@ -80,7 +81,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// For a program that makes a runtime for each call: a runtime that lives as long as the provider interrupts no
     /// refresh. It must have time enabled, and somebody has to drive it: while nobody does, no refresh ends, and callers
-    /// without a token get [`Error::TimedOut`].
+    /// without a token get [`Error::TimedOut`]. Once it has ended, they get [`Error::Interrupted`].
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.config.runtime = Some(runtime);
         self
@@ -116,17 +117,17 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Sets the pause after a permanent failure, and after a refresh that a challenge has started. Default: 1 s, doubling
-    /// to 60 s. `min` must be more than zero and at most `max`, and `max` at most an hour.
+    /// Sets the shortest and the longest cool-down. Default: 1 s, doubling to 60 s. `min` must be more than zero and at
+    /// most `max`, and `max` at most an hour.
     ///
-    /// During the pause after a rejected credential every caller gets its error at once. During the pause after a
-    /// challenge, no challenge of a token that the API has never accepted starts another refresh
-    /// ([`TokenProvider`](crate::TokenProvider#rules)); it begins with 2 s, or with the nearest of `min` and `max`, since an
-    /// API may know a token later than its issuer. The 5 s in which the bucket of challenges gets one back are bounded by `min`
-    /// and `max`, too.
+    /// - After a permanent failure, callers without a token get its error at once until the cool-down ends. It begins with
+    ///   `min`.
+    /// - After a refresh that a challenge has started, no challenge of a token that the API has never accepted starts
+    ///   another ([`TokenProvider`](crate::TokenProvider#rules)). It begins with 2 s, within `min` and `max`, since an API
+    ///   may know a token later than its issuer. The bucket of challenges gets one back in 5 s, within `min` and `max`.
     ///
-    /// A token is accepted with the first 2xx response to a request that the layer has sent. A refresh that fails starts
-    /// no pause: its backoff spaces the attempts ([`retry`](Self::retry)).
+    /// A token is accepted with the first 2xx response to a request that the layer has sent. A refresh that fails
+    /// transiently begins no cool-down: its backoff spaces the attempts ([`retry`](Self::retry)).
     pub fn cool_down(mut self, min: Duration, max: Duration) -> Self {
         self.config.cool_down = (min, max);
         self

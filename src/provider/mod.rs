@@ -129,13 +129,16 @@ impl TokenProvider {
         &self.handle.core
     }
 
-    /// Returns the current token. Waits only if there is none, or if it has expired.
+    /// Returns the current token. Waits if there is none, or if it has expired, and in the other cases of the
+    /// [rules](Self#rules).
     ///
     /// # Errors
     ///
     /// [`Error`] with the reason why the refresh brought no token. During the cool-down after a permanent failure it comes
     /// at once. After a transient failure, the caller waits for the rest of the backoff or of the source's `Retry-After`
-    /// ([`Status::retry_in`]), and then the source is asked again. Outside of a tokio runtime, [`Error::NoRuntime`].
+    /// ([`Status::retry_in`]), and then the source is asked again; if a refresh could not wait for so long, the error comes
+    /// at once. Outside of a tokio runtime, [`Error::NoRuntime`], unless the provider has a
+    /// [runtime](TokenProviderBuilder::runtime).
     ///
     /// # Cancel safety
     ///
@@ -155,7 +158,7 @@ impl TokenProvider {
     /// Returns a token other than `challenged`, which the API has just challenged.
     ///
     /// If the provider has another token already, that is the result; else this joins the running refresh, or starts
-    /// one. If the bucket of [challenges](Self#rules) is empty, the result is `challenged` itself. The cool-down
+    /// one. If the bucket of [challenges](Self#rules) is empty, the result is `challenged` itself, with its generation. The cool-down
     /// does not count here: a program that calls this has seen the challenge.
     ///
     /// # Errors

@@ -20,7 +20,8 @@ pub enum RefreshReason {
     Missing,
     /// The current token has expired.
     Expired,
-    /// The current token is about to expire ([`RefreshAhead`](crate::RefreshAhead)). No request waits.
+    /// The current token is about to expire ([`RefreshAhead`](crate::RefreshAhead)), or its refresh was
+    /// interrupted.
     Expiring,
     /// The API has challenged the current token.
     Challenged,
