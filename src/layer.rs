@@ -54,10 +54,10 @@ use crate::{
 ///
 /// A challenged request is sent again with another token ([`RetryPolicy`]). Ten revocations in a row heal at once, and
 /// from then on one every 5 s; beyond that, the caller gets the 401
-/// ([`TokenProvider`](crate::TokenProvider#rules)). A token that has just replaced
-/// a challenged one, and is challenged too, is tried again with backoff before it is replaced. The last of several retries comes
-/// when it is a second old, since an API may know a token later than its issuer. A request that cannot be sent again gets
-/// its 401, and the next one has a new token.
+/// ([`TokenProvider`](crate::TokenProvider#rules)). A token that has just replaced a challenged one, and is challenged too,
+/// is tried again with backoff before it is replaced. The last of several retries comes when it is a second old, since an
+/// API may know a token later than its issuer. A request that cannot be sent again gets its 401, and the next one has a new
+/// token.
 ///
 /// # Which origins get the token
 ///

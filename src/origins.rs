@@ -133,35 +133,24 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
 pub(crate) struct OriginHash(u32);
 
 impl OriginHash {
-    /// That of a request for which none was made.
-    /// Not known, or that of a relative URI.
+    /// Not known, or no origin that [`Parts`] knows, such as that of a relative URI.
     pub(crate) const NONE: Self = Self(0);
 
     #[cold]
     pub(crate) fn of(uri: &Uri) -> Self {
-        match (uri.scheme_str(), uri.authority()) {
-            (Some(scheme), Some(authority)) => Self::hash(scheme, without_user(authority)),
-            _ => Self::NONE,
-        }
-    }
-
-    /// Without regard to case.
-    fn hash(scheme: &str, authority: &str) -> Self {
+        let Some(Parts { scheme, host, port, .. }) = Parts::of(uri) else { return Self::NONE };
         let mut hasher = DefaultHasher::new();
-        let bytes = scheme.bytes().chain([b':']).chain(authority.bytes());
-        bytes.for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+        hasher.write(scheme.as_str().as_bytes());
+        host.bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
+        hasher.write_u16(port);
         Self(hasher.finish() as u32 | 1)
     }
 
-    /// Whether `uri` has the origin, in any notation of its port and its host's case.
+    /// Whether `uri` has the origin, or that is not known.
     #[cfg(feature = "tower-http")]
     pub(crate) fn is_of(self, uri: &Uri) -> bool {
-        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return true };
-        let default = if scheme == "https" { ":443" } else { ":80" };
-        let text = without_user(authority);
-        let bare = text.strip_suffix(default).unwrap_or(text);
-        let notations = [text, bare, &format!("{bare}{default}")];
-        self == Self::NONE || notations.iter().any(|text| self == Self::hash(scheme, text))
+        let other = Self::of(uri);
+        self == other || self == Self::NONE || other == Self::NONE
     }
 }
 
@@ -180,8 +169,16 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     }
 }
 
-impl Origin {
-    fn of(uri: &Uri) -> Option<Self> {
+/// What tells one origin from another, in the notation of its URI but for the port.
+struct Parts<'a> {
+    scheme: &'a Scheme,
+    host: &'a str,
+    port: u16,
+    is_default_port: bool,
+}
+
+impl<'a> Parts<'a> {
+    fn of(uri: &'a Uri) -> Option<Self> {
         let (scheme, authority) = (uri.scheme()?, uri.authority()?);
         let default = match scheme.as_str() {
             "https" => 443,
@@ -197,8 +194,15 @@ impl Origin {
             // Five digits may be more than the highest port.
             text => text.parse().ok()?,
         };
+        Some(Self { scheme, host, port, is_default_port: port == default })
+    }
+}
+
+impl Origin {
+    fn of(uri: &Uri) -> Option<Self> {
+        let Parts { scheme, host, port, is_default_port } = Parts::of(uri)?;
         let name = host.to_ascii_lowercase();
-        let usual = if port == default { name } else { format!("{name}:{port}") };
+        let usual = if is_default_port { name } else { format!("{name}:{port}") };
         Some(Self { scheme: scheme.clone(), host: Host::of(host), port, authority: usual })
     }
 
@@ -231,13 +235,10 @@ impl Origin {
     }
 }
 
-fn without_user(authority: &Authority) -> &str {
-    authority.as_str().rsplit('@').next().unwrap_or_default()
-}
-
 /// Returns the text of the port, which is empty if there is none. `None` if the authority has no valid form.
 fn port(authority: &Authority) -> Option<&str> {
-    without_user(authority).strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
+    let after_user = authority.as_str().rsplit('@').next()?;
+    after_user.strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
 }
 
 impl Host {

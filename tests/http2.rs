@@ -243,17 +243,23 @@ async fn early_401_frees_stream_of_upload() {
     }
 }
 
-/// A provider that has `access-1`, and gets the next token on the connection of the API.
-async fn provider_on(client: &Client<HttpConnector, Empty<Bytes>>, address: SocketAddr) -> TokenProvider {
+/// A provider that has `access-1`, and gets the next token by this request on the connection of the API.
+async fn provider_on<B>(
+    client: &Client<HttpConnector, B>,
+    token: impl Fn() -> Request<B> + Clone + Send + Sync + 'static,
+) -> TokenProvider
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
     let (for_token, fetches) = (client.clone(), AtomicU64::new(0));
     let source = source_fn(move |_| {
         let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
-        let client = for_token.clone();
+        let (client, token) = (for_token.clone(), token.clone());
         async move {
             if is_first {
                 return Ok(Token::builder("access-1").build()?);
             }
-            let response = client.request(get(address, "/token")).await;
+            let response = client.request(token()).await;
             let response = response.map_err(|_| SourceError::unavailable("no response"))?;
             let body = response.into_body().collect().await;
             let body = body.map_err(|_| SourceError::unavailable("no body"))?.to_bytes();
@@ -269,7 +275,7 @@ async fn provider_on(client: &Client<HttpConnector, Empty<Bytes>>, address: Sock
 async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refusal: Refusal) {
     let address = server(Some(max_streams), refusal).await;
     let client = client(address, true).await;
-    let provider = provider_on(&client, address).await;
+    let provider = provider_on(&client, move || get(address, "/token")).await;
     let statuses = burst(address, client, provider.clone(), requests).await;
     assert_eq!(statuses, BTreeMap::from([(Some(StatusCode::OK), requests)]), "{refusal:?}");
     assert_eq!(provider.status().failed_refreshes, 0, "{refusal:?}");
@@ -412,7 +418,7 @@ async fn many_small_401s_leave_room_for_token() {
 async fn small_401s_of_many_services_leave_room_for_token() {
     let address = server(Some(1000), Refusal::Whole(64 * 1024)).await;
     let client = client(address, true).await;
-    let provider = provider_on(&client, address).await;
+    let provider = provider_on(&client, move || get(address, "/token")).await;
     let layer = BearerAuthLayer::with_provider(provider.clone());
     let all = (0..100).map(|_| layer.layer(client.clone()).oneshot(get(address, "/")));
     let all = timeout(LIMIT, join_all(all)).await.expect("hangs");
@@ -454,24 +460,8 @@ async fn challenged_upload_leaves_stream_for_token() {
     let empty = || Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
     let token = move || Request::get(format!("http://{address}/token")).body(empty()).unwrap();
     client.request(token()).await.unwrap().into_body().collect().await.unwrap();
-    let (for_token, fetches) = (client.clone(), AtomicU64::new(0));
-    let source = source_fn(move |_| {
-        let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
-        let client = for_token.clone();
-        async move {
-            if is_first {
-                return Ok(Token::builder("access-1").build()?);
-            }
-            let response = client.request(token()).await;
-            let response = response.map_err(|_| SourceError::unavailable("no response"))?;
-            let body = response.into_body().collect().await;
-            let body = body.map_err(|_| SourceError::unavailable("no body"))?.to_bytes();
-            Ok(Token::builder(String::from_utf8_lossy(&body)).build()?)
-        }
-    });
-    let provider = TokenProvider::builder(source).refresh_timeout(LIMIT / 2).build().unwrap();
-    provider.token().await.unwrap();
-    let service = BearerAuthLayer::with_provider(provider.clone())
+    let provider = provider_on(&client, token).await;
+    let service = BearerAuthLayer::with_provider(provider)
         .replay_with(1 << 20, |body: Upload| body.boxed_unsync())
         .layer(client);
     // An upload that ends after a second.

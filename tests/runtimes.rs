@@ -9,7 +9,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -18,7 +17,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::AUTHORIZATION};
 use http_body::Frame;
 use http_body_util::{Channel, Empty, Full};
-use support::{Api, chain, get, ours};
+use support::{Api, block_on, chain, get, ours};
 use tokio::{
     runtime::{Builder, Runtime},
     time::sleep,
@@ -39,26 +38,6 @@ fn runtime() -> Runtime {
 /// Runs a future on a runtime of its own, as a synchronous wrapper of a client does for each call.
 fn call<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
-}
-
-/// Runs a future on this thread, without tokio.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(thread::Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
-        }
-    }
 }
 
 fn token_of<B>(request: &Request<B>) -> String {

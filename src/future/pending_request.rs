@@ -171,9 +171,8 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
             let lag = settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             delay = lag + retries.backoff.next_delay();
             match via.provider().core().timer(now + delay) {
-                Ok(timer) => backoff = Some(timer),
-                Err(_) if has_challenge => return Err(NO_RUNTIME),
-                Err(_) => {}
+                None if has_challenge => return Err(NO_RUNTIME),
+                timer => backoff = timer,
             }
         }
         let (head, spare) = self.kept.take().ok_or(BODY)?;

@@ -153,7 +153,7 @@ impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
         }
         // The caller gets the challenge if the request is not sent again.
         let keep_until = not_retried.is_none().then(|| Instant::now() + MAX_KEPT);
-        let keep = keep_until.and_then(|at| provider.core().timer(at).ok());
+        let keep = keep_until.and_then(|at| provider.core().timer(at));
         let small = Small::new(&via.options.providers.default, &challenge);
         Ok(Self::Refreshing { token, challenge: Some(challenge), small, keep, not_retried })
     }
@@ -212,7 +212,7 @@ where
                         (Ok(mut unsent), challenge) => Self::BackingOff {
                             body: challenge.map(Response::into_body),
                             drained: 0,
-                            drain_timeout: provider.core().timer(Instant::now() + DRAIN_TIMEOUT).ok(),
+                            drain_timeout: provider.core().timer(Instant::now() + DRAIN_TIMEOUT),
                             backoff: unsent.backoff.take(),
                             unsent: Some(unsent),
                         },

@@ -246,6 +246,11 @@ impl Config {
         Ok(())
     }
 
+    /// The runtime for a new task: that of the refreshes, or else that of the caller.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        self.runtime.clone().or_else(|| Handle::try_current().ok())
+    }
+
     /// The options of a process that shares its token, by its role.
     #[cfg(feature = "store")]
     pub(super) fn shared(mut self) -> Self {

@@ -247,22 +247,21 @@ impl Core {
     /// this one: its failure says nothing of the source today.
     pub(super) fn back_off(&self, refresh: &Refresh, error: &SourceError) -> Duration {
         let mut state = self.state();
-        let backed_off =
-            state.is_running(refresh).then(|| state.back_off(error, &self.config, Instant::now()));
+        let result = state.is_running(refresh).then(|| state.back_off(error, &self.config, Instant::now()));
         drop(state);
         self.changed();
-        backed_off.map(|(delay, _)| delay).unwrap_or_default()
+        result.map(|(delay, _)| delay).unwrap_or_default()
     }
 
     /// Makes a timer on the runtime of the caller, or else on that of the refreshes.
-    pub(crate) fn timer(&self, at: Instant) -> Result<Sleep, Error> {
+    pub(crate) fn timer(&self, at: Instant) -> Option<Sleep> {
         timer(at, self.config.runtime.as_ref())
     }
 
     /// Waits until `at`; true if the provider was shut down first, or there is no timer.
     pub(super) async fn is_shut_down_before(&self, at: Instant) -> bool {
         let mut changes = self.changes();
-        let Ok(timer) = self.timer(at) else { return true };
+        let Some(timer) = self.timer(at) else { return true };
         let shut_down = pin!(changes.wait_for(|shut_down| *shut_down));
         matches!(select(shut_down, pin!(timer)).await, Either::Left(_))
     }
@@ -297,8 +296,8 @@ impl Core {
             OptionFuture::from(end).await;
         });
         match self.timer(Instant::now() + self.config.refresh_timeout) {
-            Ok(timer) => _ = select(at_rest, pin!(timer)).await,
-            Err(_) => at_rest.await,
+            Some(timer) => _ = select(at_rest, pin!(timer)).await,
+            None => at_rest.await,
         }
     }
 

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Weak};
 
 use tokio::{
-    runtime::Handle,
     sync::watch,
     time::{Instant, timeout_at},
 };
@@ -16,7 +15,7 @@ pub(super) fn start(core: &Arc<Core>) {
     if !core.config.keep_fresh {
         return;
     }
-    let Some(runtime) = core.config.runtime.clone().or_else(|| Handle::try_current().ok()) else { return };
+    let Some(runtime) = core.config.runtime() else { return };
     let (end, ended) = channel();
     let started = core.state().start_background(ended, Instant::now());
     if let Some(number) = started {

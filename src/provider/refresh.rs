@@ -35,7 +35,7 @@ const SLACK: Duration = Duration::from_millis(100);
 /// The refresh has started when this returns: dropping the future does not stop it.
 pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let revision = core.source.revision();
-    let runtime = core.config.runtime.clone().or_else(|| Handle::try_current().ok());
+    let runtime = core.config.runtime();
     let (decision, current, running, waiter) = core.decide(&need, Instant::now(), revision, runtime.as_ref());
     if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
         core.reporter.left_alone(token);
@@ -233,7 +233,7 @@ impl Future for Waiting {
             Poll::Ready(outcome) => outcome.unwrap_or(Err(Error::Interrupted)),
             Poll::Pending => {
                 if this.deadline_timer.is_none() {
-                    this.deadline_timer.set(this.core.timer(*this.deadline).ok());
+                    this.deadline_timer.set(this.core.timer(*this.deadline));
                 }
                 let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
                 ready!(timer.poll(cx));

@@ -262,8 +262,7 @@ impl State {
     /// Records that a refresh has failed. Returns the error before.
     fn fail(&mut self, refresh: &Refresh, error: &Error, config: &Config, now: Instant) -> Option<Error> {
         self.failed += u64::from(refresh.has_asked());
-        let is_interrupted = matches!(error, Error::Interrupted);
-        self.is_interrupted = is_interrupted;
+        self.is_interrupted = matches!(error, Error::Interrupted);
         if matches!(error, Error::ShutDown) {
             return None;
         }
