@@ -29,7 +29,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, OAuth2, Token, TokenProvider, TokenProviders, TokenSource,
+    ApiVideo, BearerAuthLayer, OAuth2, Token, TokenClient, TokenProvider, TokenProviders, TokenSource,
     oauth2::{ClientAuth, Server},
     testing::AuthServer,
 };
@@ -265,17 +265,13 @@ fn idle_tenants(brief: bool) {
         let body = format!(r#"{{"access_token": "{TOKEN}", "token_type": "Bearer", "expires_in": 3600}}"#);
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
     };
-    let client = tower::service_fn(move |_: Request<String>| answer());
-    let template = ApiVideo::new("").with_client(client);
-    let api_video = move || {
-        let _ = &template;
-        ApiVideo::new("an-API-key-of-43-characters--like-api.video-s")
-            .with_client(tower::service_fn(move |_: Request<String>| answer()))
-    };
+    let client = TokenClient::with_service(tower::service_fn(move |_: Request<String>| answer()));
+    let api_video =
+        move || ApiVideo::new("an-API-key-of-43-characters--like-api.video-s").with_client(client.clone());
     memory("ApiVideo", many / 10, false, api_video);
     let server = Server::token_endpoint("https://login.example/token");
     let oauth2 = OAuth2::client_credentials(server, ClientAuth::basic("client", "secret"))
-        .with_client(tower::service_fn(move |_: Request<String>| answer()));
+        .with_client(TokenClient::with_service(tower::service_fn(move |_: Request<String>| answer())));
     memory("OAuth2, a clone of one template", many / 10, false, move || oauth2.clone());
     println!("bar: at most 1024 bytes beyond the token: {}", if beyond <= 1024.0 { "met" } else { "missed" });
 }
@@ -286,10 +282,10 @@ fn expiry(brief: bool) {
     runtime().block_on(async {
         let server = AuthServer::start().await.unwrap();
         let keys: Vec<_> = (0..tenants).map(|_| server.add_account()).collect();
-        let (base, template) = (server.uri(), ApiVideo::new("").base_url(server.uri()));
+        let (base, client) = (server.uri(), TokenClient::new());
         let providers = TokenProviders::new(move |Tenant(tenant): &Tenant| {
             let source = ApiVideo::new(&*keys[*tenant as usize]).base_url(base.clone());
-            Ok::<_, Infallible>(TokenProvider::builder(source.with_client_of(&template)))
+            Ok::<_, Infallible>(TokenProvider::builder(source.with_client(client.clone())))
         });
         let call_all = || async {
             let calls = (0..callers * tenants).map(|number| {

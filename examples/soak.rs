@@ -23,7 +23,7 @@ use peak_alloc::PeakAlloc;
 use tokio::{task::JoinSet, time::sleep};
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, Error, RetryPolicy, TokenProvider,
+    ApiVideo, BearerAuthLayer, BoxError, Error, RetryPolicy, TokenClient, TokenProvider,
     testing::{AuthServer, Fault, Route},
 };
 
@@ -141,7 +141,8 @@ async fn main() -> Result<ExitCode, BoxError> {
     };
     let server = Arc::new(AuthServer::builder().token_lifetime(LIFETIME).start().await?);
     // A short timeout, because the endpoint often hangs and tokens are short-lived.
-    let source = ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(Duration::from_millis(300));
+    let client = TokenClient::new().timeout(Duration::from_millis(300));
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(client);
     let retry =
         RetryPolicy::new().max_retries(10).backoff(Duration::from_millis(10), Duration::from_millis(200));
     let provider = TokenProvider::builder(source).retry(retry).keep_fresh(true).build()?;

@@ -29,8 +29,8 @@ use hyper_util::{
 use tokio::time::{Instant, advance, sleep, sleep_until, timeout};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuth, BearerAuthLayer, BoxError, Error, SourceErrorKind, Token, TokenProvider,
-    TokenProviders, source_fn, testing::AuthServer,
+    ApiVideo, BearerAuth, BearerAuthLayer, BoxError, Error, SourceErrorKind, Token, TokenClient,
+    TokenProvider, TokenProviders, source_fn, testing::AuthServer,
 };
 
 const ACCOUNTS: u32 = 1000;
@@ -60,15 +60,15 @@ async fn many_accounts() -> Result<(), BoxError> {
     let keys: HashMap<_, _> = (0..ACCOUNTS).map(|id| (AccountId(id), server.add_account())).collect();
     let keys = Arc::new(keys);
 
-    // The sources of all accounts use the HTTP client of one.
-    let template = ApiVideo::new("not-used").base_url(server.uri());
+    // The sources of all accounts share one HTTP client.
+    let (base_url, client) = (server.uri(), TokenClient::new());
     let made = Arc::new(AtomicUsize::new(0));
     let providers = TokenProviders::builder({
         let (keys, made) = (Arc::clone(&keys), Arc::clone(&made));
         move |account: &AccountId| {
             let key = keys.get(account).ok_or(UnknownAccount(account.0))?;
             made.fetch_add(1, Relaxed);
-            let source = ApiVideo::new(key).base_url(template.api_base()).with_client_of(&template);
+            let source = ApiVideo::new(key).base_url(base_url.clone()).with_client(client.clone());
             Ok::<_, UnknownAccount>(TokenProvider::builder(source))
         }
     })

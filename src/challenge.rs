@@ -6,7 +6,8 @@ use http::{
     Extensions, HeaderMap, Response, StatusCode, Version,
     header::{HeaderValue, WWW_AUTHENTICATE},
 };
-use http_auth::{ChallengeParser, ParamValue};
+
+use crate::www_authenticate::bearer_challenges;
 
 /// The head of a response, as a challenge predicate sees it.
 ///
@@ -38,7 +39,7 @@ impl<'a> ResponseHead<'a> {
 /// The default rule, for HTTP: a 401, unless it says that another token would not help.
 ///
 /// A 401 with `WWW-Authenticate: Bearer` whose `error` is `insufficient_scope` or `invalid_request` is no challenge
-/// (RFC 6750 §3.1). Without the header, or if it cannot be parsed, a 401 is a challenge. No other status is.
+/// (RFC 6750 §3.1). Without such an error a 401 is a challenge. No other status is.
 ///
 /// ```
 /// use http::{Response, header::WWW_AUTHENTICATE};
@@ -61,20 +62,9 @@ pub fn grpc(head: ResponseHead<'_>) -> bool {
 }
 
 fn another_token_would_not_help(value: &HeaderValue) -> bool {
-    bearer_challenges(value).any(|params| {
-        params.iter().any(|(name, value)| {
-            name.eq_ignore_ascii_case("error")
-                && matches!(&*value.to_unescaped(), "insufficient_scope" | "invalid_request")
-        })
+    bearer_challenges(value.as_bytes()).iter().flatten().any(|(name, value)| {
+        name == "error" && matches!(value.as_str(), "insufficient_scope" | "invalid_request")
     })
-}
-
-/// The parameters of each Bearer challenge in one `WWW-Authenticate` field, up to the first that cannot be parsed.
-fn bearer_challenges(value: &HeaderValue) -> impl Iterator<Item = Vec<(&str, ParamValue<'_>)>> {
-    ChallengeParser::new(value.to_str().unwrap_or_default())
-        .map_while(Result::ok)
-        .filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))
-        .map(|challenge| challenge.params)
 }
 
 /// The parameters of a Bearer challenge: what a 401's `WWW-Authenticate` header asks for (RFC 6750 §3).
@@ -109,20 +99,17 @@ impl Challenge {
 
     /// Reads the Bearer challenge of a response's headers.
     ///
-    /// Of several, the first with an `error` counts, else the first. `None` if there is none with parameters, or if
-    /// none can be parsed (RFC 9110 §11.6.1).
+    /// Of several, the first with an `error` counts, else the first. `None` if there is none with parameters. What breaks
+    /// the grammar of the field (RFC 9110 §11.6.1) before or after the challenge does not matter.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let mut found: Option<Self> = None;
-        for params in headers.get_all(WWW_AUTHENTICATE).iter().flat_map(bearer_challenges) {
-            let params: Arc<[_]> = params
-                .iter()
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_unescaped()))
-                .collect();
+        let fields = headers.get_all(WWW_AUTHENTICATE).iter();
+        for params in fields.flat_map(|field| bearer_challenges(field.as_bytes())) {
             let length: usize = params.iter().map(|(name, value)| name.len() + value.len()).sum();
             if length == 0 || length > Self::MAX_LEN {
                 continue;
             }
-            let challenge = Self { params };
+            let challenge = Self { params: params.into() };
             if challenge.error().is_some() {
                 return Some(challenge);
             }
@@ -275,8 +262,7 @@ mod tests {
             assert_eq!(read(&[wrong]).unwrap().max_age(), None, "{wrong}");
         }
         let long = format!("Bearer error=\"{}\"", "a".repeat(Challenge::MAX_LEN));
-        for none in [&[][..], &["Bearer"], &["Basic realm=\"x\""], &["Bearer error=\"open"], &[""], &[&long]]
-        {
+        for none in [&[][..], &["Bearer"], &["Basic realm=\"x\""], &["Bearer error"], &[""], &[&long]] {
             assert_eq!(read(none), None, "{none:?}");
         }
     }

@@ -177,6 +177,11 @@ impl Error {
         }
     }
 
+    /// Whether a response is why the configuration counts as wrong. The server may be starting.
+    pub(crate) fn is_misplaced(&self) -> bool {
+        matches!(self, Self::Source(error) if error.is_answer && error.kind == SourceErrorKind::Configuration)
+    }
+
     /// Returns the name in events and metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -217,6 +222,11 @@ impl Error {
 #[error("{message}")]
 pub struct SourceError {
     kind: SourceErrorKind,
+    is_unsent: bool,
+    is_connect: bool,
+    is_timeout: bool,
+    /// Whether it is the status of a response.
+    is_answer: bool,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
     #[source]
@@ -261,11 +271,13 @@ impl SourceErrorKind {
         }
     }
 
-    /// Returns what a status that is not a success says about a token request.
-    fn of_status(status: StatusCode) -> Self {
+    /// Returns what a status that is not a success says about a token request. A server that asks for a delay will
+    /// respond otherwise.
+    fn of_status(status: StatusCode, asks_for_delay: bool, is_verdict: bool) -> Self {
         match status.as_u16() {
-            408 | 429 | 500..=599 => Self::Unavailable,
-            400 | 401 | 403 => Self::Rejected,
+            408 | 425 | 429 | 500..=599 => Self::Unavailable,
+            400..=499 if asks_for_delay => Self::Unavailable,
+            400 | 401 | 403 if is_verdict => Self::Rejected,
             300..=399 | 404 | 405 | 410 | 415 => Self::Configuration,
             _ => Self::InvalidResponse,
         }
@@ -304,10 +316,10 @@ impl SourceError {
     ///
     /// | status | kind |
     /// |---|---|
-    /// | 408, 429, 5xx | [`Unavailable`](SourceErrorKind::Unavailable), with the delay in `Retry-After` |
+    /// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](SourceErrorKind::Unavailable), after that delay |
     /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
     /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
-    /// | any other | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML or XML, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
     ///
     /// It is for the exchange of a credential. A rejected refresh token (400 in RFC 6749 §5.2) is no reason to return an
     /// error: use the credential instead, since the same refresh token would be rejected again.
@@ -328,17 +340,22 @@ impl SourceError {
     /// # Ok::<(), http::Error>(())
     /// ```
     pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
-        Self::of_response(status, headers, "the token endpoint", "its URL")
+        let is_page = content_type(headers).ends_with("ml");
+        Self::of_response(status, headers, !is_page, "the token endpoint", "its URL")
     }
 
-    /// As [`from_status`](Self::from_status), with the name of the endpoint, and of the option that sets its URL.
+    /// As [`from_status`](Self::from_status), with the name of the endpoint, and of the option that sets its URL. A
+    /// response that is no verdict does not reject a credential.
     pub(crate) fn of_response(
         status: StatusCode,
         headers: &HeaderMap,
-        endpoint: impl fmt::Display,
+        is_verdict: bool,
+        endpoint: &str,
         option: &str,
     ) -> Self {
-        let (kind, code) = (SourceErrorKind::of_status(status), status.as_u16());
+        let asked_for = retry_after(headers);
+        let kind = SourceErrorKind::of_status(status, asked_for.is_some(), is_verdict);
+        let code = status.as_u16();
         let message = match kind {
             SourceErrorKind::Rejected | SourceErrorKind::LoginRequired => {
                 format!("{endpoint} rejected the credential (HTTP {code})")
@@ -349,16 +366,43 @@ impl SourceError {
             SourceErrorKind::Configuration => {
                 format!("{endpoint} does not take this request (HTTP {code}): check {option}")
             }
-            SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse => {
-                format!("{endpoint} responded with HTTP {code}")
+            SourceErrorKind::Unavailable => format!("{endpoint} responded with HTTP {code}"),
+            SourceErrorKind::InvalidResponse => {
+                format!("{endpoint} responded with HTTP {code} and {}", content_type(headers))
             }
         };
-        let asked_for = if kind == SourceErrorKind::Unavailable { retry_after(headers) } else { None };
-        Self { retry_after: asked_for, ..Self::new(kind, message) }
+        let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
+        Self { retry_after, is_answer: true, ..Self::new(kind, message) }
     }
 
-    fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), retry_after: None, cause: None }
+    /// Records what is known of an exchange that gave no response.
+    pub(crate) fn of_exchange(self, is_unsent: bool, is_connect: bool, is_timeout: bool) -> Self {
+        Self { is_unsent, is_connect, is_timeout, ..self }
+    }
+
+    /// Puts `what` before the message.
+    pub(crate) fn within(self, what: &str) -> Self {
+        Self { message: format!("{what}: {}", self.message).into(), ..self }
+    }
+
+    /// Records that a response is the reason.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn of_answer(self) -> Self {
+        Self { is_answer: true, ..self }
+    }
+
+    pub(crate) fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        let message = message.into();
+        Self {
+            kind,
+            is_unsent: false,
+            is_connect: false,
+            is_timeout: false,
+            is_answer: false,
+            message,
+            retry_after: None,
+            cause: None,
+        }
     }
 
     /// Sets the cause of the error, which is its [`source`](StdError::source). The message should not repeat the cause.
@@ -389,6 +433,44 @@ impl SourceError {
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse)
     }
+
+    /// Whether the token endpoint did not respond in time. Only an exchange by [`TokenClient`](crate::TokenClient) sets
+    /// it, as those of [`ApiVideo`](crate::ApiVideo) and [`OAuth2`](crate::OAuth2) are.
+    pub fn is_timeout(&self) -> bool {
+        self.is_timeout
+    }
+
+    /// Whether no connection to the token endpoint could be made: its name, its port or TLS. Set as
+    /// [`is_timeout`](Self::is_timeout) is; a connection that is not made in time is both.
+    pub fn is_connect(&self) -> bool {
+        self.is_connect
+    }
+
+    /// Whether the request was certainly not sent, so that a refresh token in it is not spent. Set as
+    /// [`is_timeout`](Self::is_timeout) is.
+    pub fn is_unsent(&self) -> bool {
+        self.is_unsent
+    }
+}
+
+/// Returns the content type as an error shows it: only one that is known, because the header may quote the request.
+pub(crate) fn content_type(headers: &HeaderMap) -> &'static str {
+    const KNOWN: [&str; 9] = [
+        "application/json",
+        "application/problem+json",
+        "application/x-www-form-urlencoded",
+        "application/xhtml+xml",
+        "application/xml",
+        "text/html",
+        "text/json",
+        "text/plain",
+        "text/xml",
+    ];
+
+    let Some(value) = headers.get(http::header::CONTENT_TYPE) else { return "no content type" };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let known = KNOWN.into_iter().find(|known| essence.eq_ignore_ascii_case(known));
+    known.unwrap_or("another content type")
 }
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
@@ -531,27 +613,56 @@ pub(crate) fn seconds(duration: Duration) -> String {
 mod tests {
     use super::*;
 
+    fn from_status(code: u16, headers: &[(http::HeaderName, &str)]) -> SourceError {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers)
+    }
+
     #[test]
     fn status_decides_kind_and_delay() {
         use SourceErrorKind::{Configuration, InvalidResponse, Rejected, Unavailable};
 
-        let headers: HeaderMap = [(http::header::RETRY_AFTER, "7".parse().unwrap())].into_iter().collect();
         for code in 100..=999 {
             let kind = match code {
                 400 | 401 | 403 => Rejected,
                 404 | 405 | 410 | 415 => Configuration,
-                408 | 429 => Unavailable,
+                408 | 425 | 429 => Unavailable,
                 _ => match code / 100 {
                     3 => Configuration,
                     5 => Unavailable,
                     _ => InvalidResponse,
                 },
             };
-            let error = SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers);
-            assert_eq!(error.kind(), kind, "{code}");
-            let delay = (kind == Unavailable).then_some(Duration::from_secs(7));
-            assert_eq!(error.retry_after(), delay, "{code}");
+            let error = from_status(code, &[]);
+            assert_eq!((error.kind(), error.retry_after()), (kind, None), "{code}");
             assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
+
+            // Row 150: a server that asks for a delay will respond otherwise.
+            let error = from_status(code, &[(http::header::RETRY_AFTER, "7")]);
+            let asks = matches!(code, 400..=599);
+            assert_eq!(error.kind(), if asks { Unavailable } else { kind }, "{code}");
+            assert_eq!(error.retry_after(), asks.then_some(Duration::from_secs(7)), "{code}");
+        }
+    }
+
+    /// Row 148.
+    #[test]
+    fn page_is_no_verdict() {
+        for (content_type, shown) in [
+            ("text/html; charset=utf-8", Some("text/html")),
+            ("Application/XHTML+xml", Some("application/xhtml+xml")),
+            ("text/xml", Some("text/xml")),
+            ("application/json", None),
+            ("text/plain", None),
+            ("canary/canary", None),
+        ] {
+            for code in [400, 401, 403] {
+                let error = from_status(code, &[(http::header::CONTENT_TYPE, content_type)]);
+                let expected = format!("HTTP {code} and {}", shown.unwrap_or_default());
+                assert_eq!(error.is_transient(), shown.is_some(), "{content_type}");
+                assert!(shown.is_none() || error.to_string().ends_with(&expected), "{error}");
+                assert!(!error.to_string().contains("canary"), "{error}");
+            }
         }
     }
 }

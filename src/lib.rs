@@ -144,16 +144,16 @@ pub mod tenants;
 pub mod testing;
 mod timer;
 mod token;
+#[cfg(feature = "api-video")]
+mod upload_token;
+mod www_authenticate;
 
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
-#[cfg(feature = "api-video")]
-#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
-pub use self::source::api_video::{ApiVideo, UploadToken};
-#[cfg(feature = "__token-endpoint")]
-#[cfg_attr(docsrs, doc(cfg(any(feature = "api-video", feature = "oauth2"))))]
-pub use self::source::http::tls;
+#[cfg(feature = "default-client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
+pub use self::source::client::tls;
 #[cfg(feature = "oauth2")]
 #[cfg_attr(docsrs, doc(cfg(feature = "oauth2")))]
 pub use self::source::oauth2::{self, OAuth2};
@@ -172,9 +172,15 @@ pub use self::{
     refresh_ahead::RefreshAhead,
     retry::RetryPolicy,
     service::BearerAuth,
-    source::{RefreshReason, SourceFn, StaticToken, TokenFile, TokenRequest, TokenSource, source_fn},
+    source::{
+        RefreshReason, SourceFn, StaticToken, TokenClient, TokenFile, TokenRequest, TokenResponse,
+        TokenSource, source_fn,
+    },
     token::{Token, TokenBuilder},
 };
+#[cfg(feature = "api-video")]
+#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
+pub use self::{source::api_video::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.
 #[cfg(all(doctest, feature = "api-video", feature = "oauth2"))]

@@ -92,7 +92,6 @@ impl AllowedOrigins {
     }
 
     /// Allows the origin of `uri` only. If `uri` has no origin, no origin is allowed.
-    #[cfg(feature = "__token-endpoint")]
     pub(crate) fn origin_of(uri: &Uri) -> Self {
         Self(Allowed::Origins(Origin::of(uri).into_iter().collect()))
     }

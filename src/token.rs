@@ -43,7 +43,8 @@ pub(crate) struct Inner {
     header: HeaderValue,
     refresh_token: Option<SecretString>,
     expires_at: Option<Instant>,
-    /// When the provider starts to fetch the next token in the background. It is never after `expires_at`.
+    /// When the provider starts to fetch the next token in the background. It is never after `expires_at`. Before the
+    /// publication: when the refresh token expires.
     refresh_at: Option<Instant>,
     id: TokenId,
     /// Identifies the login that the refresh token belongs to, without a secret. `None` if there is none, or if it is not
@@ -104,6 +105,7 @@ impl Token {
             access_token: access_token.into().into(),
             refresh_token: None,
             expires_in: None,
+            refresh_token_expires_in: None,
             requested_at: Instant::now(),
         }
     }
@@ -124,16 +126,21 @@ impl Token {
 
     /// As [`from_refresh_token`](Self::from_refresh_token), for a refresh token that was checked.
     pub(crate) fn of_refresh_token(refresh_token: SecretString) -> Self {
-        Self::new(HeaderValue::from_static(SCHEME), Some(refresh_token), Some(Instant::now()))
+        Self::new(HeaderValue::from_static(SCHEME), Some(refresh_token), Some(Instant::now()), None)
     }
 
     /// Makes a token that no provider has published, and that is in no store.
-    fn new(header: HeaderValue, refresh_token: Option<SecretString>, expires_at: Option<Instant>) -> Self {
+    fn new(
+        header: HeaderValue,
+        refresh_token: Option<SecretString>,
+        expires_at: Option<Instant>,
+        refresh_at: Option<Instant>,
+    ) -> Self {
         Self(Arc::new(Inner {
             header,
             refresh_token,
             expires_at,
-            refresh_at: None,
+            refresh_at,
             id: TokenId::default(),
             #[cfg(any(feature = "store", feature = "oauth2"))]
             login: None,
@@ -198,6 +205,12 @@ impl Token {
         self.0.record_version
     }
 
+    /// How long before the access token the refresh token expires, if it does. Known until the publication.
+    #[cfg(feature = "store")]
+    pub(crate) fn refresh_token_lead(&self) -> Option<Duration> {
+        self.0.expires_at?.checked_duration_since(self.0.refresh_at?)
+    }
+
     #[cfg(feature = "store")]
     pub(crate) fn with_record_version(self, version: u64) -> Self {
         Self(Arc::new(Inner { record_version: version, ..Arc::unwrap_or_clone(self.0) }))
@@ -205,7 +218,7 @@ impl Token {
 
     #[cfg(any(feature = "store", feature = "oauth2"))]
     pub(crate) fn without_refresh_token(self) -> Self {
-        Self(Arc::new(Inner { refresh_token: None, ..Arc::unwrap_or_clone(self.0) }))
+        Self(Arc::new(Inner { refresh_token: None, refresh_at: None, ..Arc::unwrap_or_clone(self.0) }))
     }
 
     /// Whether both have the same access token. The lifetime and the refresh token may differ.
@@ -224,10 +237,14 @@ impl Token {
         now: Instant,
     ) -> Self {
         let left = |at: Instant| at.saturating_duration_since(now);
-        let expires_at = self.0.expires_at.filter(|at| left(*at) >= LEAST_LIFE);
+        let known = |at: Option<Instant>| at.filter(|at| left(*at) >= LEAST_LIFE);
+        let expires_at = known(self.0.expires_at);
+        let is_new = self.0.id == TokenId::default();
+        let ends = [expires_at, known(self.0.refresh_at.filter(|_| is_new))];
         let took = now.saturating_duration_since(asked_at);
         // At most ten refreshes in a second, however short the lives are.
-        let refresh_at = expires_at.map(|at| ahead.refresh_at(now, left(at), took).max(now + LEAST_LIFE));
+        let at = |end| ahead.refresh_at(now, left(end), took).max(now + LEAST_LIFE);
+        let refresh_at = ends.into_iter().flatten().min().map(at);
         Self(Arc::new(Inner { id, expires_at, refresh_at, ..Arc::unwrap_or_clone(self.0) }))
     }
 
@@ -261,6 +278,7 @@ pub struct TokenBuilder {
     access_token: SecretString,
     refresh_token: Option<SecretString>,
     expires_in: Option<Duration>,
+    refresh_token_expires_in: Option<Duration>,
     requested_at: Instant,
 }
 
@@ -278,6 +296,14 @@ impl TokenBuilder {
     /// token, it is unknown, as with none.
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
         self.expires_in = Some(lifetime);
+        self
+    }
+
+    /// Sets the lifetime of the refresh token. Default: none, so that it does not matter.
+    ///
+    /// A refresh token that expires before the access token is presented before it does.
+    pub fn refresh_token_expires_in(mut self, lifetime: Duration) -> Self {
+        self.refresh_token_expires_in = Some(lifetime);
         self
     }
 
@@ -313,12 +339,13 @@ impl TokenBuilder {
         header.set_sensitive(true);
         // The bytes of a clone are shared from the start. The original would check at each clone whether its bytes are.
         let header = header.clone();
-        let expires_at = self.expires_in.and_then(|lifetime| match lifetime {
+        let end = |lifetime: Option<Duration>| match lifetime? {
             // `requested_at` is in the past, and the end must not be: the token expires now.
             Duration::ZERO => Some(Instant::now().max(self.requested_at)),
             lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
-        });
-        Ok(Token::new(header, self.refresh_token, expires_at))
+        };
+        let (expires_at, refresh_at) = (end(self.expires_in), end(self.refresh_token_expires_in));
+        Ok(Token::new(header, self.refresh_token, expires_at, refresh_at))
     }
 }
 

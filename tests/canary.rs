@@ -4,7 +4,7 @@
 //! type of the crate, in whole chains of errors, in the TRACE events of this crate, hyper-util, h2 and rustls, in
 //! panics, and in the output of the examples.
 
-#![cfg(all(feature = "api-video", feature = "tracing"))]
+#![cfg(all(feature = "api-video", feature = "tracing", feature = "default-client"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -25,8 +25,8 @@ use http_body_util::{BodyExt, Empty};
 use support::chain;
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider,
-    TokenRequest, TokenSource,
+    ApiVideo, BearerAuthLayer, BoxError, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenClient,
+    TokenProvider, TokenRequest, TokenSource,
     oauth2::{ClientAuth, Server},
     store::{EncryptedStore, EncryptionKeys, TokenStore},
     testing::{AuthServer, Fault, Route},
@@ -268,15 +268,24 @@ async fn stores(server: &AuthServer, source: ApiVideo) {
 #[tokio::test]
 async fn no_fault_prints_a_secret() {
     listen();
-    let source =
-        |server: &AuthServer| ApiVideo::new(server.api_key()).base_url(server.uri()).timeout(TIMEOUT);
+    let source = |server: &AuthServer| {
+        let client = TokenClient::new().timeout(TIMEOUT);
+        ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(client)
+    };
     let routes = [Route::ApiKeyGrant, Route::RefreshGrant, Route::Api];
     let server = AuthServer::start().await.unwrap();
     faults(&server, source(&server), &routes, support::http1()).await;
-    faults(&server, source(&server).with_client(support::http2()), &routes, support::http2()).await;
+    faults(
+        &server,
+        source(&server).with_client(TokenClient::with_service(support::http2()).timeout(TIMEOUT)),
+        &routes,
+        support::http2(),
+    )
+    .await;
     let server = AuthServer::builder().tls(true).start().await.unwrap();
     let certificate = server.certificate().unwrap().to_vec();
-    let trusting = source(&server).with_client(support::https(&certificate));
+    let trusting =
+        source(&server).with_client(TokenClient::with_service(support::https(&certificate)).timeout(TIMEOUT));
     faults(&server, trusting, &routes, support::https(&certificate)).await;
     // A certificate that the client does not trust.
     faults(&server, source(&server), &routes, support::https(&certificate)).await;
@@ -294,7 +303,9 @@ async fn no_fault_prints_a_secret() {
     ];
     for source in grants {
         source.set_secret(server.client_secret());
-        faults(&server, source.parameter("x", SECRETS[3]).timeout(TIMEOUT), &routes, support::http1()).await;
+        let client = TokenClient::new().timeout(TIMEOUT);
+        faults(&server, source.parameter("x", SECRETS[3]).with_client(client), &routes, support::http1())
+            .await;
     }
 
     struct Panics;

@@ -1,5 +1,5 @@
 //! What the layer does on a 401, and which responses it passes through.
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError, Token,
-    TokenProvider, challenge, source_fn,
+    TokenClient, TokenProvider, challenge, source_fn,
     testing::{AuthServer, Fault, Route},
 };
 
@@ -165,8 +165,9 @@ async fn failed_refresh_returns_401() {
 async fn retry_reuses_connection_of_small_401() {
     let server = AuthServer::start().await.unwrap();
     let client = support::http1();
-    let source =
-        ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(support::http1::<String>());
+    let source = ApiVideo::new(server.api_key())
+        .base_url(server.uri())
+        .with_client(TokenClient::with_service(support::http1::<String>()));
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let service = layer.layer(client);
     for _ in 0..2 {
@@ -468,9 +469,9 @@ async fn two_hundred_401s_cost_one_refresh() {
         let server = AuthServer::builder().tls(tls).start().await.unwrap();
         let source = ApiVideo::new(server.api_key()).base_url(server.uri());
         let provider = match server.certificate() {
-            Some(certificate) => {
-                TokenProvider::new(source.with_client(support::https::<String>(certificate)))
-            }
+            Some(certificate) => TokenProvider::new(
+                source.with_client(TokenClient::with_service(support::https::<String>(certificate))),
+            ),
             None => TokenProvider::new(source),
         };
         provider.token().await.unwrap();
@@ -835,7 +836,7 @@ async fn waiting_for_token_holds_no_permit() {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
     });
     let client = tower::limit::ConcurrencyLimit::new(client, 4);
-    let source = ApiVideo::new("key").with_client(client.clone());
+    let source = ApiVideo::new("key").with_client(TokenClient::with_service(client.clone()));
     let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client);
     let mut requests = JoinSet::new();
     for _ in 0..4 {

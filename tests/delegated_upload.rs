@@ -1,6 +1,6 @@
 //! Delegated uploads over real sockets: an upload token is created with the provider's token, and used without it.
 
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 

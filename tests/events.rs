@@ -1,5 +1,5 @@
 //! Every documented event is emitted with its fields, and no other event is.
-#![cfg(all(feature = "api-video", feature = "tracing"))]
+#![cfg(all(feature = "api-video", feature = "tracing", feature = "default-client"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -26,8 +26,8 @@ use support::{Act, Api, Source, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenFile, TokenProvider, TokenProviders,
-    TokenSource, source_fn,
+    ApiVideo, BearerAuthLayer, RetryPolicy, SourceError, Token, TokenClient, TokenFile, TokenProvider,
+    TokenProviders, TokenSource, source_fn,
 };
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
@@ -281,7 +281,7 @@ async fn trigger_every_event() {
             Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::from(body)).unwrap())
         }
     });
-    let source = ApiVideo::new("canary-key").with_client(auth);
+    let source = ApiVideo::new("canary-key").with_client(TokenClient::with_service(auth));
     let videos = TokenProvider::builder(source).name("videos").build().unwrap();
     for _ in 0..2 {
         let token = videos.token().await.unwrap();

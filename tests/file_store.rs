@@ -1,5 +1,5 @@
 //! `FileStore` with real files, locks and processes.
-#![cfg(all(unix, feature = "api-video", feature = "file-store"))]
+#![cfg(all(unix, feature = "api-video", feature = "file-store", feature = "default-client"))]
 #![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
 #[path = "support/folder.rs"]

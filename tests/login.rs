@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, advance, sleep, timeout},
 };
 use tower_bearer::{
-    BoxError, Error, OAuth2, SourceErrorKind, Token, TokenProvider,
+    BoxError, Error, OAuth2, SourceErrorKind, Token, TokenClient, TokenProvider,
     oauth2::{ClientAuth, Server},
     store::{EncryptedStore, EncryptionKeys, TokenStore},
 };
@@ -49,6 +49,8 @@ struct State {
     is_same: bool,
     /// Whether the access token is not valid.
     is_unusable: bool,
+    /// Further fields of the response.
+    further: &'static str,
     /// Decides which requests fail, and how long the others take.
     chance: Option<Chance>,
     /// How often a spent refresh token was presented too late, which revoked the login.
@@ -130,6 +132,7 @@ impl Logins {
             let state = self.state();
             (state.is_same, state.is_unusable)
         };
+        let further = self.state().further;
         let (status, body) = match granted {
             Some(number) => {
                 let access_token = match (is_same, is_unusable) {
@@ -138,7 +141,7 @@ impl Logins {
                     _ => format!("access-{number}"),
                 };
                 let body = format!(
-                    r#"{{"access_token":"{access_token}","refresh_token":"refresh-{number}","expires_in":60}}"#
+                    r#"{{"access_token":"{access_token}","refresh_token":"refresh-{number}","expires_in":60{further}}}"#
                 );
                 (200, body)
             }
@@ -150,11 +153,11 @@ impl Logins {
     fn source(&self, seed: &str) -> OAuth2 {
         let logins = self.clone();
         let server = Server::token_endpoint("https://login.example/token");
-        OAuth2::refresh_token(server, ClientAuth::public("id"), seed).with_client(tower::service_fn(
-            move |request| {
+        OAuth2::refresh_token(server, ClientAuth::public("id"), seed).with_client(TokenClient::with_service(
+            tower::service_fn(move |request| {
                 let logins = logins.clone();
                 async move { logins.answer(request).await }
-            },
+            }),
         ))
     }
 
@@ -223,6 +226,21 @@ async fn stored_seed_outlives_its_process() {
     let other = logins.process(&store, "");
     assert_eq!(other.token().await.unwrap().access_token(), "access-2");
     assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(); 2], 0));
+}
+
+/// Row 152: another process than the one that got it presents the refresh token before that expires.
+#[tokio::test(start_paused = true)]
+async fn stored_refresh_token_is_presented_before_it_expires() {
+    let (logins, store) = logged_in();
+    logins.state().further = r#","refresh_expires_in":30"#;
+    let first = logins.process(&store, "seed");
+    first.token().await.unwrap();
+    first.shutdown().await;
+    let other = logins.process(&store, "");
+    assert_eq!(other.token().await.unwrap().access_token(), "access-1");
+    advance(SECOND * 29).await;
+    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
+    assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(), "refresh-1".to_owned()], 0));
 }
 
 /// Row 115: a process that starts again has its seed, which is spent, and the store, which has a newer refresh token.
@@ -504,7 +522,7 @@ async fn lease_outlives_its_refresh() {
         builder.lease(SECOND * 2).refresh_timeout(SECOND * 5).build().unwrap()
     };
     let (one, other) = (build(), build());
-    logins.state().delay = SECOND * 20;
+    logins.state().delay = SECOND * 15;
     one.token().await.unwrap_err();
     let mut refreshes = 0;
     while other.token().await.is_err() {

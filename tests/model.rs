@@ -31,8 +31,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, SourceError, Token, TokenProvider,
-    TokenRequest, TokenSource,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, SourceError, Token, TokenClient,
+    TokenProvider, TokenRequest, TokenSource,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -245,7 +245,7 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         let account = Arc::clone(&account);
         move |request| exchange(Arc::clone(&account), request)
     });
-    let source = ApiVideo::new("key-0").with_client(auth).timeout(5 * SECOND);
+    let source = ApiVideo::new("key-0").with_client(TokenClient::with_service(auth).timeout(5 * SECOND));
     let interrupt = Arc::new(Notify::new());
     let provider = TokenProvider::builder(Interruptible(source.clone(), Arc::clone(&interrupt)))
         .refresh_ahead(RefreshAhead::new().share(0.2))

@@ -1,5 +1,5 @@
 //! `RedisStore` with a real Redis, which must be installed: see `support/redis_server.rs`.
-#![cfg(all(unix, feature = "api-video", feature = "redis"))]
+#![cfg(all(unix, feature = "api-video", feature = "redis", feature = "default-client"))]
 
 #[path = "support/folder.rs"]
 mod folder;

@@ -1,5 +1,5 @@
 //! A body is replayed byte for byte, over real sockets, even if the 401 arrives while the body is still being sent.
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 

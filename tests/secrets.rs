@@ -1,6 +1,6 @@
 //! No secret is in anything that can be printed, nor in the table of an HTTP/2 connection.
 
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 
@@ -21,7 +21,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, SourceError, Token, TokenProvider, testing::AuthServer,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, SourceError, Token, TokenClient, TokenProvider,
+    testing::AuthServer,
 };
 
 #[derive(Default)]
@@ -42,7 +43,7 @@ async fn nothing_prints_key_or_token() {
         let answer = Response::builder().status(status).body(Full::<Bytes>::from(answer)).unwrap();
         Ok::<_, Infallible>(answer)
     });
-    let source = ApiVideo::new("canary-key").with_client(auth);
+    let source = ApiVideo::new("canary-key").with_client(TokenClient::with_service(auth));
     let mut shown = Shown::default();
     shown.add(&source);
     shown.add(&TokenProvider::builder(source.clone()));

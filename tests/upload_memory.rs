@@ -1,6 +1,6 @@
 //! A gigabyte through `buffered` costs no more memory than the limit. The test has its own file, because the allocator
 //! counts for the whole process.
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! One rule for validation: setters accept any value, `build()` checks all of them, and where there is no `build()` the
 //! first request reports the same error.
-#![cfg(feature = "api-video")]
+#![cfg(all(feature = "api-video", feature = "default-client"))]
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{get, ours};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     AllowedOrigins, ApiVideo, BearerAuthLayer, BoxError, Error, RefreshAhead, RetryPolicy, StaticToken,
-    TokenFile, TokenProvider, TokenProviderBuilder, TokenSource, replay::ReplayBody,
+    TokenClient, TokenFile, TokenProvider, TokenProviderBuilder, TokenSource, replay::ReplayBody,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -74,7 +74,10 @@ async fn source_error_is_the_same_with_and_without_build() {
     for (source, expected) in [
         (ApiVideo::new(""), "key"),
         (ApiVideo::new("canary key"), "key"),
-        (ApiVideo::new("key").timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
+        (
+            ApiVideo::new("key").with_client(TokenClient::new().timeout(Duration::ZERO)),
+            "timeout must be > 0 and <= 1h, got 0s",
+        ),
         (ApiVideo::new("key").origin_app("a b", "1"), "origin_app"),
         (ApiVideo::new("key").base_url(Uri::from_static("/relative")), "base_url"),
         (ApiVideo::new("key").base_url(Uri::from_static("http://api.example")), "base_url"),

@@ -13,8 +13,8 @@ use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, RefreshReason, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource,
+    ApiVideo, BearerAuthLayer, RefreshReason, RetryPolicy, SourceError, Token, TokenClient, TokenProvider,
+    TokenRequest, TokenSource,
     store::{
         EncryptedStore, EncryptionKeys, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore,
     },
@@ -27,10 +27,12 @@ fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
 
 /// A source whose endpoint always responds with `answer`.
 fn answered(answer: Response<Bytes>) -> ApiVideo {
-    ApiVideo::new("key").with_client(tower::service_fn(move |_: Request<String>| {
-        let answer = answer.clone().map(Full::new);
-        async { Ok::<_, Infallible>(answer) }
-    }))
+    ApiVideo::new("key").with_client(TokenClient::with_service(tower::service_fn(
+        move |_: Request<String>| {
+            let answer = answer.clone().map(Full::new);
+            async { Ok::<_, Infallible>(answer) }
+        },
+    )))
 }
 
 /// A token response gives a token, or an error that quotes nothing of it.

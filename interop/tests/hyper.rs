@@ -18,7 +18,7 @@ use tower::{
     util::BoxCloneSyncService,
 };
 use tower_bearer::{
-    ApiVideo, BearerAuth, BearerAuthLayer, TokenProvider,
+    ApiVideo, BearerAuth, BearerAuthLayer, TokenClient, TokenProvider,
     replay::{Buffered, ReplayBody},
     testing::{AuthServer, Counters},
 };
@@ -104,9 +104,9 @@ async fn over_tls() {
         HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_only().enable_all_versions().build()
     };
     // The source's client has to trust the server, too.
-    let source = ApiVideo::new(server.api_key())
-        .base_url(server.uri())
-        .with_client(Client::builder(TokioExecutor::new()).build::<_, String>(connector()));
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(
+        TokenClient::with_service(Client::builder(TokioExecutor::new()).build::<_, String>(connector())),
+    );
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
     let service = ServiceBuilder::new()
         .layer(layer.clone())

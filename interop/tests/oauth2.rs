@@ -20,8 +20,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    BearerAuth, BearerAuthLayer, Error, OAuth2, RefreshReason, SourceErrorKind, TokenProvider, TokenRequest,
-    TokenSource,
+    BearerAuth, BearerAuthLayer, Error, OAuth2, RefreshReason, SourceErrorKind, TokenClient, TokenProvider,
+    TokenRequest, TokenSource,
     oauth2::{self, ClientAuth, SigningKey},
 };
 use tower_bearer_interop::CALLS;
@@ -335,7 +335,8 @@ async fn late_answer_heals_within_the_grace() {
     for (grace, heals) in [("0", false), ("100", false), ("30000", true)] {
         let server = Server::start().await;
         server.run("set", &[("grace", grace)]).await;
-        let caller = server.caller(&server.app(server.login(APP).await).timeout(DEADLINE));
+        let caller = server
+            .caller(&server.app(server.login(APP).await).with_client(TokenClient::new().timeout(DEADLINE)));
         server.run("hold", &[]).await;
         if heals {
             caller.succeed(CALLS).await;

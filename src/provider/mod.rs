@@ -176,7 +176,8 @@ impl TokenProvider {
     ///
     /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
-    /// order. A permanent failure ends it at once.
+    /// order. A permanent failure ends it at once, except for a status such as 404, with which an ingress responds while
+    /// the endpoint behind it starts.
     ///
     /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
     /// to read it, a member and a publisher also to write it. Usually the first token has shown that already. Otherwise
@@ -203,7 +204,7 @@ impl TokenProvider {
                     self.store_ready(deadline).await?;
                     return Ok(token);
                 }
-                Err(error) if error.is_transient() => error,
+                Err(error) if error.is_transient() || error.is_misplaced() => error,
                 Err(error) => return Err(error),
             };
             #[cfg(feature = "store")]

@@ -4,10 +4,9 @@
 
 #[cfg(feature = "api-video")]
 pub(crate) mod api_video;
+pub(crate) mod client;
 #[cfg(any(feature = "store", feature = "oauth2"))]
 mod detached;
-#[cfg(feature = "__token-endpoint")]
-pub(crate) mod http;
 #[cfg(feature = "oauth2")]
 pub mod oauth2;
 mod request;
@@ -21,6 +20,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 pub(crate) use self::detached::detached;
 pub(crate) use self::request::CurrentReason;
 pub use self::{
+    client::{TokenClient, TokenResponse},
     request::{RefreshReason, TokenRequest},
     source_fn::{SourceFn, source_fn},
     static_token::StaticToken,

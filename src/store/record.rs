@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::StoreError;
-use crate::token::Token;
+use crate::token::{Token, TokenBuilder};
 
 /// The schema of the text. A record with another schema counts as absent.
 const SCHEMA: u32 = 1;
@@ -69,6 +69,7 @@ impl Record {
             schema: SCHEMA,
             access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
             refresh_token: token.refresh_token(),
+            refresh_token_lead_ms: token.refresh_token_lead().map(|lead| lead.as_millis() as u64),
             login: login.as_deref(),
         };
         // Serializing a struct of strings cannot fail.
@@ -102,6 +103,9 @@ impl Record {
         }
         if let Some(refresh_token) = &stored.refresh_token {
             token = token.refresh_token(refresh_token.expose_secret());
+            let lead = stored.refresh_token_lead_ms.map(Duration::from_millis);
+            let left = self.expires_in.zip(lead).map(|(left, lead)| left.saturating_sub(lead));
+            token = left.into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
         }
         let token = token.build().map_err(|error| {
             StoreError::invalid_record("the stored record contains an invalid token").with_cause(error)
@@ -125,6 +129,7 @@ struct Read {
     /// Missing if the record has only the refresh token of a login.
     access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
+    refresh_token_lead_ms: Option<u64>,
     login: Option<String>,
 }
 
@@ -135,6 +140,9 @@ struct Written<'a> {
     access_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<&'a str>,
+    /// How long before the access token the refresh token expires, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token_lead_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     login: Option<&'a str>,
 }

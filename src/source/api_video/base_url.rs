@@ -2,66 +2,53 @@
 
 use http::Uri;
 
-use super::super::http::check_url;
+use super::super::TokenClient;
 use crate::{error::SourceError, origins::AllowedOrigins};
+
+/// The option that sets the URL.
+pub(super) const OPTION: &str = "base_url";
 
 /// The URL that the paths of a source's endpoints are appended to.
 #[derive(Clone)]
-pub(crate) struct BaseUrl {
-    url: Uri,
-    /// Whether plaintext `http` is allowed for hosts other than loopback.
-    plaintext_anywhere: bool,
-}
+pub(crate) struct BaseUrl(Uri);
 
 impl BaseUrl {
-    /// Makes a base URL that allows plaintext `http` on loopback only.
     pub(crate) fn new(url: Uri) -> Self {
-        Self { url, plaintext_anywhere: false }
-    }
-
-    /// Makes a base URL that allows plaintext `http` for any host.
-    pub(crate) fn insecure(url: Uri) -> Self {
-        Self { url, plaintext_anywhere: true }
+        Self(url)
     }
 
     /// Returns the host, if the URL has one. It is not a secret.
     pub(crate) fn host(&self) -> Option<&str> {
-        self.url.host()
+        self.0.host()
     }
 
     /// Returns the URL with a path that ends with `/`, so that the path of an endpoint can be appended. A URL without
     /// an origin is returned as it was set.
     pub(crate) fn with_slash(&self) -> Uri {
-        let mut parts = self.url.clone().into_parts();
-        parts.path_and_query = format!("{}/", self.url.path().trim_end_matches('/')).parse().ok();
-        Uri::from_parts(parts).unwrap_or_else(|_| self.url.clone())
+        let mut parts = self.0.clone().into_parts();
+        parts.path_and_query = format!("{}/", self.0.path().trim_end_matches('/')).parse().ok();
+        Uri::from_parts(parts).unwrap_or_else(|_| self.0.clone())
     }
 
     /// Returns the URL's origin as the only allowed one.
     pub(crate) fn allowed_origins(&self) -> AllowedOrigins {
-        AllowedOrigins::origin_of(&self.url)
+        AllowedOrigins::origin_of(&self.0)
     }
 
-    /// Returns the URL with `path` appended. It contains no secret.
+    /// Returns the URL with `path` appended, if `client` may send a credential there. It contains no secret.
     ///
     /// # Errors
     ///
     /// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user
     /// name or a query may be a secret.
-    pub(crate) fn join(&self, path: &str) -> Result<Uri, SourceError> {
-        let invalid = |what: &str| Err(SourceError::configuration(format!("base_url must {what}")));
-        if self.url.query().is_some() {
-            return invalid("not have a query");
+    pub(crate) fn join(&self, path: &str, client: &TokenClient) -> Result<Uri, SourceError> {
+        if self.0.query().is_some() {
+            return Err(SourceError::configuration("base_url must not have a query"));
         }
-        let (scheme, authority) =
-            check_url(&self.url, "base_url", "insecure_base_url", self.plaintext_anywhere)?;
-        let prefix = self.url.path().trim_end_matches('/');
-        Uri::builder()
-            .scheme(scheme.clone())
-            .authority(authority.clone())
-            .path_and_query(format!("{prefix}{path}"))
-            .build()
-            .or_else(|_| invalid("have a valid path"))
+        client.check_url(&self.0, OPTION)?;
+        let mut parts = self.0.clone().into_parts();
+        parts.path_and_query = format!("{}{path}", self.0.path().trim_end_matches('/')).parse().ok();
+        Uri::from_parts(parts).map_err(|_| SourceError::configuration("base_url must have a valid path"))
     }
 }
 
@@ -70,12 +57,11 @@ mod tests {
     use super::*;
 
     fn url(base_url: &'static str) -> Result<String, String> {
-        BaseUrl::new(Uri::from_static(base_url)).join("/auth/refresh").map(|url| url.to_string()).map_err(
-            |error| {
-                assert!(!error.is_transient());
-                error.to_string()
-            },
-        )
+        let joined = BaseUrl::new(Uri::from_static(base_url)).join("/auth/refresh", &TokenClient::new());
+        joined.map(|url| url.to_string()).map_err(|error| {
+            assert!(!error.is_transient());
+            error.to_string()
+        })
     }
 
     #[test]
@@ -118,6 +104,7 @@ mod tests {
             let error = url(base_url).unwrap_err();
             assert!(error.contains(hint) && !error.contains("canary"), "{base_url}: {error}");
         }
-        assert!(BaseUrl::insecure(Uri::from_static("http://sidecar")).join("/x").is_ok());
+        let client = TokenClient::new().allow_plaintext();
+        assert!(BaseUrl::new(Uri::from_static("http://sidecar")).join("/x", &client).is_ok());
     }
 }

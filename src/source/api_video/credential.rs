@@ -7,7 +7,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::super::http::Sent;
+use super::super::client::Sent;
 use crate::{error::SourceError, token::Token};
 
 /// How often a refresh token is presented at most. The first time may have spent it, so there is a second one.

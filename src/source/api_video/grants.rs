@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 use secrecy::ExposeSecret;
-use serde::Serialize;
-use tokio::time::Instant;
+use serde_json::Value;
 
 use super::{
-    super::{
-        TokenRequest, TokenSource,
-        http::{ExchangeError, Sent, TokenResponse},
-    },
+    super::{TokenRequest, TokenSource, client::Sent},
     ApiVideo,
     credential::Presented,
     failure,
@@ -32,14 +28,14 @@ enum Grant<'a> {
     ApiKey(&'a str),
 }
 
-/// How a grant failed, which decides what follows.
+/// How a grant failed, which decides what follows for a refresh token.
 enum Failure {
-    /// The endpoint responded with a status that is not a success.
-    Status(StatusCode, SourceError),
-    /// The endpoint may have processed the request, and the result is lost.
-    Lost(SourceError),
-    /// The request was not sent.
-    NotSent(SourceError),
+    /// The endpoint rejected the request, with this status.
+    Rejected(StatusCode, SourceError),
+    /// The request was not processed: it was not sent, or the endpoint asks for another attempt.
+    Unspent(SourceError),
+    /// The endpoint may have processed the request.
+    Unclear(SourceError),
 }
 
 impl Grant<'_> {
@@ -51,43 +47,38 @@ impl Grant<'_> {
     }
 
     fn body(&self) -> String {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Body<'a> {
-            #[serde(skip_serializing_if = "Option::is_none")]
-            refresh_token: Option<&'a str>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            api_key: Option<&'a str>,
-        }
-
-        let (refresh_token, api_key) = match self {
-            Self::RefreshToken(refresh_token) => (Some(*refresh_token), None),
-            Self::ApiKey(api_key) => (None, Some(*api_key)),
+        let (name, secret) = match self {
+            Self::RefreshToken(refresh_token) => ("refreshToken", *refresh_token),
+            Self::ApiKey(api_key) => ("apiKey", *api_key),
         };
-        // Two strings always serialize. The endpoint would reject an empty body.
-        serde_json::to_string(&Body { refresh_token, api_key }).unwrap_or_default()
+        format!("{{\"{name}\":{}}}", Value::from(secret))
     }
 }
 
 impl ApiVideo {
     /// Requests a token, in one exchange.
     async fn grant(&self, grant: Grant<'_>, sent: &Sent) -> Result<Token, Failure> {
-        let request = self.request(grant.path(), grant.body()).map_err(Failure::NotSent)?;
-        let endpoint = self.client.endpoint().map_err(Failure::NotSent)?;
-        let url = request.uri().clone();
-        let requested_at = Instant::now().into_std();
-        let response = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
-            let not_sent = matches!(error, ExchangeError::NotSent(_));
-            let error = error.into_source_error(&format!("no token from {url}"));
-            if not_sent { Failure::NotSent(error) } else { Failure::Lost(error) }
+        let request = self.request(grant.path(), grant.body()).map_err(Failure::Unspent)?;
+        let response = self.exchange(request, sent).await.map_err(|error| {
+            if error.is_unsent() || !error.is_transient() {
+                Failure::Unspent(error)
+            } else {
+                Failure::Unclear(error)
+            }
         })?;
-        if response.status.is_success() {
+        let status = response.status();
+        if status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.
-            return TokenResponse::from_json(&response.body)
-                .and_then(|parsed| parsed.token(requested_at, Some(DEFAULT_LIFETIME), None))
-                .map_err(|error| Failure::Lost(SourceError::invalid_response(format!("{url}: {error}"))));
+            let token = response.granted(response.fields(), Some(DEFAULT_LIFETIME), None);
+            return token.map_err(Failure::Unclear);
         }
-        Err(Failure::Status(response.status, failure(response.status, &response.headers, &url)))
+        let error = failure(&response);
+        Err(match error.kind() {
+            SourceErrorKind::Unavailable if !status.is_server_error() => Failure::Unspent(error),
+            SourceErrorKind::Unavailable => Failure::Unclear(error),
+            _ if response.is_verdict() || !status.is_client_error() => Failure::Rejected(status, error),
+            _ => Failure::Unclear(error),
+        })
     }
 
     /// Requests a token with the refresh token. Returns `None` if the API key has to be used instead.
@@ -103,21 +94,18 @@ impl ApiVideo {
                 presented.renewed(&token);
                 return Some(Ok(token));
             }
-            Err(
-                Failure::NotSent(error)
-                | Failure::Status(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, error),
-            ) => {
+            Err(Failure::Unspent(error)) => {
                 presented.take_back();
                 return Some(Err(error));
             }
-            // Any other status below 500 rejects the refresh token (400 in RFC 6749 §5.2), or means that the endpoint
-            // takes none. If the configuration is wrong, the endpoint for the key reports it.
-            Err(Failure::Status(status, _)) if !status.is_server_error() => {
+            // 400 in RFC 6749 §5.2; another status may mean that the endpoint takes no refresh token. If the configuration
+            // is wrong, the endpoint for the key reports it.
+            Err(Failure::Rejected(status, _)) => {
                 presented.spend();
                 observability::refresh_token_rejected(status);
                 return None;
             }
-            Err(Failure::Status(_, error) | Failure::Lost(error)) => error,
+            Err(Failure::Unclear(error)) => error,
         };
         // If the server asks for a delay, the key is not sent before that delay has passed.
         if presented.is_last() && error.retry_after().is_none() {
@@ -135,14 +123,16 @@ impl ApiVideo {
                 self.credential().granted(revision, &token);
                 Ok(token)
             }
-            Err(Failure::Status(status, error)) if error.kind() == SourceErrorKind::Rejected => {
+            Err(Failure::Rejected(status, error)) if error.kind() == SourceErrorKind::Rejected => {
                 Err(SourceError::rejected(format!(
                     "{}auth/api-key rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
                     self.api_base(),
                     status.as_u16()
                 )))
             }
-            Err(Failure::Status(_, error) | Failure::Lost(error) | Failure::NotSent(error)) => Err(error),
+            Err(Failure::Rejected(_, error) | Failure::Unspent(error) | Failure::Unclear(error)) => {
+                Err(error)
+            }
         }
     }
 }

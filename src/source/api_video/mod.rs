@@ -1,43 +1,25 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
 //! This file has the options and the request that all endpoints share. `base_url` has the URL of the endpoints, `grants`
-//! decides which grant is used, `credential` counts how often a refresh token was presented, and `upload_token` requests
-//! tokens for delegated uploads.
+//! decides which grant is used, and `credential` counts how often a refresh token was presented.
 
 mod base_url;
 mod credential;
 mod grants;
-mod upload_token;
 
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{ACCEPT, CONTENT_TYPE},
-};
-use http_body::Body;
-use tower_service::Service;
-
-pub use self::upload_token::UploadToken;
+use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header::CONTENT_TYPE};
 
 use self::{base_url::BaseUrl, credential::Credential};
-use super::http::{
-    BoundedResponse, Client, Endpoint, Sent, check_timeout,
-    tls::{Cryptography, Roots},
-};
-use crate::{
-    error::{BoxError, SourceError},
-    retry_after::header_seconds,
-};
+use super::client::{Sent, TokenClient, TokenResponse};
+use crate::{error::SourceError, retry_after::header_seconds};
 
 const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
-
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The name of the client, in the form that api.video's own clients use.
 const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
@@ -67,24 +49,20 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
-/// | 4xx except 408 and 429, or a redirect | it is rejected: the API key is used |
-/// | 5xx, or a response that is lost, late or unusable | it may be spent: it is presented once more after the backoff, then the API key is used |
-/// | 408, 429, or the request was not sent | it is not spent: it is presented again after the backoff |
+/// | a redirect, or a 4xx other than those below | it is rejected: the API key is used |
+/// | 5xx; a 4xx with a body that is not JSON; a response that is lost, late or unusable | it may be spent: it is presented once more after the backoff, then the API key is used |
+/// | 408, 425, 429, a 4xx with `Retry-After`, or the request was not sent | it is not spent: it is presented again after the backoff |
 ///
 /// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is
-/// known exactly whether a request was sent. With [another client](Self::with_client), a request counts as sent once
-/// the client is called, unless its error is a failure to connect.
+/// known exactly whether a request was sent. With [another one](TokenClient::with_service), a request counts as sent
+/// once the service is called, unless its error is a failure to connect.
 ///
 /// Every authentication with the key ends the refresh token before it, whichever process holds that. Two processes on
 /// one key therefore cost each other a rejected refresh and an authentication per renewal. Let several processes share
 /// a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or use the key
 /// only ([`key_only`](Self::key_only)).
 ///
-/// # Limits
-///
-/// - An exchange reads at most 64 KiB of a response, within one deadline ([`timeout`](Self::timeout)).
-/// - Redirects are not followed, because a redirect would send the key to another URL.
-/// - Plaintext `http` is rejected for each host but loopback ([`insecure_base_url`](Self::insecure_base_url)).
+/// Each exchange is bounded, and errors are classified, as [`TokenClient`] documents.
 ///
 /// # Which origins see the token
 ///
@@ -97,9 +75,8 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 #[derive(Clone)]
 pub struct ApiVideo {
     credential: Arc<Mutex<Credential>>,
-    base_url: BaseUrl,
-    client: Client,
-    timeout: Duration,
+    pub(crate) base_url: BaseUrl,
+    client: TokenClient,
     /// The header, or the error for a name or a version that is not valid.
     origin_app: Option<Result<HeaderValue, SourceError>>,
     key_only: bool,
@@ -123,8 +100,7 @@ impl ApiVideo {
         Self {
             credential: Arc::new(Mutex::new(Credential::new(key))),
             base_url: BaseUrl::new(base_url),
-            client: Client::default(),
-            timeout: EXCHANGE_TIMEOUT,
+            client: TokenClient::new(),
             origin_app: None,
             key_only: false,
         }
@@ -137,14 +113,6 @@ impl ApiVideo {
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn base_url(mut self, base_url: Uri) -> Self {
         self.base_url = BaseUrl::new(base_url);
-        self
-    }
-
-    /// Sets the base URL like [`base_url`](Self::base_url), and allows plaintext `http` for any host.
-    ///
-    /// Anyone on the network path can then read the API key. Meant for meshes whose sidecar does the TLS.
-    pub fn insecure_base_url(mut self, base_url: Uri) -> Self {
-        self.base_url = BaseUrl::insecure(base_url);
         self
     }
 
@@ -167,60 +135,13 @@ impl ApiVideo {
         self.base_url.with_slash()
     }
 
-    /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
-    /// connect timeout of 5 s and an idle timeout of 15 s.
+    /// Sets the client for the token endpoint, with its timeout, headers and TLS. Default: [`TokenClient::new`].
     ///
-    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
-    /// the layer that gets its tokens from this source, because the refresh would wait for itself.
-    pub fn with_client<C, ResBody>(mut self, client: C) -> Self
-    where
-        C: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
-        C::Error: Into<BoxError>,
-        C::Future: Send,
-        ResBody: Body + Send + 'static,
-        ResBody::Data: Send,
-        ResBody::Error: Into<BoxError>,
-    {
-        self.client = Client::Given(Endpoint::new(client));
-        self
-    }
-
-    /// Uses the HTTP client of `other`, whose connections and TLS configuration the two sources then share.
-    ///
-    /// By default, each source makes its own client, which its clones share. Use one source as the template for many
-    /// with other credentials, such as those of many tenants (`TokenProviders`, feature `tenants`).
-    ///
-    /// This source takes the [`roots`](Self::roots) and the [`cryptography`](Self::cryptography) of `other`, too. If
-    /// one of them is set on this source afterwards, it makes its own client again. They have no effect on a client
-    /// that was set ([`with_client`](Self::with_client)).
-    pub fn with_client_of(mut self, other: &Self) -> Self {
-        self.client = other.client.clone();
-        self
-    }
-
-    /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
-    ///
-    /// It has no effect with [`with_client`](Self::with_client).
-    pub fn roots(mut self, roots: Roots) -> Self {
-        self.client.set_roots(roots);
-        self
-    }
-
-    /// Sets which cryptography the default client uses for TLS. Default: [`Cryptography::Ring`].
-    ///
-    /// It has no effect with [`with_client`](Self::with_client).
-    pub fn cryptography(mut self, cryptography: Cryptography) -> Self {
-        self.client.set_cryptography(cryptography);
-        self
-    }
-
-    /// Sets the timeout of one exchange with an auth endpoint, from connecting to the end of the response. Default:
-    /// 10 s.
-    ///
-    /// It must be more than zero and at most an hour. Otherwise it is an error of
-    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+    /// Use clones of one client for many sources, such as those of many tenants (`TokenProviders`, feature `tenants`). An
+    /// option that is not valid is an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or
+    /// else of the first use.
+    pub fn with_client(mut self, client: TokenClient) -> Self {
+        self.client = client;
         self
     }
 
@@ -277,12 +198,9 @@ impl ApiVideo {
     /// # Errors
     ///
     /// [`SourceError::configuration`] if an option other than the key is not valid.
-    fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
-        check_timeout(self.timeout)?;
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(self.base_url.join(path)?)
-            .header(ACCEPT, "application/json")
+    pub(crate) fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
+        self.client.check()?;
+        let mut request = Request::post(self.base_url.join(path, &self.client)?)
             .header(CONTENT_TYPE, "application/json")
             .header(ORIGIN_CLIENT, concat!("tower-bearer:", env!("CARGO_PKG_VERSION")));
         if let Some(app) = self.origin_app.clone().transpose()? {
@@ -293,19 +211,13 @@ impl ApiVideo {
         })
     }
 
-    /// Sends `request` with the source's client and reads the response. The body is empty unless the status is a
-    /// success.
-    async fn exchange(&self, request: Request<String>) -> Result<Response<String>, SourceError> {
-        let url = request.uri().clone();
-        let response = self.client.endpoint()?.send(request, self.timeout, &Sent::default()).await;
-        let BoundedResponse { status, headers, mut body, .. } =
-            response.map_err(|error| error.into_source_error(&format!("no response from {url}")))?;
-        let text = String::from_utf8(std::mem::take(&mut *body))
-            .map_err(|_| SourceError::invalid_response(format!("the response of {url} is not UTF-8")))?;
-        let mut response = Response::new(text);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        Ok(response)
+    /// Sends a request that [`request`](Self::request) has made. Returns a response of any status.
+    pub(crate) async fn exchange(
+        &self,
+        request: Request<String>,
+        sent: &Sent,
+    ) -> Result<TokenResponse, SourceError> {
+        self.client.exchange(request, base_url::OPTION, sent).await
     }
 }
 
@@ -313,7 +225,7 @@ impl fmt::Debug for ApiVideo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiVideo")
             .field("host", &self.base_url.host())
-            .field("timeout", &self.timeout)
+            .field("client", &self.client)
             .finish_non_exhaustive()
     }
 }
@@ -321,18 +233,22 @@ impl fmt::Debug for ApiVideo {
 /// Returns the error for a response whose status is not a success.
 ///
 /// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
-fn failure(status: StatusCode, headers: &HeaderMap, url: &Uri) -> SourceError {
-    let error = SourceError::of_response(status, headers, url, "base_url");
-    match header_seconds(headers, RATE_LIMIT_RETRY_AFTER) {
-        Some(delay) if status == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() => {
+pub(crate) fn failure(response: &TokenResponse) -> SourceError {
+    let error = response.failure();
+    match header_seconds(response.headers(), RATE_LIMIT_RETRY_AFTER) {
+        Some(delay)
+            if response.status() == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() =>
+        {
             error.with_retry_after(delay)
         }
         _ => error,
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "default-client"))]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::source::TokenSource;
 
@@ -351,16 +267,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn timeout_is_above_zero_and_bounded() {
-        let second = Duration::from_secs(1);
-        for (timeout, fits) in
-            [(Duration::ZERO, false), (second, true), (second * 3600, true), (second * 3601, false)]
-        {
-            assert_eq!(ApiVideo::new("key").timeout(timeout).validate().is_ok(), fits, "{timeout:?}");
-        }
-    }
-
     /// `TokenProvider::new` does not call `validate`.
     #[tokio::test]
     async fn fetch_reports_errors_of_validate() {
@@ -369,7 +275,10 @@ mod tests {
         let key = || ApiVideo::new("key");
         for (source, expected) in [
             (ApiVideo::new(""), "the API key must not be empty: copy it from"),
-            (key().timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
+            (
+                key().with_client(TokenClient::new().timeout(Duration::ZERO)),
+                "timeout must be > 0 and <= 1h, got 0s",
+            ),
             (key().origin_app("a", "v1"), "origin_app must have a name"),
             (key().base_url(Uri::from_static("/auth")), "base_url must have a scheme and a host"),
         ] {
@@ -383,10 +292,14 @@ mod tests {
     #[test]
     fn rate_limit_header_counts_for_429() {
         let delay = |status: StatusCode, headers: &[(&'static str, &str)]| {
-            let headers =
-                headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-            let url = Uri::from_static(PRODUCTION);
-            failure(status, &headers, &url).retry_after().map(|delay| delay.as_secs())
+            let builder = http::Response::builder().status(status);
+            let builder =
+                headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
+            let head = builder.body(()).unwrap().into_parts().0;
+            let (url, option, requested_at) =
+                (PRODUCTION.into(), "base_url".into(), std::time::Instant::now());
+            let response = TokenResponse { url, option, requested_at, head, body: None };
+            failure(&response).retry_after().map(|delay| delay.as_secs())
         };
         let (limited, rate_limit) = (StatusCode::TOO_MANY_REQUESTS, (RATE_LIMIT_RETRY_AFTER, "7"));
         assert_eq!(delay(limited, &[rate_limit]), Some(7));

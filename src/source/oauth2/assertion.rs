@@ -6,18 +6,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use ring::{
+    error::KeyRejected,
     rand::{SecureRandom, SystemRandom},
     signature::{
         ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
     },
 };
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Map, Value};
 
-use super::super::{TokenRequest, TokenSource};
+use super::{
+    super::{TokenRequest, TokenSource},
+    form::check_text,
+};
 use crate::{
     error::{SourceError, seconds},
     token::Token,
@@ -26,8 +33,8 @@ use crate::{
 /// How long an assertion is valid. Authorization servers accept a few minutes; GitHub accepts ten at most.
 const LIFETIME: Duration = Duration::from_secs(300);
 
-/// How long before its signature an assertion claims to be issued, for a server whose clock is late.
-const CLOCK_SKEW: Duration = Duration::from_secs(30);
+/// How late the clock of the server may be.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// A private key that signs assertions.
 ///
@@ -47,19 +54,20 @@ enum Pair {
 }
 
 impl SigningKey {
-    /// Makes a key for ES256 (RFC 7518 §3.4) from PKCS#8 in PEM (`BEGIN PRIVATE KEY`).
+    /// Makes a key for ES256 (RFC 7518 §3.4) from PKCS#8 or SEC1 in PEM (`BEGIN PRIVATE KEY`, `BEGIN EC PRIVATE KEY`).
+    ///
+    /// Each constructor also takes the forms that a key has in an environment variable: `\\n` in place of the line
+    /// breaks, quotes around it, and base64 of the PEM or of the DER in it.
     pub fn es256(pem: &str) -> Self {
-        Self::parse("ES256", pem, |key| match key {
-            PrivateKeyDer::Pkcs8(der) => {
-                let random = SystemRandom::new();
-                let pair = EcdsaKeyPair::from_pkcs8(
-                    &ECDSA_P256_SHA256_FIXED_SIGNING,
-                    der.secret_pkcs8_der(),
-                    &random,
-                );
-                pair.ok().map(Pair::Ecdsa)
-            }
-            _ => None,
+        Self::parse("ES256", pem, |key| {
+            let der = match key {
+                PrivateKeyDer::Pkcs8(der) => der.secret_pkcs8_der().to_vec(),
+                PrivateKeyDer::Sec1(der) => pkcs8_of_p256(der.secret_sec1_der()),
+                _ => return Err(None),
+            };
+            let (algorithm, der) = (&ECDSA_P256_SHA256_FIXED_SIGNING, Zeroizing::new(der));
+            let pair = EcdsaKeyPair::from_pkcs8(algorithm, &der, &SystemRandom::new());
+            Ok(Pair::Ecdsa(pair.map_err(Some)?))
         })
     }
 
@@ -71,9 +79,9 @@ impl SigningKey {
             let pair = match key {
                 PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
                 PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
-                _ => return None,
+                _ => return Err(None),
             };
-            pair.ok().map(Pair::Rsa)
+            Ok(Pair::Rsa(pair.map_err(Some)?))
         })
     }
 
@@ -81,24 +89,30 @@ impl SigningKey {
     pub fn ed_dsa(pem: &str) -> Self {
         Self::parse("EdDSA", pem, |key| match key {
             PrivateKeyDer::Pkcs8(der) => {
-                Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).ok().map(Pair::Ed25519)
+                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der());
+                Ok(Pair::Ed25519(pair.map_err(Some)?))
             }
-            _ => None,
+            _ => Err(None),
         })
     }
 
+    /// Parses a key. `pair` returns the reason if the key is of the right kind, but not usable.
     fn parse(
         algorithm: &'static str,
-        pem: &str,
-        pair: impl FnOnce(&PrivateKeyDer<'static>) -> Option<Pair>,
+        text: &str,
+        pair: impl FnOnce(&PrivateKeyDer<'static>) -> Result<Pair, Option<KeyRejected>>,
     ) -> Self {
-        let pair = PrivateKeyDer::from_pem_slice(pem.as_bytes()).ok().as_ref().and_then(pair);
-        // Without the parser's error: it could quote the key.
-        let pair = pair.map(Arc::new).ok_or_else(|| {
-            SourceError::configuration(format!(
-                "the signing key must be a private key for {algorithm}, not for another algorithm, in PEM as PKCS#8 \
-                 (openssl pkcs8 -topk8 -nocrypt)"
-            ))
+        let parsed = private_key(text).and_then(|key| {
+            pair(&key).map_err(|rejected| match rejected.map(|rejected| rejected.to_string()).as_deref() {
+                Some("TooSmall") => "it is too short: RSA needs 2048 bits",
+                Some("TooLarge") => "it is too long: RSA may have 4096 bits",
+                _ => "it is for another algorithm, or damaged",
+            })
+        });
+        // The reasons quote nothing of the key.
+        let pair = parsed.map(Arc::new).map_err(|reason| {
+            let text = format!("the signing key must be a private key for {algorithm} in PEM: {reason}");
+            SourceError::configuration(text)
         });
         Self { algorithm, key_id: None, pair }
     }
@@ -134,6 +148,46 @@ impl SigningKey {
     }
 }
 
+/// Reads a private key in any of its forms. The error is the reason.
+fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, &'static str> {
+    let text = text.trim().trim_matches(['"', '\'']);
+    let pem = Zeroizing::new(text.replace("\\n", "\n").replace("\\r", ""));
+    if let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) {
+        return Ok(key);
+    }
+    let reasons = [
+        ("ENCRYPTED", "it is encrypted: decrypt it (openssl pkcs8 -topk8 -nocrypt)"),
+        ("BEGIN OPENSSH PRIVATE KEY", "it is in OpenSSH's form: convert it (ssh-keygen -p -m PKCS8)"),
+        ("PUBLIC KEY-----", "it is a public key"),
+        ("BEGIN CERTIFICATE", "it is a certificate"),
+        ("-----BEGIN", "it is damaged"),
+    ];
+    if let Some((_, reason)) = reasons.into_iter().find(|(label, _)| pem.contains(label)) {
+        return Err(reason);
+    }
+    let compact: Zeroizing<String> = Zeroizing::new(pem.split_whitespace().collect());
+    let decoded = Zeroizing::new(BASE64_STANDARD.decode(compact.as_bytes()).unwrap_or_default());
+    match std::str::from_utf8(&decoded) {
+        Ok(inner) if inner.contains("-----BEGIN") => private_key(inner),
+        _ => PrivateKeyDer::try_from(decoded.to_vec())
+            .map_err(|_| "it has no line -----BEGIN PRIVATE KEY-----"),
+    }
+}
+
+/// Puts a key in SEC1 (RFC 5915), which has to be for P-256, into PKCS#8 (RFC 5958), which ring reads.
+fn pkcs8_of_p256(sec1: &[u8]) -> Vec<u8> {
+    // INTEGER 0; SEQUENCE { OID id-ecPublicKey, OID prime256v1 } (RFC 5480 §2.1.1)
+    const HEAD: &[u8] =
+        b"\x02\x01\x00\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
+    // A length from 128 on has the long form. No key for P-256 is longer than 255 bytes.
+    let der = |tag: u8, content: &[u8]| {
+        let length = content.len() as u8;
+        let head: &[u8] = if content.len() < 128 { &[tag, length] } else { &[tag, 0x81, length] };
+        [head, content].concat()
+    };
+    der(0x30, &[HEAD, &der(0x04, sec1)].concat())
+}
+
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SigningKey")
@@ -163,12 +217,13 @@ pub struct Assertion {
     key: SigningKey,
     claims: Map<String, Value>,
     lifetime: Duration,
+    clock_skew: Duration,
 }
 
 impl Assertion {
     /// Makes assertions that are signed with `key`.
     pub fn new(key: SigningKey) -> Self {
-        Self { key, claims: Map::new(), lifetime: LIFETIME }
+        Self { key, claims: Map::new(), lifetime: LIFETIME, clock_skew: CLOCK_SKEW }
     }
 
     /// Sets `iss`: who issues the assertion. Default: none.
@@ -192,7 +247,7 @@ impl Assertion {
         self
     }
 
-    /// Sets how long an assertion is valid. Default: 5 min. From a second to a day.
+    /// Sets how long an assertion is valid: `exp` less `iat`. Default: 5 min. From a second to a day.
     ///
     /// Another lifetime is an error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the
     /// first use.
@@ -201,23 +256,44 @@ impl Assertion {
         self
     }
 
+    /// Sets how late the clock of the server may be: an assertion claims to be issued that long ago, and expires that
+    /// much earlier. Default: 60 s. At most half of the [lifetime](Self::lifetime) counts.
+    pub fn clock_skew(mut self, clock_skew: Duration) -> Self {
+        self.clock_skew = clock_skew;
+        self
+    }
+
+    /// How long before its signature an assertion is issued.
+    fn backdated(&self) -> Duration {
+        self.clock_skew.min(self.lifetime / 2)
+    }
+
     /// Checks the key and the options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
         if !(Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&self.lifetime) {
             let got = seconds(self.lifetime);
             return Err(SourceError::configuration(format!("lifetime must be >= 1s and <= 1d, got {got}")));
         }
+        let key_id = self.key.key_id.as_deref().map(|id| ("key_id", id));
+        let claims = self.claims.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
+        for (name, text) in key_id.into_iter().chain(claims) {
+            check_text(&format!("{name} of the assertion"), text)?;
+        }
         self.key.pair.clone().map(drop)
     }
 
-    /// Signs a new assertion.
-    pub(super) fn sign(&self) -> Result<Zeroizing<String>, SourceError> {
+    /// Signs a new assertion. The audience counts if none is set.
+    pub(super) fn sign(&self, audience: Option<&str>) -> Result<Zeroizing<String>, SourceError> {
         self.check()?;
         let mut claims = self.claims.clone();
+        if let Some(audience) = audience {
+            claims.entry("aud").or_insert_with(|| audience.into());
+        }
         // Since 1970, by the wall clock: the server compares them with its own.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        claims.insert("iat".into(), now.saturating_sub(CLOCK_SKEW).as_secs().into());
-        claims.insert("exp".into(), (now + self.lifetime).as_secs().into());
+        let issued = now.saturating_sub(self.backdated());
+        claims.insert("iat".into(), issued.as_secs().into());
+        claims.insert("exp".into(), (issued + self.lifetime).as_secs().into());
         let mut id = [0; 16];
         SystemRandom::new()
             .fill(&mut id)
@@ -229,7 +305,8 @@ impl Assertion {
 
 impl TokenSource for Assertion {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Ok(Token::builder(self.sign()?.as_str()).expires_in(self.lifetime).build()?)
+        let lifetime = self.lifetime - self.backdated();
+        Ok(Token::builder(self.sign(None)?.as_str()).expires_in(lifetime).build()?)
     }
 
     fn validate(&self) -> Result<(), SourceError> {

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 
 #[cfg(feature = "oauth2-jwt")]
 use super::assertion::{Assertion, SigningKey};
-use super::form::Form;
+use super::form::{Form, check_text};
 use crate::error::SourceError;
 
 /// How a client authenticates to an authorization server (RFC 6749 §2.3).
@@ -31,10 +31,7 @@ enum Method {
     },
     Post(SecretString),
     #[cfg(feature = "oauth2-jwt")]
-    PrivateKeyJwt {
-        assertion: Assertion,
-        has_audience: bool,
-    },
+    PrivateKeyJwt(Assertion),
 }
 
 impl ClientAuth {
@@ -74,17 +71,24 @@ impl ClientAuth {
     pub fn private_key_jwt(id: impl Into<String>, key: SigningKey) -> Self {
         let id = id.into();
         let assertion = Assertion::new(key).issuer(id.clone()).subject(id.clone());
-        Self { id, method: Method::PrivateKeyJwt { assertion, has_audience: false } }
+        Self { id, method: Method::PrivateKeyJwt(assertion) }
     }
 
-    /// Sets the audience of the assertion that [`private_key_jwt`](Self::private_key_jwt) sends. It has no effect on the
-    /// other methods.
+    /// Changes the assertion that [`private_key_jwt`](Self::private_key_jwt) sends, such as its audience, its lifetime or
+    /// its clock skew. It has no effect on the other methods.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_bearer::oauth2::{ClientAuth, SigningKey};
+    /// # let pem = "";
+    /// let client = ClientAuth::private_key_jwt("your-client-id", SigningKey::es256(pem))
+    ///     .assertion(|assertion| assertion.audience("https://login.example.com").lifetime(Duration::from_secs(60)));
+    /// ```
     #[cfg(feature = "oauth2-jwt")]
     #[cfg_attr(docsrs, doc(cfg(feature = "oauth2-jwt")))]
-    pub fn assertion_audience(mut self, audience: impl Into<String>) -> Self {
-        if let Method::PrivateKeyJwt { assertion, has_audience } = &mut self.method {
-            *assertion = assertion.clone().audience(audience);
-            *has_audience = true;
+    pub fn assertion(mut self, change: impl FnOnce(Assertion) -> Assertion) -> Self {
+        if let Method::PrivateKeyJwt(assertion) = &mut self.method {
+            *assertion = change(assertion.clone());
         }
         self
     }
@@ -107,24 +111,20 @@ impl ClientAuth {
         if self.id.is_empty() && !matches!(self.method, Method::None) {
             return invalid("the client id must not be empty");
         }
+        check_text("the client id", &self.id)?;
         if let Method::Basic { secret, .. } | Method::Post(secret) = &self.method {
-            if secret.expose_secret().contains(char::is_control) {
-                return invalid(
-                    "the client secret must not have a control character, such as a line break at its end",
-                );
+            if secret.expose_secret().is_empty() {
+                return invalid("the client secret must not be empty");
             }
+            check_text("the client secret", secret.expose_secret())?;
         }
         match &self.method {
-            Method::None | Method::Public => Ok(()),
-            Method::Basic { secret, .. } | Method::Post(secret) if secret.expose_secret().is_empty() => {
-                invalid("the client secret must not be empty")
-            }
             Method::Basic { is_encoded: false, .. } if self.id.contains(':') => invalid(
                 "the client id must not have a colon unless it is form-encoded: use ClientAuth::basic",
             ),
-            Method::Basic { .. } | Method::Post(_) => Ok(()),
+            Method::None | Method::Public | Method::Basic { .. } | Method::Post(_) => Ok(()),
             #[cfg(feature = "oauth2-jwt")]
-            Method::PrivateKeyJwt { assertion, .. } => assertion.check(),
+            Method::PrivateKeyJwt(assertion) => assertion.check(),
         }
     }
 
@@ -142,11 +142,8 @@ impl ClientAuth {
                 form.add("client_secret", secret.expose_secret());
             }
             #[cfg(feature = "oauth2-jwt")]
-            Method::PrivateKeyJwt { assertion, has_audience } => {
-                let signed = match has_audience {
-                    true => assertion.sign(),
-                    false => assertion.clone().audience(audience).sign(),
-                }?;
+            Method::PrivateKeyJwt(assertion) => {
+                let signed = assertion.sign(Some(audience))?;
                 form.add("client_id", &self.id);
                 form.add("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
                 form.add("client_assertion", &signed);
@@ -180,7 +177,7 @@ impl fmt::Debug for ClientAuth {
             Method::Basic { is_encoded: false, .. } => "basic_raw",
             Method::Post(_) => "post",
             #[cfg(feature = "oauth2-jwt")]
-            Method::PrivateKeyJwt { .. } => "private_key_jwt",
+            Method::PrivateKeyJwt(_) => "private_key_jwt",
         };
         f.debug_struct("ClientAuth").field("id", &self.id).field("method", &method).finish_non_exhaustive()
     }

@@ -1,23 +1,13 @@
-//! [`ErrorCode`]: the registered error codes of a token endpoint, and what each means for the source.
+//! [`registered`]: the registered error codes of a token endpoint, and what each means for the source.
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use super::super::http::{form_field, without_byte_order_mark};
 use crate::error::SourceErrorKind;
 
-/// An error code that is registered for a token endpoint's response (IANA, "OAuth Extensions Error").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ErrorCode {
-    pub(super) name: &'static str,
-    pub(super) kind: SourceErrorKind,
-    /// What to check.
-    pub(super) hint: &'static str,
-}
+/// A registered error code, its kind, and what to check (IANA, "OAuth Extensions Error").
+pub(super) type ErrorCode = (&'static str, SourceErrorKind, &'static str);
 
 /// The codes of RFC 6749 §4.1.2.1 and §5.2, RFC 8628 §3.5, RFC 8707 §2, RFC 9449 §5 and §8, and OpenID Connect Core
 /// §3.1.2.6.
-const CODES: [(&str, SourceErrorKind, &str); 20] = {
+const CODES: [ErrorCode; 20] = {
     use SourceErrorKind::{Configuration, LoginRequired, Rejected, Unavailable};
 
     [
@@ -48,38 +38,7 @@ const CODES: [(&str, SourceErrorKind, &str); 20] = {
     ]
 };
 
-/// What a response says about an error. None of its text is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reported {
-    /// It has no error, or one that is not a text.
-    Nothing,
-    Registered(ErrorCode),
-    /// A code that is not registered. It may have any text, so it is not shown.
-    Unregistered,
-}
-
-impl Reported {
-    /// Reads the `error` of a response: in JSON, or form-encoded.
-    pub(super) fn in_body(body: &[u8]) -> Self {
-        #[derive(Deserialize)]
-        struct Body {
-            error: Option<Value>,
-        }
-
-        match serde_json::from_slice(without_byte_order_mark(body)) {
-            Ok(Body { error: Some(Value::String(name)) }) => Self::of(&name),
-            Ok(_) => Self::Nothing,
-            Err(_) => form_field(body, "error").map_or(Self::Nothing, |name| Self::of(&name)),
-        }
-    }
-
-    fn of(name: &str) -> Self {
-        if name.is_empty() {
-            return Self::Nothing;
-        }
-        let code = CODES.iter().find(|(code, ..)| *code == name);
-        code.map_or(Self::Unregistered, |&(name, kind, hint)| {
-            Self::Registered(ErrorCode { name, kind, hint })
-        })
-    }
+/// Finds a code. Any other one may have any text, so it is not shown.
+pub(super) fn registered(name: &str) -> Option<ErrorCode> {
+    CODES.into_iter().find(|(code, ..)| *code == name)
 }

@@ -1,21 +1,23 @@
 //! One exchange with a token endpoint: the request of a grant, and what its response means.
 
+use std::time::{Duration, SystemTime};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::{
-    HeaderMap, Request, StatusCode, Uri,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
+    Request, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE},
 };
 use secrecy::SecretString;
-use tokio::time::Instant;
+use serde_json::Value;
 
 use super::{
     super::{
         TokenRequest,
-        http::{ExchangeError, Sent, TokenResponse, check_timeout},
+        client::{Fields, Sent, TokenClient, TokenResponse},
     },
-    error_code::{ErrorCode, Reported},
-    form::Form,
+    error_code::registered,
+    form::{Form, check_text},
     options::{Grant, OAuth2},
-    server::shown,
 };
 use crate::{
     challenge::Challenge,
@@ -23,6 +25,9 @@ use crate::{
     retry_after::retry_after,
     token::Token,
 };
+
+/// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
+pub(super) const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
 const RESERVED: [&str; 8] = [
@@ -67,48 +72,66 @@ impl OAuth2 {
         sent: &Sent,
     ) -> Result<Token, Failure> {
         self.check().map_err(Failure::Other)?;
-        let endpoint = self.client.endpoint().map_err(Failure::Other)?;
-        let url = self.server.endpoint(&self.client, self.timeout).await.map_err(Failure::Other)?;
-        let request = self.request(&url, presented, request).map_err(Failure::Other)?;
-        let url = shown(&url);
-        let requested_at = Instant::now().into_std();
-        let mut response = endpoint.send(request, self.timeout, sent).await.map_err(|error| {
-            let not_sent = matches!(error, ExchangeError::NotSent(_));
-            let error = error.into_source_error(&format!("no token from {url}"));
-            if not_sent { Failure::Other(error) } else { Failure::Lost(error) }
-        })?;
-        if !response.status.is_success() {
-            let reported = Reported::in_body(&response.error_body().await);
-            return Err(self.failure(response.status, &response.headers, reported, &url));
-        }
-        let parsed = TokenResponse::from_json(&response.body)
-            .or_else(|error| TokenResponse::from_form(&response.body).ok_or(error));
-        match Reported::in_body(&response.body) {
-            Reported::Nothing => {}
-            reported => {
-                let failure = self.failure(response.status, &response.headers, reported, &url);
-                // A success with both may have granted the token.
-                let has_token = parsed.is_ok_and(|parsed| parsed.has_access_token());
-                return Err(match failure {
-                    Failure::Other(error) if has_token => Failure::Lost(error),
-                    failure => failure,
-                });
+        let client = match &self.grant {
+            Grant::RefreshToken(_) => self.client.timeout_or(ROTATION_TIMEOUT),
+            _ => self.client.clone(),
+        };
+        let url = self.server.endpoint(&client).await.map_err(Failure::Other)?;
+        let mut result = self.send(&client, &url, presented, request, sent).await;
+        let is_elsewhere = match &result {
+            Ok(response) => matches!(response.status().as_u16(), 404 | 405 | 410),
+            Err(Failure::Other(error)) => error.is_connect(),
+            Err(_) => false,
+        };
+        if is_elsewhere {
+            if let Some(url) = self.server.moved_from(&url, &client).await {
+                sent.set(false);
+                result = self.send(&client, &url, presented, request, sent).await;
             }
         }
-        let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
+        let response = result?;
+        let mut fields = response.fields();
+        let code = fields.as_ref().and_then(|fields| fields.text("error")).filter(|code| !code.is_empty());
+        if !response.status().is_success() || code.is_some() {
+            return Err(self.failure(&response, code, fields.as_ref()));
+        }
         // If the response cannot be used, a refresh token may still be spent.
-        let invalid = |error| SourceError::invalid_response(format!("{url}: {error}"));
-        let parsed = parsed.map_err(|error| Failure::Lost(invalid(error)))?;
-        let next = parsed.refresh_token().map(SecretString::from);
-        parsed
-            .token(requested_at, self.default_lifetime, kept)
-            .map_err(|error| Failure::Unusable(invalid(error), next))
+        let next = fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
+        if let Some(fields) = fields.as_mut().filter(|_| self.use_id_token) {
+            let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
+                let error = response.invalid("has no id_token: the scopes must have openid");
+                return Err(Failure::Unusable(error, next));
+            };
+            fields.set("expires_in", id_token_lifetime(&id_token).into());
+            fields.set("access_token", id_token.into());
+        }
+        let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
+        let token = response.granted(fields, self.default_lifetime, kept);
+        token.map_err(|error| Failure::Unusable(error, next))
+    }
+
+    async fn send(
+        &self,
+        client: &TokenClient,
+        url: &Uri,
+        presented: Option<(&str, &str)>,
+        request: &TokenRequest<'_>,
+        sent: &Sent,
+    ) -> Result<TokenResponse, Failure> {
+        let request = self.request(url, presented, request).map_err(Failure::Other)?;
+        client.exchange(request, self.server.option(), sent).await.map_err(|error| {
+            if error.is_unsent() || !error.is_transient() {
+                Failure::Other(error)
+            } else {
+                Failure::Lost(error)
+            }
+        })
     }
 
     /// Checks all options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
-        check_timeout(self.timeout)?;
-        self.server.checked_url()?;
+        self.client.check()?;
+        self.server.checked_url(&self.client)?;
         let (client_auth, _) = self.client_auth();
         client_auth.validate()?;
         if let Grant::RefreshToken(login) = &self.grant {
@@ -121,7 +144,7 @@ impl OAuth2 {
         };
         if let Some(scope) = self.scopes.iter().find(|scope| !is_scope(scope)) {
             return invalid(format!(
-                "scopes must have one scope in each value, of visible ASCII, got {scope:?}"
+                "scopes must have one scope in each value, of visible ASCII, got {scope:?}: trim it, or split it"
             ));
         }
         // RFC 8707 §2 also asks for an absolute URI, which not every server's resources are.
@@ -133,7 +156,8 @@ impl OAuth2 {
             return invalid("default_lifetime must be > 0, got 0s".to_owned());
         }
         let fixed = self.fixed_fields();
-        for (name, _) in &self.parameters {
+        fixed.check()?;
+        for (name, value) in &self.parameters {
             let is_set = RESERVED.contains(&name.as_str())
                 || fixed.has(name)
                 || (name == "client_id" && client_auth.sends_id())
@@ -144,6 +168,8 @@ impl OAuth2 {
                      option of OAuth2, got {name:?}"
                 ));
             }
+            check_text("the name of a parameter", name)?;
+            check_text(name, value)?;
         }
         Ok(())
     }
@@ -157,6 +183,9 @@ impl OAuth2 {
         }
         self.resources.iter().for_each(|resource| form.add("resource", resource));
         self.audience.iter().for_each(|audience| form.add("audience", audience));
+        if let Grant::TokenExchange { token_type, .. } = &self.grant {
+            form.add("subject_token_type", token_type);
+        }
         form
     }
 
@@ -170,9 +199,6 @@ impl OAuth2 {
         if let Some((name, value)) = presented {
             form.add(name, value);
         }
-        if let Grant::TokenExchange { token_type, .. } = &self.grant {
-            form.add("subject_token_type", token_type);
-        }
         self.parameters.iter().for_each(|(name, value)| form.add(name, value));
         if let Some(challenge) = request.challenge().filter(|_| self.follow_challenge) {
             claims(challenge).iter().for_each(|claims| form.add("claims", claims));
@@ -183,9 +209,7 @@ impl OAuth2 {
         #[cfg(not(feature = "oauth2-jwt"))]
         let audience = String::new();
         let authorization = self.client_auth().0.add_to(&mut form, &audience)?;
-        let mut request = Request::post(url)
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        let mut request = Request::post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -212,51 +236,48 @@ fn claims(challenge: &Challenge) -> Option<String> {
     Some(decoded.unwrap_or_else(|| claims.to_owned()))
 }
 
+/// Returns for how many seconds an ID token is valid (OpenID Connect Core §2). The server's clock may differ from this one,
+/// so `iat` counts, if it is there.
+fn id_token_lifetime(id_token: &str) -> Option<u64> {
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|now| now.as_secs());
+    claims["exp"].as_u64()?.checked_sub(claims["iat"].as_u64().or_else(now)?)
+}
+
 impl OAuth2 {
-    /// Returns the failure for a response without a token.
-    fn failure(&self, status: StatusCode, headers: &HeaderMap, reported: Reported, url: &str) -> Failure {
-        let code = status.as_u16();
-        let by_status = || SourceError::of_response(status, headers, url, "the server's URL");
-        let error = match reported {
+    /// Returns the failure for a response with this `error`, or with a status that is not a success.
+    fn failure(&self, response: &TokenResponse, code: Option<&str>, fields: Option<&Fields>) -> Failure {
+        let (status, asked_for) = (response.status(), retry_after(response.headers()));
+        let is_refusal =
+            status.is_success() || (matches!(status.as_u16(), 400 | 401 | 403) && asked_for.is_none());
+        let error = match code.map(|code| registered(code).ok_or(code)) {
             // A server that is down may answer with anything.
-            _ if matches!(code, 408 | 429 | 500..=599) => by_status(),
-            Reported::Registered(ErrorCode { name: "invalid_request", .. })
-                if matches!(self.grant, Grant::TokenExchange { .. }) =>
-            {
-                // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
-                SourceError::rejected(format!(
-                    "{url} responded with HTTP {code} invalid_request: check the subject token, its type and the options"
-                ))
-            }
-            Reported::Registered(ErrorCode { name, kind, hint }) => {
-                let message = format!("{url} responded with HTTP {code} {name}: {hint}");
-                let error = match kind {
-                    SourceErrorKind::Rejected => SourceError::rejected(message),
-                    SourceErrorKind::LoginRequired => SourceError::login_required(message),
-                    SourceErrorKind::Unavailable => {
-                        let error = SourceError::unavailable(message);
-                        retry_after(headers).into_iter().fold(error, SourceError::with_retry_after)
+            _ if matches!(status.as_u16(), 408 | 425 | 429 | 500..=599) => response.failure(),
+            Some(Ok((name, kind, hint))) => {
+                let (kind, hint) = match (name, &self.grant) {
+                    // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+                    ("invalid_request", Grant::TokenExchange { .. }) => {
+                        (SourceErrorKind::Rejected, "check the subject token, its type and the options")
                     }
-                    _ => SourceError::configuration(message),
+                    _ => (kind, hint),
                 };
+                let text = format!("{} responded with HTTP {} {name}: {hint}", response.url, status.as_u16());
+                let error = SourceError::new(kind, text);
                 if name == "invalid_grant" {
                     return Failure::Grant(error);
                 }
-                error
+                let asked_for = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
+                asked_for.into_iter().fold(error, SourceError::with_retry_after)
             }
-            Reported::Unregistered if status.is_success() || matches!(code, 400 | 401 | 403) => {
-                let message =
-                    format!("{url} responded with HTTP {code} and an error code that is not registered");
-                SourceError::invalid_response(message)
-            }
-            Reported::Nothing if matches!(code, 400 | 401 | 403) => SourceError::rejected(format!(
-                "{url} responded with HTTP {code} without an error code: check the URL, then the credential"
-            )),
-            Reported::Unregistered | Reported::Nothing => by_status(),
+            Some(Err(_)) if is_refusal => response.invalid("has an error code that is not registered"),
+            _ => response.failure(),
         };
-        // It is the status of a rejected grant, too, which would have spent a refresh token.
-        let is_unclear = code == 400 && reported == Reported::Nothing;
-        if is_unclear { Failure::Lost(error) } else { Failure::Other(error) }
+        // A success with both may have granted the token. A 400 without a code may be that of a rejected grant, which would
+        // have spent a refresh token.
+        let has_token = fields.is_some_and(|fields| fields.text("access_token").is_some());
+        let is_rejection = status == 400 && code.is_none() && error.kind() == SourceErrorKind::Rejected;
+        if has_token || is_rejection { Failure::Lost(error) } else { Failure::Other(error) }
     }
 }
 

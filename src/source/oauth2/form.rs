@@ -1,7 +1,9 @@
-//! [`Form`]: the fields of a token request.
+//! [`Form`]: the fields of a token request, and what a text in it must not have.
 
 use form_urlencoded::Serializer;
 use secrecy::zeroize::Zeroizing;
+
+use crate::error::SourceError;
 
 /// The fields of a token request, which may be secrets. They are overwritten when dropped.
 #[derive(Default)]
@@ -16,9 +18,29 @@ impl Form {
         self.0.iter().any(|(added, _)| added == name)
     }
 
+    /// Checks each value, as [`check_text`] does.
+    pub(super) fn check(&self) -> Result<(), SourceError> {
+        self.0.iter().try_for_each(|(name, value)| check_text(name, value))
+    }
+
     /// Encodes the fields as `application/x-www-form-urlencoded`, in the order in which they were added.
     pub(super) fn encoded(&self) -> String {
         let fields = self.0.iter().map(|(name, value)| (name, value.as_str()));
         Serializer::new(String::new()).extend_pairs(fields).finish()
     }
+}
+
+/// Checks a text that goes into a request. A line break at the end of a file is easily taken along.
+///
+/// # Errors
+///
+/// [`SourceError::configuration`], without the text, which may be a secret.
+pub(super) fn check_text(option: &str, text: &str) -> Result<(), SourceError> {
+    let is_blank = |char: char| char.is_whitespace() || char.is_control();
+    if text.starts_with(is_blank) || text.ends_with(is_blank) {
+        return Err(SourceError::configuration(format!(
+            "{option} must not begin or end with white space or a control character: trim it"
+        )));
+    }
+    Ok(())
 }

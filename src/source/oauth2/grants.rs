@@ -6,8 +6,8 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
-    super::{TokenRequest, TokenSource, detached, http::Sent},
-    exchange::Failure,
+    super::{TokenRequest, TokenSource, client::Sent, detached},
+    exchange::{Failure, ROTATION_TIMEOUT},
     login::{Login, Presented},
     options::{Grant, OAuth2},
 };
@@ -36,8 +36,9 @@ impl OAuth2 {
         if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
             return Some(Ok(token));
         }
-        // Two fetches of metadata may come first. After that, the exchange hangs because its runtime is not driven.
-        let presented = login.present(asked, Instant::now() + self.timeout * 3)?;
+        // Four fetches of metadata and another exchange may come first. After that, the exchange hangs because its runtime is not driven.
+        let presented =
+            login.present(asked, Instant::now() + self.client.timeout_or(ROTATION_TIMEOUT).limit() * 6)?;
         let (source, request) = (self.clone(), request.clone().into_owned());
         let exchange = async move {
             let _turn = turn;

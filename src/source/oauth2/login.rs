@@ -11,14 +11,14 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::OwnedMutexGuard,
     time::{Instant, timeout_at},
 };
 
-use super::super::http::Sent;
+use super::{super::client::Sent, form::check_text};
 use crate::{error::SourceError, token::Token};
 
 /// How often a refresh token is presented if no answer says what became of it. The first time may have spent it.
@@ -105,12 +105,7 @@ impl Login {
             let text = format!("the refresh token must be at most {} bytes long", Token::MAX_LEN);
             return Err(SourceError::configuration(text));
         }
-        if seed.expose_secret().contains(char::is_control) {
-            return Err(SourceError::configuration(
-                "the refresh token must not have a control character, such as a line break at its end",
-            ));
-        }
-        Ok(())
+        check_text("the refresh token", seed.expose_secret())
     }
 
     /// Returns the refresh token that is presented if there is no previous token.
@@ -280,6 +275,6 @@ impl Drop for Presented {
 
 /// Identifies a login in a stored record, without the seed itself.
 fn fingerprint(seed: &SecretString) -> Arc<str> {
-    let hash = digest(&SHA256, seed.expose_secret().as_bytes());
-    BASE64_URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]).into()
+    let hash = Sha256::digest(seed.expose_secret());
+    BASE64_URL_SAFE_NO_PAD.encode(&hash[..16]).into()
 }

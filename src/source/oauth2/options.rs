@@ -6,29 +6,13 @@ use std::{
     time::Duration,
 };
 
-use http::Response;
-use http_body::Body;
-use tower_service::Service;
-
 use super::{
-    super::{
-        DynTokenSource, TokenSource,
-        http::{
-            Client, Endpoint,
-            tls::{Cryptography, Roots},
-        },
-    },
+    super::{DynTokenSource, TokenSource, client::TokenClient},
     client_auth::ClientAuth,
     login::Login,
     server::Server,
 };
-use crate::error::{BoxError, SourceError};
-
-/// The time limit of an exchange.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
-const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::error::SourceError;
 
 /// A [`TokenSource`] for an OAuth 2.0 authorization server (RFC 6749).
 ///
@@ -68,7 +52,7 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
 /// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | none that is complete, in time and readable; a 400 without an error code | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](Self::timeout); then it counts as spent |
+/// | none that is complete, in time and readable; a 400 without an error code | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](TokenClient::timeout); then it counts as spent |
 /// | another error, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
 ///
 /// After a rejection, the source looks for another refresh token: the one that was set last
@@ -93,20 +77,16 @@ const ROTATION_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// | response of the token endpoint | kind |
 /// |---|---|
-/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code, unless the body is HTML or the like | [`Rejected`](crate::SourceErrorKind::Rejected) |
 /// | `invalid_scope`, `invalid_target`, `invalid_request`, `unsupported_grant_type`; 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
 /// | `interaction_required`, `login_required`, `consent_required` | [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | `temporarily_unavailable`, `server_error`, `slow_down`, 408, 429, 5xx, none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
+/// | `temporarily_unavailable`, `server_error`, `slow_down`; 408, 425, 429, 5xx, a 4xx with `Retry-After` and without one of these codes; none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
 /// | another code, another status, or a success without a valid token | [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) |
 ///
 /// A message has the code if it is a registered one, and nothing else of a response: neither `error_description` nor
 /// `error_uri`.
 ///
-/// # Limits
-///
-/// - An exchange reads at most 64 KiB of a response, within one deadline ([`timeout`](Self::timeout)).
-/// - Redirects are not followed, because a redirect would send the credential to another URL.
-/// - Plaintext `http` is rejected for each host but loopback ([`Server::allow_plaintext`]).
+/// Each exchange is bounded, and statuses are classified, as [`TokenClient`] documents.
 ///
 /// # Which origins see the token
 ///
@@ -127,9 +107,9 @@ pub struct OAuth2 {
     pub(super) audience: Option<String>,
     pub(super) parameters: Vec<(String, String)>,
     pub(super) default_lifetime: Option<Duration>,
-    pub(super) timeout: Duration,
     pub(super) follow_challenge: bool,
-    pub(super) client: Client,
+    pub(super) use_id_token: bool,
+    pub(super) client: TokenClient,
 }
 
 #[derive(Clone)]
@@ -175,8 +155,7 @@ impl OAuth2 {
     ///
     /// An empty `seed` is no refresh token: the store has one, or [`set_refresh_token`](Self::set_refresh_token) sets it.
     pub fn refresh_token(server: Server, client: ClientAuth, seed: impl Into<String>) -> Self {
-        let login = Login::new(seed.into());
-        Self { timeout: ROTATION_TIMEOUT, ..Self::new(Grant::RefreshToken(login), server, client) }
+        Self::new(Grant::RefreshToken(Login::new(seed.into())), server, client)
     }
 
     /// Exchanges a token of another issuer for an access token (RFC 8693).
@@ -209,9 +188,9 @@ impl OAuth2 {
             audience: None,
             parameters: Vec::new(),
             default_lifetime: None,
-            timeout: EXCHANGE_TIMEOUT,
             follow_challenge: false,
-            client: Client::default(),
+            use_id_token: false,
+            client: TokenClient::new(),
         }
     }
 
@@ -262,18 +241,6 @@ impl OAuth2 {
         self
     }
 
-    /// Sets the timeout of one exchange with the server, from connecting to the end of the response. Default: 10 s, and 30 s
-    /// for [`refresh_token`](Self::refresh_token), because the next refresh token is lost with a response that is not
-    /// waited for.
-    ///
-    /// The metadata is an exchange of its own. The refresh ends after
-    /// [`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout), whatever is set here. The timeout must be more
-    /// than zero and at most an hour.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
     /// Sets whether a request has what the API's challenge asks for: the parameters `claims` and `acr_values`
     /// ([`Challenge`](crate::challenge::Challenge)). Default: no.
     ///
@@ -284,51 +251,22 @@ impl OAuth2 {
         self
     }
 
-    /// Sets the HTTP client, such as one with a proxy or client certificates. Default: hyper-util's over rustls, with a
-    /// connect timeout of 5 s and an idle timeout of 15 s.
+    /// Sets whether the ID token of the response is the bearer token, in place of the access token (OpenID Connect Core
+    /// §3.1.3.3), as Kubernetes' API servers take it. Default: no.
     ///
-    /// The client must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
-    /// the layer that gets its tokens from this source, because the refresh would wait for itself. A request counts as sent
-    /// once the client is called, unless its error is a failure to connect.
-    pub fn with_client<C, ResBody>(mut self, client: C) -> Self
-    where
-        C: Service<http::Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
-        C::Error: Into<BoxError>,
-        C::Future: Send,
-        ResBody: Body + Send + 'static,
-        ResBody::Data: Send,
-        ResBody::Error: Into<BoxError>,
-    {
-        self.client = Client::Given(Endpoint::new(client));
+    /// The server sends one if `openid` is one of the [scopes](Self::scopes). Its lifetime is that of its claims `iat` and
+    /// `exp`. The token is not verified here: the API does that.
+    pub fn use_id_token(mut self, use_id_token: bool) -> Self {
+        self.use_id_token = use_id_token;
         self
     }
 
-    /// Uses the HTTP client of `other`, whose connections and TLS configuration the two sources then share.
+    /// Sets the client for the token endpoint and the metadata, with its timeout, headers and TLS. Default:
+    /// [`TokenClient::new`].
     ///
-    /// By default, each source makes its own client, which its clones share. Use one source as the template for many
-    /// with other credentials, such as those of many tenants (`TokenProviders`, feature `tenants`).
-    ///
-    /// This source takes the [`roots`](Self::roots) and the [`cryptography`](Self::cryptography) of `other`, too. If
-    /// one of them is set on this source afterwards, it makes its own client again. They have no effect on a client
-    /// that was set ([`with_client`](Self::with_client)).
-    pub fn with_client_of(mut self, other: &Self) -> Self {
-        self.client = other.client.clone();
-        self
-    }
-
-    /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
-    ///
-    /// It has no effect with [`with_client`](Self::with_client).
-    pub fn roots(mut self, roots: Roots) -> Self {
-        self.client.set_roots(roots);
-        self
-    }
-
-    /// Sets which cryptography the default client uses for TLS. Default: [`Cryptography::Ring`].
-    ///
-    /// It has no effect with [`with_client`](Self::with_client).
-    pub fn cryptography(mut self, cryptography: Cryptography) -> Self {
-        self.client.set_cryptography(cryptography);
+    /// Use clones of one client for many sources, such as those of many tenants (`TokenProviders`, feature `tenants`).
+    pub fn with_client(mut self, client: TokenClient) -> Self {
+        self.client = client;
         self
     }
 
@@ -373,7 +311,6 @@ impl fmt::Debug for OAuth2 {
             .field("grant", &self.grant.name())
             .field("server", &self.server)
             .field("client", &self.client_auth().0)
-            .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
 }

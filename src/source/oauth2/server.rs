@@ -1,16 +1,22 @@
 //! [`Server`]: the authorization server: the URL of its token endpoint, or its issuer, whose metadata has that URL.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use http::{Request, StatusCode, Uri, header::ACCEPT};
-use serde::Deserialize;
-use tokio::sync::OnceCell;
+use http::{Request, Uri};
+use tokio::time::Instant;
 
-use super::super::http::{Client, Sent, check_url, without_byte_order_mark};
-use crate::error::{SourceError, SourceErrorKind};
+use super::{
+    super::client::{Sent, TokenClient, checked, shown},
+    form::check_text,
+};
+use crate::error::SourceError;
 
-/// The option that allows plaintext.
-const ALLOW: &str = "Server::allow_plaintext";
+/// How long metadata is used. A server may move its endpoints, and keep the old ones for some time.
+const METADATA_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An authorization server (RFC 6749 §1.1): the URL of its token endpoint, or its issuer.
 ///
@@ -20,40 +26,32 @@ pub struct Server {
     /// The token endpoint or the issuer.
     url: String,
     is_issuer: bool,
-    plaintext_anywhere: bool,
-    /// The token endpoint of the issuer's metadata. Clones share it.
-    discovered: Arc<OnceCell<Uri>>,
+    /// The token endpoint in the issuer's metadata, and when that was read. Clones share it.
+    discovered: Arc<Mutex<Option<(Uri, Instant)>>>,
 }
 
 impl Server {
     /// Makes a server from the URL of its token endpoint (RFC 6749 §3.2).
     ///
-    /// The URL is `https`, or `http` on loopback. It may have a query, but no user name. A URL that is not valid is an
-    /// error of [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
+    /// The URL is `https`, or `http` on loopback ([`TokenClient::allow_plaintext`]). It may have a query, but no user
+    /// name. A URL that is not valid is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn token_endpoint(url: impl Into<String>) -> Self {
-        Self { url: url.into(), is_issuer: false, plaintext_anywhere: false, discovered: Arc::default() }
+        Self { url: url.into(), is_issuer: false, discovered: Arc::default() }
     }
 
     /// Makes a server from its issuer identifier, such as `https://login.example.com/tenant`.
     ///
-    /// The first use fetches the metadata: RFC 8414 (`/.well-known/oauth-authorization-server`), or else OpenID Connect
-    /// Discovery (`/.well-known/openid-configuration`). The `issuer` in it must be exactly this one, a slash at its end
-    /// included (RFC 8414 §3.3). Clones share the metadata. A failure is not remembered.
+    /// The first use fetches the metadata: RFC 8414 (`/.well-known/oauth-authorization-server`), and if that fails in any
+    /// way OpenID Connect Discovery (`/.well-known/openid-configuration`). The `issuer` in it must be exactly this one, a
+    /// slash at its end included (RFC 8414 §3.3). Clones share the metadata. It is read again after a day, and when the
+    /// token endpoint in it cannot be reached or responds with 404, 405 or 410. A failure is not remembered: an older token
+    /// endpoint is used until there is another.
     ///
     /// The rules for the URL are those of [`token_endpoint`](Self::token_endpoint), but it has no query. They hold for
     /// the token endpoint in the metadata, too.
     pub fn issuer(url: impl Into<String>) -> Self {
         Self { is_issuer: true, ..Self::token_endpoint(url) }
-    }
-
-    /// Allows plaintext `http` for any host. Default: on loopback only.
-    ///
-    /// Anyone on the network path can then read the credential. Meant for meshes whose sidecar does the TLS.
-    pub fn allow_plaintext(mut self) -> Self {
-        self.plaintext_anywhere = true;
-        // What a clone has discovered by the stricter rule may differ.
-        self.discovered = Arc::default();
-        self
     }
 
     /// Returns the issuer, if the server was made from it.
@@ -62,122 +60,121 @@ impl Server {
         self.is_issuer.then_some(self.url.as_str())
     }
 
+    /// The name of the URL in errors.
+    pub(super) fn option(&self) -> &'static str {
+        if self.is_issuer { "the issuer" } else { "the token endpoint" }
+    }
+
     /// Returns the checked URL that the server was made from.
     ///
     /// # Errors
     ///
     /// [`SourceError::configuration`] if it is not valid.
-    pub(super) fn checked_url(&self) -> Result<Uri, SourceError> {
-        let option = if self.is_issuer { "the issuer" } else { "the token endpoint" };
-        // Without the parser's error: its text is no help, and the URL may have a secret.
-        let url: Uri = (self.url.parse()).map_err(|_| {
-            SourceError::configuration(format!(
-                "{option} must be a valid URL, such as https://login.example.com"
-            ))
-        })?;
+    pub(super) fn checked_url(&self, client: &TokenClient) -> Result<Uri, SourceError> {
+        check_text(self.option(), &self.url)?;
+        let url = checked(&self.url, self.option())?;
         if self.url.contains('#') || (self.is_issuer && url.query().is_some()) {
             let parts = if self.is_issuer { "a query or a fragment" } else { "a fragment" };
-            return Err(SourceError::configuration(format!("{option} must not have {parts}")));
+            return Err(SourceError::configuration(format!("{} must not have {parts}", self.option())));
         }
-        check_url(&url, option, ALLOW, self.plaintext_anywhere)?;
+        client.check_url(&url, self.option())?;
         Ok(url)
     }
 
-    /// Returns the URL of the token endpoint. The first call of an issuer fetches the metadata.
-    pub(super) async fn endpoint(&self, client: &Client, limit: Duration) -> Result<Uri, SourceError> {
-        let url = self.checked_url()?;
+    /// Returns the URL of the token endpoint: that of the metadata, for an issuer.
+    pub(super) async fn endpoint(&self, client: &TokenClient) -> Result<Uri, SourceError> {
+        let url = self.checked_url(client)?;
         if !self.is_issuer {
             return Ok(url);
         }
-        self.discovered.get_or_try_init(|| self.discover(&url, client, limit)).await.cloned()
+        let known = self.discovered().clone();
+        match known {
+            Some((endpoint, read_at)) if read_at.elapsed() < METADATA_LIFETIME => Ok(endpoint),
+            Some((endpoint, _)) => Ok(self.discover(&url, client).await.unwrap_or(endpoint)),
+            None => self.discover(&url, client).await,
+        }
     }
 
-    async fn discover(&self, issuer: &Uri, client: &Client, limit: Duration) -> Result<Uri, SourceError> {
+    /// Returns the URL to which the token endpoint has moved from `old`, which does not respond, if the metadata has
+    /// another one.
+    pub(super) async fn moved_from(&self, old: &Uri, client: &TokenClient) -> Option<Uri> {
+        let issuer = self.checked_url(client).ok().filter(|_| self.is_issuer)?;
+        self.discover(&issuer, client).await.ok().filter(|new| new != old)
+    }
+
+    fn discovered(&self) -> MutexGuard<'_, Option<(Uri, Instant)>> {
+        self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the metadata: in the first place, or else in the second.
+    async fn discover(&self, issuer: &Uri, client: &TokenClient) -> Result<Uri, SourceError> {
         let path = issuer.path().trim_end_matches('/');
         // RFC 8414 §3.1 inserts the path after the well-known one, OpenID Connect Discovery 1.0 §4.1 appends it.
-        let first =
-            self.fetch(issuer, format!("/.well-known/oauth-authorization-server{path}"), client, limit);
-        if let Some(endpoint) = first.await? {
-            return Ok(endpoint);
-        }
-        let second = self.fetch(issuer, format!("{path}/.well-known/openid-configuration"), client, limit);
-        second.await?.ok_or_else(|| {
-            SourceError::configuration(format!(
-                "{} has no metadata (RFC 8414, OpenID Connect Discovery): check the issuer, or use \
-                 Server::token_endpoint",
-                shown(issuer)
-            ))
-        })
+        let first = format!("/.well-known/oauth-authorization-server{path}");
+        let endpoint = match self.read(issuer, first, client).await {
+            Ok(endpoint) => endpoint,
+            Err(first) => {
+                let second =
+                    self.read(issuer, format!("{path}/.well-known/openid-configuration"), client).await;
+                second.map_err(|second| self.no_metadata(&first, &second))?
+            }
+        };
+        *self.discovered() = Some((endpoint.clone(), Instant::now()));
+        Ok(endpoint)
     }
 
-    /// Fetches the metadata at `path`. `None` if there is none.
-    async fn fetch(
-        &self,
-        issuer: &Uri,
-        path: String,
-        client: &Client,
-        limit: Duration,
-    ) -> Result<Option<Uri>, SourceError> {
-        #[derive(Deserialize)]
-        struct Metadata {
-            issuer: String,
-            token_endpoint: Option<String>,
-        }
+    fn no_metadata(&self, first: &SourceError, second: &SourceError) -> SourceError {
+        let message = format!(
+            "{} has no metadata (RFC 8414, OpenID Connect Discovery): check the issuer, or use Server::token_endpoint: \
+             {first}; {second}",
+            self.url
+        );
+        let errors = [first, second];
+        let Some(outage) = errors.into_iter().find(|error| error.is_transient()) else {
+            return SourceError::configuration(message).of_answer();
+        };
+        let error =
+            SourceError::unavailable(message).of_exchange(true, outage.is_connect(), outage.is_timeout());
+        let delays = errors.iter().filter_map(|error| error.retry_after());
+        delays.max().into_iter().fold(error, SourceError::with_retry_after)
+    }
 
+    /// Reads the metadata at `path`.
+    async fn read(&self, issuer: &Uri, path: String, client: &TokenClient) -> Result<Uri, SourceError> {
         let mut parts = issuer.clone().into_parts();
         parts.path_and_query = path.parse().ok();
-        let request = Uri::from_parts(parts)
-            .map_err(http::Error::from)
-            .and_then(|url| Request::get(url).header(ACCEPT, "application/json").body(String::new()))
-            .map_err(|error| {
-                SourceError::configuration("the issuer must have a valid path").with_cause(error)
-            })?;
-        let url = shown(request.uri());
-        let response = client.endpoint()?.send(request, limit, &Sent::assumed()).await;
-        let response =
-            response.map_err(|error| error.into_source_error(&format!("no metadata from {url}")))?;
-        if response.status != StatusCode::OK {
-            let error = SourceError::of_response(response.status, &response.headers, &url, "the issuer");
-            // Nothing but an outage is a reason not to look in the other place.
-            return if error.kind() == SourceErrorKind::Unavailable { Err(error) } else { Ok(None) };
+        let request = Uri::from_parts(parts).map_err(http::Error::from);
+        let request = request.and_then(|url| Request::get(url).body(String::new()));
+        let request = request.map_err(|_| SourceError::configuration("the issuer must have a valid path"))?;
+        let response = client.exchange(request, self.option(), &Sent::default()).await?;
+        let invalid = |what: &str| Err(SourceError::configuration(response.described(what)));
+        if !response.status().is_success() {
+            let error = response.failure();
+            // There is no credential that could be rejected.
+            return if error.is_transient() { Err(error) } else { invalid("is no metadata") };
         }
-        let body = without_byte_order_mark(&response.body);
-        let Ok(metadata) = serde_json::from_slice::<Metadata>(body) else { return Ok(None) };
-        if metadata.issuer != self.url {
-            return Err(SourceError::configuration(format!(
-                "the metadata at {url} is of another issuer than {}: the issuer must be set exactly as it is there, a \
-                 slash at its end included",
+        let Some(metadata) = response.fields() else { return invalid("is no metadata") };
+        if metadata.text("issuer") != Some(&self.url) {
+            return invalid(&format!(
+                "is of another issuer than {}: the issuer must be set exactly as it is there, a slash at its end included",
                 self.url
-            )));
+            ));
         }
-        let named = metadata.token_endpoint.filter(|named| !named.contains('#')).unwrap_or_default();
-        let endpoint: Uri = named.parse().map_err(|_| {
-            SourceError::configuration(format!("the metadata at {url} has no valid token_endpoint"))
-        })?;
-        check_url(
-            &endpoint,
-            &format!("the token_endpoint in the metadata at {url}"),
-            ALLOW,
-            self.plaintext_anywhere,
-        )?;
-        Ok(Some(endpoint))
+        let named = metadata.text("token_endpoint").filter(|named| !named.contains('#')).unwrap_or_default();
+        let Ok(endpoint) = named.parse::<Uri>() else { return invalid("has no valid token_endpoint") };
+        client.check_url(&endpoint, &format!("the token_endpoint in the metadata at {}", response.url))?;
+        Ok(endpoint)
     }
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = self.checked_url().map(|url| shown(&url)).ok();
+        let url = checked(&self.url, "").map(|url| shown(&url)).ok();
         f.debug_struct("Server")
             .field("url", &url)
             .field("is_issuer", &self.is_issuer)
             .finish_non_exhaustive()
     }
-}
-
-/// A URL as errors show it: without its query, which may be a secret.
-pub(super) fn shown(url: &Uri) -> String {
-    let (scheme, authority) = (url.scheme_str().unwrap_or_default(), url.authority());
-    format!("{scheme}://{}{}", authority.map_or("", |authority| authority.as_str()), url.path())
 }
 
 #[cfg(test)]
@@ -199,17 +196,18 @@ mod tests {
             (Server::issuer("https://a/?x=canary"), "the issuer must not have a query or a fragment"),
             (Server::issuer("ftp://a"), "the issuer must be https or http"),
         ] {
-            let error = server.checked_url().unwrap_err().to_string();
+            let error = server.checked_url(&TokenClient::new()).unwrap_err().to_string();
             assert!(error.starts_with(hint) && !error.contains("canary"), "{error}");
         }
         for good in [
             Server::token_endpoint("https://a/token?p=policy"),
             Server::token_endpoint("http://127.0.0.1:9/token"),
-            Server::token_endpoint("http://sts/token").allow_plaintext(),
             Server::issuer("https://a/tenant/"),
         ] {
-            assert!(good.checked_url().is_ok(), "{good:?}");
+            assert!(good.checked_url(&TokenClient::new()).is_ok(), "{good:?}");
         }
+        let plaintext = Server::token_endpoint("http://sts/token");
+        assert!(plaintext.checked_url(&TokenClient::new().allow_plaintext()).is_ok());
         assert_eq!(shown(&Uri::from_static("https://a:1/token?p=canary")), "https://a:1/token");
     }
 }

@@ -1,17 +1,20 @@
 //! [`UploadToken`]: a token for api.video's delegated uploads, requested with the layer over the source's client.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::Response;
-use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
-use serde::{Deserialize, Serialize};
+use http::{Request, Response};
+use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, ServiceExt, service_fn};
 
-use super::{ApiVideo, failure};
 use crate::{
     error::{self, BoxError, Error, SourceError},
     layer::BearerAuthLayer,
     provider::TokenProvider,
+    source::{
+        TokenResponse,
+        api_video::{ApiVideo, failure},
+        client::Sent,
+    },
 };
 
 const PATH: &str = "/upload-tokens";
@@ -81,42 +84,38 @@ impl ApiVideo {
         if seconds == 0 || seconds > i32::MAX as u64 {
             return Err(Error::out_of_range("ttl", "> 0 and < 2^31 s", error::seconds(ttl)));
         }
-        // A number always serializes.
-        let body = serde_json::to_string(&Body { ttl: seconds }).unwrap_or_default();
-        let request = self.request(PATH, body)?;
-        let url = request.uri().clone();
+        let request = self.request(PATH, format!(r#"{{"ttl":{seconds}}}"#))?;
         let layer =
             BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.base_url.allowed_origins());
-        let client = layer.layer(service_fn(|request| self.exchange(request)));
-        let response: Response<String> = client.oneshot(request).await.map_err(into_error)?;
-        let (head, body) = response.into_parts();
-        let body = Zeroizing::new(body);
-        if !head.status.is_success() {
-            return Err(match head.status.as_u16() {
-                code @ (401 | 403) => {
-                    SourceError::rejected(format!("api.video did not create an upload token (HTTP {code})"))
-                }
-                // The API has accepted the token, so the request is what it does not understand.
-                400 => SourceError::invalid_response(format!("{url} responded with HTTP 400")),
-                _ => failure(head.status, &head.headers, &url),
+        let client = layer.layer(service_fn(|request: Request<String>| async {
+            let response = self.exchange(request, &Sent::default()).await?;
+            let mut answer = Response::new(String::new());
+            *answer.status_mut() = response.status();
+            *answer.headers_mut() = response.headers().clone();
+            answer.extensions_mut().insert(Arc::new(response));
+            Ok::<_, SourceError>(answer)
+        }));
+        let answer = client.oneshot(request).await.map_err(into_error)?;
+        let Some(response) = answer.extensions().get::<Arc<TokenResponse>>() else {
+            return Err(SourceError::invalid_response("the layer has dropped the response").into());
+        };
+        let code = response.status().as_u16();
+        let fields = response.fields();
+        let token = fields.as_ref().and_then(|fields| fields.text("token")).filter(|token| !token.is_empty());
+        Err(match (code, token) {
+            (200..=299, Some(token)) => {
+                return Ok(UploadToken { token: token.into(), ttl: Duration::from_secs(seconds) });
             }
-            .into());
+            (200..=299, None) => response.invalid("has no upload token"),
+            (401 | 403, _) if response.is_verdict() => {
+                SourceError::rejected(format!("api.video did not create an upload token (HTTP {code})"))
+            }
+            // The API has accepted the token, so the request is what it does not understand.
+            (400, _) => response.invalid("is an error"),
+            _ => failure(response),
         }
-        let invalid = || SourceError::invalid_response("the response of api.video has no upload token");
-        let response: UploadTokenResponse = serde_json::from_str(&body).map_err(|_| invalid())?;
-        let token = response.token.filter(|token| !token.expose_secret().is_empty()).ok_or_else(invalid)?;
-        Ok(UploadToken { token, ttl: Duration::from_secs(seconds) })
+        .into())
     }
-}
-
-#[derive(Serialize)]
-struct Body {
-    ttl: u64,
-}
-
-#[derive(Deserialize)]
-struct UploadTokenResponse {
-    token: Option<SecretString>,
 }
 
 /// Returns the error inside the layer's boxed one: the provider's, or the source's.

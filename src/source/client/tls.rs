@@ -1,11 +1,11 @@
 //! TLS of the default HTTP client: which root certificates it trusts, and which cryptography it uses.
 //!
 //! A feature only makes a variant available. The default client uses [`Roots::WebPki`] and [`Cryptography::Ring`]
-//! unless the program chooses otherwise (`roots` and `cryptography` of [`ApiVideo`](crate::ApiVideo) and of
-//! [`OAuth2`](crate::OAuth2)).
+//! unless the program chooses otherwise ([`TokenClient::roots`](crate::TokenClient::roots),
+//! [`TokenClient::cryptography`](crate::TokenClient::cryptography)).
 
 /// The root certificates that the default client trusts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Roots {
     /// Mozilla's roots, compiled into the program.
@@ -15,6 +15,8 @@ pub enum Roots {
     #[cfg(feature = "native-roots")]
     #[cfg_attr(docsrs, doc(cfg(feature = "native-roots")))]
     Native,
+    /// These certificates in PEM and no others, such as the one of a private authority.
+    Pem(String),
 }
 
 /// The implementation of cryptography that the default client uses for TLS.

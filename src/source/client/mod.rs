@@ -1,0 +1,332 @@
+//! [`TokenClient`]: one exchange with a token endpoint, for every source.
+//!
+//! - `transport`: sends a request by the default client or the user's, within a deadline.
+//! - `default_client`: the client that is used unless the user sets one, and `tls`: its roots and cryptography.
+//! - `response`: what a response means.
+//! - `url`: whether a credential may be sent to a URL.
+
+#[cfg(feature = "default-client")]
+mod default_client;
+mod response;
+#[cfg(feature = "default-client")]
+pub mod tls;
+mod transport;
+mod url;
+
+use std::{fmt, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE,
+        TRANSFER_ENCODING, USER_AGENT,
+    },
+};
+use http_body::Body;
+use tokio::time::Instant;
+use tower_service::Service;
+
+pub use self::response::TokenResponse;
+
+pub(crate) use self::transport::Sent;
+#[cfg(feature = "default-client")]
+use self::{
+    default_client::DefaultClient,
+    tls::{Cryptography, Roots},
+};
+#[cfg(feature = "oauth2")]
+pub(crate) use self::{
+    response::Fields,
+    url::{checked, shown},
+};
+use self::{transport::Transport, url::check_url};
+use crate::error::{BoxError, SourceError, seconds};
+
+/// The time limit of an exchange, unless another one is set.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The headers of a request that only the exchange sets.
+const RESERVED: [HeaderName; 8] = [
+    ACCEPT_ENCODING,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    HOST,
+    TE,
+    TRANSFER_ENCODING,
+];
+
+/// An HTTP client for a token endpoint: one bounded exchange, whose failure is a [`SourceError`].
+///
+/// [`ApiVideo`](crate::ApiVideo) and [`OAuth2`](crate::OAuth2) use it (`with_client`), and a source of yours can. This
+/// one asks an endpoint that takes a key in JSON:
+///
+/// ```
+/// use tower_bearer::{TokenClient, source_fn};
+///
+/// let client = TokenClient::new();
+/// let source = source_fn(move |_| {
+///     let client = client.clone();
+///     async move { client.post_json("https://auth.example.com/token", r#"{"key":"your-key"}"#).await?.token() }
+/// });
+/// ```
+///
+/// # What it guarantees
+///
+/// - One deadline for the whole exchange, from connecting to the end of the response ([`timeout`](Self::timeout)).
+/// - At most 64 KiB of a response are read.
+/// - No redirect is followed, because it would send the credential to another URL.
+/// - Plaintext `http` is only used on loopback ([`allow_plaintext`](Self::allow_plaintext)). A URL has no user name.
+/// - `Accept-Encoding: identity`, `Accept: application/json` and a `User-Agent` are sent. Firewalls reject requests
+///   without the last one.
+/// - An error contains no byte of the exchange, and no text of the client's error, which may quote the request.
+/// - [`SourceError::is_unsent`] says whether the request was certainly not sent.
+///
+/// # The default client
+///
+/// hyper-util's client over rustls, for HTTP/1.1 (feature `default-client`, on by default). Each exchange has a
+/// connection of its own: nothing that became of an earlier one can make it fail, such as a connection that died without
+/// notice or a runtime that has ended. TLS sessions are resumed. Clones share the TLS configuration, so use clones of one
+/// client for many sources.
+///
+/// For a proxy, client certificates, or an endpoint that speaks HTTP/2 only, there is
+/// [`with_service`](Self::with_service).
+///
+/// # What a response means
+///
+/// | response | error |
+/// |---|---|
+/// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](crate::SourceErrorKind::Unavailable), after that delay |
+/// | 400, 401, 403, with a JSON object, a form or no body | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
+/// | anything else, such as the page of a firewall with 403 or 202 | [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse), with status and content type |
+/// | none | [`Unavailable`](crate::SourceErrorKind::Unavailable) |
+///
+/// `Debug` shows no value of a header.
+#[derive(Clone)]
+pub struct TokenClient {
+    /// The user's client; `None` for the default one.
+    given: Option<Transport>,
+    #[cfg(feature = "default-client")]
+    default: DefaultClient,
+    /// Further headers, or the error for one that is not valid.
+    headers: Result<HeaderMap, SourceError>,
+    timeout: Option<Duration>,
+    allows_plaintext: bool,
+}
+
+impl TokenClient {
+    /// Makes a client that sends requests by the default client.
+    ///
+    /// Without the feature `default-client`, each exchange is a
+    /// [`Configuration`](crate::SourceErrorKind::Configuration) error.
+    pub fn new() -> Self {
+        Self {
+            given: None,
+            #[cfg(feature = "default-client")]
+            default: DefaultClient::default(),
+            headers: Ok(HeaderMap::new()),
+            timeout: None,
+            allows_plaintext: false,
+        }
+    }
+
+    /// Makes a client that sends requests by `service`, such as a client with a proxy or client certificates.
+    ///
+    /// The service must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
+    /// the layer that gets its tokens by this client, because the refresh would wait for itself. A request counts as sent
+    /// once the service is called, unless its error is a failure to connect.
+    pub fn with_service<S, ResBody>(service: S) -> Self
+    where
+        S: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        ResBody: Body + Send + 'static,
+        ResBody::Data: Send,
+        ResBody::Error: Into<BoxError>,
+    {
+        Self { given: Some(Transport::new(service, false)), ..Self::new() }
+    }
+
+    /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
+    ///
+    /// Roots that cannot be read are an error of the exchange. It has no effect with
+    /// [`with_service`](Self::with_service).
+    #[cfg(feature = "default-client")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
+    pub fn roots(mut self, roots: Roots) -> Self {
+        self.default = DefaultClient::new(roots, self.default.cryptography);
+        self
+    }
+
+    /// Sets which cryptography the default client uses for TLS. Default: [`Cryptography::Ring`].
+    ///
+    /// It has no effect with [`with_service`](Self::with_service).
+    #[cfg(feature = "default-client")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
+    pub fn cryptography(mut self, cryptography: Cryptography) -> Self {
+        self.default = DefaultClient::new(self.default.roots, cryptography);
+        self
+    }
+
+    /// Sets the timeout of one exchange, from connecting to the end of the response. Default: 10 s, and 20 s for an
+    /// exchange that spends the refresh token of a login ([`OAuth2::refresh_token`](crate::OAuth2::refresh_token)).
+    ///
+    /// It must be more than zero and at most an hour. Otherwise it is an error of
+    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of each exchange. A refresh that
+    /// ends earlier ends the exchange, except for that of a login
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets a header of each request, in place of the `User-Agent` or the `Accept` that is sent otherwise. Its value is
+    /// marked sensitive.
+    ///
+    /// A name or a value that is not valid, and a name that belongs to the exchange (such as `Content-Type` or
+    /// `Accept-Encoding`), is an error as for [`timeout`](Self::timeout). An `Authorization` that the source sends has
+    /// precedence.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let invalid =
+            |what: &str| SourceError::configuration(format!("header must have {what}, got {name:?}"));
+        self.headers = self.headers.and_then(|mut headers| {
+            let name = name.parse().ok().filter(|name| !RESERVED.contains(name));
+            let name: HeaderName =
+                name.ok_or_else(|| invalid("a valid name that is not set by the exchange"))?;
+            let mut value = HeaderValue::from_str(value)
+                .map_err(|_| invalid("a value of visible ASCII, without a line break"))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+            Ok(headers)
+        });
+        self
+    }
+
+    /// Allows plaintext `http` for any host. Default: on loopback only.
+    ///
+    /// Anyone on the network path can then read the credential. Meant for meshes whose sidecar does the TLS.
+    pub fn allow_plaintext(mut self) -> Self {
+        self.allows_plaintext = true;
+        self
+    }
+
+    /// Sends `POST url` with this body in JSON (`Content-Type: application/json`), as [`send`](Self::send) does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`send`](Self::send).
+    pub async fn post_json(&self, url: &str, body: impl Into<String>) -> Result<TokenResponse, SourceError> {
+        let request = Request::post(url).header(CONTENT_TYPE, "application/json").body(body.into());
+        // Without the parser's error: the URL may have a secret.
+        self.send(request.map_err(|_| SourceError::configuration("the URL must be a valid URL"))?).await
+    }
+
+    /// Sends a request and reads the response.
+    ///
+    /// # Errors
+    ///
+    /// - The kind [above](Self#what-a-response-means) unless the status is a success.
+    /// - [`Configuration`](crate::SourceErrorKind::Configuration) if an option or the URL is not valid. The message
+    ///   shows neither a query nor a user name.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the request may have been sent: what it spends may be spent.
+    pub async fn send(&self, request: Request<String>) -> Result<TokenResponse, SourceError> {
+        let response = self.exchange(request, "the URL", &Sent::default()).await?;
+        if response.status().is_success() { Ok(response) } else { Err(response.failure()) }
+    }
+
+    /// Sends `request` to the URL that the option of this name has set. Returns a response of any status.
+    ///
+    /// # Cancel safety
+    ///
+    /// `sent` is correct even if this future is dropped.
+    pub(crate) async fn exchange(
+        &self,
+        mut request: Request<String>,
+        option: &str,
+        sent: &Sent,
+    ) -> Result<TokenResponse, SourceError> {
+        self.check()?;
+        check_url(request.uri(), option, self.allows_plaintext)?;
+        let transport = self.transport()?;
+        let headers = request.headers_mut();
+        for (name, value) in self.headers.iter().flatten() {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
+        let agent = concat!("tower-bearer/", env!("CARGO_PKG_VERSION"));
+        for (name, value) in [(ACCEPT, "application/json"), (USER_AGENT, agent)] {
+            headers.entry(name).or_insert(HeaderValue::from_static(value));
+        }
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let url = url::shown(request.uri());
+        let requested_at = Instant::now().into_std();
+        let answer = transport.send(request, self.limit(), sent).await;
+        let (head, body) = answer.map_err(|error| error.within(&format!("no response from {url}")))?;
+        Ok(TokenResponse { url, option: option.to_owned(), requested_at, head, body })
+    }
+
+    fn transport(&self) -> Result<Transport, SourceError> {
+        if let Some(given) = &self.given {
+            return Ok(given.clone());
+        }
+        #[cfg(feature = "default-client")]
+        return self.default.transport();
+        #[cfg(not(feature = "default-client"))]
+        Err(SourceError::configuration(
+            "the source must have an HTTP client: set one (with_client, TokenClient::with_service), or enable the \
+             feature default-client",
+        ))
+    }
+
+    /// Checks all options.
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
+        let timeout = self.limit();
+        if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
+            let got = seconds(timeout);
+            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
+        }
+        self.headers.as_ref().map_err(Clone::clone)?;
+        // Not the default client's: its roots take time to load.
+        if cfg!(feature = "default-client") { Ok(()) } else { self.transport().map(drop) }
+    }
+
+    /// Checks that a credential may be sent to `url`, which the option of this name has set.
+    #[cfg(any(feature = "api-video", feature = "oauth2"))]
+    pub(crate) fn check_url(&self, url: &http::Uri, option: &str) -> Result<(), SourceError> {
+        check_url(url, option, self.allows_plaintext)
+    }
+
+    /// The time limit of one exchange.
+    pub(crate) fn limit(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT)
+    }
+
+    /// Returns the client with this timeout, unless the user has set one.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn timeout_or(&self, timeout: Duration) -> Self {
+        Self { timeout: self.timeout.or(Some(timeout)), ..self.clone() }
+    }
+}
+
+impl Default for TokenClient {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for TokenClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenClient")
+            .field("is_default", &self.given.is_none())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,216 @@
+//! [`TokenResponse`]: a response of a token endpoint, and what it means.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, StatusCode, response::Parts};
+use secrecy::zeroize::Zeroize;
+use serde_json::{Map, Value};
+
+use super::transport::ReadBody;
+use crate::{
+    error::{SourceError, content_type},
+    observability,
+    token::{LEAST_LIFE, Token, TokenBuilder},
+};
+
+/// The types of a token that needs a proof with each request (RFC 9449 §5, RFC 7800, RFC 6749 §7.1).
+const PROOF_TYPES: [&str; 3] = ["dpop", "pop", "mac"];
+
+/// The lifetime of a refresh token: Keycloak's and GitHub's name for it.
+const REFRESH_TOKEN_LIFETIMES: [&str; 2] = ["refresh_expires_in", "refresh_token_expires_in"];
+
+/// A response of a token endpoint ([`TokenClient::send`](super::TokenClient::send)).
+///
+/// The body may contain a token. It is overwritten when dropped, and `Debug` does not show it.
+pub struct TokenResponse {
+    /// Without its query.
+    pub(in super::super) url: String,
+    /// The option that has set the URL.
+    pub(in super::super) option: String,
+    pub(in super::super) requested_at: Instant,
+    pub(in super::super) head: Parts,
+    pub(in super::super) body: ReadBody,
+}
+
+impl TokenResponse {
+    /// Returns the status.
+    pub fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    /// Returns the headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    /// Returns the body, which may contain a token. Use it for a response of another form than
+    /// [`token`](Self::token) reads.
+    pub fn body(&self) -> &[u8] {
+        self.body.as_ref().map_or(&[], |body| body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body))
+    }
+
+    /// Returns the token of a successful response (RFC 6749 §5.1), which is a JSON object or form-encoded.
+    ///
+    /// Real endpoints differ from the RFC, so this reads:
+    ///
+    /// - `expires_in`, as a number or a text. One that is zero, negative or unreadable, or that is over already, is
+    ///   unknown.
+    /// - `refresh_token`. An empty one is none. Its lifetime is `refresh_expires_in` or `refresh_token_expires_in`.
+    /// - `token_type`. Any type is a bearer token, except for those that need a proof (DPoP, PoP, MAC).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) if there is no valid token, or an `error` beside it.
+    /// The message has the status and the content type, and nothing of the body.
+    pub fn token(&self) -> Result<Token, SourceError> {
+        self.granted(self.fields(), None, None)
+    }
+
+    /// Returns the token in these fields. `default_lifetime` counts if its lifetime is not known, and
+    /// `kept_refresh_token` if there is no refresh token (RFC 6749 §6).
+    pub(crate) fn granted(
+        &self,
+        fields: Option<Fields>,
+        default_lifetime: Option<Duration>,
+        kept_refresh_token: Option<&str>,
+    ) -> Result<Token, SourceError> {
+        let Some(fields) = fields else { return Err(self.failure()) };
+        if fields.has_error() {
+            return Err(self.invalid("has a success status and an error"));
+        }
+        if fields.0.get("token_type").is_some_and(needs_proof) {
+            return Err(self.invalid("has a token_type that needs a proof, such as DPoP"));
+        }
+        let Some(token) = fields.text("access_token") else { return Err(self.invalid("has no token")) };
+        let mut token = Token::builder(token).requested_at(self.requested_at);
+        let elapsed = tokio::time::Instant::now().into_std().saturating_duration_since(self.requested_at);
+        let stated = fields.0.get("expires_in");
+        if let Some(lifetime) = stated.and_then(lifetime).filter(|known| *known >= elapsed + LEAST_LIFE) {
+            token = token.expires_in(lifetime);
+        } else {
+            if stated.is_some_and(|stated| !stated.is_null()) {
+                observability::lifetime_ignored(default_lifetime);
+            }
+            token = default_lifetime.into_iter().fold(token, TokenBuilder::expires_in);
+        }
+        if let Some(refresh_token) = fields.refresh_token().or(kept_refresh_token) {
+            token = token.refresh_token(refresh_token);
+            let lifetimes = REFRESH_TOKEN_LIFETIMES.iter().filter_map(|name| lifetime(fields.0.get(*name)?));
+            token = lifetimes.min().into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
+        }
+        token.build().map_err(|error| self.invalid(&format!("has a token that is not valid ({error})")))
+    }
+
+    /// Returns what the status says, or that a success is no token response.
+    pub(crate) fn failure(&self) -> SourceError {
+        if self.status().is_success() {
+            return self.invalid("is not a token response in JSON");
+        }
+        SourceError::of_response(self.status(), self.headers(), self.is_verdict(), &self.url, &self.option)
+    }
+
+    /// Whether the authorization server itself may have responded: a page of HTML may be that of a firewall.
+    pub(crate) fn is_verdict(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.is_empty()) || self.fields().is_some()
+    }
+
+    pub(crate) fn invalid(&self, what: &str) -> SourceError {
+        SourceError::invalid_response(self.described(what))
+    }
+
+    /// Says what is wrong with the response, with its status and content type.
+    pub(crate) fn described(&self, what: &str) -> String {
+        let (code, kind) = (self.status().as_u16(), content_type(self.headers()));
+        format!("the response of {} {what} (HTTP {code}, {kind})", self.url)
+    }
+
+    /// Returns the fields of the body. `None` if it is something else, or could not be read.
+    pub(crate) fn fields(&self) -> Option<Fields> {
+        let body = self.body();
+        serde_json::from_slice(body).ok().or_else(|| form(body)).map(Fields)
+    }
+}
+
+impl fmt::Debug for TokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenResponse")
+            .field("url", &self.url)
+            .field("status", &self.head.status)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The fields of a response, of which the last counts if a name is there twice. They are overwritten when dropped.
+pub(crate) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.as_str()
+    }
+
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn set(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
+    /// Returns the refresh token. An empty one counts as missing.
+    pub(crate) fn refresh_token(&self) -> Option<&str> {
+        self.text("refresh_token").filter(|token| !token.is_empty())
+    }
+
+    /// Whether there is an `error`. Some servers send an empty one with each token.
+    fn has_error(&self) -> bool {
+        self.0.get("error").is_some_and(|error| match error {
+            Value::Null | Value::Bool(false) => false,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(values) => !values.is_empty(),
+            Value::Object(_) | Value::Bool(true) => true,
+        })
+    }
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(|value| {
+            if let Value::String(text) = value {
+                text.zeroize();
+            }
+        });
+    }
+}
+
+/// Reads a body that is form-encoded, as some authorization servers send it. `None` if it is something else, such as HTML,
+/// whose text could have the form of a field.
+fn form(body: &[u8]) -> Option<Map<String, Value>> {
+    let body = body.trim_ascii();
+    if !body.iter().all(|byte| byte.is_ascii_graphic() && !b"<>\"{}".contains(byte)) {
+        return None;
+    }
+    let fields = form_urlencoded::parse(body);
+    let fields: Map<_, _> = fields.map(|(key, value)| (key.into_owned(), value.into())).collect();
+    ["access_token", "error"].iter().any(|name| fields.contains_key(*name)).then_some(fields)
+}
+
+/// Whether this `token_type` needs a proof. Of several types, one that needs none is enough.
+fn needs_proof(token_type: &Value) -> bool {
+    match token_type {
+        Value::String(name) => PROOF_TYPES.iter().any(|proof| name.trim().eq_ignore_ascii_case(proof)),
+        Value::Array(types) => !types.is_empty() && types.iter().all(needs_proof),
+        _ => false,
+    }
+}
+
+/// Reads a lifetime: seconds as a number or a text, whole or fractional. `None` unless it is more than zero.
+fn lifetime(stated: &Value) -> Option<Duration> {
+    let seconds = match stated {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    // Not true of NaN either.
+    (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}

@@ -1,0 +1,177 @@
+//! [`Transport`]: sends one request by an HTTP client, within one deadline and a limit on the response.
+
+use std::{
+    error::Error as StdError,
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use http::{Request, Response, header::CONTENT_ENCODING, response::Parts};
+use http_body::Body;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use secrecy::zeroize::Zeroizing;
+use tokio::time::{Instant, timeout_at};
+use tower::{Service, ServiceExt, util::BoxCloneService};
+
+use crate::error::{BoxError, Chain, SourceError};
+
+/// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
+const MAX_RESPONSE: usize = 64 * 1024;
+
+const UNSENT: &str = "the request was not sent: ";
+
+type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
+
+type Erased = BoxCloneService<Request<String>, Response<UnreadBody>, BoxError>;
+
+/// The body of a response, which may contain a token. It is overwritten when dropped. `None` if it is the body of an
+/// error that was not read, or could not be.
+pub(super) type ReadBody = Option<Zeroizing<Vec<u8>>>;
+
+/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the flag.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent(Arc<AtomicBool>);
+
+impl Sent {
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, is_sent: bool) {
+        self.0.store(is_sent, Ordering::Release);
+    }
+}
+
+/// A response that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unusable(&'static str);
+
+/// An HTTP client for a token endpoint: any tower service, without its type.
+#[derive(Clone)]
+pub(super) struct Transport {
+    /// Each exchange uses a clone. With the lock, the service does not have to be `Sync`.
+    service: Arc<Mutex<Erased>>,
+    /// Whether the service sets the [`Sent`] among the request's extensions once it has a connection. Otherwise a request
+    /// counts as sent once the service is called.
+    reports_sent: bool,
+}
+
+impl Transport {
+    pub(super) fn new<S, ResBody>(service: S, reports_sent: bool) -> Self
+    where
+        S: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        ResBody: Body + Send + 'static,
+        ResBody::Data: Send,
+        ResBody::Error: Into<BoxError>,
+    {
+        let bytes = |mut data: ResBody::Data| data.copy_to_bytes(data.remaining());
+        let boxed = move |response: Response<ResBody>| {
+            let body = |body: ResBody| body.map_frame(move |frame| frame.map_data(bytes)).map_err(Into::into);
+            response.map(|unread| body(unread).boxed_unsync())
+        };
+        let service = BoxCloneService::new(service.map_response(boxed).map_err(Into::into));
+        Self { service: Arc::new(Mutex::new(service)), reports_sent }
+    }
+
+    /// Sends `request` and reads the response, both within `limit`.
+    ///
+    /// The body of an error is read if it may say what the status does not. If it is too long, slow or broken, it counts
+    /// as not read.
+    ///
+    /// # Cancel safety
+    ///
+    /// `sent` is correct even if this future is dropped.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<String>,
+        limit: Duration,
+        sent: &Sent,
+    ) -> Result<(Parts, ReadBody), SourceError> {
+        let deadline = Instant::now() + limit;
+        let exchange = async {
+            let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            request.extensions_mut().insert(sent.clone());
+            service.ready().await?;
+            if !self.reports_sent {
+                sent.set(true);
+            }
+            let (head, unread) = service.call(request).await?.into_parts();
+            let is_plain = head.headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+            let body = match head.status.as_u16() {
+                200..=299 => Some(read(unread, is_plain).await?),
+                408 | 425 | 429 => None,
+                400..=499 => timeout_at(deadline, read(unread, is_plain)).await.ok().and_then(Result::ok),
+                _ => None,
+            };
+            Ok((head, body))
+        };
+        match timeout_at(deadline, exchange).await {
+            Ok(result) => result.map_err(|error: BoxError| self.failed(error.as_ref(), sent)),
+            Err(_) => {
+                let is_unsent = !sent.get();
+                let what = if is_unsent { UNSENT } else { "" };
+                let error = SourceError::unavailable(format!("{what}no response within {limit:?}"));
+                Err(error.of_exchange(is_unsent, is_unsent && self.reports_sent, true))
+            }
+        }
+    }
+
+    /// Classifies an error. The text of a client's error may quote the request, if that was sent. Then only the kind of an
+    /// I/O error is shown.
+    fn failed(&self, error: &(dyn StdError + 'static), sent: &Sent) -> SourceError {
+        if let Some(error) = error.downcast_ref::<Unusable>() {
+            return SourceError::invalid_response(error.0);
+        }
+        let is_unsent = !sent.get();
+        let (mut is_connect, mut is_timeout) = (is_unsent && self.reports_sent, false);
+        let mut detail = "the client failed".to_owned();
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                is_connect |= error.kind() == io::ErrorKind::ConnectionRefused;
+                is_timeout |= error.kind() == io::ErrorKind::TimedOut;
+                detail = error.kind().to_string();
+            }
+            #[cfg(feature = "default-client")]
+            if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+                is_connect |= error.is_connect();
+            }
+            #[cfg(feature = "reqwest")]
+            if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+                is_connect |= error.is_connect();
+                is_timeout |= error.is_timeout();
+            }
+            next = error.source();
+        }
+        if is_unsent && self.reports_sent {
+            detail = Chain(error).to_string();
+        }
+        let is_unsent = is_unsent || is_connect;
+        let what = if is_unsent { UNSENT } else { "" };
+        let error = SourceError::unavailable(format!("{what}{detail}"));
+        error.of_exchange(is_unsent, is_connect, is_timeout)
+    }
+}
+
+async fn read(mut body: UnreadBody, is_plain: bool) -> Result<Zeroizing<Vec<u8>>, BoxError> {
+    if !is_plain {
+        return Err(Unusable("the response is compressed, which the request did not accept").into());
+    }
+    let mut read = Zeroizing::new(Vec::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if read.len() + data.len() > MAX_RESPONSE {
+            return Err(Unusable("the response is longer than 65536 bytes").into());
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read)
+}

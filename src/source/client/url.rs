@@ -1,0 +1,50 @@
+//! Whether a credential may be sent to a URL, and how errors show one.
+
+use http::Uri;
+
+use crate::{
+    error::SourceError,
+    origins::{self, AllowedOrigins, is_loopback},
+};
+
+/// Checks that a credential may be sent to `url`, which the option of this name has set.
+///
+/// # Errors
+///
+/// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user name or
+/// a query may be a secret.
+pub(super) fn check_url(url: &Uri, option: &str, allows_plaintext: bool) -> Result<(), SourceError> {
+    let what = match (url.scheme_str(), url.authority()) {
+        (None, _) | (_, None) => "have a scheme and a host, such as https://api.example.com".to_owned(),
+        (_, Some(authority)) if authority.as_str().contains('@') => {
+            "not have a user name or password".to_owned()
+        }
+        (_, Some(authority)) if authority.host().is_empty() => "have a host".to_owned(),
+        (Some("http"), Some(authority)) if !allows_plaintext && !is_loopback(authority.host()) => format!(
+            "not be plaintext http except on loopback, got {}: use https, or TokenClient::allow_plaintext",
+            origins::shown(url)
+        ),
+        (Some("http" | "https"), _) if AllowedOrigins::origin_of(url).covers(url) => return Ok(()),
+        (Some("http" | "https"), _) => "have a port of at most 65535".to_owned(),
+        _ => format!("be https or http, got {}", origins::shown(url)),
+    };
+    Err(SourceError::configuration(format!("{option} must {what}")))
+}
+
+/// Parses the text of the option of this name.
+///
+/// # Errors
+///
+/// As for [`check_url`].
+#[cfg(feature = "oauth2")]
+pub(crate) fn checked(text: &str, option: &str) -> Result<Uri, SourceError> {
+    // Without the parser's error: its text is no help, and the URL may have a secret.
+    text.parse().map_err(|_| {
+        SourceError::configuration(format!("{option} must be a valid URL, such as https://login.example.com"))
+    })
+}
+
+/// A URL as errors show it: without a user name and a query, which may be secrets.
+pub(crate) fn shown(url: &Uri) -> String {
+    format!("{}{}", origins::shown(url), url.path())
+}

@@ -1,0 +1,210 @@
+//! [`bearer_challenges`]: the Bearer challenges in a `WWW-Authenticate` field (RFC 9110 §11.6.1), as real servers write it.
+//!
+//! Fields in use break the grammar: commas are missing, quotes are not closed, bytes are not ASCII. So nothing is an error
+//! here. What cannot be read is skipped, and a Bearer challenge before or after it is found.
+
+/// The names and values of a challenge's parameters, names in lower case.
+pub(crate) type Params = Vec<(String, String)>;
+
+/// The schemes that are known where the comma before a challenge is missing.
+const SCHEMES: [&[u8]; 6] = [b"basic", b"bearer", b"digest", b"dpop", b"negotiate", b"ntlm"];
+
+/// Returns the parameters of each Bearer challenge in this field.
+pub(crate) fn bearer_challenges(field: &[u8]) -> Vec<Params> {
+    let mut rest = Reader(field);
+    let mut found: Vec<Params> = Vec::new();
+    let (mut is_bearer, mut is_after_comma) = (false, true);
+    while let Some(separated_by_comma) = rest.skip_separators() {
+        is_after_comma |= separated_by_comma;
+        let name = rest.word();
+        if rest.skip_equals() {
+            let value = rest.value();
+            // A token68 ends with the equals sign, and the scheme that follows is no value of it.
+            match (value, found.last_mut()) {
+                (Some(value), Some(params)) if is_bearer => params.push((lower_case(name), value)),
+                _ => {}
+            }
+        } else if is_after_comma || SCHEMES.iter().any(|scheme| name.eq_ignore_ascii_case(scheme)) {
+            is_bearer = name.eq_ignore_ascii_case(b"bearer");
+            found.extend(is_bearer.then(Params::new));
+        }
+        is_after_comma = false;
+    }
+    found
+}
+
+fn lower_case(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).to_ascii_lowercase()
+}
+
+/// The part of the field that is not read yet.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// Skips to the next word. Returns whether there was a comma. `None` at the end.
+    fn skip_separators(&mut self) -> Option<bool> {
+        let length = self.0.iter().position(|byte| !is_separator(*byte) && *byte != b'=')?;
+        let (skipped, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Some(skipped.contains(&b',') || skipped.contains(&b';'))
+    }
+
+    /// Takes a scheme, the name of a parameter, or a token68 without its padding.
+    fn word(&mut self) -> &'a [u8] {
+        let is_end = |byte: &u8| is_separator(*byte) || *byte == b'=';
+        let (word, rest) = self.0.split_at(self.0.iter().position(is_end).unwrap_or(self.0.len()));
+        self.0 = rest;
+        word
+    }
+
+    /// Skips an equals sign, with white space around it.
+    fn skip_equals(&mut self) -> bool {
+        match self.0.trim_ascii_start().strip_prefix(b"=") {
+            Some(rest) => {
+                self.0 = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes the value of a parameter. `None` if another challenge follows.
+    fn value(&mut self) -> Option<String> {
+        let rest = self.0.trim_ascii_start();
+        let is_directly_after = rest.len() == self.0.len();
+        if let Some(value) = Reader(rest).quoted().map(|(value, after)| {
+            self.0 = after;
+            value
+        }) {
+            return Some(value);
+        }
+        let length = rest.iter().position(|byte| is_separator(*byte)).unwrap_or(rest.len());
+        let (value, after) = rest.split_at(length);
+        if !is_directly_after && value.eq_ignore_ascii_case(b"bearer") {
+            return None;
+        }
+        self.0 = after;
+        // The quote was not closed.
+        Some(String::from_utf8_lossy(value.strip_prefix(b"\"").unwrap_or(value)).into_owned())
+    }
+
+    /// Reads a quoted string, if it is closed, and what follows it. A quote inside a word, or before a value, closes
+    /// nothing: an earlier one was not closed.
+    fn quoted(&self) -> Option<(String, &'a [u8])> {
+        let mut value = Vec::new();
+        let mut bytes = self.0.strip_prefix(b"\"")?;
+        loop {
+            let (byte, rest) = bytes.split_first()?;
+            bytes = rest;
+            match byte {
+                b'"' => break,
+                b'\\' => {
+                    let (escaped, rest) = bytes.split_first()?;
+                    bytes = rest;
+                    value.push(*escaped);
+                }
+                byte => value.push(*byte),
+            }
+        }
+        let mut after = Reader(bytes);
+        let is_closed = after.word().is_empty() || after.skip_equals();
+        is_closed.then(|| (String::from_utf8_lossy(&value).into_owned(), bytes))
+    }
+}
+
+fn is_separator(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || matches!(byte, b',' | b';')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(field: &str) -> Vec<String> {
+        let shown = |params: Params| {
+            let params: Vec<_> = params.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+            params.join(" ")
+        };
+        bearer_challenges(field.as_bytes()).into_iter().map(shown).collect()
+    }
+
+    /// Row 159: the forms of the public collection of test cases for HTTP authentication (Julian Reschke's), for Bearer.
+    #[test]
+    fn forms_of_public_collection_are_read() {
+        for (field, expected) in [
+            (r#"Bearer realm="foo""#, &["realm=foo"][..]),
+            (r#"BEARER REALM="foo""#, &["realm=foo"]),
+            ("Bearer realm=foo", &["realm=foo"]),
+            (r"Bearer realm=\f\o\o", &[r"realm=\f\o\o"]),
+            ("Bearer realm='foo'", &["realm='foo'"]),
+            (r#"Bearer realm="foo%20bar""#, &["realm=foo%20bar"]),
+            (r#"Bearer , realm="foo""#, &["realm=foo"]),
+            (r#"Bearer, realm="foo""#, &["realm=foo"]),
+            ("Bearer", &[""]),
+            (r#"Bearer realm="foo", realm="bar""#, &["realm=foo realm=bar"]),
+            (r#"Bearer realm = "foo""#, &["realm=foo"]),
+            (r#"Bearer realm="\f\o\o""#, &["realm=foo"]),
+            (r#"Bearer realm="\"foo\"""#, &[r#"realm="foo""#]),
+            (r#"Bearer realm="foo", bar="xyz",, a=b,,,c=d"#, &["realm=foo bar=xyz a=b c=d"]),
+            (r#"Bearer bar="xyz", realm="foo""#, &["bar=xyz realm=foo"]),
+            ("Bearer realm=\"foo-ä\"", &["realm=foo-ä"]),
+            (r#"Bearer realm="=?ISO-8859-1?Q?foo-=E4?=""#, &["realm==?ISO-8859-1?Q?foo-=E4?="]),
+            (r#"Bearer realm="b", Newauth realm="n""#, &["realm=b"]),
+            (r#"Newauth realm="n", Bearer realm="b""#, &["realm=b"]),
+            (r#",Bearer realm="b""#, &["realm=b"]),
+            (r#"Newauth realm="apps", type=1, title="Login to \"apps\"", Bearer realm="b""#, &["realm=b"]),
+            (r#"Newauth realm="n", bearer=foo, Bearer realm="b""#, &["realm=b"]),
+            (r#"Newauth realm="newauth""#, &[]),
+            (r#"Bearer foo="realm=other", realm="b""#, &["foo=realm=other realm=b"]),
+            (r#"Bearer other="other", realm="b""#, &["other=other realm=b"]),
+            (r#"Bearer realm="b"#, &["realm=b"]),
+        ] {
+            assert_eq!(read(field), expected, "{field}");
+        }
+        // A character of ISO-8859-1.
+        assert_eq!(bearer_challenges(b"Bearer realm=\"\xe4\", error=a")[0][1].1, "a");
+    }
+
+    /// Row 159: what real servers send.
+    #[test]
+    fn broken_field_does_not_hide_challenge() {
+        const SCOPE: &str = "error=insufficient_scope";
+        for field in [
+            r#"Bearer realm="a" error="insufficient_scope" scope="b c""#,
+            "Bearer realm=a error=insufficient_scope scope=b",
+            r#"Bearer error="insufficient_scope"; scope="b""#,
+            r#"Bearer error="insufficient_scope"scope="b""#,
+            r#"Bearer error="insufficient_scope", error_description="größer""#,
+            r#"Negotiate YIIKjQ+/==, Bearer error="insufficient_scope""#,
+            r#"Negotiate YIIKjQ==, NTLM, Bearer error="insufficient_scope""#,
+            r#"Negotiate YIIKjQ== Bearer error="insufficient_scope""#,
+            r#"Negotiate YIIKjQ= Bearer error="insufficient_scope""#,
+            r#"Negotiate Bearer error="insufficient_scope""#,
+            r#"Basic realm="a" Bearer error="insufficient_scope""#,
+            r#"Basic realm="a, Bearer error="insufficient_scope""#,
+            r#"Basic realm=, Bearer error="insufficient_scope""#,
+            r#"Basic "a", Bearer error="insufficient_scope""#,
+            r#"= , @[], "a, Bearer error="insufficient_scope""#,
+            r#"Bearer error="insufficient_scope", Basic realm="a"#,
+            r#"Bearer error="insufficient_scope", ="b", "c" Digest"#,
+            r#"Bearer error="insufficient_scope"#,
+            r#"Bearer error_description=token was not enough, error=insufficient_scope"#,
+            r#"Bearer error=insufficient_scope Digest error=other"#,
+            r#"Bearer realm="a", Bearer error="insufficient_scope""#,
+        ] {
+            let found = read(field);
+            assert!(found.iter().any(|params| params.contains(SCOPE)), "{field}: {found:?}");
+            assert!(!found.iter().any(|params| params.contains("other")), "{field}: {found:?}");
+        }
+        for field in [
+            r#"Basic realm="a, Bearer error=\"insufficient_scope\"""#,
+            r#"Basic realm="Bearer error=insufficient_scope""#,
+            r#"Basic realm="a", error="insufficient_scope""#,
+            r#"Bearer realm="a", Basic error="insufficient_scope""#,
+            r#"Bearer error_description="error=insufficient_scope""#,
+            "",
+        ] {
+            assert!(!read(field).iter().any(|params| params.starts_with(SCOPE)), "{field}");
+        }
+    }
+}
