@@ -115,6 +115,8 @@ mod authorization;
 mod bounds;
 pub mod challenge;
 mod config;
+#[cfg(any(feature = "store", feature = "oauth2"))]
+mod detached;
 mod error;
 mod future;
 pub mod guide;

@@ -5,10 +5,10 @@
 #[cfg(feature = "api-video")]
 pub(crate) mod api_video;
 pub(crate) mod client;
-#[cfg(any(feature = "store", feature = "oauth2"))]
-mod detached;
 #[cfg(feature = "oauth2")]
 pub mod oauth2;
+#[cfg(any(feature = "api-video", feature = "oauth2"))]
+mod presented;
 mod request;
 mod source_fn;
 mod static_token;
@@ -16,8 +16,6 @@ mod token_file;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-#[cfg(any(feature = "store", feature = "oauth2"))]
-pub(crate) use self::detached::detached;
 pub(crate) use self::request::CurrentReason;
 pub use self::{
     client::{TokenClient, TokenResponse},

@@ -75,17 +75,14 @@ impl TokenFile {
     }
 
     async fn read(&self) -> Result<Token, SourceError> {
-        let path = Arc::clone(&self.path);
+        let (path, shown) = (Arc::clone(&self.path), self.path.display());
         // The file may be on a slow disk or on a network.
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
-        let text = read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
-            SourceError::unavailable(format!("{} cannot be read: {error}", self.path.display()))
-        })?;
+        let text = read
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|error| SourceError::unavailable(format!("{shown} cannot be read: {error}")))?;
         Token::builder(text.trim()).expires_in(self.reload_interval).build().map_err(|error| {
-            SourceError::invalid_response(format!(
-                "{} does not contain a valid access token: {error}",
-                self.path.display()
-            ))
+            SourceError::invalid_response(format!("{shown} does not contain a valid access token: {error}"))
         })
     }
 }

@@ -10,13 +10,13 @@ use super::{
     shared_token::{SharedToken, usable},
 };
 use crate::{
+    detached::detached,
     error::SourceError,
     observability::Reporter,
     origins::AllowedOrigins,
     retry::Backoff,
     source::{
         Asked, Asking, Check, DynTokenSource, Fetch, RefreshReason, StoreOutage, TokenRequest, TokenSource,
-        detached,
     },
     token::Token,
 };

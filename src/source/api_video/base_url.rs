@@ -17,11 +17,6 @@ impl BaseUrl {
         Self(url)
     }
 
-    /// Returns the host, if the URL has one. It is not a secret.
-    pub(crate) fn host(&self) -> Option<&str> {
-        self.0.host()
-    }
-
     /// Returns the URL with a path that ends with `/`, so that the path of an endpoint can be appended. A URL without
     /// an origin is returned as it was set.
     pub(crate) fn with_slash(&self) -> Uri {
@@ -46,9 +41,8 @@ impl BaseUrl {
             return Err(SourceError::configuration("base_url must not have a query"));
         }
         client.check_url(&self.0, OPTION)?;
-        let mut parts = self.0.clone().into_parts();
-        parts.path_and_query = format!("{}{path}", self.0.path().trim_end_matches('/')).parse().ok();
-        Uri::from_parts(parts).map_err(|_| SourceError::configuration("base_url must have a valid path"))
+        let url = format!("{}{}", self.with_slash(), path.trim_start_matches('/'));
+        url.parse().map_err(|_| SourceError::configuration("base_url must have a valid path"))
     }
 }
 

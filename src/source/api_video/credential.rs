@@ -2,16 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::super::client::Sent;
+use super::super::presented::{Count, MAX_PRESENTED};
 use crate::{error::SourceError, token::Token};
-
-/// How often a refresh token is presented at most. The first time may have spent it, so there is a second one.
-const MAX_PRESENTED: u8 = 2;
 
 /// How many refresh tokens are remembered. Several providers may share the credential, each with its own refresh token.
 const MAX_KNOWN: usize = 16;
@@ -60,19 +57,15 @@ impl Credential {
     /// [`SourceError::configuration`] if the key is empty, too long, or has a character that no key has.
     pub(super) fn key(&self) -> Result<(SecretString, u64), SourceError> {
         let key = self.key.expose_secret();
-        let invalid = |what: &'static str| Err(SourceError::configuration(what));
-        if key.is_empty() {
-            return invalid(
-                "the API key must not be empty: copy it from api.video's dashboard, under API Keys",
-            );
-        }
-        if key.len() > MAX_KEY_LEN || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return invalid(
-                "the API key must be at most 1024 visible ASCII characters, without a space or a line break: copy it \
-                 again from api.video's dashboard, under API Keys",
-            );
-        }
-        Ok((self.key.clone(), self.revision))
+        let what = match key.len() {
+            0 => "not be empty: copy it",
+            1..=MAX_KEY_LEN if key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                return Ok((self.key.clone(), self.revision));
+            }
+            _ => "be at most 1024 visible ASCII characters, without a space or a line break: copy it again",
+        };
+        let text = format!("the API key must {what} from api.video's dashboard, under API Keys");
+        Err(SourceError::configuration(text))
     }
 
     /// Records that `token` was granted to the key of this revision.
@@ -84,7 +77,7 @@ impl Credential {
     }
 
     /// Records that `token` was granted for this refresh token, and so belongs to the same key.
-    fn renewed(&mut self, refresh_token: &str, token: &Token) {
+    pub(super) fn renewed(&mut self, refresh_token: &str, token: &Token) {
         if let (Some(next), Some(revision)) =
             (token.refresh_token(), self.find(refresh_token).map(|known| known.revision))
         {
@@ -107,7 +100,7 @@ impl Credential {
     }
 
     /// Counts a refresh token as presented once more. Returns false if it must not be presented.
-    fn present(&mut self, refresh_token: &str) -> bool {
+    pub(super) fn present(&mut self, refresh_token: &str) -> bool {
         // An unknown refresh token is another process's. It is assumed to belong to the newest key that was granted a
         // token.
         self.learn(refresh_token, self.granted_revision);
@@ -122,61 +115,10 @@ impl Credential {
     }
 }
 
-/// A refresh token that is being presented to the endpoint.
-///
-/// It counts as presented from the start, because the exchange may be dropped at any await. Its drop takes that back if
-/// the request was not sent.
-pub(super) struct Presented<'a> {
-    credential: &'a Mutex<Credential>,
-    refresh_token: &'a str,
-    sent: &'a Sent,
-    is_unspent: bool,
-}
-
-impl<'a> Presented<'a> {
-    /// Counts the refresh token as presented. Returns `None` if it must not be presented any more.
-    pub(super) fn new(
-        credential: &'a Mutex<Credential>,
-        refresh_token: &'a str,
-        sent: &'a Sent,
-    ) -> Option<Self> {
-        let is_left = lock(credential).present(refresh_token);
-        is_left.then(|| Self { credential, refresh_token, sent, is_unspent: false })
-    }
-
-    pub(super) fn refresh_token(&self) -> &'a str {
-        self.refresh_token
-    }
-
-    /// Records that the response says that the refresh token was not spent.
-    pub(super) fn take_back(mut self) {
-        self.is_unspent = true;
-    }
-
-    /// Records that `token` was granted for the refresh token.
-    pub(super) fn renewed(self, token: &Token) {
-        lock(self.credential).renewed(self.refresh_token, token);
-    }
-
-    /// Records that the refresh token must not be presented again.
-    pub(super) fn spend(self) {
-        if let Some(known) = lock(self.credential).find(self.refresh_token) {
-            known.presented = MAX_PRESENTED;
-        }
-    }
-
-    /// Whether this is the last time that the refresh token is presented.
-    pub(super) fn is_last(&self) -> bool {
-        lock(self.credential).find(self.refresh_token).is_none_or(|known| known.presented >= MAX_PRESENTED)
-    }
-}
-
-impl Drop for Presented<'_> {
-    fn drop(&mut self) {
-        if self.is_unspent || !self.sent.get() {
-            if let Some(known) = lock(self.credential).find(self.refresh_token) {
-                known.presented = known.presented.saturating_sub(1);
-            }
+impl Count for Arc<Mutex<Credential>> {
+    fn change(&self, refresh_token: &str, change: impl FnOnce(&mut u8)) {
+        if let Some(known) = lock(self).find(refresh_token) {
+            change(&mut known.presented);
         }
     }
 }

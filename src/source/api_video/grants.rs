@@ -1,16 +1,17 @@
 //! The grants of [`ApiVideo`]: by refresh token if there is one, else by API key.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::StatusCode;
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
 use super::{
-    super::{TokenRequest, TokenSource, client::Sent},
-    ApiVideo,
-    credential::Presented,
-    failure,
+    super::{
+        TokenRequest, TokenSource,
+        client::Sent,
+        presented::{Failure, Means, Presented},
+    },
+    ApiVideo, failure,
 };
 use crate::{
     error::{SourceError, SourceErrorKind},
@@ -26,16 +27,6 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 enum Grant<'a> {
     RefreshToken(&'a str),
     ApiKey(&'a str),
-}
-
-/// How a grant failed, which decides what follows for a refresh token.
-enum Failure {
-    /// The endpoint rejected the request, with this status.
-    Rejected(StatusCode, SourceError),
-    /// The request was not processed: it was not sent, or the endpoint asks for another attempt.
-    Unspent(SourceError),
-    /// The endpoint may have processed the request.
-    Unclear(SourceError),
 }
 
 impl Grant<'_> {
@@ -58,61 +49,49 @@ impl Grant<'_> {
 impl ApiVideo {
     /// Requests a token, in one exchange.
     async fn grant(&self, grant: Grant<'_>, sent: &Sent) -> Result<Token, Failure> {
-        let request = self.request(grant.path(), grant.body()).map_err(Failure::Unspent)?;
-        let response = self.exchange(request, sent).await.map_err(|error| {
-            if error.is_unsent() || !error.is_transient() {
-                Failure::Unspent(error)
-            } else {
-                Failure::Unclear(error)
-            }
-        })?;
+        let request = self.request(grant.path(), grant.body())?;
+        let response = self.exchange(request, sent).await?;
         let status = response.status();
         if status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.
-            let token = response.granted(response.fields(), Some(DEFAULT_LIFETIME), None);
-            return token.map_err(Failure::Unclear);
+            return Ok(response.granted(response.fields(), Some(DEFAULT_LIFETIME), None)?);
         }
         let error = failure(&response);
-        Err(match error.kind() {
-            SourceErrorKind::Unavailable if !status.is_server_error() => Failure::Unspent(error),
-            SourceErrorKind::Unavailable => Failure::Unclear(error),
-            _ if response.is_verdict() || !status.is_client_error() => Failure::Rejected(status, error),
-            _ => Failure::Unclear(error),
-        })
+        let means = match error.kind() {
+            SourceErrorKind::Unavailable if !status.is_server_error() => Means::Unspent,
+            SourceErrorKind::Unavailable => Means::Unclear,
+            // 400 in RFC 6749 §5.2; another status may mean that the endpoint takes no refresh token. If the configuration
+            // is wrong, the endpoint for the key reports it.
+            _ if response.is_verdict() || !status.is_client_error() => Means::Rejected(status),
+            _ => Means::Unclear,
+        };
+        Err(Failure { error, means })
     }
 
     /// Requests a token with the refresh token. Returns `None` if the API key has to be used instead.
     async fn refresh(&self, previous: Option<&Token>) -> Option<Result<Token, SourceError>> {
-        if self.key_only {
+        let refresh_token = previous?.refresh_token().filter(|_| !self.key_only)?;
+        if !self.credential().present(refresh_token) {
             return None;
         }
-        let sent = Sent::default();
         // Counts as presented until its drop, even if this future is dropped first.
-        let presented = Presented::new(&self.credential, previous?.refresh_token()?, &sent)?;
-        let error = match self.grant(Grant::RefreshToken(presented.refresh_token()), &sent).await {
+        let presented = Presented::new(Arc::clone(&self.credential), refresh_token.into());
+        match self.grant(Grant::RefreshToken(refresh_token), &presented.sent).await {
             Ok(token) => {
-                presented.renewed(&token);
-                return Some(Ok(token));
+                self.credential().renewed(refresh_token, &token);
+                Some(Ok(token))
             }
-            Err(Failure::Unspent(error)) => {
-                presented.take_back();
-                return Some(Err(error));
-            }
-            // 400 in RFC 6749 §5.2; another status may mean that the endpoint takes no refresh token. If the configuration
-            // is wrong, the endpoint for the key reports it.
-            Err(Failure::Rejected(status, _)) => {
-                presented.spend();
-                observability::refresh_token_rejected(status);
-                return None;
-            }
-            Err(Failure::Unclear(error)) => error,
-        };
-        // If the server asks for a delay, the key is not sent before that delay has passed.
-        if presented.is_last() && error.retry_after().is_none() {
-            observability::refresh_lost_twice(&error);
-            return None;
+            Err(failure) => match presented.failed(failure) {
+                Ok(error) => Some(Err(error)),
+                Err(failure) => {
+                    match failure.means {
+                        Means::Rejected(status) => observability::refresh_token_rejected(status),
+                        _ => observability::refresh_lost_twice(&failure.error),
+                    }
+                    None
+                }
+            },
         }
-        Some(Err(error))
     }
 
     /// Requests a token with the API key.
@@ -123,16 +102,16 @@ impl ApiVideo {
                 self.credential().granted(revision, &token);
                 Ok(token)
             }
-            Err(Failure::Rejected(status, error)) if error.kind() == SourceErrorKind::Rejected => {
+            Err(Failure { error, means: Means::Rejected(status) })
+                if error.kind() == SourceErrorKind::Rejected =>
+            {
                 Err(SourceError::rejected(format!(
                     "{}auth/api-key rejected the API key (HTTP {}): check that it belongs to this environment and is not revoked",
                     self.api_base(),
                     status.as_u16()
                 )))
             }
-            Err(Failure::Rejected(_, error) | Failure::Unspent(error) | Failure::Unclear(error)) => {
-                Err(error)
-            }
+            Err(Failure { error, .. }) => Err(error),
         }
     }
 }

@@ -224,7 +224,7 @@ impl ApiVideo {
 impl fmt::Debug for ApiVideo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiVideo")
-            .field("host", &self.base_url.host())
+            .field("origin", &self.base_url.allowed_origins())
             .field("client", &self.client)
             .finish_non_exhaustive()
     }

@@ -1,21 +1,20 @@
 //! [`DefaultClient`]: hyper-util's client over rustls, with a connection for each exchange.
 
 use std::{
-    convert::Infallible,
     io,
-    pin::Pin,
     sync::{Arc, OnceLock},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::Request;
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Client,
+        connect::{HttpConnector, capture_connection},
+    },
     rt::TokioExecutor,
 };
 use rustls::{
@@ -26,7 +25,7 @@ use tower::ServiceExt;
 
 use super::{
     tls::{Cryptography, Roots},
-    transport::{Sent, Transport},
+    transport::{Sent, SentWhen, Transport},
 };
 use crate::error::SourceError;
 
@@ -87,50 +86,24 @@ impl DefaultClient {
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
             .build(https.https_or_http().enable_http1().wrap_connector(tcp));
-        let client = client.map_request(|request: Request<String>| {
-            let sent = request.extensions().get::<Sent>().cloned().unwrap_or_default();
-            request.map(|body| ReportingBody { body: body.into(), sent })
+        let client = client.map_request(|mut request: Request<String>| {
+            let captured = capture_connection(&mut request);
+            if let Some(sent) = request.extensions().get::<Sent>() {
+                sent.set(SentWhen::Connected(captured));
+            }
+            request.map(Full::<Bytes>::from)
         });
         Ok(Transport::new(client, true))
     }
 }
 
+/// Reads certificates, of which there is at least one.
 fn parsed(pem: &str) -> io::Result<RootCertStore> {
+    let invalid = || io::Error::other("Roots::Pem must have valid certificates in PEM");
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|_| io::Error::other("Roots::Pem is not valid PEM"))?;
-        roots.add(certificate).map_err(io::Error::other)?;
-    }
-    let is_empty = roots.is_empty().then(|| io::Error::other("Roots::Pem has no certificate"));
-    is_empty.map_or(Ok(roots), Err)
-}
-
-/// A request body that sets [`Sent`] when it is used. A connection uses the body once it is established, so that a TLS
-/// handshake that hangs sends nothing.
-struct ReportingBody {
-    body: Full<Bytes>,
-    sent: Sent,
-}
-
-impl Body for ReportingBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.sent.set(true);
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        // An empty body is not polled.
-        self.sent.set(true);
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    match roots.add_parsable_certificates(certificates.map_err(|_| invalid())?) {
+        (1.., 0) => Ok(roots),
+        _ => Err(invalid()),
     }
 }

@@ -17,10 +17,7 @@ use std::{fmt, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response,
-    header::{
-        ACCEPT, ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE,
-        TRANSFER_ENCODING, USER_AGENT,
-    },
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT},
 };
 use http_body::Body;
 use tokio::time::Instant;
@@ -35,10 +32,7 @@ use self::{
     tls::{Cryptography, Roots},
 };
 #[cfg(feature = "oauth2")]
-pub(crate) use self::{
-    response::Fields,
-    url::{checked, shown},
-};
+pub(crate) use self::{response::Fields, url::shown};
 use self::{transport::Transport, url::check_url};
 use crate::error::{BoxError, SourceError, seconds};
 
@@ -46,16 +40,8 @@ use crate::error::{BoxError, SourceError, seconds};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The headers of a request that only the exchange sets.
-const RESERVED: [HeaderName; 8] = [
-    ACCEPT_ENCODING,
-    CONNECTION,
-    CONTENT_ENCODING,
-    CONTENT_LENGTH,
-    CONTENT_TYPE,
-    HOST,
-    TE,
-    TRANSFER_ENCODING,
-];
+const RESERVED: &str =
+    "accept-encoding connection content-encoding content-length content-type host te transfer-encoding";
 
 /// An HTTP client for a token endpoint: one bounded exchange, whose failure is a [`SourceError`].
 ///
@@ -104,14 +90,16 @@ const RESERVED: [HeaderName; 8] = [
 /// | none | [`Unavailable`](crate::SourceErrorKind::Unavailable) |
 ///
 /// `Debug` shows no value of a header.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct TokenClient {
     /// The user's client; `None` for the default one.
     given: Option<Transport>,
     #[cfg(feature = "default-client")]
     default: DefaultClient,
-    /// Further headers, or the error for one that is not valid.
-    headers: Result<HeaderMap, SourceError>,
+    /// Further headers.
+    headers: HeaderMap,
+    /// The error for a header that is not valid.
+    invalid: Option<SourceError>,
     timeout: Option<Duration>,
     allows_plaintext: bool,
 }
@@ -122,14 +110,7 @@ impl TokenClient {
     /// Without the feature `default-client`, each exchange is a
     /// [`Configuration`](crate::SourceErrorKind::Configuration) error.
     pub fn new() -> Self {
-        Self {
-            given: None,
-            #[cfg(feature = "default-client")]
-            default: DefaultClient::default(),
-            headers: Ok(HeaderMap::new()),
-            timeout: None,
-            allows_plaintext: false,
-        }
+        Self::default()
     }
 
     /// Makes a client that sends requests by `service`, such as a client with a proxy or client certificates.
@@ -139,12 +120,11 @@ impl TokenClient {
     /// once the service is called, unless its error is a failure to connect.
     pub fn with_service<S, ResBody>(service: S) -> Self
     where
-        S: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        ResBody: Body + Send + 'static,
-        ResBody::Data: Send,
-        ResBody::Error: Into<BoxError>,
+        S: Service<Request<String>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+        ResBody: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         Self { given: Some(Transport::new(service, false)), ..Self::new() }
     }
@@ -189,18 +169,22 @@ impl TokenClient {
     /// `Accept-Encoding`), is an error as for [`timeout`](Self::timeout). An `Authorization` that the source sends has
     /// precedence.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        let invalid =
-            |what: &str| SourceError::configuration(format!("header must have {what}, got {name:?}"));
-        self.headers = self.headers.and_then(|mut headers| {
-            let name = name.parse().ok().filter(|name| !RESERVED.contains(name));
-            let name: HeaderName =
-                name.ok_or_else(|| invalid("a valid name that is not set by the exchange"))?;
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| invalid("a value of visible ASCII, without a line break"))?;
-            value.set_sensitive(true);
-            headers.insert(name, value);
-            Ok(headers)
-        });
+        let parsed =
+            name.parse().ok().filter(|name: &HeaderName| RESERVED.split(' ').all(|other| name != other));
+        match (parsed, HeaderValue::from_str(value)) {
+            (Some(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                self.headers.insert(name, value);
+            }
+            (parsed, _) => {
+                let what = match parsed {
+                    None => "a valid name that is not set by the exchange",
+                    Some(_) => "a value of visible ASCII, without a line break",
+                };
+                self.invalid =
+                    Some(SourceError::configuration(format!("header must have {what}, got {name:?}")));
+            }
+        }
         self
     }
 
@@ -258,7 +242,7 @@ impl TokenClient {
         check_url(request.uri(), option, self.allows_plaintext)?;
         let transport = self.transport()?;
         let headers = request.headers_mut();
-        for (name, value) in self.headers.iter().flatten() {
+        for (name, value) in &self.headers {
             headers.entry(name).or_insert_with(|| value.clone());
         }
         let agent = concat!("tower-bearer/", env!("CARGO_PKG_VERSION"));
@@ -293,7 +277,9 @@ impl TokenClient {
             let got = seconds(timeout);
             return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
         }
-        self.headers.as_ref().map_err(Clone::clone)?;
+        if let Some(invalid) = &self.invalid {
+            return Err(invalid.clone());
+        }
         // Not the default client's: its roots take time to load.
         if cfg!(feature = "default-client") { Ok(()) } else { self.transport().map(drop) }
     }
@@ -313,12 +299,6 @@ impl TokenClient {
     #[cfg(feature = "oauth2")]
     pub(crate) fn timeout_or(&self, timeout: Duration) -> Self {
         Self { timeout: self.timeout.or(Some(timeout)), ..self.clone() }
-    }
-}
-
-impl Default for TokenClient {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -163,12 +163,9 @@ impl Fields {
 
     /// Whether there is an `error`. Some servers send an empty one with each token.
     fn has_error(&self) -> bool {
-        self.0.get("error").is_some_and(|error| match error {
-            Value::Null | Value::Bool(false) => false,
-            Value::Number(number) => number.as_f64() != Some(0.0),
-            Value::String(text) => !text.is_empty(),
-            Value::Array(values) => !values.is_empty(),
-            Value::Object(_) | Value::Bool(true) => true,
+        self.0.get("error").is_some_and(|error| {
+            let is_zero = error.as_f64() == Some(0.0) || error.as_array().is_some_and(Vec::is_empty);
+            !(is_zero || error.is_null() || *error == false || *error == "")
         })
     }
 }

@@ -3,10 +3,7 @@
 use std::{
     error::Error as StdError,
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,16 +11,16 @@ use bytes::{Buf, Bytes};
 use http::{Request, Response, header::CONTENT_ENCODING, response::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+#[cfg(feature = "default-client")]
+use hyper_util::client::legacy::connect::CaptureConnection;
 use secrecy::zeroize::Zeroizing;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tower::{Service, ServiceExt, util::BoxCloneService};
 
 use crate::error::{BoxError, Chain, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
-
-const UNSENT: &str = "the request was not sent: ";
 
 type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
 
@@ -33,17 +30,38 @@ type Erased = BoxCloneService<Request<String>, Response<UnreadBody>, BoxError>;
 /// error that was not read, or could not be.
 pub(super) type ReadBody = Option<Zeroizing<Vec<u8>>>;
 
-/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the flag.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sent(Arc<AtomicBool>);
+/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the state.
+#[derive(Clone, Default)]
+pub(crate) struct Sent(Arc<Mutex<SentWhen>>);
+
+#[derive(Default)]
+pub(super) enum SentWhen {
+    #[default]
+    Never,
+    Now,
+    /// Once the default client has a connection.
+    #[cfg(feature = "default-client")]
+    Connected(CaptureConnection),
+}
 
 impl Sent {
     pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            SentWhen::Never => false,
+            SentWhen::Now => true,
+            #[cfg(feature = "default-client")]
+            SentWhen::Connected(captured) => captured.connection_metadata().is_some(),
+        }
     }
 
-    pub(crate) fn set(&self, is_sent: bool) {
-        self.0.store(is_sent, Ordering::Release);
+    pub(super) fn set(&self, when: SentWhen) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = when;
+    }
+
+    /// The request is about to be sent again, and is not spent yet.
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn reset(&self) {
+        self.set(SentWhen::Never);
     }
 }
 
@@ -57,20 +75,19 @@ struct Unusable(&'static str);
 pub(super) struct Transport {
     /// Each exchange uses a clone. With the lock, the service does not have to be `Sync`.
     service: Arc<Mutex<Erased>>,
-    /// Whether the service sets the [`Sent`] among the request's extensions once it has a connection. Otherwise a request
-    /// counts as sent once the service is called.
-    reports_sent: bool,
+    /// Whether it is the default client, which sets the [`Sent`] among the request's extensions. With another one, a
+    /// request counts as sent once the service is called.
+    is_default: bool,
 }
 
 impl Transport {
-    pub(super) fn new<S, ResBody>(service: S, reports_sent: bool) -> Self
+    pub(super) fn new<S, ResBody>(service: S, is_default: bool) -> Self
     where
-        S: Service<Request<String>, Response = Response<ResBody>> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        ResBody: Body + Send + 'static,
-        ResBody::Data: Send,
-        ResBody::Error: Into<BoxError>,
+        S: Service<Request<String>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+        ResBody: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let bytes = |mut data: ResBody::Data| data.copy_to_bytes(data.remaining());
         let boxed = move |response: Response<ResBody>| {
@@ -78,7 +95,7 @@ impl Transport {
             response.map(|unread| body(unread).boxed_unsync())
         };
         let service = BoxCloneService::new(service.map_response(boxed).map_err(Into::into));
-        Self { service: Arc::new(Mutex::new(service)), reports_sent }
+        Self { service: Arc::new(Mutex::new(service)), is_default }
     }
 
     /// Sends `request` and reads the response, both within `limit`.
@@ -100,8 +117,8 @@ impl Transport {
             let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
             request.extensions_mut().insert(sent.clone());
             service.ready().await?;
-            if !self.reports_sent {
-                sent.set(true);
+            if !self.is_default {
+                sent.set(SentWhen::Now);
             }
             let (head, unread) = service.call(request).await?.into_parts();
             let is_plain = head.headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
@@ -113,32 +130,32 @@ impl Transport {
             };
             Ok((head, body))
         };
-        match timeout_at(deadline, exchange).await {
-            Ok(result) => result.map_err(|error: BoxError| self.failed(error.as_ref(), sent)),
-            Err(_) => {
-                let is_unsent = !sent.get();
-                let what = if is_unsent { UNSENT } else { "" };
-                let error = SourceError::unavailable(format!("{what}no response within {limit:?}"));
-                Err(error.of_exchange(is_unsent, is_unsent && self.reports_sent, true))
-            }
-        }
+        let result = timeout_at(deadline, exchange).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        result.map_err(|error: BoxError| self.failed(error.as_ref(), limit, sent))
     }
 
     /// Classifies an error. The text of a client's error may quote the request, if that was sent. Then only the kind of an
     /// I/O error is shown.
-    fn failed(&self, error: &(dyn StdError + 'static), sent: &Sent) -> SourceError {
+    fn failed(&self, error: &(dyn StdError + 'static), limit: Duration, sent: &Sent) -> SourceError {
         if let Some(error) = error.downcast_ref::<Unusable>() {
             return SourceError::invalid_response(error.0);
         }
-        let is_unsent = !sent.get();
-        let (mut is_connect, mut is_timeout) = (is_unsent && self.reports_sent, false);
-        let mut detail = "the client failed".to_owned();
+        let mut is_unsent = !sent.get();
+        let is_unconnected = is_unsent && self.is_default;
+        let (mut is_connect, mut is_timeout) = (is_unconnected, error.is::<Elapsed>());
+        let mut detail = match is_unconnected {
+            _ if is_timeout => format!("no response within {limit:?}"),
+            true => Chain(error).to_string(),
+            false => "the client failed".to_owned(),
+        };
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 is_connect |= error.kind() == io::ErrorKind::ConnectionRefused;
                 is_timeout |= error.kind() == io::ErrorKind::TimedOut;
-                detail = error.kind().to_string();
+                if !is_unconnected {
+                    detail = error.kind().to_string();
+                }
             }
             #[cfg(feature = "default-client")]
             if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
@@ -151,11 +168,8 @@ impl Transport {
             }
             next = error.source();
         }
-        if is_unsent && self.reports_sent {
-            detail = Chain(error).to_string();
-        }
-        let is_unsent = is_unsent || is_connect;
-        let what = if is_unsent { UNSENT } else { "" };
+        is_unsent |= is_connect;
+        let what = if is_unsent { "the request was not sent: " } else { "" };
         let error = SourceError::unavailable(format!("{what}{detail}"));
         error.of_exchange(is_unsent, is_connect, is_timeout)
     }

@@ -31,19 +31,6 @@ pub(super) fn check_url(url: &Uri, option: &str, allows_plaintext: bool) -> Resu
     Err(SourceError::configuration(format!("{option} must {what}")))
 }
 
-/// Parses the text of the option of this name.
-///
-/// # Errors
-///
-/// As for [`check_url`].
-#[cfg(feature = "oauth2")]
-pub(crate) fn checked(text: &str, option: &str) -> Result<Uri, SourceError> {
-    // Without the parser's error: its text is no help, and the URL may have a secret.
-    text.parse().map_err(|_| {
-        SourceError::configuration(format!("{option} must be a valid URL, such as https://login.example.com"))
-    })
-}
-
 /// A URL as errors show it: without a user name and a query, which may be secrets.
 pub(crate) fn shown(url: &Uri) -> String {
     format!("{}{}", origins::shown(url), url.path())

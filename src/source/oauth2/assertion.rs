@@ -11,7 +11,7 @@ use base64::{
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
 use ring::{
-    error::KeyRejected,
+    error::{KeyRejected, Unspecified},
     rand::{SecureRandom, SystemRandom},
     signature::{
         ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
@@ -44,14 +44,11 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 pub struct SigningKey {
     algorithm: &'static str,
     key_id: Option<String>,
-    pair: Result<Arc<Pair>, SourceError>,
+    signer: Result<Arc<Signer>, SourceError>,
 }
 
-enum Pair {
-    Ecdsa(EcdsaKeyPair),
-    Rsa(RsaKeyPair),
-    Ed25519(Ed25519KeyPair),
-}
+/// Signs a message. Fails if the system has no randomness.
+type Signer = dyn Fn(&[u8]) -> Result<Vec<u8>, Unspecified> + Send + Sync;
 
 impl SigningKey {
     /// Makes a key for ES256 (RFC 7518 §3.4) from PKCS#8 or SEC1 in PEM (`BEGIN PRIVATE KEY`, `BEGIN EC PRIVATE KEY`).
@@ -66,8 +63,8 @@ impl SigningKey {
                 _ => return Err(None),
             };
             let (algorithm, der) = (&ECDSA_P256_SHA256_FIXED_SIGNING, Zeroizing::new(der));
-            let pair = EcdsaKeyPair::from_pkcs8(algorithm, &der, &SystemRandom::new());
-            Ok(Pair::Ecdsa(pair.map_err(Some)?))
+            let pair = EcdsaKeyPair::from_pkcs8(algorithm, &der, &SystemRandom::new()).map_err(Some)?;
+            Ok(Arc::new(move |message| Ok(pair.sign(&SystemRandom::new(), message)?.as_ref().to_vec())))
         })
     }
 
@@ -80,41 +77,44 @@ impl SigningKey {
                 PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
                 PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
                 _ => return Err(None),
-            };
-            Ok(Pair::Rsa(pair.map_err(Some)?))
+            }
+            .map_err(Some)?;
+            Ok(Arc::new(move |message| {
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)?;
+                Ok(signature)
+            }))
         })
     }
 
     /// Makes a key for EdDSA with Ed25519 (RFC 8037 §3.1) from PKCS#8 in PEM (`BEGIN PRIVATE KEY`).
     pub fn ed_dsa(pem: &str) -> Self {
-        Self::parse("EdDSA", pem, |key| match key {
-            PrivateKeyDer::Pkcs8(der) => {
-                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der());
-                Ok(Pair::Ed25519(pair.map_err(Some)?))
-            }
-            _ => Err(None),
+        Self::parse("EdDSA", pem, |key| {
+            let PrivateKeyDer::Pkcs8(der) = key else { return Err(None) };
+            let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map_err(Some)?;
+            Ok(Arc::new(move |message| Ok(pair.sign(message).as_ref().to_vec())))
         })
     }
 
-    /// Parses a key. `pair` returns the reason if the key is of the right kind, but not usable.
+    /// Parses a key. `signer` returns the reason if the key is of the right kind, but not usable.
     fn parse(
         algorithm: &'static str,
         text: &str,
-        pair: impl FnOnce(&PrivateKeyDer<'static>) -> Result<Pair, Option<KeyRejected>>,
+        signer: impl FnOnce(&PrivateKeyDer<'static>) -> Result<Arc<Signer>, Option<KeyRejected>>,
     ) -> Self {
         let parsed = private_key(text).and_then(|key| {
-            pair(&key).map_err(|rejected| match rejected.map(|rejected| rejected.to_string()).as_deref() {
+            signer(&key).map_err(|rejected| match rejected.map(|rejected| rejected.to_string()).as_deref() {
                 Some("TooSmall") => "it is too short: RSA needs 2048 bits",
                 Some("TooLarge") => "it is too long: RSA may have 4096 bits",
                 _ => "it is for another algorithm, or damaged",
             })
         });
         // The reasons quote nothing of the key.
-        let pair = parsed.map(Arc::new).map_err(|reason| {
+        let signer = parsed.map_err(|reason| {
             let text = format!("the signing key must be a private key for {algorithm} in PEM: {reason}");
             SourceError::configuration(text)
         });
-        Self { algorithm, key_id: None, pair }
+        Self { algorithm, key_id: None, signer }
     }
 
     /// Sets the key's id, which goes into the header of each assertion (`kid`, RFC 7515 §4.1.4). Default: none.
@@ -125,27 +125,22 @@ impl SigningKey {
 
     /// Signs these claims as a JWT in the compact form (RFC 7515 §7.1).
     fn sign(&self, claims: Map<String, Value>) -> Result<Zeroizing<String>, SourceError> {
-        let pair = self.pair.clone()?;
+        let signer = self.signer.clone()?;
         let mut header =
             Map::from_iter([("typ".into(), "JWT".into()), ("alg".into(), self.algorithm.into())]);
         header.extend(self.key_id.iter().map(|key_id| ("kid".into(), key_id.as_str().into())));
         let encoded = |part| BASE64_URL_SAFE_NO_PAD.encode(Value::Object(part).to_string());
         let mut jwt = Zeroizing::new(format!("{}.{}", encoded(header), encoded(claims)));
-        let failed = |_| SourceError::unavailable("the system has no randomness to sign an assertion");
-        let random = SystemRandom::new();
-        let signature = match &*pair {
-            Pair::Ecdsa(pair) => pair.sign(&random, jwt.as_bytes()).map_err(failed)?.as_ref().to_vec(),
-            Pair::Rsa(pair) => {
-                let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, jwt.as_bytes(), &mut signature).map_err(failed)?;
-                signature
-            }
-            Pair::Ed25519(pair) => pair.sign(jwt.as_bytes()).as_ref().to_vec(),
-        };
+        let signature = signer(jwt.as_bytes()).map_err(without_randomness)?;
         jwt.push('.');
         BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut jwt);
         Ok(jwt)
     }
+}
+
+fn without_randomness(_: Unspecified) -> SourceError {
+    SourceError::unavailable("the system has no randomness to sign an assertion")
+        .of_exchange(true, false, false)
 }
 
 /// Reads a private key in any of its forms. The error is the reason.
@@ -279,7 +274,7 @@ impl Assertion {
         for (name, text) in key_id.into_iter().chain(claims) {
             check_text(&format!("{name} of the assertion"), text)?;
         }
-        self.key.pair.clone().map(drop)
+        self.key.signer.clone().map(drop)
     }
 
     /// Signs a new assertion. The audience counts if none is set.
@@ -295,9 +290,7 @@ impl Assertion {
         claims.insert("iat".into(), issued.as_secs().into());
         claims.insert("exp".into(), (issued + self.lifetime).as_secs().into());
         let mut id = [0; 16];
-        SystemRandom::new()
-            .fill(&mut id)
-            .map_err(|_| SourceError::unavailable("the system has no randomness to sign an assertion"))?;
+        SystemRandom::new().fill(&mut id).map_err(without_randomness)?;
         claims.insert("jti".into(), BASE64_URL_SAFE_NO_PAD.encode(id).into());
         self.key.sign(claims)
     }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
+};
 use http::{
     Request, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE},
@@ -13,7 +16,8 @@ use serde_json::Value;
 use super::{
     super::{
         TokenRequest,
-        client::{Fields, Sent, TokenClient, TokenResponse},
+        client::{Fields, Sent, TokenResponse},
+        presented::{Failure, Means},
     },
     error_code::registered,
     form::{Form, check_text},
@@ -30,37 +34,8 @@ use crate::{
 pub(super) const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
-const RESERVED: [&str; 8] = [
-    "grant_type",
-    "refresh_token",
-    "assertion",
-    "subject_token",
-    "subject_token_type",
-    "client_secret",
-    "client_assertion",
-    "client_assertion_type",
-];
-
-/// How an exchange failed, which decides what follows for a refresh token.
-pub(super) enum Failure {
-    /// The server rejected what was presented (`invalid_grant`).
-    Grant(SourceError),
-    /// The server may have granted a token, and the result is lost.
-    Lost(SourceError),
-    /// The server has granted a token that cannot be used, perhaps with another refresh token.
-    Unusable(SourceError, Option<SecretString>),
-    /// No token was granted, for another reason.
-    Other(SourceError),
-}
-
-impl From<Failure> for SourceError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Grant(error) | Failure::Lost(error) | Failure::Other(error) => error,
-            Failure::Unusable(error, _) => error,
-        }
-    }
-}
+const RESERVED: &str = "grant_type refresh_token assertion subject_token subject_token_type client_secret \
+                        client_assertion client_assertion_type";
 
 impl OAuth2 {
     /// Requests a token with the secret of the grant, if it has one: the name of its field, and its value. If that is a
@@ -71,22 +46,24 @@ impl OAuth2 {
         request: &TokenRequest<'_>,
         sent: &Sent,
     ) -> Result<Token, Failure> {
-        self.check().map_err(Failure::Other)?;
+        self.check()?;
         let client = match &self.grant {
             Grant::RefreshToken(_) => self.client.timeout_or(ROTATION_TIMEOUT),
             _ => self.client.clone(),
         };
-        let url = self.server.endpoint(&client).await.map_err(Failure::Other)?;
-        let mut result = self.send(&client, &url, presented, request, sent).await;
+        let url = self.server.endpoint(&client).await?;
+        let send = async |url: &Uri| {
+            client.exchange(self.request(url, presented, request)?, self.server.option(), sent).await
+        };
+        let mut result = send(&url).await;
         let is_elsewhere = match &result {
             Ok(response) => matches!(response.status().as_u16(), 404 | 405 | 410),
-            Err(Failure::Other(error)) => error.is_connect(),
-            Err(_) => false,
+            Err(error) => error.is_connect(),
         };
         if is_elsewhere {
             if let Some(url) = self.server.moved_from(&url, &client).await {
-                sent.set(false);
-                result = self.send(&client, &url, presented, request, sent).await;
+                sent.reset();
+                result = send(&url).await;
             }
         }
         let response = result?;
@@ -97,35 +74,16 @@ impl OAuth2 {
         }
         // If the response cannot be used, a refresh token may still be spent.
         let next = fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
+        let unusable = |error| Failure { error, means: next.map_or(Means::Unclear, Means::Replaced) };
         if let Some(fields) = fields.as_mut().filter(|_| self.use_id_token) {
             let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
-                let error = response.invalid("has no id_token: the scopes must have openid");
-                return Err(Failure::Unusable(error, next));
+                return Err(unusable(response.invalid("has no id_token: the scopes must have openid")));
             };
             fields.set("expires_in", id_token_lifetime(&id_token).into());
             fields.set("access_token", id_token.into());
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
-        let token = response.granted(fields, self.default_lifetime, kept);
-        token.map_err(|error| Failure::Unusable(error, next))
-    }
-
-    async fn send(
-        &self,
-        client: &TokenClient,
-        url: &Uri,
-        presented: Option<(&str, &str)>,
-        request: &TokenRequest<'_>,
-        sent: &Sent,
-    ) -> Result<TokenResponse, Failure> {
-        let request = self.request(url, presented, request).map_err(Failure::Other)?;
-        client.exchange(request, self.server.option(), sent).await.map_err(|error| {
-            if error.is_unsent() || !error.is_transient() {
-                Failure::Other(error)
-            } else {
-                Failure::Lost(error)
-            }
-        })
+        response.granted(fields, self.default_lifetime, kept).map_err(unusable)
     }
 
     /// Checks all options.
@@ -158,7 +116,7 @@ impl OAuth2 {
         let fixed = self.fixed_fields();
         fixed.check()?;
         for (name, value) in &self.parameters {
-            let is_set = RESERVED.contains(&name.as_str())
+            let is_set = RESERVED.split(' ').any(|other| name == other)
                 || fixed.has(name)
                 || (name == "client_id" && client_auth.sends_id())
                 || (self.follow_challenge && matches!(name.as_str(), "claims" | "acr_values"));
@@ -204,36 +162,24 @@ impl OAuth2 {
             claims(challenge).iter().for_each(|claims| form.add("claims", claims));
             challenge.acr_values().iter().for_each(|values| form.add("acr_values", values));
         }
-        #[cfg(feature = "oauth2-jwt")]
         let audience = self.server.issuer_identifier().map_or_else(|| url.to_string(), str::to_owned);
-        #[cfg(not(feature = "oauth2-jwt"))]
-        let audience = String::new();
         let authorization = self.client_auth().0.add_to(&mut form, &audience)?;
         let mut request = Request::post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.body(form.encoded()).map_err(|error| {
-            SourceError::configuration("the token request cannot be built").with_cause(error)
-        })
+        let request = request.body(form.encoded());
+        request.map_err(|_| SourceError::configuration("the token request cannot be built"))
     }
 }
 
 /// Returns the `claims` of a challenge as JSON, if there are any. Microsoft's APIs send them in base64.
 fn claims(challenge: &Challenge) -> Option<String> {
-    use base64::{
-        Engine,
-        alphabet::{STANDARD, URL_SAFE},
-        engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-    };
-
     let claims = challenge.claims()?;
-    let any_padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let decoded = [STANDARD, URL_SAFE].iter().find_map(|alphabet| {
-        let bytes = GeneralPurpose::new(alphabet, any_padding).decode(claims).ok()?;
-        String::from_utf8(bytes).ok().filter(|text| text.trim_start().starts_with('{'))
-    });
-    Some(decoded.unwrap_or_else(|| claims.to_owned()))
+    let standard = claims.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    let decoded =
+        BASE64_STANDARD_NO_PAD.decode(standard).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    Some(decoded.filter(|text| text.trim_start().starts_with('{')).unwrap_or_else(|| claims.to_owned()))
 }
 
 /// Returns for how many seconds an ID token is valid (OpenID Connect Core §2). The server's clock may differ from this one,
@@ -265,7 +211,7 @@ impl OAuth2 {
                 let text = format!("{} responded with HTTP {} {name}: {hint}", response.url, status.as_u16());
                 let error = SourceError::new(kind, text);
                 if name == "invalid_grant" {
-                    return Failure::Grant(error);
+                    return Failure { error, means: Means::Rejected(status) };
                 }
                 let asked_for = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
                 asked_for.into_iter().fold(error, SourceError::with_retry_after)
@@ -277,7 +223,8 @@ impl OAuth2 {
         // have spent a refresh token.
         let has_token = fields.is_some_and(|fields| fields.text("access_token").is_some());
         let is_rejection = status == 400 && code.is_none() && error.kind() == SourceErrorKind::Rejected;
-        if has_token || is_rejection { Failure::Lost(error) } else { Failure::Other(error) }
+        let means = if has_token || is_rejection { Means::Unclear } else { Means::Unspent };
+        Failure { error, means }
     }
 }
 

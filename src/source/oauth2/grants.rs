@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::{
-    super::{TokenRequest, TokenSource, client::Sent, detached},
-    exchange::{Failure, ROTATION_TIMEOUT},
-    login::{Login, Presented},
+    super::{TokenRequest, TokenSource, client::Sent},
+    exchange::ROTATION_TIMEOUT,
+    login::{Exchange, Login},
     options::{Grant, OAuth2},
 };
 use crate::{
+    detached::detached,
     error::SourceError,
     token::{LEAST_LIFE, Token},
 };
@@ -37,14 +37,14 @@ impl OAuth2 {
             return Some(Ok(token));
         }
         // Four fetches of metadata and another exchange may come first. After that, the exchange hangs because its runtime is not driven.
-        let presented =
+        let exchange =
             login.present(asked, Instant::now() + self.client.timeout_or(ROTATION_TIMEOUT).limit() * 6)?;
         let (source, request) = (self.clone(), request.clone().into_owned());
-        let exchange = async move {
+        let exchanged = detached(async move {
             let _turn = turn;
-            source.exchange_refresh_token(presented, &request).await
-        };
-        match detached(exchange).await {
+            source.exchange_refresh_token(exchange, &request).await
+        });
+        match exchanged.await {
             Ok(Ok(())) => login.take_untaken().map(Ok),
             Ok(Err(error)) => error.map(Err),
             Err(error) => Some(Err(error)),
@@ -54,53 +54,39 @@ impl OAuth2 {
     /// Exchanges a refresh token. The error is `None` if the refresh token was rejected, or counts as spent.
     async fn exchange_refresh_token(
         &self,
-        presented: Presented,
+        exchange: Exchange,
         request: &TokenRequest<'_>,
     ) -> Result<(), Option<SourceError>> {
+        let presented = &exchange.presented;
         let field = Some(("refresh_token", presented.refresh_token()));
         match self.exchange(field, request, &presented.sent).await {
             Ok(token) => {
-                presented.granted(token);
+                exchange.granted(token);
                 Ok(())
             }
-            Err(Failure::Grant(_)) => {
-                presented.spend();
-                Err(None)
-            }
-            Err(Failure::Unusable(error, Some(next))) => {
-                presented.replace(next.expose_secret());
-                Err(Some(error))
-            }
-            Err(Failure::Lost(_) | Failure::Unusable(..)) if presented.is_last() => Err(None),
-            Err(Failure::Lost(error) | Failure::Unusable(error, None)) => Err(Some(error)),
-            Err(Failure::Other(error)) => {
-                presented.take_back();
-                Err(Some(error))
-            }
+            Err(failure) => Err(exchange.failed(failure)),
         }
     }
 
-    /// Requests a token by a grant whose credential is not a refresh token.
+    /// Requests a token by a grant whose credential is not a refresh token. That works as long as a refresh token would, so
+    /// one in the response is dropped.
     async fn by_credential(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        let (name, subject) = match &self.grant {
-            Grant::TokenExchange { subject, .. } => ("subject_token", subject),
-            Grant::JwtBearer(assertion) => ("assertion", assertion),
-            Grant::ClientCredentials | Grant::RefreshToken(_) => {
-                return self.keep_access_token(None, request).await;
-            }
+        let subject = match &self.grant {
+            Grant::TokenExchange { subject, .. } => Some(("subject_token", subject)),
+            Grant::JwtBearer(assertion) => Some(("assertion", assertion)),
+            Grant::ClientCredentials | Grant::RefreshToken(_) => None,
         };
-        let asked = TokenRequest::new(request.reason());
-        let token = subject.source.fetch(&asked, &|_| {}).await?;
-        self.keep_access_token(Some((name, token.access_token())), request).await
-    }
-
-    /// Requests a token, and drops its refresh token: the credential works as long.
-    async fn keep_access_token(
-        &self,
-        presented: Option<(&str, &str)>,
-        request: &TokenRequest<'_>,
-    ) -> Result<Token, SourceError> {
-        Ok(self.exchange(presented, request, &Sent::default()).await?.without_refresh_token())
+        let mut presented = None;
+        if let Some((name, subject)) = subject {
+            let asked = TokenRequest::new(request.reason());
+            presented = Some((name, subject.source.fetch(&asked, &|_| {}).await?));
+        }
+        let presented = presented.as_ref().map(|(name, token)| (*name, token.access_token()));
+        Ok(self
+            .exchange(presented, request, &Sent::default())
+            .await
+            .map_err(|failure| failure.error)?
+            .without_refresh_token())
     }
 }
 

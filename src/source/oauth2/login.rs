@@ -18,11 +18,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{super::client::Sent, form::check_text};
+use super::{
+    super::presented::{Count, Failure, MAX_PRESENTED, Means, Presented},
+    form::check_text,
+};
 use crate::{error::SourceError, token::Token};
-
-/// How often a refresh token is presented if no answer says what became of it. The first time may have spent it.
-const MAX_PRESENTED: u8 = 2;
 
 /// How many refresh tokens are remembered after others have replaced them.
 const MAX_REPLACED: usize = 64;
@@ -148,15 +148,54 @@ impl Login {
     /// Chooses the refresh token to present in place of `asked`, and counts it as presented. `None` if there is none.
     ///
     /// It is `asked` itself, unless another one has replaced that. The exchange ends by `ends_by`.
-    pub(super) fn present(self: &Arc<Self>, asked: &Token, ends_by: Instant) -> Option<Presented> {
+    pub(super) fn present(self: &Arc<Self>, asked: &Token, ends_by: Instant) -> Option<Exchange> {
         let mut state = self.state();
         let newest = state.choose(asked.refresh_token()?, asked.login())?;
         newest.presented += 1;
         let (refresh_token, login) = (newest.refresh_token.clone(), newest.login.clone());
         state.ends_by = Some(ends_by);
         drop(state);
-        let sent = Sent::default();
-        Some(Presented { owner: Arc::clone(self), refresh_token, login, sent, is_unspent: false })
+        Some(Exchange { presented: Presented::new(Arc::clone(self), refresh_token), login })
+    }
+
+    /// Records that `next` was granted for `refresh_token` of this login, which may be the same one.
+    fn replace(&self, refresh_token: &str, login: Option<Arc<str>>, next: &str) {
+        let mut state = self.state();
+        // The seed of the same login may have been set once more meanwhile. It is spent.
+        if login == Some(fingerprint(&state.seed)) {
+            (state.is_seed_left, state.is_pending) = (false, false);
+        }
+        if state.newest.as_ref().is_some_and(|newest| newest.is(refresh_token)) {
+            state.set_newest(next, login);
+            state.newest.iter_mut().for_each(|newest| newest.presented = 0);
+        }
+    }
+}
+
+/// A refresh token that is being exchanged, and the login that it belongs to.
+pub(super) struct Exchange {
+    pub(super) presented: Presented<Arc<Login>>,
+    login: Option<Arc<str>>,
+}
+
+impl Exchange {
+    /// Records that `token` was granted for the refresh token, and keeps it until it is taken.
+    pub(super) fn granted(self, token: Token) {
+        let (owner, login) = (&self.presented.count, self.login);
+        let next = token.refresh_token().unwrap_or_default();
+        owner.replace(self.presented.refresh_token(), login.clone(), next);
+        let mut state = owner.state();
+        let is_of_newest_login = !state.is_pending;
+        state.untaken = Some(token.with_login(login)).filter(|_| is_of_newest_login);
+    }
+
+    /// Records how the exchange failed. Returns `None` if the refresh token must not be presented again.
+    pub(super) fn failed(self, failure: Failure) -> Option<SourceError> {
+        if let Means::Replaced(next) = &failure.means {
+            let refresh_token = self.presented.refresh_token();
+            self.presented.count.replace(refresh_token, self.login, next.expose_secret());
+        }
+        self.presented.failed(failure).ok()
     }
 }
 
@@ -205,70 +244,10 @@ impl State {
     }
 }
 
-/// A refresh token that is being presented to the endpoint.
-///
-/// It counts as presented from the start, because the exchange may be lost at any await. Its drop takes that back if the
-/// request was not sent.
-pub(super) struct Presented {
-    owner: Arc<Login>,
-    refresh_token: SecretString,
-    login: Option<Arc<str>>,
-    pub(super) sent: Sent,
-    is_unspent: bool,
-}
-
-impl Presented {
-    pub(super) fn refresh_token(&self) -> &str {
-        self.refresh_token.expose_secret()
-    }
-
-    /// Records that the response says that the refresh token was not spent.
-    pub(super) fn take_back(mut self) {
-        self.is_unspent = true;
-    }
-
-    /// Records that the refresh token must not be presented again.
-    pub(super) fn spend(self) {
-        self.change(|newest| newest.presented = MAX_PRESENTED);
-    }
-
-    /// Records that `next` was granted for the refresh token, which may be the same one.
-    pub(super) fn replace(&self, next: &str) {
-        let mut state = self.owner.state();
-        // The seed of the same login may have been set once more meanwhile. It is spent.
-        if self.login == Some(fingerprint(&state.seed)) {
-            (state.is_seed_left, state.is_pending) = (false, false);
-        }
-        if state.newest.as_ref().is_some_and(|newest| newest.is(self.refresh_token())) {
-            state.set_newest(next, self.login.clone());
-            state.newest.iter_mut().for_each(|newest| newest.presented = 0);
-        }
-    }
-
-    /// Records that `token` was granted for the refresh token, and keeps it until it is taken.
-    pub(super) fn granted(self, token: Token) {
-        self.replace(token.refresh_token().unwrap_or_default());
-        let mut state = self.owner.state();
-        let is_of_newest_login = !state.is_pending;
-        state.untaken = Some(token.with_login(self.login.clone())).filter(|_| is_of_newest_login);
-    }
-
-    /// Whether this is the last time that the refresh token is presented.
-    pub(super) fn is_last(&self) -> bool {
-        let state = self.owner.state();
-        state.newest.as_ref().is_none_or(|newest| newest.presented >= MAX_PRESENTED)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Newest)) {
-        let mut state = self.owner.state();
-        state.newest.as_mut().filter(|newest| newest.is(self.refresh_token())).map(change);
-    }
-}
-
-impl Drop for Presented {
-    fn drop(&mut self) {
-        if self.is_unspent || !self.sent.get() {
-            self.change(|newest| newest.presented = newest.presented.saturating_sub(1));
+impl Count for Arc<Login> {
+    fn change(&self, refresh_token: &str, change: impl FnOnce(&mut u8)) {
+        if let Some(newest) = self.state().newest.as_mut().filter(|newest| newest.is(refresh_token)) {
+            change(&mut newest.presented);
         }
     }
 }

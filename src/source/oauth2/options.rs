@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -101,7 +101,8 @@ use crate::error::SourceError;
 pub struct OAuth2 {
     pub(super) grant: Grant,
     pub(super) server: Server,
-    client_auth: Arc<Mutex<Versioned>>,
+    /// How the client authenticates, and how often that was replaced.
+    client_auth: Arc<Mutex<(ClientAuth, u64)>>,
     pub(super) scopes: Vec<String>,
     pub(super) resources: Vec<String>,
     pub(super) audience: Option<String>,
@@ -132,12 +133,6 @@ impl Subject {
     fn new(source: impl TokenSource) -> Self {
         Self { checked: source.validate(), source: Arc::new(source) }
     }
-}
-
-/// How the client authenticates, and how often that was replaced.
-struct Versioned {
-    client_auth: ClientAuth,
-    revision: u64,
 }
 
 impl OAuth2 {
@@ -182,7 +177,7 @@ impl OAuth2 {
         Self {
             grant,
             server,
-            client_auth: Arc::new(Mutex::new(Versioned { client_auth, revision: 0 })),
+            client_auth: Arc::new(Mutex::new((client_auth, 0))),
             scopes: Vec::new(),
             resources: Vec::new(),
             audience: None,
@@ -289,19 +284,14 @@ impl OAuth2 {
     ///
     /// It has no effect if the client has no secret ([`ClientAuth`]).
     pub fn set_secret(&self, secret: impl Into<String>) {
-        let mut versioned = self.versioned();
-        versioned.client_auth.set_secret(secret.into());
-        versioned.revision += 1;
-    }
-
-    fn versioned(&self) -> MutexGuard<'_, Versioned> {
-        self.client_auth.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut client_auth = self.client_auth.lock().unwrap_or_else(PoisonError::into_inner);
+        client_auth.0.set_secret(secret.into());
+        client_auth.1 += 1;
     }
 
     /// How the client authenticates, and how often that was replaced.
     pub(super) fn client_auth(&self) -> (ClientAuth, u64) {
-        let versioned = self.versioned();
-        (versioned.client_auth.clone(), versioned.revision)
+        self.client_auth.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -10,10 +10,10 @@ use http::{Request, Uri};
 use tokio::time::Instant;
 
 use super::{
-    super::client::{Sent, TokenClient, checked, shown},
+    super::client::{Sent, TokenClient, shown},
     form::check_text,
 };
-use crate::error::SourceError;
+use crate::{error::SourceError, origins};
 
 /// How long metadata is used. A server may move its endpoints, and keep the old ones for some time.
 const METADATA_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -55,7 +55,6 @@ impl Server {
     }
 
     /// Returns the issuer, if the server was made from it.
-    #[cfg(feature = "oauth2-jwt")]
     pub(super) fn issuer_identifier(&self) -> Option<&str> {
         self.is_issuer.then_some(self.url.as_str())
     }
@@ -72,7 +71,11 @@ impl Server {
     /// [`SourceError::configuration`] if it is not valid.
     pub(super) fn checked_url(&self, client: &TokenClient) -> Result<Uri, SourceError> {
         check_text(self.option(), &self.url)?;
-        let url = checked(&self.url, self.option())?;
+        // Without the parser's error: its text is no help, and the URL may have a secret.
+        let url: Uri = self.url.parse().map_err(|_| {
+            let text = format!("{} must be a valid URL, such as https://login.example.com", self.option());
+            SourceError::configuration(text)
+        })?;
         if self.url.contains('#') || (self.is_issuer && url.query().is_some()) {
             let parts = if self.is_issuer { "a query or a fragment" } else { "a fragment" };
             return Err(SourceError::configuration(format!("{} must not have {parts}", self.option())));
@@ -110,41 +113,38 @@ impl Server {
     async fn discover(&self, issuer: &Uri, client: &TokenClient) -> Result<Uri, SourceError> {
         let path = issuer.path().trim_end_matches('/');
         // RFC 8414 §3.1 inserts the path after the well-known one, OpenID Connect Discovery 1.0 §4.1 appends it.
-        let first = format!("/.well-known/oauth-authorization-server{path}");
-        let endpoint = match self.read(issuer, first, client).await {
-            Ok(endpoint) => endpoint,
-            Err(first) => {
-                let second =
-                    self.read(issuer, format!("{path}/.well-known/openid-configuration"), client).await;
-                second.map_err(|second| self.no_metadata(&first, &second))?
+        let places = [
+            format!("/.well-known/oauth-authorization-server{path}"),
+            format!("{path}/.well-known/openid-configuration"),
+        ];
+        let mut errors = Vec::new();
+        for place in places {
+            match self.read(issuer, place, client).await {
+                Ok(endpoint) => {
+                    *self.discovered() = Some((endpoint.clone(), Instant::now()));
+                    return Ok(endpoint);
+                }
+                Err(error) => errors.push(error),
             }
-        };
-        *self.discovered() = Some((endpoint.clone(), Instant::now()));
-        Ok(endpoint)
-    }
-
-    fn no_metadata(&self, first: &SourceError, second: &SourceError) -> SourceError {
+        }
+        let reasons: Vec<_> = errors.iter().map(SourceError::to_string).collect();
         let message = format!(
-            "{} has no metadata (RFC 8414, OpenID Connect Discovery): check the issuer, or use Server::token_endpoint: \
-             {first}; {second}",
-            self.url
+            "{} has no metadata (RFC 8414, OpenID Connect Discovery): check the issuer, or use Server::token_endpoint: {}",
+            self.url,
+            reasons.join("; ")
         );
-        let errors = [first, second];
-        let Some(outage) = errors.into_iter().find(|error| error.is_transient()) else {
-            return SourceError::configuration(message).of_answer();
+        let delay = errors.iter().filter_map(SourceError::retry_after).max();
+        let Some(outage) = errors.into_iter().find(SourceError::is_transient) else {
+            return Err(SourceError::configuration(message).of_answer());
         };
-        let error =
-            SourceError::unavailable(message).of_exchange(true, outage.is_connect(), outage.is_timeout());
-        let delays = errors.iter().filter_map(|error| error.retry_after());
-        delays.max().into_iter().fold(error, SourceError::with_retry_after)
+        let error = SourceError::unavailable(message);
+        let error = error.of_exchange(true, outage.is_connect(), outage.is_timeout());
+        Err(delay.into_iter().fold(error, SourceError::with_retry_after))
     }
 
     /// Reads the metadata at `path`.
     async fn read(&self, issuer: &Uri, path: String, client: &TokenClient) -> Result<Uri, SourceError> {
-        let mut parts = issuer.clone().into_parts();
-        parts.path_and_query = path.parse().ok();
-        let request = Uri::from_parts(parts).map_err(http::Error::from);
-        let request = request.and_then(|url| Request::get(url).body(String::new()));
+        let request = Request::get(format!("{}{path}", origins::shown(issuer))).body(String::new());
         let request = request.map_err(|_| SourceError::configuration("the issuer must have a valid path"))?;
         let response = client.exchange(request, self.option(), &Sent::default()).await?;
         let invalid = |what: &str| Err(SourceError::configuration(response.described(what)));
@@ -169,7 +169,7 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = checked(&self.url, "").map(|url| shown(&url)).ok();
+        let url = self.url.parse().map(|url| shown(&url)).ok();
         f.debug_struct("Server")
             .field("url", &url)
             .field("is_issuer", &self.is_issuer)
