@@ -158,6 +158,17 @@ fn exchange_needs_only_its_runtime() {
     first.block_on(all());
     runtime().block_on(async { timeout(LIMIT, all()).await.unwrap() });
     assert!(begun.elapsed() < LIMIT);
+
+    // A login has one exchange at a time. The one before is given up if its runtime is not driven for some seconds.
+    let endpoint = Server::token_endpoint(format!("{}/token", server.uri()));
+    let login =
+        OAuth2::refresh_token(endpoint, ClientAuth::public("id"), "seed").with_client(client(&server));
+    first.block_on(async {
+        tokio::spawn(fetch(login.clone()));
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+    });
+    runtime().block_on(async { timeout(2 * LIMIT, fetch(login)).await.unwrap().unwrap() });
 }
 
 /// Row 147: a server compresses unless told otherwise, and a firewall asks for a `User-Agent`.

@@ -25,7 +25,7 @@ use tower::ServiceExt;
 
 use super::{
     tls::{Cryptography, Roots},
-    transport::{Sent, SentWhen, Transport},
+    transport::{Sent, Transport},
 };
 use crate::error::SourceError;
 
@@ -89,7 +89,7 @@ impl DefaultClient {
         let client = client.map_request(|mut request: Request<String>| {
             let captured = capture_connection(&mut request);
             if let Some(sent) = request.extensions().get::<Sent>() {
-                sent.set(SentWhen::Connected(captured));
+                sent.set(Some(Box::new(move || captured.connection_metadata().is_some())));
             }
             request.map(Full::<Bytes>::from)
         });

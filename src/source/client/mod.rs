@@ -252,7 +252,7 @@ impl TokenClient {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let url = url::shown(request.uri());
         let requested_at = Instant::now().into_std();
-        let answer = transport.send(request, self.limit(), sent).await;
+        let answer = transport.send(request, self.timeout.unwrap_or(TIMEOUT), sent).await;
         let (head, body) = answer.map_err(|error| error.within(&format!("no response from {url}")))?;
         Ok(TokenResponse { url, option: option.to_owned(), requested_at, head, body })
     }
@@ -272,7 +272,7 @@ impl TokenClient {
 
     /// Checks all options.
     pub(crate) fn check(&self) -> Result<(), SourceError> {
-        let timeout = self.limit();
+        let timeout = self.timeout.unwrap_or(TIMEOUT);
         if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
             let got = seconds(timeout);
             return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
@@ -288,11 +288,6 @@ impl TokenClient {
     #[cfg(any(feature = "api-video", feature = "oauth2"))]
     pub(crate) fn check_url(&self, url: &http::Uri, option: &str) -> Result<(), SourceError> {
         check_url(url, option, self.allows_plaintext)
-    }
-
-    /// The time limit of one exchange.
-    pub(crate) fn limit(&self) -> Duration {
-        self.timeout.unwrap_or(TIMEOUT)
     }
 
     /// Returns the client with this timeout, unless the user has set one.

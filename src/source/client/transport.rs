@@ -11,8 +11,6 @@ use bytes::{Buf, Bytes};
 use http::{Request, Response, header::CONTENT_ENCODING, response::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
-#[cfg(feature = "default-client")]
-use hyper_util::client::legacy::connect::CaptureConnection;
 use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tower::{Service, ServiceExt, util::BoxCloneService};
@@ -30,38 +28,20 @@ type Erased = BoxCloneService<Request<String>, Response<UnreadBody>, BoxError>;
 /// error that was not read, or could not be.
 pub(super) type ReadBody = Option<Zeroizing<Vec<u8>>>;
 
-/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the state.
+/// Whether a request may have been sent. Before that, a credential in it is not spent. Clones share the answer.
 #[derive(Clone, Default)]
-pub(crate) struct Sent(Arc<Mutex<SentWhen>>);
+pub(crate) struct Sent(Arc<Mutex<Option<IsSent>>>);
 
-#[derive(Default)]
-pub(super) enum SentWhen {
-    #[default]
-    Never,
-    Now,
-    /// Once the default client has a connection.
-    #[cfg(feature = "default-client")]
-    Connected(CaptureConnection),
-}
+type IsSent = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl Sent {
     pub(crate) fn get(&self) -> bool {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            SentWhen::Never => false,
-            SentWhen::Now => true,
-            #[cfg(feature = "default-client")]
-            SentWhen::Connected(captured) => captured.connection_metadata().is_some(),
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|is_sent| is_sent())
     }
 
-    pub(super) fn set(&self, when: SentWhen) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = when;
-    }
-
-    /// The request is about to be sent again, and is not spent yet.
-    #[cfg(feature = "oauth2")]
-    pub(crate) fn reset(&self) {
-        self.set(SentWhen::Never);
+    /// Sets what knows whether the request was sent. `None` before it could be.
+    pub(crate) fn set(&self, is_sent: Option<IsSent>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = is_sent;
     }
 }
 
@@ -118,7 +98,7 @@ impl Transport {
             request.extensions_mut().insert(sent.clone());
             service.ready().await?;
             if !self.is_default {
-                sent.set(SentWhen::Now);
+                sent.set(Some(Box::new(|| true)));
             }
             let (head, unread) = service.call(request).await?.into_parts();
             let is_plain = head.headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
-pub(super) const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
 const RESERVED: &str = "grant_type refresh_token assertion subject_token subject_token_type client_secret \
@@ -62,7 +62,7 @@ impl OAuth2 {
         };
         if is_elsewhere {
             if let Some(url) = self.server.moved_from(&url, &client).await {
-                sent.reset();
+                sent.set(None);
                 result = send(&url).await;
             }
         }

@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::{
     super::{TokenRequest, TokenSource, client::Sent},
-    exchange::ROTATION_TIMEOUT,
     login::{Exchange, Login},
     options::{Grant, OAuth2},
 };
@@ -36,13 +35,12 @@ impl OAuth2 {
         if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
             return Some(Ok(token));
         }
-        // Four fetches of metadata and another exchange may come first. After that, the exchange hangs because its runtime is not driven.
-        let exchange =
-            login.present(asked, Instant::now() + self.client.timeout_or(ROTATION_TIMEOUT).limit() * 6)?;
-        let (source, request) = (self.clone(), request.clone().into_owned());
+        let exchange = login.present(asked)?;
+        let (source, login_of_task, request) =
+            (self.clone(), Arc::clone(login), request.clone().into_owned());
         let exchanged = detached(async move {
             let _turn = turn;
-            source.exchange_refresh_token(exchange, &request).await
+            login_of_task.driven(source.exchange_refresh_token(exchange, &request)).await
         });
         match exchanged.await {
             Ok(Ok(())) => login.take_untaken().map(Ok),
@@ -82,11 +80,8 @@ impl OAuth2 {
             presented = Some((name, subject.source.fetch(&asked, &|_| {}).await?));
         }
         let presented = presented.as_ref().map(|(name, token)| (*name, token.access_token()));
-        Ok(self
-            .exchange(presented, request, &Sent::default())
-            .await
-            .map_err(|failure| failure.error)?
-            .without_refresh_token())
+        let token = self.exchange(presented, request, &Sent::default()).await;
+        Ok(token.map_err(|failure| failure.error)?.without_refresh_token())
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::OwnedMutexGuard,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -23,6 +24,9 @@ use super::{
     form::check_text,
 };
 use crate::{error::SourceError, token::Token};
+
+/// How often an exchange shows that its runtime is driven.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// How many refresh tokens are remembered after others have replaced them.
 const MAX_REPLACED: usize = 64;
@@ -48,8 +52,8 @@ struct State {
     replaced: VecDeque<SecretString>,
     /// The token of an exchange that nobody has waited for.
     untaken: Option<Token>,
-    /// When the running exchange, or the one before, has ended at the latest, unless its runtime is not driven.
-    ends_by: Option<Instant>,
+    /// Until when the running exchange, or the one before, counts as driven by its runtime.
+    driven_until: Option<Instant>,
 }
 
 struct Newest {
@@ -76,7 +80,7 @@ impl Login {
             newest: None,
             replaced: VecDeque::new(),
             untaken: None,
-            ends_by: None,
+            driven_until: None,
         };
         Arc::new(Self { state: Mutex::new(state), exchange: Arc::default() })
     }
@@ -121,18 +125,28 @@ impl Login {
         Some(Token::of_refresh_token(refresh_token).with_login(login))
     }
 
-    /// Waits until no exchange is running. `None` if one has not ended in time, because its runtime is not driven.
+    /// Waits until no exchange is running. `None` if the runtime of one is not driven any more.
     pub(super) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
         loop {
-            let ends_by = self.state().ends_by;
+            let driven_until = self.state().driven_until;
             let turn = Arc::clone(&self.exchange).lock_owned();
-            let Some(at) = ends_by else { return Some(turn.await) };
-            // One that has just got its turn has not said yet when it ends.
-            match timeout_at(at.max(Instant::now() + Duration::from_secs(1)), turn).await {
+            let Some(at) = driven_until else { return Some(turn.await) };
+            // One that has just got its turn has not shown that it is driven.
+            match timeout_at(at.max(Instant::now() + SIGN_OF_LIFE), turn).await {
                 Ok(turn) => return Some(turn),
-                // Another exchange may have begun meanwhile.
-                Err(_) if self.state().ends_by == ends_by => return None,
+                Err(_) if self.state().driven_until == driven_until => return None,
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Runs `exchange`, and shows at intervals that its runtime is driven.
+    pub(super) async fn driven<T>(&self, exchange: impl Future<Output = T>) -> T {
+        let mut exchange = pin!(exchange);
+        loop {
+            self.state().driven_until = Some(Instant::now() + 5 * SIGN_OF_LIFE);
+            if let Ok(output) = timeout(SIGN_OF_LIFE, exchange.as_mut()).await {
+                return output;
             }
         }
     }
@@ -147,13 +161,12 @@ impl Login {
 
     /// Chooses the refresh token to present in place of `asked`, and counts it as presented. `None` if there is none.
     ///
-    /// It is `asked` itself, unless another one has replaced that. The exchange ends by `ends_by`.
-    pub(super) fn present(self: &Arc<Self>, asked: &Token, ends_by: Instant) -> Option<Exchange> {
+    /// It is `asked` itself, unless another one has replaced that.
+    pub(super) fn present(self: &Arc<Self>, asked: &Token) -> Option<Exchange> {
         let mut state = self.state();
         let newest = state.choose(asked.refresh_token()?, asked.login())?;
         newest.presented += 1;
         let (refresh_token, login) = (newest.refresh_token.clone(), newest.login.clone());
-        state.ends_by = Some(ends_by);
         drop(state);
         Some(Exchange { presented: Presented::new(Arc::clone(self), refresh_token), login })
     }
