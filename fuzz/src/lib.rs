@@ -9,12 +9,16 @@
 use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{RETRY_AFTER, WWW_AUTHENTICATE},
+};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, RefreshReason, RetryPolicy, SourceError, Token, TokenClient, TokenProvider,
     TokenRequest, TokenSource,
+    challenge::Challenge,
     store::{
         EncryptedStore, EncryptionKeys, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore,
     },
@@ -136,10 +140,31 @@ impl TokenSource for Fixed {
     }
 }
 
+/// A Bearer challenge is found, whatever is before or after it in its field: another token would not help, so there is no
+/// refresh.
+fn hides_no_challenge(line: &[u8]) {
+    const CHALLENGE: &[u8] = b"Bearer error=\"insufficient_scope\"";
+    for field in [[line, b", ", CHALLENGE].concat(), [CHALLENGE, b", ", line].concat()] {
+        let Ok(value) = HeaderValue::from_bytes(&field) else { continue };
+        let headers = [(WWW_AUTHENTICATE, value.clone())].into_iter().collect();
+        assert!(Challenge::from_headers(&headers).is_some_and(|challenge| challenge.error().is_some()));
+        let provider = TokenProvider::new(Fixed);
+        let api = tower::service_fn(move |_: Request<Full<Bytes>>| {
+            let answer = Response::builder().status(StatusCode::UNAUTHORIZED);
+            let answer = answer.header(WWW_AUTHENTICATE, value.clone()).body(Full::<Bytes>::default());
+            async { Ok::<_, Infallible>(answer.unwrap()) }
+        });
+        let service = BearerAuthLayer::with_provider(provider.clone()).layer(api);
+        on_a_paused_clock(service.oneshot(Request::get("/videos").body(Full::default()).unwrap())).unwrap();
+        assert_eq!(provider.status().refreshes, 1);
+    }
+}
+
 /// A response reaches its caller, whatever challenges it has. The input has one per line.
 pub fn www_authenticate(headers: &[u8]) {
     let mut answer = Response::builder().status(StatusCode::UNAUTHORIZED);
     for line in headers.split(|byte| *byte == b'\n').take(100) {
+        hides_no_challenge(line);
         if let Ok(value) = HeaderValue::from_bytes(line) {
             answer = answer.header("www-authenticate", value);
         }
