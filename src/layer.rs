@@ -94,7 +94,8 @@ pub struct BearerAuthLayer<R = Cloned> {
 impl BearerAuthLayer {
     /// Makes a layer for api.video's production environment, with the default client for its auth endpoints.
     ///
-    /// Its origin is the only one that gets the token. An empty or ill-formed key is an error of the first request to it. For the sandbox, and for all other options, use
+    /// Its origin is the only one that gets the token. An empty or ill-formed key is an error of the first request to it, and
+    /// so is a missing feature `default-client`. For the sandbox, and for all other options, use
     /// [`with_provider`](Self::with_provider) and [`ApiVideo`](crate::ApiVideo).
     #[cfg(feature = "api-video")]
     pub fn new(api_key: impl Into<String>) -> Self {

@@ -59,16 +59,17 @@
 //!
 //! # Features
 //!
-//! Features only add items, and none changes the default client. Two things affect other code. `tower-http` changes
-//! which 401 is a challenge. `api-video`, `oauth2`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with
+//! Features only add items. Two things affect other code. `tower-http` changes
+//! which 401 is a challenge. `default-client`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with
 //! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and
 //! panics. Such a program installs one at its start (`CryptoProvider::install_default`).
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens, with its default HTTP client: hyper-util over rustls with ring and Mozilla's roots |
+//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens |
+//! | `default-client` | yes | the HTTP client of [`TokenClient::new`], which the sources use unless they are given another: hyper-util over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
-//! | `oauth2` | no | `OAuth2`, the source for any OAuth 2.0 authorization server, with the same default HTTP client |
+//! | `oauth2` | no | `OAuth2`, the source for any OAuth 2.0 authorization server; needs no TLS |
 //! | `oauth2-jwt` | no | `oauth2::Assertion`: signed JWTs, for the client authentication `private_key_jwt` and for JWT bearer |
 //! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
@@ -82,8 +83,8 @@
 //! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, only a 401 of the request's own origin is a challenge |
 //! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
 //!
-//! Without features, the crate and its dependencies are 28 crates, which take 15 s of CPU time to build. With the default
-//! features they are 69 crates and 50 s, most of it for hyper and rustls, and with all features 161 crates and 125 s.
+//! Without features, the crate and its dependencies are 33 crates, which take 15 s of CPU time to build. With the default
+//! features they are 61 crates and 50 s, most of it for hyper and rustls, and with all features 166 crates and 125 s.
 //! `BENCHMARKING.md` in the repository has the commands.
 //!
 //! # Several processes
@@ -99,8 +100,8 @@
 //! # Where next
 //!
 //! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
-//! [`replay`] for bodies that are not `Clone`, `OAuth2` for an OAuth 2.0 authorization server, [`TokenSource`] and [`source_fn`]
-//! for another token service, [`observability`] for
+//! [`replay`] for bodies that are not `Clone`, `OAuth2` for an OAuth 2.0 authorization server, [`TokenClient`], [`source_fn`]
+//! and [`TokenSource`] for another token service, [`observability`] for
 //! events and metrics, `testing` for tests.
 //!
 //! # Runtime
