@@ -340,8 +340,7 @@ impl SourceError {
     /// # Ok::<(), http::Error>(())
     /// ```
     pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
-        let is_page = content_type(headers).ends_with("ml");
-        Self::of_response(status, headers, !is_page, "the token endpoint", "its URL")
+        Self::of_response(status, headers, !is_page(headers), "the token endpoint", "its URL")
     }
 
     /// As [`from_status`](Self::from_status), with the name of the endpoint, and of the option that sets its URL. A
@@ -471,6 +470,11 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &'static str {
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let known = KNOWN.into_iter().find(|known| essence.eq_ignore_ascii_case(known));
     known.unwrap_or("another content type")
+}
+
+/// Whether the content type is that of a page, such as a firewall's: HTML or XML.
+pub(crate) fn is_page(headers: &HeaderMap) -> bool {
+    content_type(headers).ends_with("ml")
 }
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.

@@ -351,6 +351,7 @@ async fn page_of_firewall_is_no_verdict() {
         (401, "text/html", "<h1>Proxy login</h1>"),
         (400, "application/xml", "<Error><Code>AccessDenied</Code></Error>"),
         (202, "text/html", ""),
+        (403, "text/html", ""),
     ] {
         let act = Act::Answer(status, vec![("content-type", content_type)], body.into());
         let endpoint = Endpoint::default();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::transport::ReadBody;
 use crate::{
-    error::{SourceError, content_type},
+    error::{SourceError, content_type, is_page},
     observability,
     token::{LEAST_LIFE, Token, TokenBuilder},
 };
@@ -114,7 +114,8 @@ impl TokenResponse {
 
     /// Whether the authorization server itself may have responded: a page of HTML may be that of a firewall.
     pub(crate) fn is_verdict(&self) -> bool {
-        self.body.as_ref().is_some_and(|body| body.is_empty()) || self.fields().is_some()
+        let is_empty = self.body.as_ref().is_some_and(|body| body.is_empty());
+        (is_empty && !is_page(self.headers())) || self.fields().is_some()
     }
 
     pub(crate) fn invalid(&self, what: &str) -> SourceError {

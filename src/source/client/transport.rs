@@ -101,7 +101,10 @@ impl Transport {
                 sent.set(Some(Box::new(|| true)));
             }
             let (head, unread) = service.call(request).await?.into_parts();
-            let is_plain = head.headers.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+            let is_plain = head
+                .headers
+                .get(CONTENT_ENCODING)
+                .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
             let body = match head.status.as_u16() {
                 200..=299 => Some(read(unread, is_plain).await?),
                 408 | 425 | 429 => None,
@@ -122,20 +125,16 @@ impl Transport {
         }
         let mut is_unsent = !sent.get();
         let is_unconnected = is_unsent && self.is_default;
-        let (mut is_connect, mut is_timeout) = (is_unconnected, error.is::<Elapsed>());
-        let mut detail = match is_unconnected {
-            _ if is_timeout => format!("no response within {limit:?}"),
-            true => Chain(error).to_string(),
-            false => "the client failed".to_owned(),
-        };
+        let (mut is_connect, mut is_timeout, mut detail) = (is_unconnected, false, None);
+        if is_unconnected {
+            detail = Some(Chain(error).to_string());
+        }
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 is_connect |= error.kind() == io::ErrorKind::ConnectionRefused;
                 is_timeout |= error.kind() == io::ErrorKind::TimedOut;
-                if !is_unconnected {
-                    detail = error.kind().to_string();
-                }
+                detail.get_or_insert_with(|| error.kind().to_string());
             }
             #[cfg(feature = "default-client")]
             if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
@@ -146,10 +145,18 @@ impl Transport {
                 is_connect |= error.is_connect();
                 is_timeout |= error.is_timeout();
             }
+            is_timeout |= error.is::<Elapsed>() || error.is::<tower::timeout::error::Elapsed>();
             next = error.source();
         }
+        if error.is::<Elapsed>() {
+            detail = Some(format!("no response within {limit:?}"));
+        }
         is_unsent |= is_connect;
-        let what = if is_unsent { "the request was not sent: " } else { "" };
+        let what = match is_unsent {
+            true => "the request was not sent",
+            false => "the exchange failed before the response was complete",
+        };
+        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
         let error = SourceError::unavailable(format!("{what}{detail}"));
         error.of_exchange(is_unsent, is_connect, is_timeout)
     }
