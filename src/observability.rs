@@ -24,7 +24,7 @@
 //! | `refresh failed (attempt {} of {}), next try in {} ms` | WARN, repeated DEBUG | `attempt`, `attempts`, `delay_ms`, `kind`, `error` |
 //! | `refresh token rejected; authenticating with the API key` | INFO | `status` |
 //! | `the response to the refresh was lost twice; authenticating with the API key` | WARN | `error` |
-//! | `expires_in is not a number; using the default lifetime` | WARN | `lifetime_ms` (absent if there is none) |
+//! | `expires_in is not a usable lifetime; using the default` | WARN | `lifetime_ms` (absent if there is none) |
 //! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
 //! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
@@ -645,7 +645,7 @@ pub(crate) fn refresh_lost_twice(error: &SourceError) {
 }
 
 pub(crate) fn lifetime_ignored(default: Option<Duration>) {
-    event!(WARN, lifetime_ms = default.map(millis), "expires_in is not a number; using the default lifetime");
+    event!(WARN, lifetime_ms = default.map(millis), "expires_in is not a usable lifetime; using the default");
 }
 
 pub(crate) fn token_file_unreadable(error: &SourceError, failures: u64) {
