@@ -384,10 +384,15 @@ impl SourceError {
         Self { message: format!("{what}: {}", self.message).into(), ..self }
     }
 
-    /// Records that a response is the reason.
+    /// Records whether the status of a response is the reason.
     #[cfg(feature = "oauth2")]
-    pub(crate) fn of_answer(self) -> Self {
-        Self { is_answer: true, ..self }
+    pub(crate) fn of_answer(self, is_answer: bool) -> Self {
+        Self { is_answer, ..self }
+    }
+
+    #[cfg(feature = "oauth2")]
+    pub(crate) fn is_answer(&self) -> bool {
+        self.is_answer
     }
 
     pub(crate) fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {

@@ -377,7 +377,14 @@ async fn ready_waits_for_endpoint_behind_ingress() {
         });
         token.unwrap().unwrap();
     }
-    // A configuration that no response says is wrong ends it at once.
+    // The place of the metadata, too. The address of its issuer is another one.
+    started.store(false, std::sync::atomic::Ordering::SeqCst);
+    let provider = build(by_client(Server::issuer(server.uri()), client(&server)));
+    assert!(timeout(LIMIT / 10, provider.ready()).await.is_err());
+    // What no status says is wrong ends it at once.
+    started.store(true, std::sync::atomic::Ordering::SeqCst);
+    let provider = build(by_client(Server::issuer(server.uri()), client(&server)));
+    timeout(LIMIT, provider.ready()).await.unwrap().unwrap_err();
     let provider = TokenProvider::new(ApiVideo::new(""));
     timeout(LIMIT, provider.ready()).await.unwrap().unwrap_err();
 }

@@ -52,7 +52,7 @@ use crate::error::SourceError;
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
 /// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | none that is complete, in time and readable; a 400 without an error code | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](TokenClient::timeout); then it counts as spent |
+/// | none that is complete, in time and readable; a 400 without an error code, in JSON or without a body | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](TokenClient::timeout); then it counts as spent |
 /// | another error, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
 ///
 /// After a rejection, the source looks for another refresh token: the one that was set last

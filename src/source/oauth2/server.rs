@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -90,7 +90,7 @@ impl Server {
         if !self.is_issuer {
             return Ok(url);
         }
-        let known = self.discovered().clone();
+        let known = self.discovered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match known {
             Some((endpoint, read_at)) if read_at.elapsed() < METADATA_LIFETIME => Ok(endpoint),
             Some((endpoint, _)) => Ok(self.discover(&url, client).await.unwrap_or(endpoint)),
@@ -105,10 +105,6 @@ impl Server {
         self.discover(&issuer, client).await.ok().filter(|new| new != old)
     }
 
-    fn discovered(&self) -> MutexGuard<'_, Option<(Uri, Instant)>> {
-        self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Reads the metadata: in the first place, or else in the second.
     async fn discover(&self, issuer: &Uri, client: &TokenClient) -> Result<Uri, SourceError> {
         let path = issuer.path().trim_end_matches('/');
@@ -121,7 +117,8 @@ impl Server {
         for place in places {
             match self.read(issuer, place, client).await {
                 Ok(endpoint) => {
-                    *self.discovered() = Some((endpoint.clone(), Instant::now()));
+                    let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+                    *discovered = Some((endpoint.clone(), Instant::now()));
                     return Ok(endpoint);
                 }
                 Err(error) => errors.push(error),
@@ -134,8 +131,9 @@ impl Server {
             reasons.join("; ")
         );
         let delay = errors.iter().filter_map(SourceError::retry_after).max();
+        let is_answer = errors.iter().all(SourceError::is_answer);
         let Some(outage) = errors.into_iter().find(SourceError::is_transient) else {
-            return Err(SourceError::configuration(message).of_answer());
+            return Err(SourceError::configuration(message).of_answer(is_answer));
         };
         let error = SourceError::unavailable(message);
         let error = error.of_exchange(true, outage.is_connect(), outage.is_timeout());
@@ -151,7 +149,8 @@ impl Server {
         if !response.status().is_success() {
             let error = response.failure();
             // There is no credential that could be rejected.
-            return if error.is_transient() { Err(error) } else { invalid("is no metadata") };
+            let invalid = || SourceError::configuration(response.described("is no metadata")).of_answer(true);
+            return Err(if error.is_transient() { error } else { invalid() });
         }
         let Some(metadata) = response.fields() else { return invalid("is no metadata") };
         if metadata.text("issuer") != Some(&self.url) {
