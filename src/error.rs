@@ -182,6 +182,26 @@ impl Error {
         matches!(self, Self::Source(error) if error.is_answer && error.kind == SourceErrorKind::Configuration)
     }
 
+    /// Whether the token endpoint did not respond in time ([`SourceError::is_timeout`]), or the refresh timed out before that
+    /// was known.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Source(error) => error.is_timeout(),
+            Self::ChallengeDropped(Some(error)) => error.is_timeout(),
+            Self::TimedOut(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether no connection to the token endpoint could be made ([`SourceError::is_connect`]).
+    pub fn is_connect(&self) -> bool {
+        match self {
+            Self::Source(error) => error.is_connect(),
+            Self::ChallengeDropped(Some(error)) => error.is_connect(),
+            _ => false,
+        }
+    }
+
     /// Returns the name in events and metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -319,7 +339,7 @@ impl SourceError {
     /// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](SourceErrorKind::Unavailable), after that delay |
     /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
     /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
-    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML or XML, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML, XML or plain text, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
     ///
     /// It is for the exchange of a credential. A rejected refresh token (400 in RFC 6749 §5.2) is no reason to return an
     /// error: use the credential instead, since the same refresh token would be rejected again.
@@ -336,7 +356,7 @@ impl SourceError {
     /// let error = SourceError::from_status(response.status(), response.headers());
     /// assert!(error.is_transient());
     /// assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
-    /// assert_eq!(error.to_string(), "the token endpoint responded with HTTP 429");
+    /// assert_eq!(error.to_string(), "the token endpoint responded with HTTP 429, and asks to wait 7s");
     /// # Ok::<(), http::Error>(())
     /// ```
     pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
@@ -365,9 +385,18 @@ impl SourceError {
             SourceErrorKind::Configuration => {
                 format!("{endpoint} does not take this request (HTTP {code}): check {option}")
             }
-            SourceErrorKind::Unavailable => format!("{endpoint} responded with HTTP {code}"),
+            SourceErrorKind::Unavailable => {
+                let delay = asked_for.map(|delay| format!(", and asks to wait {}", seconds(delay)));
+                format!("{endpoint} responded with HTTP {code}{}", delay.unwrap_or_default())
+            }
             SourceErrorKind::InvalidResponse => {
-                format!("{endpoint} responded with HTTP {code} and {}", content_type(headers))
+                let hint = match code {
+                    400 | 401 | 403 => {
+                        ", not with JSON: perhaps a proxy or a firewall, else check the credential"
+                    }
+                    _ => "",
+                };
+                format!("{endpoint} responded with HTTP {code} and {}{hint}", content_type(headers))
             }
         };
         let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
@@ -477,9 +506,10 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &'static str {
     known.unwrap_or("another content type")
 }
 
-/// Whether the content type is that of a page, such as a firewall's: HTML or XML.
+/// Whether the content type is that of a page, such as a firewall's.
 pub(crate) fn is_page(headers: &HeaderMap) -> bool {
-    content_type(headers).ends_with("ml")
+    let content_type = content_type(headers);
+    content_type.ends_with("ml") || content_type == "text/plain"
 }
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
@@ -661,15 +691,15 @@ mod tests {
             ("text/html; charset=utf-8", Some("text/html")),
             ("Application/XHTML+xml", Some("application/xhtml+xml")),
             ("text/xml", Some("text/xml")),
+            ("text/plain;charset=utf-8", Some("text/plain")),
             ("application/json", None),
-            ("text/plain", None),
             ("canary/canary", None),
         ] {
             for code in [400, 401, 403] {
                 let error = from_status(code, &[(http::header::CONTENT_TYPE, content_type)]);
                 let expected = format!("HTTP {code} and {}", shown.unwrap_or_default());
                 assert_eq!(error.is_transient(), shown.is_some(), "{content_type}");
-                assert!(shown.is_none() || error.to_string().ends_with(&expected), "{error}");
+                assert!(shown.is_none() || error.to_string().contains(&expected), "{error}");
                 assert!(!error.to_string().contains("canary"), "{error}");
             }
         }

@@ -57,6 +57,7 @@ async fn key_may_have_any_usual_form() {
             format!("\n {pem}\n"),
             pem.replace('\n', "\r\n"),
             pem.replace('\n', "\\n"),
+            pem.replace('\n', " "),
             pem.replace('\n', "\\r\\n"),
             format!("\"{pem}\""),
             format!("'{}'\n", pem.replace('\n', "\\n")),

@@ -61,7 +61,7 @@ async fn status_is_classified_and_body_is_readable() {
     let error = response.token().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the response of https://auth.example/token has no token (HTTP 201, no content type)"
+        "the response of https://auth.example/token has no access_token that is a text (HTTP 201, no content type)"
     );
     assert!(!format!("{response:?}").contains("vault"));
 
@@ -87,7 +87,7 @@ async fn error_of(client: &TokenClient, url: &str) -> SourceError {
 #[tokio::test]
 async fn invalid_option_is_error_of_each_exchange() {
     let client = || answered(200, "{}").0;
-    let reserved = "header must have a valid name that is not set by the exchange";
+    let reserved = "header must have a valid name, other than ";
     for (client, expected) in [
         (client().timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
         (client().timeout(Duration::MAX), "timeout must be > 0 and <= 1h"),
@@ -99,9 +99,9 @@ async fn invalid_option_is_error_of_each_exchange() {
         (client().header("a b", "canary"), reserved),
         (
             client().header("x", "canary\n"),
-            "header must have a value of visible ASCII, without a line break, got \"x\"",
+            "the value of the header x must have no line break or control character",
         ),
-        (client().header("x", "canary\r\ny: z").header("z", "a"), "header must have a value"),
+        (client().header("x", "canary\r\ny: z").header("z", "a"), "the value of the header x must"),
     ] {
         let error = error_of(&client, URL).await;
         assert_eq!(error.kind(), SourceErrorKind::Configuration);
@@ -109,7 +109,8 @@ async fn invalid_option_is_error_of_each_exchange() {
         assert!(shown.contains(expected) && !shown.contains("canary"), "{shown}");
     }
     for (url, expected) in [
-        ("", "the URL must"),
+        ("", "the URL must have a scheme and a host"),
+        ("auth.example/token", "the URL must have a scheme and a host"),
         ("/token", "the URL must have a scheme and a host"),
         ("https://canary:canary@auth.example/", "the URL must not have a user name"),
         (
@@ -118,7 +119,7 @@ async fn invalid_option_is_error_of_each_exchange() {
         ),
         ("ftp://auth.example", "the URL must be https or http, got ftp://auth.example"),
         ("https://auth.example:99999/", "the URL must have a port of at most 65535"),
-        ("https://auth.example/ canary", "the URL must be a valid URL"),
+        ("https://auth.example/ canary", "the URL must have a scheme and a host"),
     ] {
         let error = error_of(&client(), url).await;
         assert_eq!(error.kind(), SourceErrorKind::Configuration);

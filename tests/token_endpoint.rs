@@ -234,17 +234,21 @@ async fn tls_sessions_are_resumed() {
     assert_eq!((server.connections(), server.resumed.load(std::sync::atomic::Ordering::SeqCst)), (3, 2));
 }
 
-/// Row 149: a TLS set-up that fails is tried again.
+/// Row 149: roots that are not valid are an error of `build`, and of each exchange.
 #[tokio::test]
-async fn failed_tls_set_up_is_not_remembered() {
-    for (pem, reason) in
-        [("", "must have valid certificates in PEM"), ("-----BEGIN CERTIFICATE-----\nx", "must have valid")]
-    {
+async fn invalid_roots_are_error_of_build() {
+    for pem in ["", "/etc/ssl/ca.pem", "-----BEGIN CERTIFICATE-----\nx"] {
         let client = TokenClient::new().roots(Roots::Pem(pem.to_owned()));
+        let source = by_client(Server::issuer("https://127.0.0.1:1"), client.clone());
+        let built = TokenProvider::builder(source).build().unwrap_err();
+        let expected = "Roots::Pem must be the text of valid certificates in PEM, not a path";
+        assert!(built.to_string().ends_with(expected), "{built}");
         for _ in 0..2 {
             let error = client.post_json("https://127.0.0.1:1/", "").await.unwrap_err();
-            assert_eq!(error.kind(), SourceErrorKind::Configuration);
-            assert!(error.to_string().contains(reason), "{error}");
+            assert_eq!(
+                (error.kind(), error.to_string().as_str()),
+                (SourceErrorKind::Configuration, expected)
+            );
         }
     }
 }

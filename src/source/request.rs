@@ -54,7 +54,7 @@ impl RefreshReason {
 /// # }
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TokenRequest<'a> {
     previous: Option<Cow<'a, Token>>,
     reason: CurrentReason,
@@ -137,22 +137,18 @@ impl<'a> TokenRequest<'a> {
     }
 }
 
-impl fmt::Debug for TokenRequest<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenRequest")
-            .field("previous", &self.previous())
-            .field("reason", &self.reason())
-            .field("challenge", &self.challenge())
-            .finish()
-    }
-}
-
 /// Why a running refresh is needed, and whether a caller waits for it. Clones share it.
 #[derive(Clone)]
 pub(crate) struct CurrentReason(Arc<AtomicU8>);
 
 /// Set if a caller needs the token, rather than the background.
 const NEEDED: u8 = 1 << 7;
+
+impl fmt::Debug for CurrentReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
 
 impl CurrentReason {
     pub(crate) fn new(reason: RefreshReason, is_needed: bool) -> Self {

@@ -50,7 +50,7 @@ const BEING_INSERTED: u64 = u64::MAX;
 /// # async fn run() -> Result<(), tower_bearer::Error> {
 /// use tower_bearer::{BoxError, OAuth2, TokenProvider, TokenProviders, oauth2::{ClientAuth, Server}};
 ///
-/// // One HTTP client for the token requests of all tenants.
+/// // All tenants are accounts of one client: clones share its secret.
 /// let template = OAuth2::client_credentials(
 ///     Server::token_endpoint("https://login.example/token"),
 ///     ClientAuth::basic("your-client-id", "your-client-secret"),

@@ -108,7 +108,7 @@ impl ApiVideo {
 
     /// Sets the base URL of the auth endpoints, such as a proxy's or a test server's. Default: the environment's.
     ///
-    /// The URL is `https`, or `http` on loopback. It may have a path, which is a prefix of the endpoints' paths, but
+    /// The URL is `https`, or `http` on loopback ([`TokenClient::allow_plaintext`]). It may have a path, which is a prefix of the endpoints' paths, but
     /// neither a query nor a user name. A URL that is not valid is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn base_url(mut self, base_url: Uri) -> Self {

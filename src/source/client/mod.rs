@@ -33,7 +33,10 @@ use self::{
 };
 #[cfg(feature = "oauth2")]
 pub(crate) use self::{response::Fields, url::shown};
-use self::{transport::Transport, url::check_url};
+use self::{
+    transport::Transport,
+    url::{EXPECTED_URL, check_url},
+};
 use crate::error::{BoxError, SourceError, seconds};
 
 /// The time limit of an exchange, unless another one is set.
@@ -62,7 +65,7 @@ const RESERVED: &str =
 ///
 /// - One deadline for the whole exchange, from connecting to the end of the response ([`timeout`](Self::timeout)).
 /// - At most 64 KiB of a response are read.
-/// - No redirect is followed, because it would send the credential to another URL.
+/// - The default client follows no redirect, because it would send the credential to another URL.
 /// - Plaintext `http` is only used on loopback ([`allow_plaintext`](Self::allow_plaintext)). A URL has no user name.
 /// - `Accept-Encoding: identity`, `Accept: application/json` and a `User-Agent` are sent. Firewalls reject requests
 ///   without the last one.
@@ -115,9 +118,19 @@ impl TokenClient {
 
     /// Makes a client that sends requests by `service`, such as a client with a proxy or client certificates.
     ///
-    /// The service must neither retry a request that may have been sent nor follow redirects. It must not be wrapped in
-    /// the layer that gets its tokens by this client, because the refresh would wait for itself. A request counts as sent
-    /// once the service is called, unless its error is a failure to connect.
+    /// ```
+    /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    /// use tower_bearer::TokenClient;
+    ///
+    /// // Your client, over TLS. Its request body is a `String`, or can be made of one (`tower::ServiceExt::map_request`).
+    /// let http = Client::builder(TokioExecutor::new()).build_http::<String>();
+    /// let client = TokenClient::with_service(http).header("user-agent", "your-app/1.0");
+    /// ```
+    ///
+    /// The service must not follow redirects: reqwest does, unless its client has `redirect::Policy::none()`
+    /// (`ReqwestService`). It must not retry a request that may have been sent. It must not be wrapped in the layer that gets
+    /// its tokens by this client, because the refresh would wait for itself. A request counts as sent once the service is
+    /// called, unless its error is a failure to connect.
     pub fn with_service<S, ResBody>(service: S) -> Self
     where
         S: Service<Request<String>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
@@ -131,8 +144,8 @@ impl TokenClient {
 
     /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
     ///
-    /// Roots that cannot be read are an error of the exchange. It has no effect with
-    /// [`with_service`](Self::with_service).
+    /// A [`Roots::Pem`] that is not valid is an error as for [`timeout`](Self::timeout). Roots of the system that cannot be
+    /// read are one of the exchange. It has no effect with [`with_service`](Self::with_service).
     #[cfg(feature = "default-client")]
     #[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
     pub fn roots(mut self, roots: Roots) -> Self {
@@ -156,7 +169,8 @@ impl TokenClient {
     /// It must be more than zero and at most an hour. Otherwise it is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of each exchange. A refresh that
     /// ends earlier ends the exchange, except for that of a login
-    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)).
+    /// ([`refresh_timeout`](crate::TokenProviderBuilder::refresh_timeout)). A caller may wait for as many exchanges as a
+    /// refresh has attempts ([`retry`](crate::TokenProviderBuilder::retry)).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -165,9 +179,9 @@ impl TokenClient {
     /// Sets a header of each request, in place of the `User-Agent` or the `Accept` that is sent otherwise. Its value is
     /// marked sensitive.
     ///
-    /// A name or a value that is not valid, and a name that belongs to the exchange (such as `Content-Type` or
-    /// `Accept-Encoding`), is an error as for [`timeout`](Self::timeout). An `Authorization` that the source sends has
-    /// precedence.
+    /// A name or a value that is not valid is an error as for [`timeout`](Self::timeout), and so is a name that belongs to the
+    /// exchange: `Accept-Encoding`, `Connection`, `Content-Encoding`, `Content-Length`, `Content-Type`, `Host`, `TE` and
+    /// `Transfer-Encoding`. An `Authorization` that the source sends has precedence.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let parsed =
             name.parse().ok().filter(|name: &HeaderName| RESERVED.split(' ').all(|other| name != other));
@@ -177,12 +191,13 @@ impl TokenClient {
                 self.headers.insert(name, value);
             }
             (parsed, _) => {
-                let what = match parsed {
-                    None => "a valid name that is not set by the exchange",
-                    Some(_) => "a value of visible ASCII, without a line break",
+                let text = match parsed {
+                    None => format!("header must have a valid name, other than {RESERVED}, got {name:?}"),
+                    Some(name) => {
+                        format!("the value of the header {name} must have no line break or control character")
+                    }
                 };
-                self.invalid =
-                    Some(SourceError::configuration(format!("header must have {what}, got {name:?}")));
+                self.invalid = Some(SourceError::configuration(text));
             }
         }
         self
@@ -190,7 +205,9 @@ impl TokenClient {
 
     /// Allows plaintext `http` for any host. Default: on loopback only.
     ///
-    /// Anyone on the network path can then read the credential. Meant for meshes whose sidecar does the TLS.
+    /// Anyone on the network path can then read the credential. Meant for meshes whose sidecar does the TLS. It concerns the
+    /// token endpoint only: an API with a plaintext URL must be one of the layer's
+    /// [`allowed_origins`](crate::BearerAuthLayer::allowed_origins).
     pub fn allow_plaintext(mut self) -> Self {
         self.allows_plaintext = true;
         self
@@ -208,7 +225,8 @@ impl TokenClient {
     pub async fn post_json(&self, url: &str, body: impl Into<String>) -> Result<TokenResponse, SourceError> {
         let request = Request::post(url).header(CONTENT_TYPE, "application/json").body(body.into());
         // Without the parser's error: the URL may have a secret.
-        self.send(request.map_err(|_| SourceError::configuration("the URL must be a valid URL"))?).await
+        let invalid = |_| SourceError::configuration(format!("the URL must {EXPECTED_URL}"));
+        self.send(request.map_err(invalid)?).await
     }
 
     /// Sends a request and reads the response.
@@ -280,8 +298,10 @@ impl TokenClient {
         if let Some(invalid) = &self.invalid {
             return Err(invalid.clone());
         }
-        // Not the default client's: its roots take time to load.
-        if cfg!(feature = "default-client") { Ok(()) } else { self.transport().map(drop) }
+        #[cfg(feature = "default-client")]
+        return self.default.check();
+        #[cfg(not(feature = "default-client"))]
+        self.transport().map(drop)
     }
 
     /// Checks that a credential may be sent to `url`, which the option of this name has set.

@@ -84,7 +84,9 @@ impl TokenResponse {
         if fields.0.get("token_type").is_some_and(needs_proof) {
             return Err(self.invalid("has a token_type that needs a proof, such as DPoP"));
         }
-        let Some(token) = fields.text("access_token") else { return Err(self.invalid("has no token")) };
+        let Some(token) = fields.text("access_token") else {
+            return Err(self.invalid("has no access_token that is a text"));
+        };
         let mut token = Token::builder(token).requested_at(self.requested_at);
         let elapsed = tokio::time::Instant::now().into_std().saturating_duration_since(self.requested_at);
         let stated = fields.0.get("expires_in");

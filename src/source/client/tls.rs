@@ -15,7 +15,7 @@ pub enum Roots {
     #[cfg(feature = "native-roots")]
     #[cfg_attr(docsrs, doc(cfg(feature = "native-roots")))]
     Native,
-    /// These certificates in PEM and no others, such as the one of a private authority.
+    /// These certificates and no others, such as the one of a private authority: the text of a file in PEM, not its path.
     Pem(String),
 }
 

@@ -148,15 +148,13 @@ impl Transport {
             is_timeout |= error.is::<Elapsed>() || error.is::<tower::timeout::error::Elapsed>();
             next = error.source();
         }
-        if error.is::<Elapsed>() {
-            detail = Some(format!("no response within {limit:?}"));
-        }
         is_unsent |= is_connect;
-        let what = match is_unsent {
-            true => "the request was not sent",
-            false => "the exchange failed before the response was complete",
+        let what = if is_unsent { "the request was not sent" } else { "the response was not complete" };
+        let detail = match detail {
+            _ if error.is::<Elapsed>() => format!(" within {limit:?}"),
+            None if is_timeout => " in time".to_owned(),
+            detail => detail.map(|detail| format!(": {detail}")).unwrap_or_default(),
         };
-        let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
         let error = SourceError::unavailable(format!("{what}{detail}"));
         error.of_exchange(is_unsent, is_connect, is_timeout)
     }

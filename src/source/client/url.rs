@@ -7,6 +7,8 @@ use crate::{
     origins::{self, AllowedOrigins, is_loopback},
 };
 
+pub(super) const EXPECTED_URL: &str = "have a scheme and a host, such as https://api.example.com";
+
 /// Checks that a credential may be sent to `url`, which the option of this name has set.
 ///
 /// # Errors
@@ -15,7 +17,7 @@ use crate::{
 /// a query may be a secret.
 pub(super) fn check_url(url: &Uri, option: &str, allows_plaintext: bool) -> Result<(), SourceError> {
     let what = match (url.scheme_str(), url.authority()) {
-        (None, _) | (_, None) => "have a scheme and a host, such as https://api.example.com".to_owned(),
+        (None, _) | (_, None) => EXPECTED_URL.to_owned(),
         (_, Some(authority)) if authority.as_str().contains('@') => {
             "not have a user name or password".to_owned()
         }

@@ -53,7 +53,7 @@ type Signer = dyn Fn(&[u8]) -> Result<Vec<u8>, Unspecified> + Send + Sync;
 impl SigningKey {
     /// Makes a key for ES256 (RFC 7518 §3.4) from PKCS#8 or SEC1 in PEM (`BEGIN PRIVATE KEY`, `BEGIN EC PRIVATE KEY`).
     ///
-    /// Each constructor also takes the forms that a key has in an environment variable: `\\n` in place of the line
+    /// Each constructor also takes the forms that a key has in an environment variable: `\n` or spaces in place of the line
     /// breaks, quotes around it, and base64 of the PEM or of the DER in it.
     pub fn es256(pem: &str) -> Self {
         Self::parse("ES256", pem, |key| {
@@ -147,6 +147,8 @@ fn without_randomness(_: Unspecified) -> SourceError {
 fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, &'static str> {
     let text = text.trim().trim_matches(['"', '\'']);
     let pem = Zeroizing::new(text.replace("\\n", "\n").replace("\\r", ""));
+    // The lines may have become one. Within the base64, white space does not matter.
+    let pem = Zeroizing::new(pem.replace("----- ", "-----\n").replace(" -----", "\n-----"));
     if let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) {
         return Ok(key);
     }
@@ -251,8 +253,10 @@ impl Assertion {
         self
     }
 
-    /// Sets how late the clock of the server may be: an assertion claims to be issued that long ago, and expires that
-    /// much earlier. Default: 60 s. At most half of the [lifetime](Self::lifetime) counts.
+    /// Sets by how much the clock of the server may be late. Default: 60 s.
+    ///
+    /// `iat` is that much before the time of the signature, so that such a server does not find it in the future. `exp` is
+    /// one [lifetime](Self::lifetime) after `iat`. A skew of more than half of the lifetime counts as half of it.
     pub fn clock_skew(mut self, clock_skew: Duration) -> Self {
         self.clock_skew = clock_skew;
         self

@@ -1,7 +1,5 @@
 //! [`ClientAuth`]: how the client authenticates to the authorization server.
 
-use std::fmt;
-
 use base64::{Engine, prelude::BASE64_STANDARD};
 use form_urlencoded::byte_serialize;
 use http::HeaderValue;
@@ -15,13 +13,13 @@ use crate::error::SourceError;
 /// How a client authenticates to an authorization server (RFC 6749 §2.3).
 ///
 /// `Debug` shows the client's id and the method, and no secret.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ClientAuth {
     id: String,
     method: Method,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Method {
     None,
     Public,
@@ -166,21 +164,6 @@ fn basic(id: &str, secret: &str, is_encoded: bool) -> Result<HeaderValue, Source
         .map_err(|_| SourceError::configuration("the client secret cannot be sent in a header"))?;
     header.set_sensitive(true);
     Ok(header)
-}
-
-impl fmt::Debug for ClientAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let method = match &self.method {
-            Method::None => "none",
-            Method::Public => "public",
-            Method::Basic { is_encoded: true, .. } => "basic",
-            Method::Basic { is_encoded: false, .. } => "basic_raw",
-            Method::Post(_) => "post",
-            #[cfg(feature = "oauth2-jwt")]
-            Method::PrivateKeyJwt(_) => "private_key_jwt",
-        };
-        f.debug_struct("ClientAuth").field("id", &self.id).field("method", &method).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,8 @@ impl OAuth2 {
         let unusable = |error| Failure { error, means: next.map_or(Means::Unclear, Means::Replaced) };
         if let Some(fields) = fields.as_mut().filter(|_| self.use_id_token) {
             let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
-                return Err(unusable(response.invalid("has no id_token: the scopes must have openid")));
+                let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
+                return Err(unusable(SourceError::configuration(text)));
             };
             fields.set("expires_in", id_token_lifetime(&id_token).into());
             fields.set("access_token", id_token.into());
@@ -182,13 +183,14 @@ fn claims(challenge: &Challenge) -> Option<String> {
     Some(decoded.filter(|text| text.trim_start().starts_with('{')).unwrap_or_else(|| claims.to_owned()))
 }
 
-/// Returns for how many seconds an ID token is valid (OpenID Connect Core §2). The server's clock may differ from this one,
-/// so `iat` counts, if it is there.
+/// Returns for how many seconds an ID token is valid (OpenID Connect Core §2), by this clock or by that of the server, if
+/// `iat` is there. `None` if it has expired.
 fn id_token_lifetime(id_token: &str) -> Option<u64> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|now| now.as_secs());
-    claims["exp"].as_u64()?.checked_sub(claims["iat"].as_u64().or_else(now)?)
+    let expires = claims["exp"].as_u64()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    [Some(now), claims["iat"].as_u64()].into_iter().flatten().map(|from| expires.saturating_sub(from)).min()
 }
 
 impl OAuth2 {

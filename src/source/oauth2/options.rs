@@ -77,7 +77,7 @@ use crate::error::SourceError;
 ///
 /// | response of the token endpoint | kind |
 /// |---|---|
-/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code, unless the body is HTML or the like | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code, in JSON or without a body | [`Rejected`](crate::SourceErrorKind::Rejected) |
 /// | `invalid_scope`, `invalid_target`, `invalid_request`, `unsupported_grant_type`; 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
 /// | `interaction_required`, `login_required`, `consent_required` | [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | `temporarily_unavailable`, `server_error`, `slow_down`; 408, 425, 429, 5xx, a 4xx with `Retry-After` and without one of these codes; none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
@@ -249,8 +249,10 @@ impl OAuth2 {
     /// Sets whether the ID token of the response is the bearer token, in place of the access token (OpenID Connect Core
     /// §3.1.3.3), as Kubernetes' API servers take it. Default: no.
     ///
-    /// The server sends one if `openid` is one of the [scopes](Self::scopes). Its lifetime is that of its claims `iat` and
-    /// `exp`. The token is not verified here: the API does that.
+    /// The server sends one if `openid` is one of the [scopes](Self::scopes), or was one at the login. Some servers send none
+    /// at a refresh (OpenID Connect Core §12.2): that is a [`Configuration`](crate::SourceErrorKind::Configuration) error,
+    /// which keeps the new refresh token. The lifetime is that of its claims `exp` and `iat`, and unknown if it is not a
+    /// JWT. The token is not verified here: the API does that.
     pub fn use_id_token(mut self, use_id_token: bool) -> Self {
         self.use_id_token = use_id_token;
         self

@@ -125,15 +125,12 @@ impl Server {
             }
         }
         let reasons: Vec<_> = errors.iter().map(SourceError::to_string).collect();
-        let message = format!(
-            "{} has no metadata (RFC 8414, OpenID Connect Discovery): check the issuer, or use Server::token_endpoint: {}",
-            self.url,
-            reasons.join("; ")
-        );
+        let message = format!("no metadata (RFC 8414, OpenID Connect Discovery): {}", reasons.join("; "));
         let delay = errors.iter().filter_map(SourceError::retry_after).max();
         let is_answer = errors.iter().all(SourceError::is_answer);
         let Some(outage) = errors.into_iter().find(SourceError::is_transient) else {
-            return Err(SourceError::configuration(message).of_answer(is_answer));
+            let text = format!("{message}: check the issuer {}, or use Server::token_endpoint", self.url);
+            return Err(SourceError::configuration(text).of_answer(is_answer));
         };
         let error = SourceError::unavailable(message);
         let error = error.of_exchange(true, outage.is_connect(), outage.is_timeout());
