@@ -373,7 +373,11 @@ impl SourceError {
         option: &str,
     ) -> Self {
         let asked_for = retry_after(headers);
-        let kind = SourceErrorKind::of_status(status, asked_for.is_some(), is_verdict);
+        let kind = match headers.contains_key("x-amzn-waf-action") {
+            // AWS WAF has responded, with any status.
+            true => SourceErrorKind::InvalidResponse,
+            false => SourceErrorKind::of_status(status, asked_for.is_some(), is_verdict),
+        };
         let code = status.as_u16();
         let message = match kind {
             SourceErrorKind::Rejected | SourceErrorKind::LoginRequired => {
@@ -400,7 +404,7 @@ impl SourceError {
             }
         };
         let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-        Self { retry_after, is_answer: true, ..Self::new(kind, message) }
+        Self { retry_after, is_answer: !status.is_redirection(), ..Self::new(kind, message) }
     }
 
     /// Records what is known of an exchange that gave no response.

@@ -205,10 +205,11 @@ impl Token {
         self.0.record_version
     }
 
-    /// How long before the access token the refresh token expires, if it does. Known until the publication.
+    /// When the refresh token expires, if it does. Known until the publication.
     #[cfg(feature = "store")]
-    pub(crate) fn refresh_token_lead(&self) -> Option<Duration> {
-        self.0.expires_at?.checked_duration_since(self.0.refresh_at?)
+    pub(crate) fn refresh_token_left(&self) -> Option<Duration> {
+        let is_new = self.0.id == TokenId::default();
+        self.0.refresh_at.filter(|_| is_new).map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     #[cfg(feature = "store")]

@@ -12,7 +12,7 @@ use crate::{
     provider::TokenProvider,
     source::{
         TokenResponse,
-        api_video::{ApiVideo, failure},
+        api_video::{ApiVideo, OPTION, failure},
         client::Sent,
     },
 };
@@ -88,7 +88,7 @@ impl ApiVideo {
         let layer =
             BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.base_url.allowed_origins());
         let client = layer.layer(service_fn(|request: Request<String>| async {
-            let response = self.exchange(request, &Sent::default()).await?;
+            let response = self.client.exchange(request, OPTION, &Sent::default()).await?;
             let mut answer = Response::new(String::new());
             *answer.status_mut() = response.status();
             *answer.headers_mut() = response.headers().clone();

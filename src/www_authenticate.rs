@@ -18,19 +18,22 @@ pub(crate) fn bearer_challenges(field: &[u8]) -> Vec<Params> {
         is_after_comma |= separated_by_comma;
         let name = rest.word();
         if rest.skip_equals() {
-            let value = rest.value();
             // A token68 ends with the equals sign, and the scheme that follows is no value of it.
-            match (value, found.last_mut()) {
+            match (rest.value(), found.last_mut()) {
                 (Some(value), Some(params)) if is_bearer => params.push((lower_case(name), value)),
                 _ => {}
             }
-        } else if is_after_comma || SCHEMES.iter().any(|scheme| name.eq_ignore_ascii_case(scheme)) {
+        } else if is_known(name) || (is_after_comma && rest.has_more_of_challenge()) {
             is_bearer = name.eq_ignore_ascii_case(b"bearer");
             found.extend(is_bearer.then(Params::new));
         }
         is_after_comma = false;
     }
     found
+}
+
+fn is_known(word: &[u8]) -> bool {
+    SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
 fn lower_case(name: &[u8]) -> String {
@@ -57,6 +60,12 @@ impl<'a> Reader<'a> {
         word
     }
 
+    /// Whether white space and something else than a comma follow a word, as they follow the scheme of a challenge.
+    fn has_more_of_challenge(&self) -> bool {
+        let rest = self.0.trim_ascii_start();
+        rest.len() < self.0.len() && rest.first().is_some_and(|byte| !is_separator(*byte))
+    }
+
     /// Skips an equals sign, with white space around it.
     fn skip_equals(&mut self) -> bool {
         match self.0.trim_ascii_start().strip_prefix(b"=") {
@@ -71,7 +80,6 @@ impl<'a> Reader<'a> {
     /// Takes the value of a parameter. `None` if another challenge follows.
     fn value(&mut self) -> Option<String> {
         let rest = self.0.trim_ascii_start();
-        let is_directly_after = rest.len() == self.0.len();
         if let Some(value) = Reader(rest).quoted().map(|(value, after)| {
             self.0 = after;
             value
@@ -80,7 +88,7 @@ impl<'a> Reader<'a> {
         }
         let length = rest.iter().position(|byte| is_separator(*byte)).unwrap_or(rest.len());
         let (value, after) = rest.split_at(length);
-        if !is_directly_after && value.eq_ignore_ascii_case(b"bearer") {
+        if value.eq_ignore_ascii_case(b"bearer") && Reader(after).has_more_of_challenge() {
             return None;
         }
         self.0 = after;
@@ -107,7 +115,8 @@ impl<'a> Reader<'a> {
             }
         }
         let mut after = Reader(bytes);
-        let is_closed = after.word().is_empty() || after.skip_equals();
+        let word = after.word();
+        let is_closed = word.is_empty() || is_known(word) || after.skip_equals();
         is_closed.then(|| (String::from_utf8_lossy(&value).into_owned(), bytes))
     }
 }
@@ -189,6 +198,13 @@ mod tests {
             r#"Bearer error="insufficient_scope", ="b", "c" Digest"#,
             r#"Bearer error="insufficient_scope"#,
             r#"Bearer error_description=token was not enough, error=insufficient_scope"#,
+            r#"Bearer error_description=not enough, sorry, error=insufficient_scope"#,
+            r#"Bearer error_description="say "hi, you", error="insufficient_scope""#,
+            r#"Bearer error_description="a "b" c, d", error="insufficient_scope""#,
+            r#"Bearer realm="a", foo, error="insufficient_scope""#,
+            r#"Bearer realm="a", "x", @, /, error="insufficient_scope""#,
+            r#"Basic realm="a"Bearer error="insufficient_scope""#,
+            r#"Custom abc=Bearer error="insufficient_scope""#,
             r#"Bearer error=insufficient_scope Digest error=other"#,
             r#"Bearer realm="a", Bearer error="insufficient_scope""#,
         ] {

@@ -233,6 +233,11 @@ async fn each_answer_has_its_meaning() {
         (200, with_error("0"), None),
         (200, with_error("0.0"), None),
         (200, with_error("[]"), None),
+        (200, with_error("{}"), None),
+        (200, with_error(r#""0""#), None),
+        (200, with_error(r#"" none ""#), None),
+        (200, "access_token=abc&error=0".to_owned(), None),
+        (200, "access_token=abc&error=false".to_owned(), None),
         (
             200,
             r#"{"access_token":"canary","access_token":"abc","expires_in":1,"expires_in":7}"#.to_owned(),
@@ -340,6 +345,25 @@ async fn each_answer_has_its_meaning() {
             assert!(!shown.to_lowercase().contains("canary"), "{shown}");
             assert!(shown.contains(url), "{shown}");
         }
+    }
+}
+
+/// Row 151: a byte that is not UTF-8, and a coding that is none.
+#[tokio::test(start_paused = true)]
+async fn readable_response_is_used() {
+    let latin: &[u8] = b"{\"access_token\":\"abc\",\"name\":\"M\xfcller\"}";
+    let endpoint = Endpoint::default().then(Act::Answer(200, Vec::new(), latin.into()));
+    assert_eq!(fetch(&by_client(&endpoint)).await.unwrap().access_token(), "abc");
+    let rejection: &[u8] = b"{\"error\":\"invalid_grant\",\"error_description\":\"Ung\xfcltig\"}";
+    let endpoint = Endpoint::default().then(Act::Answer(400, Vec::new(), rejection.into()));
+    assert_eq!(fetch(&by_client(&endpoint)).await.unwrap_err().kind(), Rejected);
+    let token: &[u8] = br#"{"access_token":"abc"}"#;
+    for (coding, is_used) in
+        [("none", true), ("", true), ("utf-8", true), ("Identity", true), ("gzip", false), ("BR", false)]
+    {
+        let endpoint =
+            Endpoint::default().then(Act::Answer(200, vec![("content-encoding", coding)], token.into()));
+        assert_eq!(fetch(&by_client(&endpoint)).await.is_ok(), is_used, "{coding}");
     }
 }
 
@@ -682,6 +706,7 @@ fn blank_at_end_of_text_is_error_of_build() {
                 (signed(Assertion::new(key()).audience(&text)), "aud of the assertion"),
                 (signed(Assertion::new(key()).subject(&text)), "sub of the assertion"),
                 (signed(Assertion::new(key()).claim("scope", &text)), "scope of the assertion"),
+                (signed(Assertion::new(key()).claim(&text, "value")), "the name of a claim"),
                 (signed(Assertion::new(key().key_id(&text))), "key_id of the assertion"),
             ] {
                 let error = TokenProvider::builder(source.clone()).build().unwrap_err().to_string();
@@ -704,6 +729,7 @@ async fn id_token_may_be_bearer_token() {
         (format!(r#"{{"exp":{}}}"#, now + 600), Some(600)),
         // The server's clock is early, by this one.
         (format!(r#"{{"iat":{},"exp":{}}}"#, now + 300, now + 900), Some(600)),
+        (format!(r#"{{"iat":{now}.25,"exp":{}.75}}"#, now + 600), Some(600)),
         // It is from a cache of the server's.
         (format!(r#"{{"iat":{},"exp":{}}}"#, now - 300, now + 300), Some(300)),
         (r#"{"iat":1000,"exp":1600}"#.to_owned(), None),
@@ -1117,7 +1143,7 @@ async fn second_place_has_metadata_if_first_fails() {
         (Act::Answer(200, Vec::new(), long.into()), "is longer than", true),
         (Act::Refuse, "was not sent", true),
         (Act::Lose, "connection reset", true),
-        (Act::Hang, "within 10s", true),
+        (Act::Hang, "within 5s", true),
     ] {
         let endpoint = Endpoint::default().then(first.clone()).responds(200, found.clone());
         fetch(&endpoint.serve(issuer())).await.unwrap();
@@ -1186,15 +1212,22 @@ async fn moved_token_endpoint_is_found() {
     assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), Configuration);
     renewed(&source, &first).await.unwrap();
 
-    // After a day it is read again, and if that fails the old one is used.
+    // After a day it is read again. If that fails, the old one is used, and it is read again after ten minutes.
     advance(Duration::from_secs(25 * 3600)).await;
     let before = endpoint.requests();
-    endpoint.clone().then(gone(503)).then(gone(404));
+    endpoint.clone().then(Act::Hang).then(gone(404));
+    let begun = tokio::time::Instant::now();
     renewed(&source, &first).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    renewed(&source, &first).await.unwrap();
+    advance(Duration::from_secs(11 * 60)).await;
     endpoint.clone().then(names("new"));
     renewed(&source, &first).await.unwrap();
     renewed(&source, &first).await.unwrap();
-    assert_eq!(paths(&endpoint)[before..], [OAUTH, "openid-configuration", "token", OAUTH, "new", "new"]);
+    assert_eq!(
+        paths(&endpoint)[before..],
+        [OAUTH, "openid-configuration", "token", "token", OAUTH, "new", "new"]
+    );
 }
 
 /// Each grant over a real socket, with the metadata of the issuer, until the API accepts its token.

@@ -97,11 +97,11 @@ async fn invalid_option_is_error_of_each_exchange() {
         (client().header("host", "canary"), reserved),
         (client().header("", "canary"), reserved),
         (client().header("a b", "canary"), reserved),
+        (client().header("x", "canary\n"), "and a value without a line break, got the name \"x\""),
         (
-            client().header("x", "canary\n"),
-            "the value of the header x must have no line break or control character",
+            client().header("x", "canary\r\ny: z").header("z", "a"),
+            "header must have a valid name, other than ",
         ),
-        (client().header("x", "canary\r\ny: z").header("z", "a"), "the value of the header x must"),
     ] {
         let error = error_of(&client, URL).await;
         assert_eq!(error.kind(), SourceErrorKind::Configuration);

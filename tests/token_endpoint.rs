@@ -29,6 +29,7 @@ use tower_bearer::{
     TokenProvider, TokenRequest, TokenSource,
     oauth2::{ClientAuth, Server},
     source_fn,
+    testing::AuthServer,
     tls::Roots,
 };
 
@@ -171,6 +172,58 @@ fn exchange_needs_only_its_runtime() {
     runtime().block_on(async { timeout(2 * LIMIT, fetch(login)).await.unwrap().unwrap() });
 }
 
+/// Row 146: an exchange of a login whose runtime was not driven is given up. If the runtime goes on, it sends nothing.
+#[test]
+fn given_up_exchange_sends_nothing() {
+    let driven = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for polls in [0, 1, 2, 3, 4] {
+        let server = driven.block_on(AuthServer::start()).unwrap();
+        let client = TokenClient::new().timeout(Duration::from_secs(1));
+        let auth = ClientAuth::public(server.client_id());
+        let login =
+            OAuth2::refresh_token(Server::issuer(server.issuer()), auth, server.log_in()).with_client(client);
+        let stalled = runtime();
+        stalled.block_on(async {
+            // The last handle is dropped: the exchange is in a task of its own.
+            let mut fetching = Box::pin(fetch(login.clone()));
+            for _ in 0..=polls {
+                let _ =
+                    std::future::poll_fn(|cx| std::task::Poll::Ready(fetching.as_mut().poll(cx).is_ready()))
+                        .await;
+                tokio::task::yield_now().await;
+            }
+        });
+        driven.block_on(async {
+            let both = async { tokio::join!(fetch(login.clone()), fetch(login.clone())) };
+            let (one, other) = timeout(LIMIT, both).await.unwrap();
+            one.unwrap();
+            other.unwrap();
+        });
+        stalled.block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+        driven.block_on(fetch(login)).unwrap();
+        let counters = server.counters();
+        assert_eq!((counters.reused_refresh_tokens, counters.rejected_oauth_grants), (0, 0), "{polls}");
+    }
+}
+
+/// Row 146: the deadline of an exchange has passed when its runtime goes on.
+#[test]
+fn late_exchange_sends_nothing() {
+    let driven = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let server = driven.block_on(AuthServer::start()).unwrap();
+    let client = TokenClient::new().timeout(Duration::from_millis(200));
+    let source = ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(client);
+    let stalled = runtime();
+    let fetching = stalled.block_on(async {
+        let fetching = tokio::spawn(fetch(source));
+        tokio::task::yield_now().await;
+        fetching
+    });
+    thread::sleep(Duration::from_millis(300));
+    assert!(stalled.block_on(fetching).unwrap().unwrap_err().is_timeout());
+    assert_eq!(server.counters().api_key_grants, 0);
+}
+
 /// Row 147: a server compresses unless told otherwise, and a firewall asks for a `User-Agent`.
 #[tokio::test]
 async fn each_request_has_headers_of_exchange() {
@@ -241,7 +294,7 @@ async fn invalid_roots_are_error_of_build() {
         let client = TokenClient::new().roots(Roots::Pem(pem.to_owned()));
         let source = by_client(Server::issuer("https://127.0.0.1:1"), client.clone());
         let built = TokenProvider::builder(source).build().unwrap_err();
-        let expected = "Roots::Pem must be the text of valid certificates in PEM, not a path";
+        let expected = "the default client cannot set up TLS: Roots::Pem must be the text of valid certificates in PEM, not a path";
         assert!(built.to_string().ends_with(expected), "{built}");
         for _ in 0..2 {
             let error = client.post_json("https://127.0.0.1:1/", "").await.unwrap_err();

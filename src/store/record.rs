@@ -1,6 +1,10 @@
 //! [`Record`] and [`Lease`]: what a store keeps and what it grants, and the JSON text that a token is stored as.
 
-use std::{any::Any, fmt, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -69,7 +73,7 @@ impl Record {
             schema: SCHEMA,
             access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
             refresh_token: token.refresh_token(),
-            refresh_token_lead_ms: token.refresh_token_lead().map(|lead| lead.as_millis() as u64),
+            refresh_token_expires_at: token.refresh_token_left().map(|left| (unix_now() + left).as_secs()),
             login: login.as_deref(),
         };
         // Serializing a struct of strings cannot fail.
@@ -103,8 +107,8 @@ impl Record {
         }
         if let Some(refresh_token) = &stored.refresh_token {
             token = token.refresh_token(refresh_token.expose_secret());
-            let lead = stored.refresh_token_lead_ms.map(Duration::from_millis);
-            let left = self.expires_in.zip(lead).map(|(left, lead)| left.saturating_sub(lead));
+            let end = stored.refresh_token_expires_at.map(Duration::from_secs);
+            let left = end.map(|end| end.saturating_sub(unix_now()));
             token = left.into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
         }
         let token = token.build().map_err(|error| {
@@ -112,6 +116,10 @@ impl Record {
         })?;
         Ok(token.with_login(login).with_record_version(self.version))
     }
+}
+
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 impl fmt::Debug for Record {
@@ -129,7 +137,7 @@ struct Read {
     /// Missing if the record has only the refresh token of a login.
     access_token: Option<SecretString>,
     refresh_token: Option<SecretString>,
-    refresh_token_lead_ms: Option<u64>,
+    refresh_token_expires_at: Option<u64>,
     login: Option<String>,
 }
 
@@ -140,9 +148,9 @@ struct Written<'a> {
     access_token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<&'a str>,
-    /// How long before the access token the refresh token expires, if it does.
+    /// In seconds since 1970. The clocks of two hosts may differ: it only says when to refresh at the latest.
     #[serde(skip_serializing_if = "Option::is_none")]
-    refresh_token_lead_ms: Option<u64>,
+    refresh_token_expires_at: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     login: Option<&'a str>,
 }

@@ -6,7 +6,7 @@ use super::super::TokenClient;
 use crate::{error::SourceError, origins::AllowedOrigins};
 
 /// The option that sets the URL.
-pub(super) const OPTION: &str = "base_url";
+pub(crate) const OPTION: &str = "base_url";
 
 /// The URL that the paths of a source's endpoints are appended to.
 #[derive(Clone)]

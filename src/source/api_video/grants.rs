@@ -11,7 +11,7 @@ use super::{
         client::Sent,
         presented::{Failure, Means, Presented},
     },
-    ApiVideo, failure,
+    ApiVideo, OPTION, failure,
 };
 use crate::{
     error::{SourceError, SourceErrorKind},
@@ -50,7 +50,7 @@ impl ApiVideo {
     /// Requests a token, in one exchange.
     async fn grant(&self, grant: Grant<'_>, sent: &Sent) -> Result<Token, Failure> {
         let request = self.request(grant.path(), grant.body())?;
-        let response = self.exchange(request, sent).await?;
+        let response = self.client.exchange(request, OPTION, sent).await?;
         let status = response.status();
         if status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.

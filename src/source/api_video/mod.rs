@@ -14,8 +14,9 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header::CONTENT_TYPE};
 
+pub(crate) use self::base_url::OPTION;
 use self::{base_url::BaseUrl, credential::Credential};
-use super::client::{Sent, TokenClient, TokenResponse};
+use super::client::{TokenClient, TokenResponse};
 use crate::{error::SourceError, retry_after::header_seconds};
 
 const PRODUCTION: &str = "https://ws.api.video";
@@ -76,7 +77,7 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 pub struct ApiVideo {
     credential: Arc<Mutex<Credential>>,
     pub(crate) base_url: BaseUrl,
-    client: TokenClient,
+    pub(crate) client: TokenClient,
     /// The header, or the error for a name or a version that is not valid.
     origin_app: Option<Result<HeaderValue, SourceError>>,
     key_only: bool,
@@ -209,15 +210,6 @@ impl ApiVideo {
         request.body(body).map_err(|error| {
             SourceError::configuration("cannot build the request to api.video").with_cause(error)
         })
-    }
-
-    /// Sends a request that [`request`](Self::request) has made. Returns a response of any status.
-    pub(crate) async fn exchange(
-        &self,
-        request: Request<String>,
-        sent: &Sent,
-    ) -> Result<TokenResponse, SourceError> {
-        self.client.exchange(request, base_url::OPTION, sent).await
     }
 }
 

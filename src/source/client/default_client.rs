@@ -60,12 +60,6 @@ impl DefaultClient {
         Ok(self.made.get_or_init(|| made).clone())
     }
 
-    /// Checks what takes no time: the roots of the system do.
-    pub(super) fn check(&self) -> Result<(), SourceError> {
-        let Roots::Pem(pem) = &self.roots else { return Ok(()) };
-        parsed(pem).map(drop)
-    }
-
     fn make(&self) -> io::Result<Transport> {
         // Passed explicitly: the client neither needs nor changes the process's default provider.
         let provider = match self.cryptography {
@@ -80,7 +74,7 @@ impl DefaultClient {
             Roots::WebPki => config.with_webpki_roots(),
             #[cfg(feature = "native-roots")]
             Roots::Native => config.with_native_roots()?,
-            Roots::Pem(pem) => config.with_root_certificates(parsed(pem).map_err(io::Error::other)?),
+            Roots::Pem(pem) => config.with_root_certificates(parsed(pem)?),
         };
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -104,9 +98,8 @@ impl DefaultClient {
 }
 
 /// Reads certificates, of which there is at least one.
-fn parsed(pem: &str) -> Result<RootCertStore, SourceError> {
-    let text = "Roots::Pem must be the text of valid certificates in PEM, not a path";
-    let invalid = || SourceError::configuration(text);
+fn parsed(pem: &str) -> io::Result<RootCertStore> {
+    let invalid = || io::Error::other("Roots::Pem must be the text of valid certificates in PEM, not a path");
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
     match roots.add_parsable_certificates(certificates.map_err(|_| invalid())?) {

@@ -103,7 +103,7 @@ pub struct TokenClient {
     headers: HeaderMap,
     /// The error for a header that is not valid.
     invalid: Option<SourceError>,
-    timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
     allows_plaintext: bool,
 }
 
@@ -130,7 +130,7 @@ impl TokenClient {
     /// The service must not follow redirects: reqwest does, unless its client has `redirect::Policy::none()`
     /// (`ReqwestService`). It must not retry a request that may have been sent. It must not be wrapped in the layer that gets
     /// its tokens by this client, because the refresh would wait for itself. A request counts as sent once the service is
-    /// called, unless its error is a failure to connect.
+    /// called, unless the connection was refused, or hyper-util or reqwest says that it could not be made.
     pub fn with_service<S, ResBody>(service: S) -> Self
     where
         S: Service<Request<String>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
@@ -183,22 +183,15 @@ impl TokenClient {
     /// exchange: `Accept-Encoding`, `Connection`, `Content-Encoding`, `Content-Length`, `Content-Type`, `Host`, `TE` and
     /// `Transfer-Encoding`. An `Authorization` that the source sends has precedence.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        let parsed =
-            name.parse().ok().filter(|name: &HeaderName| RESERVED.split(' ').all(|other| name != other));
-        match (parsed, HeaderValue::from_str(value)) {
-            (Some(name), Ok(mut value)) => {
-                value.set_sensitive(true);
-                self.headers.insert(name, value);
-            }
-            (parsed, _) => {
-                let text = match parsed {
-                    None => format!("header must have a valid name, other than {RESERVED}, got {name:?}"),
-                    Some(name) => {
-                        format!("the value of the header {name} must have no line break or control character")
-                    }
-                };
-                self.invalid = Some(SourceError::configuration(text));
-            }
+        let is_free = |name: &HeaderName| RESERVED.split(' ').all(|reserved| name != reserved);
+        if let (Some(name), Ok(mut value)) = (name.parse().ok().filter(is_free), HeaderValue::from_str(value))
+        {
+            value.set_sensitive(true);
+            self.headers.insert(name, value);
+        } else {
+            self.invalid = Some(SourceError::configuration(format!(
+                "header must have a valid name, other than {RESERVED}, and a value without a line break, got the name {name:?}"
+            )));
         }
         self
     }
@@ -295,12 +288,12 @@ impl TokenClient {
             let got = seconds(timeout);
             return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
         }
-        if let Some(invalid) = &self.invalid {
-            return Err(invalid.clone());
-        }
+        self.invalid.clone().map_or(Ok(()), Err)?;
+        // Other roots take time to load.
         #[cfg(feature = "default-client")]
-        return self.default.check();
-        #[cfg(not(feature = "default-client"))]
+        if self.given.is_none() && !matches!(self.default.roots, Roots::Pem(_)) {
+            return Ok(());
+        }
         self.transport().map(drop)
     }
 
@@ -310,10 +303,10 @@ impl TokenClient {
         check_url(url, option, self.allows_plaintext)
     }
 
-    /// Returns the client with this timeout, unless the user has set one.
+    /// Returns the client with this timeout unless the user has set one, and at most with the other one.
     #[cfg(feature = "oauth2")]
-    pub(crate) fn timeout_or(&self, timeout: Duration) -> Self {
-        Self { timeout: self.timeout.or(Some(timeout)), ..self.clone() }
+    pub(crate) fn bounded(&self, default: Duration, most: Duration) -> Self {
+        self.clone().timeout(self.timeout.unwrap_or(default).min(most))
     }
 }
 

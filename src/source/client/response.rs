@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::{HeaderMap, StatusCode, response::Parts};
-use secrecy::zeroize::Zeroize;
+use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde_json::{Map, Value};
 
 use super::transport::ReadBody;
@@ -49,7 +49,8 @@ impl TokenResponse {
     /// Returns the body, which may contain a token. Use it for a response of another form than
     /// [`token`](Self::token) reads.
     pub fn body(&self) -> &[u8] {
-        self.body.as_ref().map_or(&[], |body| body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body))
+        let body = self.body.as_ref().map_or(&[][..], |body| body);
+        body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
     }
 
     /// Returns the token of a successful response (RFC 6749 §5.1), which is a JSON object or form-encoded.
@@ -78,7 +79,7 @@ impl TokenResponse {
         kept_refresh_token: Option<&str>,
     ) -> Result<Token, SourceError> {
         let Some(fields) = fields else { return Err(self.failure()) };
-        if fields.has_error() {
+        if fields.error().is_some() {
             return Err(self.invalid("has a success status and an error"));
         }
         if fields.0.get("token_type").is_some_and(needs_proof) {
@@ -133,7 +134,9 @@ impl TokenResponse {
     /// Returns the fields of the body. `None` if it is something else, or could not be read.
     pub(crate) fn fields(&self) -> Option<Fields> {
         let body = self.body();
-        serde_json::from_slice(body).ok().or_else(|| form(body)).map(Fields)
+        let lossy = || serde_json::from_str(&Zeroizing::new(String::from_utf8_lossy(body).into_owned()));
+        let parsed = serde_json::from_slice(body).or_else(|_| lossy()).ok();
+        parsed.or_else(|| form(body)).map(Fields)
     }
 }
 
@@ -164,12 +167,12 @@ impl Fields {
         self.text("refresh_token").filter(|token| !token.is_empty())
     }
 
-    /// Whether there is an `error`. Some servers send an empty one with each token.
-    fn has_error(&self) -> bool {
-        self.0.get("error").is_some_and(|error| {
-            let is_zero = error.as_f64() == Some(0.0) || error.as_array().is_some_and(Vec::is_empty);
-            !(is_zero || error.is_null() || *error == false || *error == "")
-        })
+    /// Returns the `error`. Some servers send one that says that there is none.
+    pub(crate) fn error(&self) -> Option<&Value> {
+        let is_none =
+            |text: &str| matches!(text.trim(), "" | "0" | "0.0" | "false" | "none" | "null" | "[]" | "{}");
+        let text = |error: &Value| error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+        self.0.get("error").filter(|error| !is_none(&text(error)))
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::{
     error::Error as StdError,
+    future::{Future, poll_fn},
     io,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -19,6 +22,8 @@ use crate::error::{BoxError, Chain, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
+
+const COMPRESSIONS: [&str; 5] = ["gzip", "deflate", "compress", "br", "zstd"];
 
 type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
 
@@ -101,10 +106,10 @@ impl Transport {
                 sent.set(Some(Box::new(|| true)));
             }
             let (head, unread) = service.call(request).await?.into_parts();
-            let is_plain = head
-                .headers
-                .get(CONTENT_ENCODING)
-                .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+            let coding = head.headers.get(CONTENT_ENCODING).and_then(|coding| coding.to_str().ok());
+            let coding = coding.unwrap_or_default().to_ascii_lowercase();
+            // Some servers name a coding that is none.
+            let is_plain = !COMPRESSIONS.iter().any(|known| coding.contains(known));
             let body = match head.status.as_u16() {
                 200..=299 => Some(read(unread, is_plain).await?),
                 408 | 425 | 429 => None,
@@ -113,6 +118,12 @@ impl Transport {
             };
             Ok((head, body))
         };
+        let mut exchange = pin!(exchange);
+        // A runtime that was not driven may go on after the deadline. Nothing may be sent then.
+        let exchange = poll_fn(|cx| match Instant::now() < deadline {
+            true => exchange.as_mut().poll(cx),
+            false => Poll::Pending,
+        });
         let result = timeout_at(deadline, exchange).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
         result.map_err(|error: BoxError| self.failed(error.as_ref(), limit, sent))
     }
@@ -125,10 +136,8 @@ impl Transport {
         }
         let mut is_unsent = !sent.get();
         let is_unconnected = is_unsent && self.is_default;
-        let (mut is_connect, mut is_timeout, mut detail) = (is_unconnected, false, None);
-        if is_unconnected {
-            detail = Some(Chain(error).to_string());
-        }
+        let (mut is_connect, mut is_timeout) = (is_unconnected, false);
+        let mut detail = is_unconnected.then(|| Chain(error).to_string());
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {

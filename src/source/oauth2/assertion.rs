@@ -8,7 +8,7 @@ use std::{
 
 use base64::{
     Engine,
-    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
 };
 use ring::{
     error::{KeyRejected, Unspecified},
@@ -17,7 +17,7 @@ use ring::{
         ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
     },
 };
-use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::PrivateKeyDer;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Map, Value};
 
@@ -106,14 +106,12 @@ impl SigningKey {
             signer(&key).map_err(|rejected| match rejected.map(|rejected| rejected.to_string()).as_deref() {
                 Some("TooSmall") => "it is too short: RSA needs 2048 bits",
                 Some("TooLarge") => "it is too long: RSA may have 4096 bits",
-                _ => "it is for another algorithm, or damaged",
+                _ => "it is for another algorithm, has no public key in it (openssl pkey adds it), or is damaged",
             })
         });
         // The reasons quote nothing of the key.
-        let signer = parsed.map_err(|reason| {
-            let text = format!("the signing key must be a private key for {algorithm} in PEM: {reason}");
-            SourceError::configuration(text)
-        });
+        let expected = format!("the signing key must be a private key for {algorithm} in PEM");
+        let signer = parsed.map_err(|reason| SourceError::configuration(format!("{expected}: {reason}")));
         Self { algorithm, key_id: None, signer }
     }
 
@@ -145,29 +143,28 @@ fn without_randomness(_: Unspecified) -> SourceError {
 
 /// Reads a private key in any of its forms. The error is the reason.
 fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, &'static str> {
-    let text = text.trim().trim_matches(['"', '\'']);
-    let pem = Zeroizing::new(text.replace("\\n", "\n").replace("\\r", ""));
-    // The lines may have become one. Within the base64, white space does not matter.
-    let pem = Zeroizing::new(pem.replace("----- ", "-----\n").replace(" -----", "\n-----"));
-    if let Ok(key) = PrivateKeyDer::from_pem_slice(pem.as_bytes()) {
-        return Ok(key);
-    }
+    let text = text.trim_start_matches('\u{feff}').trim().trim_matches(['"', '\'']);
+    let text = Zeroizing::new(text.replace("\\\\n", "\n").replace("\\n", "\n").replace("\\r", ""));
     let reasons = [
         ("ENCRYPTED", "it is encrypted: decrypt it (openssl pkcs8 -topk8 -nocrypt)"),
         ("BEGIN OPENSSH PRIVATE KEY", "it is in OpenSSH's form: convert it (ssh-keygen -p -m PKCS8)"),
         ("PUBLIC KEY-----", "it is a public key"),
         ("BEGIN CERTIFICATE", "it is a certificate"),
-        ("-----BEGIN", "it is damaged"),
     ];
-    if let Some((_, reason)) = reasons.into_iter().find(|(label, _)| pem.contains(label)) {
+    if let Some((_, reason)) = reasons.into_iter().find(|(label, _)| text.contains(label)) {
         return Err(reason);
     }
-    let compact: Zeroizing<String> = Zeroizing::new(pem.split_whitespace().collect());
-    let decoded = Zeroizing::new(BASE64_STANDARD.decode(compact.as_bytes()).unwrap_or_default());
+    let is_key = |part: &&str| part.starts_with("BEGIN ") && part.ends_with("PRIVATE KEY");
+    // Base64 of the PEM or of the DER in it has no parts.
+    let base64 = text.split("-----").skip_while(|part| !is_key(part)).nth(1).unwrap_or(&text);
+    // The lines may be indented, or have become one.
+    let compact: Zeroizing<String> = Zeroizing::new(base64.split_whitespace().collect());
+    let standard = Zeroizing::new(compact.replace('-', "+").replace('_', "/").replace('=', ""));
+    let decoded = Zeroizing::new(BASE64_STANDARD_NO_PAD.decode(standard.as_bytes()).unwrap_or_default());
     match std::str::from_utf8(&decoded) {
         Ok(inner) if inner.contains("-----BEGIN") => private_key(inner),
         _ => PrivateKeyDer::try_from(decoded.to_vec())
-            .map_err(|_| "it has no line -----BEGIN PRIVATE KEY-----"),
+            .map_err(|_| "it is damaged, or has no line -----BEGIN PRIVATE KEY-----"),
     }
 }
 
@@ -276,6 +273,7 @@ impl Assertion {
         let key_id = self.key.key_id.as_deref().map(|id| ("key_id", id));
         let claims = self.claims.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
         for (name, text) in key_id.into_iter().chain(claims) {
+            check_text("the name of a claim", name)?;
             check_text(&format!("{name} of the assertion"), text)?;
         }
         self.key.signer.clone().map(drop)
@@ -292,7 +290,7 @@ impl Assertion {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let issued = now.saturating_sub(self.backdated());
         claims.insert("iat".into(), issued.as_secs().into());
-        claims.insert("exp".into(), (issued + self.lifetime).as_secs().into());
+        claims.insert("exp".into(), (issued.as_secs() + self.lifetime.as_secs()).into());
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id).map_err(without_randomness)?;
         claims.insert("jti".into(), BASE64_URL_SAFE_NO_PAD.encode(id).into());

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
-const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
 const RESERVED: &str = "grant_type refresh_token assertion subject_token subject_token_type client_secret \
@@ -48,18 +48,16 @@ impl OAuth2 {
     ) -> Result<Token, Failure> {
         self.check()?;
         let client = match &self.grant {
-            Grant::RefreshToken(_) => self.client.timeout_or(ROTATION_TIMEOUT),
-            _ => self.client.clone(),
+            Grant::RefreshToken(_) => self.options.client.bounded(ROTATION_TIMEOUT, Duration::MAX),
+            _ => self.options.client.clone(),
         };
         let url = self.server.endpoint(&client).await?;
         let send = async |url: &Uri| {
             client.exchange(self.request(url, presented, request)?, self.server.option(), sent).await
         };
         let mut result = send(&url).await;
-        let is_elsewhere = match &result {
-            Ok(response) => matches!(response.status().as_u16(), 404 | 405 | 410),
-            Err(error) => error.is_connect(),
-        };
+        let is_gone = |response: &TokenResponse| matches!(response.status().as_u16(), 404 | 405 | 410);
+        let is_elsewhere = result.as_ref().map_or_else(SourceError::is_connect, is_gone);
         if is_elsewhere {
             if let Some(url) = self.server.moved_from(&url, &client).await {
                 sent.set(None);
@@ -68,14 +66,14 @@ impl OAuth2 {
         }
         let response = result?;
         let mut fields = response.fields();
-        let code = fields.as_ref().and_then(|fields| fields.text("error")).filter(|code| !code.is_empty());
+        let code = fields.as_ref().and_then(Fields::error).and_then(Value::as_str);
         if !response.status().is_success() || code.is_some() {
             return Err(self.failure(&response, code, fields.as_ref()));
         }
         // If the response cannot be used, a refresh token may still be spent.
         let next = fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
         let unusable = |error| Failure { error, means: next.map_or(Means::Unclear, Means::Replaced) };
-        if let Some(fields) = fields.as_mut().filter(|_| self.use_id_token) {
+        if let Some(fields) = fields.as_mut().filter(|_| self.options.use_id_token) {
             let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
                 let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
                 return Err(unusable(SourceError::configuration(text)));
@@ -84,13 +82,13 @@ impl OAuth2 {
             fields.set("access_token", id_token.into());
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
-        response.granted(fields, self.default_lifetime, kept).map_err(unusable)
+        response.granted(fields, self.options.default_lifetime, kept).map_err(unusable)
     }
 
     /// Checks all options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
-        self.client.check()?;
-        self.server.checked_url(&self.client)?;
+        self.options.client.check()?;
+        self.server.checked_url(&self.options.client)?;
         let (client_auth, _) = self.client_auth();
         client_auth.validate()?;
         if let Grant::RefreshToken(login) = &self.grant {
@@ -101,26 +99,26 @@ impl OAuth2 {
         let is_scope = |scope: &str| {
             !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(&byte))
         };
-        if let Some(scope) = self.scopes.iter().find(|scope| !is_scope(scope)) {
+        if let Some(scope) = self.options.scopes.iter().find(|scope| !is_scope(scope)) {
             return invalid(format!(
                 "scopes must have one scope in each value, of visible ASCII, got {scope:?}: trim it, or split it"
             ));
         }
         // RFC 8707 §2 also asks for an absolute URI, which not every server's resources are.
         let is_resource = |resource: &str| !resource.is_empty() && !resource.contains('#');
-        if let Some(resource) = self.resources.iter().find(|resource| !is_resource(resource)) {
+        if let Some(resource) = self.options.resources.iter().find(|resource| !is_resource(resource)) {
             return invalid(format!("resources must not be empty or have a fragment, got {resource:?}"));
         }
-        if self.default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
+        if self.options.default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
             return invalid("default_lifetime must be > 0, got 0s".to_owned());
         }
         let fixed = self.fixed_fields();
         fixed.check()?;
-        for (name, value) in &self.parameters {
+        for (name, value) in &self.options.parameters {
             let is_set = RESERVED.split(' ').any(|other| name == other)
                 || fixed.has(name)
                 || (name == "client_id" && client_auth.sends_id())
-                || (self.follow_challenge && matches!(name.as_str(), "claims" | "acr_values"));
+                || (self.options.follow_challenge && matches!(name.as_str(), "claims" | "acr_values"));
             if is_set || name.is_empty() {
                 return invalid(format!(
                     "parameter must have a name that is not set otherwise, by the grant, by ClientAuth or by another \
@@ -137,11 +135,11 @@ impl OAuth2 {
     fn fixed_fields(&self) -> Form {
         let mut form = Form::default();
         form.add("grant_type", self.grant.name());
-        if !self.scopes.is_empty() {
-            form.add("scope", &self.scopes.join(" "));
+        if !self.options.scopes.is_empty() {
+            form.add("scope", &self.options.scopes.join(" "));
         }
-        self.resources.iter().for_each(|resource| form.add("resource", resource));
-        self.audience.iter().for_each(|audience| form.add("audience", audience));
+        self.options.resources.iter().for_each(|resource| form.add("resource", resource));
+        self.options.audience.iter().for_each(|audience| form.add("audience", audience));
         if let Grant::TokenExchange { token_type, .. } = &self.grant {
             form.add("subject_token_type", token_type);
         }
@@ -158,13 +156,12 @@ impl OAuth2 {
         if let Some((name, value)) = presented {
             form.add(name, value);
         }
-        self.parameters.iter().for_each(|(name, value)| form.add(name, value));
-        if let Some(challenge) = request.challenge().filter(|_| self.follow_challenge) {
+        self.options.parameters.iter().for_each(|(name, value)| form.add(name, value));
+        if let Some(challenge) = request.challenge().filter(|_| self.options.follow_challenge) {
             claims(challenge).iter().for_each(|claims| form.add("claims", claims));
             challenge.acr_values().iter().for_each(|values| form.add("acr_values", values));
         }
-        let audience = self.server.issuer_identifier().map_or_else(|| url.to_string(), str::to_owned);
-        let authorization = self.client_auth().0.add_to(&mut form, &audience)?;
+        let authorization = self.client_auth().0.add_to(&mut form, &self.server.audience(url))?;
         let mut request = Request::post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
@@ -184,13 +181,13 @@ fn claims(challenge: &Challenge) -> Option<String> {
 }
 
 /// Returns for how many seconds an ID token is valid (OpenID Connect Core §2), by this clock or by that of the server, if
-/// `iat` is there. `None` if it has expired.
-fn id_token_lifetime(id_token: &str) -> Option<u64> {
+/// `iat` is there. Not more than zero if it has expired.
+fn id_token_lifetime(id_token: &str) -> Option<f64> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let expires = claims["exp"].as_u64()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-    [Some(now), claims["iat"].as_u64()].into_iter().flatten().map(|from| expires.saturating_sub(from)).min()
+    let expires = claims["exp"].as_f64()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64();
+    Some(expires - now.max(claims["iat"].as_f64().unwrap_or(now)))
 }
 
 impl OAuth2 {
@@ -203,13 +200,10 @@ impl OAuth2 {
             // A server that is down may answer with anything.
             _ if matches!(status.as_u16(), 408 | 425 | 429 | 500..=599) => response.failure(),
             Some(Ok((name, kind, hint))) => {
-                let (kind, hint) = match (name, &self.grant) {
-                    // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
-                    ("invalid_request", Grant::TokenExchange { .. }) => {
-                        (SourceErrorKind::Rejected, "check the subject token, its type and the options")
-                    }
-                    _ => (kind, hint),
-                };
+                // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+                let is_subject =
+                    name == "invalid_request" && matches!(self.grant, Grant::TokenExchange { .. });
+                let kind = if is_subject { SourceErrorKind::Rejected } else { kind };
                 let text = format!("{} responded with HTTP {} {name}: {hint}", response.url, status.as_u16());
                 let error = SourceError::new(kind, text);
                 if name == "invalid_grant" {

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{TokenRequest, TokenSource, client::Sent},
+    exchange::ROTATION_TIMEOUT,
     login::{Exchange, Login},
     options::{Grant, OAuth2},
 };
@@ -30,7 +31,8 @@ impl OAuth2 {
         if let Err(error) = self.check() {
             return Some(Err(error));
         }
-        let turn = login.turn().await;
+        let limit = self.options.client.timeout.unwrap_or(ROTATION_TIMEOUT);
+        let turn = login.turn(limit).await;
         let untaken = login.take_untaken();
         if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
             return Some(Ok(token));
@@ -39,12 +41,13 @@ impl OAuth2 {
         let (source, login_of_task, request) =
             (self.clone(), Arc::clone(login), request.clone().into_owned());
         let exchanged = detached(async move {
-            let _turn = turn;
-            login_of_task.driven(source.exchange_refresh_token(exchange, &request)).await
+            let exchange = source.exchange_refresh_token(exchange, &request);
+            login_of_task.driven(&turn, limit, exchange).await
         });
         match exchanged.await {
-            Ok(Ok(())) => login.take_untaken().map(Ok),
-            Ok(Err(error)) => error.map(Err),
+            Ok(Some(Ok(()))) => login.take_untaken().map(Ok),
+            Ok(Some(Err(error))) => error.map(Err),
+            Ok(None) => Some(Err(SourceError::unavailable("the token request was given up by its runtime"))),
             Err(error) => Some(Err(error)),
         }
     }

@@ -6,8 +6,10 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -25,17 +27,15 @@ use super::{
 };
 use crate::{error::SourceError, token::Token};
 
-/// How often an exchange shows that its runtime is driven.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-
 /// How many refresh tokens are remembered after others have replaced them.
 const MAX_REPLACED: usize = 64;
 
 pub(super) struct Login {
     state: Mutex<State>,
-    /// Held while a refresh token is exchanged.
-    exchange: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// Held while a refresh token is exchanged.
+pub(super) type Turn = OwnedMutexGuard<()>;
 
 struct State {
     /// The refresh token that the newest login gave.
@@ -52,8 +52,10 @@ struct State {
     replaced: VecDeque<SecretString>,
     /// The token of an exchange that nobody has waited for.
     untaken: Option<Token>,
+    /// Whose turn it is to exchange a refresh token. Replaced if an exchange is given up.
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// Until when the running exchange, or the one before, counts as driven by its runtime.
-    driven_until: Option<Instant>,
+    driven_until: Instant,
 }
 
 struct Newest {
@@ -80,9 +82,10 @@ impl Login {
             newest: None,
             replaced: VecDeque::new(),
             untaken: None,
-            driven_until: None,
+            turn: Arc::default(),
+            driven_until: Instant::now(),
         };
-        Arc::new(Self { state: Mutex::new(state), exchange: Arc::default() })
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,8 +109,7 @@ impl Login {
     pub(super) fn check(&self) -> Result<(), SourceError> {
         let seed = self.state().seed.clone();
         if seed.expose_secret().len() > Token::MAX_LEN {
-            let text = format!("the refresh token must be at most {} bytes long", Token::MAX_LEN);
-            return Err(SourceError::configuration(text));
+            return Err(SourceError::configuration("the refresh token must be at most 16384 bytes long"));
         }
         check_text("the refresh token", seed.expose_secret())
     }
@@ -125,29 +127,44 @@ impl Login {
         Some(Token::of_refresh_token(refresh_token).with_login(login))
     }
 
-    /// Waits until no exchange is running. `None` if the runtime of one is not driven any more.
-    pub(super) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
+    /// Waits until no exchange is running, or the runtime of one has not been driven for as long as an exchange may take.
+    /// That one is then given up, for all who wait.
+    pub(super) async fn turn(&self, limit: Duration) -> Turn {
         loop {
-            let driven_until = self.state().driven_until;
-            let turn = Arc::clone(&self.exchange).lock_owned();
-            let Some(at) = driven_until else { return Some(turn.await) };
-            // One that has just got its turn has not shown that it is driven.
-            match timeout_at(at.max(Instant::now() + SIGN_OF_LIFE), turn).await {
-                Ok(turn) => return Some(turn),
-                Err(_) if self.state().driven_until == driven_until => return None,
-                Err(_) => {}
+            let (turn, driven_until) = {
+                let state = self.state();
+                (Arc::clone(&state.turn), state.driven_until)
+            };
+            let guard = timeout_at(driven_until.max(Instant::now()), Arc::clone(&turn).lock_owned()).await;
+            let mut state = self.state();
+            match guard {
+                Ok(guard) if Arc::ptr_eq(&turn, &state.turn) => {
+                    state.driven_until = Instant::now() + limit;
+                    return guard;
+                }
+                Err(_) if state.driven_until == driven_until => state.turn = Arc::default(),
+                _ => {}
             }
         }
     }
 
-    /// Runs `exchange`, and shows at intervals that its runtime is driven.
-    pub(super) async fn driven<T>(&self, exchange: impl Future<Output = T>) -> T {
+    /// Runs `exchange`, and shows at intervals that its runtime is driven. `None` if it was given up meanwhile: another one
+    /// has presented its refresh token, so it does not go on.
+    pub(super) async fn driven<T>(
+        &self,
+        turn: &Turn,
+        limit: Duration,
+        exchange: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut exchange = pin!(exchange);
+        let has_turn = || Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &self.state().turn);
+        let mut guarded =
+            poll_fn(|cx| if has_turn() { exchange.as_mut().poll(cx).map(Some) } else { Poll::Ready(None) });
         loop {
-            self.state().driven_until = Some(Instant::now() + 5 * SIGN_OF_LIFE);
-            if let Ok(output) = timeout(SIGN_OF_LIFE, exchange.as_mut()).await {
+            if let Ok(output) = timeout(limit / 4, &mut guarded).await {
                 return output;
             }
+            self.state().driven_until = Instant::now() + limit;
         }
     }
 

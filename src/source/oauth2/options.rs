@@ -53,7 +53,7 @@ use crate::error::SourceError;
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
 /// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | none that is complete, in time and readable; a 400 without an error code, in JSON or without a body | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](TokenClient::timeout); then it counts as spent |
-/// | another error, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
+/// | another error, a page in place of one, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
 ///
 /// After a rejection, the source looks for another refresh token: the one that was set last
 /// ([`set_refresh_token`](Self::set_refresh_token), or the seed), if no token was granted for it yet. If there is none, a
@@ -103,6 +103,11 @@ pub struct OAuth2 {
     pub(super) server: Server,
     /// How the client authenticates, and how often that was replaced.
     client_auth: Arc<Mutex<(ClientAuth, u64)>>,
+    pub(super) options: Options,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Options {
     pub(super) scopes: Vec<String>,
     pub(super) resources: Vec<String>,
     pub(super) audience: Option<String>,
@@ -174,37 +179,26 @@ impl OAuth2 {
     }
 
     fn new(grant: Grant, server: Server, client_auth: ClientAuth) -> Self {
-        Self {
-            grant,
-            server,
-            client_auth: Arc::new(Mutex::new((client_auth, 0))),
-            scopes: Vec::new(),
-            resources: Vec::new(),
-            audience: None,
-            parameters: Vec::new(),
-            default_lifetime: None,
-            follow_challenge: false,
-            use_id_token: false,
-            client: TokenClient::new(),
-        }
+        let client_auth = Arc::new(Mutex::new((client_auth, 0)));
+        Self { grant, server, client_auth, options: Options::default() }
     }
 
     /// Sets the scopes to request (`scope`, RFC 6749 §3.3), one in each value. Default: none, so that the server decides.
     pub fn scopes<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
-        self.scopes = scopes.into_iter().map(Into::into).collect();
+        self.options.scopes = scopes.into_iter().map(Into::into).collect();
         self
     }
 
     /// Sets the resources that the token is for (`resource`, RFC 8707 §2). Default: none. They have no fragment.
     pub fn resources<S: Into<String>>(mut self, resources: impl IntoIterator<Item = S>) -> Self {
-        self.resources = resources.into_iter().map(Into::into).collect();
+        self.options.resources = resources.into_iter().map(Into::into).collect();
         self
     }
 
     /// Sets the audience of the token (`audience`, RFC 8693 §2.1, which some servers also take for other grants). Default:
     /// none.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
-        self.audience = Some(audience.into());
+        self.options.audience = Some(audience.into());
         self
     }
 
@@ -225,14 +219,14 @@ impl OAuth2 {
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use. So is one that has a
     /// secret of a grant, such as `client_secret`.
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.parameters.push((name.into(), value.into()));
+        self.options.parameters.push((name.into(), value.into()));
         self
     }
 
     /// Sets the lifetime of a token whose response has no valid `expires_in`. Default: none, so that the token is used until
     /// the API challenges it. It is more than zero.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
-        self.default_lifetime = Some(lifetime);
+        self.options.default_lifetime = Some(lifetime);
         self
     }
 
@@ -242,7 +236,7 @@ impl OAuth2 {
     /// `claims` in base64, as Microsoft's APIs send it, is decoded. Turn it on only for an API that may decide what the
     /// token is asked for.
     pub fn follow_challenge(mut self, follow: bool) -> Self {
-        self.follow_challenge = follow;
+        self.options.follow_challenge = follow;
         self
     }
 
@@ -254,7 +248,7 @@ impl OAuth2 {
     /// which keeps the new refresh token. The lifetime is that of its claims `exp` and `iat`, and unknown if it is not a
     /// JWT. The token is not verified here: the API does that.
     pub fn use_id_token(mut self, use_id_token: bool) -> Self {
-        self.use_id_token = use_id_token;
+        self.options.use_id_token = use_id_token;
         self
     }
 
@@ -263,7 +257,7 @@ impl OAuth2 {
     ///
     /// Use clones of one client for many sources, such as those of many tenants (`TokenProviders`, feature `tenants`).
     pub fn with_client(mut self, client: TokenClient) -> Self {
-        self.client = client;
+        self.options.client = client;
         self
     }
 

@@ -18,6 +18,12 @@ use crate::{error::SourceError, origins};
 /// How long metadata is used. A server may move its endpoints, and keep the old ones for some time.
 const METADATA_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long old metadata is used, if it cannot be read again.
+const METADATA_PAUSE: Duration = Duration::from_secs(10 * 60);
+
+/// The time limit of reading the metadata in one place.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// An authorization server (RFC 6749 §1.1): the URL of its token endpoint, or its issuer.
 ///
 /// `Debug` shows the URL without its query.
@@ -26,7 +32,7 @@ pub struct Server {
     /// The token endpoint or the issuer.
     url: String,
     is_issuer: bool,
-    /// The token endpoint in the issuer's metadata, and when that was read. Clones share it.
+    /// The token endpoint in the issuer's metadata, and when that is read again. Clones share it.
     discovered: Arc<Mutex<Option<(Uri, Instant)>>>,
 }
 
@@ -44,9 +50,9 @@ impl Server {
     ///
     /// The first use fetches the metadata: RFC 8414 (`/.well-known/oauth-authorization-server`), and if that fails in any
     /// way OpenID Connect Discovery (`/.well-known/openid-configuration`). The `issuer` in it must be exactly this one, a
-    /// slash at its end included (RFC 8414 §3.3). Clones share the metadata. It is read again after a day, and when the
-    /// token endpoint in it cannot be reached or responds with 404, 405 or 410. A failure is not remembered: an older token
-    /// endpoint is used until there is another.
+    /// slash at its end included (RFC 8414 §3.3). Each place has 5 s at most. Clones share the metadata, once one of them has
+    /// read it. It is read again after a day, and when the token endpoint in it cannot be reached or responds with 404, 405
+    /// or 410. A failure is not remembered: an older token endpoint is used until there is another.
     ///
     /// The rules for the URL are those of [`token_endpoint`](Self::token_endpoint), but it has no query. They hold for
     /// the token endpoint in the metadata, too.
@@ -54,9 +60,9 @@ impl Server {
         Self { is_issuer: true, ..Self::token_endpoint(url) }
     }
 
-    /// Returns the issuer, if the server was made from it.
-    pub(super) fn issuer_identifier(&self) -> Option<&str> {
-        self.is_issuer.then_some(self.url.as_str())
+    /// Returns the audience of an assertion for the token endpoint with this URL: the issuer, if the server was made from it.
+    pub(super) fn audience(&self, endpoint: &Uri) -> String {
+        if self.is_issuer { self.url.clone() } else { endpoint.to_string() }
     }
 
     /// The name of the URL in errors.
@@ -72,10 +78,8 @@ impl Server {
     pub(super) fn checked_url(&self, client: &TokenClient) -> Result<Uri, SourceError> {
         check_text(self.option(), &self.url)?;
         // Without the parser's error: its text is no help, and the URL may have a secret.
-        let url: Uri = self.url.parse().map_err(|_| {
-            let text = format!("{} must be a valid URL, such as https://login.example.com", self.option());
-            SourceError::configuration(text)
-        })?;
+        let expected = format!("{} must be a valid URL, such as https://login.example.com", self.option());
+        let url: Uri = self.url.parse().map_err(|_| SourceError::configuration(expected))?;
         if self.url.contains('#') || (self.is_issuer && url.query().is_some()) {
             let parts = if self.is_issuer { "a query or a fragment" } else { "a fragment" };
             return Err(SourceError::configuration(format!("{} must not have {parts}", self.option())));
@@ -92,8 +96,12 @@ impl Server {
         }
         let known = self.discovered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match known {
-            Some((endpoint, read_at)) if read_at.elapsed() < METADATA_LIFETIME => Ok(endpoint),
-            Some((endpoint, _)) => Ok(self.discover(&url, client).await.unwrap_or(endpoint)),
+            Some((endpoint, due)) if Instant::now() < due => Ok(endpoint),
+            Some((endpoint, _)) => Ok(self.discover(&url, client).await.unwrap_or_else(|_| {
+                // Looked up again in a while, since each attempt may take its time.
+                self.remember(&endpoint, METADATA_PAUSE);
+                endpoint
+            })),
             None => self.discover(&url, client).await,
         }
     }
@@ -103,6 +111,11 @@ impl Server {
     pub(super) async fn moved_from(&self, old: &Uri, client: &TokenClient) -> Option<Uri> {
         let issuer = self.checked_url(client).ok().filter(|_| self.is_issuer)?;
         self.discover(&issuer, client).await.ok().filter(|new| new != old)
+    }
+
+    fn remember(&self, endpoint: &Uri, lifetime: Duration) {
+        let discovered = Some((endpoint.clone(), Instant::now() + lifetime));
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = discovered;
     }
 
     /// Reads the metadata: in the first place, or else in the second.
@@ -117,8 +130,7 @@ impl Server {
         for place in places {
             match self.read(issuer, place, client).await {
                 Ok(endpoint) => {
-                    let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
-                    *discovered = Some((endpoint.clone(), Instant::now()));
+                    self.remember(&endpoint, METADATA_LIFETIME);
                     return Ok(endpoint);
                 }
                 Err(error) => errors.push(error),
@@ -141,6 +153,8 @@ impl Server {
     async fn read(&self, issuer: &Uri, path: String, client: &TokenClient) -> Result<Uri, SourceError> {
         let request = Request::get(format!("{}{path}", origins::shown(issuer))).body(String::new());
         let request = request.map_err(|_| SourceError::configuration("the issuer must have a valid path"))?;
+        // Both places and the token request have to fit into one refresh.
+        let client = client.bounded(METADATA_TIMEOUT, METADATA_TIMEOUT);
         let response = client.exchange(request, self.option(), &Sent::default()).await?;
         let invalid = |what: &str| Err(SourceError::configuration(response.described(what)));
         if !response.status().is_success() {
