@@ -402,6 +402,19 @@ async fn page_of_firewall_is_no_verdict() {
     }
 }
 
+/// Row 148: AWS WAF asks a browser to solve a puzzle, with any status.
+#[tokio::test(start_paused = true)]
+async fn puzzle_of_firewall_is_no_verdict() {
+    for status in [202, 403, 405] {
+        let act = Act::Answer(status, vec![("x-amzn-waf-action", "captcha")], Bytes::new());
+        let endpoint = Endpoint::default().then(act.clone()).then(act);
+        let api_video = ApiVideo::new("key").with_client(endpoint.client());
+        for error in [fetch(&by_client(&endpoint)).await.unwrap_err(), fetch(&api_video).await.unwrap_err()] {
+            assert_eq!(error.kind(), InvalidResponse, "{error}");
+        }
+    }
+}
+
 /// Row 150: GitHub answers 403 with `Retry-After` to a client that asks too often.
 #[tokio::test(start_paused = true)]
 async fn asked_delay_is_no_rejection() {

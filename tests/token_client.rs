@@ -187,5 +187,13 @@ async fn other_errors_say_nothing_of_exchange() {
     let source = source_fn(|_| async { Err(SourceError::unavailable("sealed")) });
     let error = source.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap_err();
     assert!(!error.is_timeout() && !error.is_connect() && !error.is_unsent());
-    assert!(Error::from(error).is_transient());
+    let error = Error::from(error);
+    assert!(error.is_transient() && !error.is_timeout() && !error.is_connect());
+    assert!(Error::TimedOut(Duration::from_secs(1)).is_timeout());
+    let (client, _) = answered(200, "{}");
+    let source = source_fn(move |_| {
+        let client = client.clone();
+        async move { client.post_json("http://auth.example", "").await?.token() }
+    });
+    assert!(!TokenProvider::new(source).token().await.unwrap_err().is_connect());
 }

@@ -144,6 +144,14 @@ impl TokenClient {
 
     /// Sets which root certificates the default client trusts. Default: [`Roots::WebPki`].
     ///
+    /// ```no_run
+    /// use tower_bearer::{TokenClient, tls::Roots};
+    ///
+    /// let authority = std::fs::read_to_string("/etc/ssl/certs/company.pem")?;
+    /// let client = TokenClient::new().roots(Roots::Pem(authority));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
     /// A [`Roots::Pem`] that is not valid is an error as for [`timeout`](Self::timeout). Roots of the system that cannot be
     /// read are one of the exchange. It has no effect with [`with_service`](Self::with_service).
     #[cfg(feature = "default-client")]

@@ -45,6 +45,8 @@ use crate::error::SourceError;
 /// login (RFC 9700 §4.14.2). So one exchange runs at a time, also for several clones. It runs in a task of its own, which
 /// ends with the exchange, whatever becomes of its caller or of the
 /// [refresh](crate::TokenProviderBuilder::refresh_timeout). If nobody waits for its token any more, the next call gets it.
+/// If its runtime is not driven for as long as the [timeout](TokenClient::timeout), it is given up: another exchange begins,
+/// and it sends nothing more.
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
