@@ -1,4 +1,4 @@
-//! [`TokenClient`]: one exchange with a token endpoint, for every source.
+//! [`TokenClient`]: one exchange with a token endpoint, for all sources.
 //!
 //! - `transport`: sends a request by the default client or the user's, within a deadline.
 //! - `default_client`: the client that is used unless the user sets one, and `tls`: its roots and cryptography.
