@@ -300,7 +300,7 @@ impl Assertion {
 
 impl TokenSource for Assertion {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        let lifetime = self.lifetime - self.backdated();
+        let lifetime = Duration::from_secs(self.lifetime.as_secs()).saturating_sub(self.backdated());
         Ok(Token::builder(self.sign(None)?.as_str()).expires_in(lifetime).build()?)
     }
 
