@@ -207,11 +207,8 @@ fn late_exchange_sends_nothing() {
     let client = TokenClient::new().timeout(Duration::from_millis(200));
     let source = ApiVideo::new(server.api_key()).base_url(server.uri()).with_client(client);
     let stalled = runtime();
-    let fetching = stalled.block_on(async {
-        let fetching = tokio::spawn(fetch(source));
-        tokio::task::yield_now().await;
-        fetching
-    });
+    let fetching = stalled.spawn(fetch(source));
+    stalled.block_on(tokio::task::yield_now());
     thread::sleep(Duration::from_millis(300));
     assert!(stalled.block_on(fetching).unwrap().unwrap_err().is_timeout());
     assert_eq!(server.counters().api_key_grants, 0);
