@@ -20,8 +20,7 @@ use support::Source;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, SourceError, Token, TokenClient, TokenProvider, TokenRequest,
-    TokenSource,
+    AllowedOrigins, BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
 };
 use tower_http::follow_redirect::FollowRedirectLayer;
 
@@ -201,8 +200,9 @@ async fn api_videos_tokens_are_for_its_own_origin() {
         (ApiVideo::new("key").base_url(Uri::from_static("http://sidecar")), "http://sidecar/videos"),
     ] {
         assert_eq!(format!("{}videos", source.api_base()), inside);
-        let provider =
-            TokenProvider::new(source.with_client(TokenClient::with_service(auth).allow_plaintext()));
+        let provider = TokenProvider::new(
+            source.with_client(tower_bearer::TokenClient::with_service(auth).allow_plaintext()),
+        );
         let seen = Seen::default();
         let service = BearerAuthLayer::with_provider(provider).layer(seen.web(&[]));
         for uri in [inside, "https://api.video/", "https://evil.example/", "http://127.0.0.1:3001/"] {
