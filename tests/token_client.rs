@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use http_body_util::Channel;
 use support::chain;
 use tower_bearer::{
     BoxError, Error, RefreshReason, SourceError, SourceErrorKind, TokenClient, TokenProvider, TokenRequest,
@@ -76,6 +78,29 @@ async fn status_is_classified_and_body_is_readable() {
         assert_eq!(error.kind(), kind);
         let shown = format!("{} {error:?}", chain(&error));
         assert!(shown.contains(URL) && !shown.contains("canary"), "{shown}");
+    }
+}
+
+/// Row 20: the status of an error decides, if its body does not come within the deadline.
+#[tokio::test(start_paused = true)]
+async fn slow_body_does_not_hide_status() {
+    for (status, kind) in [
+        (401, SourceErrorKind::InvalidResponse),
+        (404, SourceErrorKind::Configuration),
+        (200, SourceErrorKind::Unavailable),
+    ] {
+        let service = tower::service_fn(move |_: Request<String>| async move {
+            let (sender, body) = Channel::<Bytes, BoxError>::new(1);
+            // The body does not end.
+            tokio::spawn(async move {
+                let _sender = sender;
+                std::future::pending::<()>().await
+            });
+            Ok::<_, BoxError>(Response::builder().status(status).body(body)?)
+        });
+        let error = error_of(&TokenClient::with_service(service), URL).await;
+        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(error.is_timeout(), status == 200, "{error}");
     }
 }
 

@@ -98,14 +98,23 @@ impl Transport {
         sent: &Sent,
     ) -> Result<(Parts, ReadBody), SourceError> {
         let deadline = Instant::now() + limit;
-        let exchange = async {
+        let answer = async {
             let mut service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
             request.extensions_mut().insert(sent.clone());
             service.ready().await?;
             if !self.is_default {
                 sent.set(Some(Box::new(|| true)));
             }
-            let (head, unread) = service.call(request).await?.into_parts();
+            service.call(request).await
+        };
+        let mut answer = pin!(answer);
+        // A runtime that was not driven may go on after the deadline. Nothing may be sent then.
+        let answer = poll_fn(|cx| match Instant::now() < deadline {
+            true => answer.as_mut().poll(cx),
+            false => Poll::Pending,
+        });
+        let exchange = async {
+            let (head, unread) = answer.await?.into_parts();
             let coding = head.headers.get(CONTENT_ENCODING).and_then(|coding| coding.to_str().ok());
             let coding = coding.unwrap_or_default().to_ascii_lowercase();
             // Some servers name a coding that is none.
@@ -118,12 +127,6 @@ impl Transport {
             };
             Ok((head, body))
         };
-        let mut exchange = pin!(exchange);
-        // A runtime that was not driven may go on after the deadline. Nothing may be sent then.
-        let exchange = poll_fn(|cx| match Instant::now() < deadline {
-            true => exchange.as_mut().poll(cx),
-            false => Poll::Pending,
-        });
         let result = timeout_at(deadline, exchange).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
         result.map_err(|error: BoxError| self.failed(error.as_ref(), limit, sent))
     }
