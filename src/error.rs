@@ -179,7 +179,7 @@ impl Error {
 
     /// Whether a response is why the configuration counts as wrong. The server may be starting.
     pub(crate) fn is_misplaced(&self) -> bool {
-        matches!(self, Self::Source(error) if error.is_answer && error.kind == SourceErrorKind::Configuration)
+        matches!(self, Self::Source(error) if error.facts.is_answer && error.kind == SourceErrorKind::Configuration)
     }
 
     /// Whether the token endpoint did not respond in time ([`SourceError::is_timeout`]), or the refresh timed out before that
@@ -242,15 +242,21 @@ impl Error {
 #[error("{message}")]
 pub struct SourceError {
     kind: SourceErrorKind,
-    is_unsent: bool,
-    is_connect: bool,
-    is_timeout: bool,
-    /// Whether it is the status of a response.
-    is_answer: bool,
+    pub(crate) facts: Facts,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
     #[source]
     cause: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// What is known of the exchange with a token endpoint that has failed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) is_unsent: bool,
+    pub(crate) is_connect: bool,
+    pub(crate) is_timeout: bool,
+    /// Whether the status of a response is the reason.
+    pub(crate) is_answer: bool,
 }
 
 /// The kind of a [`SourceError`].
@@ -404,12 +410,12 @@ impl SourceError {
             }
         };
         let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-        Self { retry_after, is_answer: !status.is_redirection(), ..Self::new(kind, message) }
+        let facts = Facts { is_answer: !status.is_redirection(), ..Facts::default() };
+        Self { retry_after, facts, ..Self::new(kind, message) }
     }
 
-    /// Records what is known of an exchange that gave no response.
-    pub(crate) fn of_exchange(self, is_unsent: bool, is_connect: bool, is_timeout: bool) -> Self {
-        Self { is_unsent, is_connect, is_timeout, ..self }
+    pub(crate) fn with_facts(self, facts: Facts) -> Self {
+        Self { facts, ..self }
     }
 
     /// Puts `what` before the message.
@@ -417,29 +423,8 @@ impl SourceError {
         Self { message: format!("{what}: {}", self.message).into(), ..self }
     }
 
-    /// Records whether the status of a response is the reason.
-    #[cfg(feature = "oauth2")]
-    pub(crate) fn of_answer(self, is_answer: bool) -> Self {
-        Self { is_answer, ..self }
-    }
-
-    #[cfg(feature = "oauth2")]
-    pub(crate) fn is_answer(&self) -> bool {
-        self.is_answer
-    }
-
     pub(crate) fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        let message = message.into();
-        Self {
-            kind,
-            is_unsent: false,
-            is_connect: false,
-            is_timeout: false,
-            is_answer: false,
-            message,
-            retry_after: None,
-            cause: None,
-        }
+        Self { kind, facts: Facts::default(), message: message.into(), retry_after: None, cause: None }
     }
 
     /// Sets the cause of the error, which is its [`source`](StdError::source). The message should not repeat the cause.
@@ -474,19 +459,19 @@ impl SourceError {
     /// Whether the token endpoint did not respond in time. Only an exchange by [`TokenClient`](crate::TokenClient) sets
     /// it, as those of [`ApiVideo`](crate::ApiVideo) and [`OAuth2`](crate::OAuth2) are.
     pub fn is_timeout(&self) -> bool {
-        self.is_timeout
+        self.facts.is_timeout
     }
 
     /// Whether no connection to the token endpoint could be made: its name, its port or TLS. Set as
     /// [`is_timeout`](Self::is_timeout) is; a connection that is not made in time is both.
     pub fn is_connect(&self) -> bool {
-        self.is_connect
+        self.facts.is_connect
     }
 
     /// Whether the request was certainly not sent, so that a refresh token in it is not spent. Set as
     /// [`is_timeout`](Self::is_timeout) is.
     pub fn is_unsent(&self) -> bool {
-        self.is_unsent
+        self.facts.is_unsent
     }
 }
 

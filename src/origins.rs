@@ -160,6 +160,11 @@ pub(crate) fn shown(uri: &Uri) -> String {
     format!("{}://{host}{port}", uri.scheme_str().unwrap_or("?"))
 }
 
+/// Returns a URI for display with its path, but without a user name and a query, which may be secret.
+pub(crate) fn shown_with_path(uri: &Uri) -> String {
+    format!("{}{}", shown(uri), uri.path())
+}
+
 /// Whether the host is `localhost` or a loopback address.
 pub(crate) fn is_loopback(host: &str) -> bool {
     match Host::of(host) {

@@ -206,10 +206,8 @@ impl Token {
     }
 
     /// When the refresh token expires, if it does. Known until the publication.
-    #[cfg(feature = "store")]
-    pub(crate) fn refresh_token_left(&self) -> Option<Duration> {
-        let is_new = self.0.id == TokenId::default();
-        self.0.refresh_at.filter(|_| is_new).map(|at| at.saturating_duration_since(Instant::now()))
+    pub(crate) fn refresh_token_expires_at(&self) -> Option<Instant> {
+        self.0.refresh_at.filter(|_| self.0.id == TokenId::default())
     }
 
     #[cfg(feature = "store")]
@@ -240,8 +238,7 @@ impl Token {
         let left = |at: Instant| at.saturating_duration_since(now);
         let known = |at: Option<Instant>| at.filter(|at| left(*at) >= LEAST_LIFE);
         let expires_at = known(self.0.expires_at);
-        let is_new = self.0.id == TokenId::default();
-        let ends = [expires_at, known(self.0.refresh_at.filter(|_| is_new))];
+        let ends = [expires_at, known(self.refresh_token_expires_at())];
         let took = now.saturating_duration_since(asked_at);
         // At most ten refreshes in a second, however short the lives are.
         let at = |end| ahead.refresh_at(now, left(end), took).max(now + LEAST_LIFE);

@@ -100,8 +100,8 @@ impl ApiVideo {
             return Err(SourceError::invalid_response("the layer has dropped the response").into());
         };
         let code = response.status().as_u16();
-        let fields = response.fields();
-        let token = fields.as_ref().and_then(|fields| fields.text("token")).filter(|token| !token.is_empty());
+        let token = response.fields.as_ref().and_then(|fields| fields.text("token"));
+        let token = token.filter(|token| !token.is_empty());
         Err(match (code, token) {
             (200..=299, Some(token)) => {
                 return Ok(UploadToken { token: token.into(), ttl: Duration::from_secs(seconds) });

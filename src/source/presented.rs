@@ -65,20 +65,21 @@ impl<C: Count> Presented<C> {
 
     /// Records how the exchange failed. Returns the failure as an error if the refresh token must not be presented again.
     pub(crate) fn failed(mut self, failure: Failure) -> Result<SourceError, Failure> {
-        let mut times = MAX_PRESENTED;
-        match failure.means {
-            Means::Unspent => self.is_unspent = true,
+        self.is_unspent = matches!(failure.means, Means::Unspent);
+        let is_over = match failure.means {
             Means::Rejected(_) => {
-                self.count.change(self.refresh_token(), |presented| *presented = MAX_PRESENTED)
+                self.count.change(self.refresh_token(), |presented| *presented = MAX_PRESENTED);
+                true
             }
-            _ => self.count.change(self.refresh_token(), |presented| times = *presented),
-        }
-        match failure.means {
-            Means::Rejected(_) => Err(failure),
             // If the server asks for a delay, nothing else is sent before that has passed.
-            Means::Unclear if times >= MAX_PRESENTED && failure.error.retry_after().is_none() => Err(failure),
-            _ => Ok(failure.error),
-        }
+            Means::Unclear if failure.error.retry_after().is_none() => {
+                let mut times = MAX_PRESENTED;
+                self.count.change(self.refresh_token(), |presented| times = *presented);
+                times >= MAX_PRESENTED
+            }
+            _ => false,
+        };
+        if is_over { Err(failure) } else { Ok(failure.error) }
     }
 }
 

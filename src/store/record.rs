@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     fmt,
-    time::{Duration, SystemTime},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -73,7 +73,10 @@ impl Record {
             schema: SCHEMA,
             access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
             refresh_token: token.refresh_token(),
-            refresh_token_expires_at: token.refresh_token_left().map(|left| (unix_now() + left).as_secs()),
+            refresh_token_expires_at: token.refresh_token_expires_at().map(|at| {
+                let left = at.saturating_duration_since(Instant::now());
+                (UNIX_EPOCH.elapsed().unwrap_or_default() + left).as_secs()
+            }),
             login: login.as_deref(),
         };
         // Serializing a struct of strings cannot fail.
@@ -108,7 +111,7 @@ impl Record {
         if let Some(refresh_token) = &stored.refresh_token {
             token = token.refresh_token(refresh_token.expose_secret());
             let end = stored.refresh_token_expires_at.map(Duration::from_secs);
-            let left = end.map(|end| end.saturating_sub(unix_now()));
+            let left = end.map(|end| end.saturating_sub(UNIX_EPOCH.elapsed().unwrap_or_default()));
             token = left.into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
         }
         let token = token.build().map_err(|error| {
@@ -116,10 +119,6 @@ impl Record {
         })?;
         Ok(token.with_login(login).with_record_version(self.version))
     }
-}
-
-fn unix_now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 impl fmt::Debug for Record {

@@ -54,7 +54,7 @@ impl ApiVideo {
         let status = response.status();
         if status.is_success() {
             // If the response cannot be used, the refresh token may still be spent.
-            return Ok(response.granted(response.fields(), Some(DEFAULT_LIFETIME), None)?);
+            return Ok(response.granted(Some(DEFAULT_LIFETIME), None)?);
         }
         let error = failure(&response);
         let means = match error.kind() {

@@ -290,7 +290,7 @@ mod tests {
             let head = builder.body(()).unwrap().into_parts().0;
             let (url, option, requested_at) =
                 (PRODUCTION.into(), "base_url".into(), std::time::Instant::now());
-            let response = TokenResponse { url, option, requested_at, head, body: None };
+            let response = TokenResponse { url, option, requested_at, head, body: None, fields: None };
             failure(&response).retry_after().map(|delay| delay.as_secs())
         };
         let (limited, rate_limit) = (StatusCode::TOO_MANY_REQUESTS, (RATE_LIMIT_RETRY_AFTER, "7"));

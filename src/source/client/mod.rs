@@ -25,19 +25,20 @@ use tower_service::Service;
 
 pub use self::response::TokenResponse;
 
-pub(crate) use self::transport::Sent;
 #[cfg(feature = "default-client")]
 use self::{
     default_client::DefaultClient,
     tls::{Cryptography, Roots},
 };
-#[cfg(feature = "oauth2")]
-pub(crate) use self::{response::Fields, url::shown};
+pub(crate) use self::{response::Fields, transport::Sent};
 use self::{
     transport::Transport,
     url::{EXPECTED_URL, check_url},
 };
-use crate::error::{BoxError, SourceError, seconds};
+use crate::{
+    error::{BoxError, SourceError, seconds},
+    origins::shown_with_path,
+};
 
 /// The time limit of an exchange, unless another one is set.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,7 +104,7 @@ pub struct TokenClient {
     headers: HeaderMap,
     /// The error for a header that is not valid.
     invalid: Option<SourceError>,
-    pub(crate) timeout: Option<Duration>,
+    timeout: Option<Duration>,
     allows_plaintext: bool,
 }
 
@@ -258,7 +259,7 @@ impl TokenClient {
         sent: &Sent,
     ) -> Result<TokenResponse, SourceError> {
         self.check()?;
-        check_url(request.uri(), option, self.allows_plaintext)?;
+        self.check_url(request.uri(), option)?;
         let transport = self.transport()?;
         let headers = request.headers_mut();
         for (name, value) in &self.headers {
@@ -269,11 +270,12 @@ impl TokenClient {
             headers.entry(name).or_insert(HeaderValue::from_static(value));
         }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let url = url::shown(request.uri());
+        let url = shown_with_path(request.uri());
         let requested_at = Instant::now().into_std();
-        let answer = transport.send(request, self.timeout.unwrap_or(TIMEOUT), sent).await;
+        let answer = transport.send(request, self.limit(), sent).await;
         let (head, body) = answer.map_err(|error| error.within(&format!("no response from {url}")))?;
-        Ok(TokenResponse { url, option: option.to_owned(), requested_at, head, body })
+        let fields = body.as_ref().and_then(|body| Fields::of(body));
+        Ok(TokenResponse { url, option: option.to_owned(), requested_at, head, body, fields })
     }
 
     fn transport(&self) -> Result<Transport, SourceError> {
@@ -291,7 +293,7 @@ impl TokenClient {
 
     /// Checks all options.
     pub(crate) fn check(&self) -> Result<(), SourceError> {
-        let timeout = self.timeout.unwrap_or(TIMEOUT);
+        let timeout = self.limit();
         if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
             let got = seconds(timeout);
             return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
@@ -306,9 +308,13 @@ impl TokenClient {
     }
 
     /// Checks that a credential may be sent to `url`, which the option of this name has set.
-    #[cfg(any(feature = "api-video", feature = "oauth2"))]
     pub(crate) fn check_url(&self, url: &http::Uri, option: &str) -> Result<(), SourceError> {
         check_url(url, option, self.allows_plaintext)
+    }
+
+    /// The time limit of one exchange.
+    pub(crate) fn limit(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT)
     }
 
     /// Returns the client with this timeout unless the user has set one, and at most with the other one.

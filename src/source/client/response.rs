@@ -33,6 +33,8 @@ pub struct TokenResponse {
     pub(in super::super) requested_at: Instant,
     pub(in super::super) head: Parts,
     pub(in super::super) body: ReadBody,
+    /// The fields of the body. `None` if it is something else, or could not be read.
+    pub(crate) fields: Option<Fields>,
 }
 
 impl TokenResponse {
@@ -49,8 +51,7 @@ impl TokenResponse {
     /// Returns the body, which may contain a token. Use it for a response of another form than
     /// [`token`](Self::token) reads.
     pub fn body(&self) -> &[u8] {
-        let body = self.body.as_ref().map_or(&[][..], |body| body);
-        body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+        self.body.as_ref().map_or(&[], |body| body)
     }
 
     /// Returns the token of a successful response (RFC 6749 §5.1), which is a JSON object or form-encoded.
@@ -67,18 +68,17 @@ impl TokenResponse {
     /// [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) if there is no valid token, or an `error` beside it.
     /// The message has the status and the content type, and nothing of the body.
     pub fn token(&self) -> Result<Token, SourceError> {
-        self.granted(self.fields(), None, None)
+        self.granted(None, None)
     }
 
-    /// Returns the token in these fields. `default_lifetime` counts if its lifetime is not known, and
+    /// Returns the token of a successful response. `default_lifetime` counts if its lifetime is not known, and
     /// `kept_refresh_token` if there is no refresh token (RFC 6749 §6).
     pub(crate) fn granted(
         &self,
-        fields: Option<Fields>,
         default_lifetime: Option<Duration>,
         kept_refresh_token: Option<&str>,
     ) -> Result<Token, SourceError> {
-        let Some(fields) = fields else { return Err(self.failure()) };
+        let Some(fields) = &self.fields else { return Err(self.failure()) };
         if fields.error().is_some() {
             return Err(self.invalid("has a success status and an error"));
         }
@@ -118,7 +118,7 @@ impl TokenResponse {
     /// Whether the authorization server itself may have responded: a page of HTML may be that of a firewall.
     pub(crate) fn is_verdict(&self) -> bool {
         let is_empty = self.body.as_ref().is_some_and(|body| body.is_empty());
-        (is_empty && !is_page(self.headers())) || self.fields().is_some()
+        (is_empty && !is_page(self.headers())) || self.fields.is_some()
     }
 
     pub(crate) fn invalid(&self, what: &str) -> SourceError {
@@ -129,14 +129,6 @@ impl TokenResponse {
     pub(crate) fn described(&self, what: &str) -> String {
         let (code, kind) = (self.status().as_u16(), content_type(self.headers()));
         format!("the response of {} {what} (HTTP {code}, {kind})", self.url)
-    }
-
-    /// Returns the fields of the body. `None` if it is something else, or could not be read.
-    pub(crate) fn fields(&self) -> Option<Fields> {
-        let body = self.body();
-        let lossy = || serde_json::from_str(&Zeroizing::new(String::from_utf8_lossy(body).into_owned()));
-        let parsed = serde_json::from_slice(body).or_else(|_| lossy()).ok();
-        parsed.or_else(|| form(body)).map(Fields)
     }
 }
 
@@ -153,6 +145,13 @@ impl fmt::Debug for TokenResponse {
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
+    /// Parses a body that is a JSON object, or form-encoded.
+    pub(super) fn of(body: &[u8]) -> Option<Self> {
+        let lossy = || serde_json::from_str(&Zeroizing::new(String::from_utf8_lossy(body).into_owned()));
+        let parsed = serde_json::from_slice(body).or_else(|_| lossy()).ok();
+        parsed.or_else(|| form(body)).map(Self)
+    }
+
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.as_str()
     }

@@ -18,7 +18,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tower::{Service, ServiceExt, util::BoxCloneService};
 
-use crate::error::{BoxError, Chain, SourceError};
+use crate::error::{BoxError, Chain, Facts, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
@@ -167,8 +167,8 @@ impl Transport {
             None if is_timeout => " in time".to_owned(),
             detail => detail.map(|detail| format!(": {detail}")).unwrap_or_default(),
         };
-        let error = SourceError::unavailable(format!("{what}{detail}"));
-        error.of_exchange(is_unsent, is_connect, is_timeout)
+        let facts = Facts { is_unsent, is_connect, is_timeout, is_answer: false };
+        SourceError::unavailable(format!("{what}{detail}")).with_facts(facts)
     }
 }
 
@@ -183,6 +183,10 @@ async fn read(mut body: UnreadBody, is_plain: bool) -> Result<Zeroizing<Vec<u8>>
             return Err(Unusable("the response is longer than 65536 bytes").into());
         }
         read.extend_from_slice(&data);
+    }
+    // RFC 8259 §8.1 lets a parser ignore it.
+    if read.starts_with("\u{feff}".as_bytes()) {
+        read.drain(..3);
     }
     Ok(read)
 }

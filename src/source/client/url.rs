@@ -1,4 +1,4 @@
-//! Whether a credential may be sent to a URL, and how errors show one.
+//! Whether a credential may be sent to a URL.
 
 use http::Uri;
 
@@ -31,9 +31,4 @@ pub(super) fn check_url(url: &Uri, option: &str, allows_plaintext: bool) -> Resu
         _ => format!("be https or http, got {}", origins::shown(url)),
     };
     Err(SourceError::configuration(format!("{option} must {what}")))
-}
-
-/// A URL as errors show it: without a user name and a query, which may be secrets.
-pub(crate) fn shown(url: &Uri) -> String {
-    format!("{}{}", origins::shown(url), url.path())
 }

@@ -3,13 +3,10 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
-};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::{
     error::{KeyRejected, Unspecified},
     rand::{SecureRandom, SystemRandom},
@@ -23,10 +20,10 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{TokenRequest, TokenSource},
-    form::check_text,
+    form::{base64_of_any_form, check_text},
 };
 use crate::{
-    error::{SourceError, seconds},
+    error::{Facts, SourceError, seconds},
     token::Token,
 };
 
@@ -137,8 +134,8 @@ impl SigningKey {
 }
 
 fn without_randomness(_: Unspecified) -> SourceError {
-    SourceError::unavailable("the system has no randomness to sign an assertion")
-        .of_exchange(true, false, false)
+    let error = SourceError::unavailable("the system has no randomness to sign an assertion");
+    error.with_facts(Facts { is_unsent: true, ..Facts::default() })
 }
 
 /// Reads a private key in any of its forms. The error is the reason.
@@ -159,8 +156,7 @@ fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, &'static str> {
     let base64 = text.split("-----").skip_while(|part| !is_key(part)).nth(1).unwrap_or(&text);
     // The lines may be indented, or have become one.
     let compact: Zeroizing<String> = Zeroizing::new(base64.split_whitespace().collect());
-    let standard = Zeroizing::new(compact.replace('-', "+").replace('_', "/").replace('=', ""));
-    let decoded = Zeroizing::new(BASE64_STANDARD_NO_PAD.decode(standard.as_bytes()).unwrap_or_default());
+    let decoded = base64_of_any_form(&compact).unwrap_or_default();
     match std::str::from_utf8(&decoded) {
         Ok(inner) if inner.contains("-----BEGIN") => private_key(inner),
         _ => PrivateKeyDer::try_from(decoded.to_vec())
@@ -287,7 +283,7 @@ impl Assertion {
             claims.entry("aud").or_insert_with(|| audience.into());
         }
         // Since 1970, by the wall clock: the server compares them with its own.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default();
         let issued = now.saturating_sub(self.backdated());
         claims.insert("iat".into(), issued.as_secs().into());
         claims.insert("exp".into(), (issued.as_secs() + self.lifetime.as_secs()).into());

@@ -19,11 +19,7 @@ const CODES: [ErrorCode; 20] = {
         ),
         ("unauthorized_client", Rejected, "the client may not use this grant"),
         ("access_denied", Rejected, "the grant was denied"),
-        (
-            "invalid_request",
-            Configuration,
-            "check the options of the source, and the subject token of an exchange",
-        ),
+        ("invalid_request", Configuration, "check the options, and the subject token of an exchange"),
         ("invalid_scope", Configuration, "check the scopes"),
         ("invalid_target", Configuration, "check the resources and the audience"),
         ("unsupported_grant_type", Configuration, "the server does not offer this grant"),

@@ -1,11 +1,8 @@
 //! One exchange with a token endpoint: the request of a grant, and what its response means.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
-};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::{
     Request, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE},
@@ -16,11 +13,11 @@ use serde_json::Value;
 use super::{
     super::{
         TokenRequest,
-        client::{Fields, Sent, TokenResponse},
+        client::{Fields, Sent, TokenClient, TokenResponse},
         presented::{Failure, Means},
     },
     error_code::registered,
-    form::{Form, check_text},
+    form::{Form, base64_of_any_form, check_text},
     options::{Grant, OAuth2},
 };
 use crate::{
@@ -31,7 +28,7 @@ use crate::{
 };
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
-pub(super) const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Names that no parameter may have: each has a secret of a grant, or says which grant it is.
 const RESERVED: &str = "grant_type refresh_token assertion subject_token subject_token_type client_secret \
@@ -47,10 +44,7 @@ impl OAuth2 {
         sent: &Sent,
     ) -> Result<Token, Failure> {
         self.check()?;
-        let client = match &self.grant {
-            Grant::RefreshToken(_) => self.options.client.bounded(ROTATION_TIMEOUT, Duration::MAX),
-            _ => self.options.client.clone(),
-        };
+        let client = self.client();
         let url = self.server.endpoint(&client).await?;
         let send = async |url: &Uri| {
             client.exchange(self.request(url, presented, request)?, self.server.option(), sent).await
@@ -64,16 +58,15 @@ impl OAuth2 {
                 result = send(&url).await;
             }
         }
-        let response = result?;
-        let mut fields = response.fields();
-        let code = fields.as_ref().and_then(Fields::error).and_then(Value::as_str);
+        let mut response = result?;
+        let code = response.fields.as_ref().and_then(Fields::error).and_then(Value::as_str);
         if !response.status().is_success() || code.is_some() {
-            return Err(self.failure(&response, code, fields.as_ref()));
+            return Err(self.failure(&response, code));
         }
         // If the response cannot be used, a refresh token may still be spent.
-        let next = fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
+        let next = response.fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
         let unusable = |error| Failure { error, means: next.map_or(Means::Unclear, Means::Replaced) };
-        if let Some(fields) = fields.as_mut().filter(|_| self.options.use_id_token) {
+        if let Some(fields) = response.fields.as_mut().filter(|_| self.options.use_id_token) {
             let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
                 let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
                 return Err(unusable(SourceError::configuration(text)));
@@ -82,7 +75,15 @@ impl OAuth2 {
             fields.set("access_token", id_token.into());
         }
         let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
-        response.granted(fields, self.options.default_lifetime, kept).map_err(unusable)
+        response.granted(self.options.default_lifetime, kept).map_err(unusable)
+    }
+
+    /// The client, with the time limit of the grant.
+    pub(super) fn client(&self) -> TokenClient {
+        match &self.grant {
+            Grant::RefreshToken(_) => self.options.client.bounded(ROTATION_TIMEOUT, Duration::MAX),
+            _ => self.options.client.clone(),
+        }
     }
 
     /// Checks all options.
@@ -174,9 +175,7 @@ impl OAuth2 {
 /// Returns the `claims` of a challenge as JSON, if there are any. Microsoft's APIs send them in base64.
 fn claims(challenge: &Challenge) -> Option<String> {
     let claims = challenge.claims()?;
-    let standard = claims.trim_end_matches('=').replace('-', "+").replace('_', "/");
-    let decoded =
-        BASE64_STANDARD_NO_PAD.decode(standard).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = base64_of_any_form(claims).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     Some(decoded.filter(|text| text.trim_start().starts_with('{')).unwrap_or_else(|| claims.to_owned()))
 }
 
@@ -186,13 +185,13 @@ fn id_token_lifetime(id_token: &str) -> Option<f64> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&payload).ok()?;
     let expires = claims["exp"].as_f64()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs_f64();
+    let now = UNIX_EPOCH.elapsed().ok()?.as_secs_f64();
     Some(expires - now.max(claims["iat"].as_f64().unwrap_or(now)))
 }
 
 impl OAuth2 {
     /// Returns the failure for a response with this `error`, or with a status that is not a success.
-    fn failure(&self, response: &TokenResponse, code: Option<&str>, fields: Option<&Fields>) -> Failure {
+    fn failure(&self, response: &TokenResponse, code: Option<&str>) -> Failure {
         let (status, asked_for) = (response.status(), retry_after(response.headers()));
         let is_refusal =
             status.is_success() || (matches!(status.as_u16(), 400 | 401 | 403) && asked_for.is_none());
@@ -217,9 +216,9 @@ impl OAuth2 {
         };
         // A success with both may have granted the token. A 400 without a code may be that of a rejected grant, which would
         // have spent a refresh token.
-        let has_token = fields.is_some_and(|fields| fields.text("access_token").is_some());
+        let token = response.fields.as_ref().and_then(|fields| fields.text("access_token"));
         let is_rejection = status == 400 && code.is_none() && error.kind() == SourceErrorKind::Rejected;
-        let means = if has_token || is_rejection { Means::Unclear } else { Means::Unspent };
+        let means = if token.is_some() || is_rejection { Means::Unclear } else { Means::Unspent };
         Failure { error, means }
     }
 }

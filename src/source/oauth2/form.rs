@@ -1,5 +1,6 @@
-//! [`Form`]: the fields of a token request, and what a text in it must not have.
+//! [`Form`]: the fields of a token request, and how their texts are checked and decoded.
 
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use form_urlencoded::Serializer;
 use secrecy::zeroize::Zeroizing;
 
@@ -43,4 +44,10 @@ pub(super) fn check_text(option: &str, text: &str) -> Result<(), SourceError> {
         )));
     }
     Ok(())
+}
+
+/// Decodes base64 in either alphabet, with or without padding.
+pub(super) fn base64_of_any_form(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let standard = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    BASE64_STANDARD_NO_PAD.decode(Zeroizing::new(standard).as_bytes()).ok().map(Zeroizing::new)
 }

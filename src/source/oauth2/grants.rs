@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::{
     super::{TokenRequest, TokenSource, client::Sent},
-    exchange::ROTATION_TIMEOUT,
     login::{Exchange, Login},
     options::{Grant, OAuth2},
 };
@@ -31,18 +30,17 @@ impl OAuth2 {
         if let Err(error) = self.check() {
             return Some(Err(error));
         }
-        let limit = self.options.client.timeout.unwrap_or(ROTATION_TIMEOUT);
+        let limit = self.client().limit();
         let turn = login.turn(limit).await;
         let untaken = login.take_untaken();
         if let Some(token) = untaken.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
             return Some(Ok(token));
         }
         let exchange = login.present(asked)?;
-        let (source, login_of_task, request) =
-            (self.clone(), Arc::clone(login), request.clone().into_owned());
+        let (source, owner, request) = (self.clone(), Arc::clone(login), request.clone().into_owned());
         let exchanged = detached(async move {
             let exchange = source.exchange_refresh_token(exchange, &request);
-            login_of_task.driven(&turn, limit, exchange).await
+            owner.driven(&turn, limit, exchange).await
         });
         match exchanged.await {
             Ok(Some(Ok(()))) => login.take_untaken().map(Ok),

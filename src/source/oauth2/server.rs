@@ -10,10 +10,13 @@ use http::{Request, Uri};
 use tokio::time::Instant;
 
 use super::{
-    super::client::{Sent, TokenClient, shown},
+    super::client::{Sent, TokenClient},
     form::check_text,
 };
-use crate::{error::SourceError, origins};
+use crate::{
+    error::{Facts, SourceError},
+    origins::{shown, shown_with_path},
+};
 
 /// How long metadata is used. A server may move its endpoints, and keep the old ones for some time.
 const METADATA_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -139,39 +142,39 @@ impl Server {
         let reasons: Vec<_> = errors.iter().map(SourceError::to_string).collect();
         let message = format!("no metadata (RFC 8414, OpenID Connect Discovery): {}", reasons.join("; "));
         let delay = errors.iter().filter_map(SourceError::retry_after).max();
-        let is_answer = errors.iter().all(SourceError::is_answer);
+        let is_answer = errors.iter().all(|error| error.facts.is_answer);
         let Some(outage) = errors.into_iter().find(SourceError::is_transient) else {
             let text = format!("{message}: check the issuer {}, or use Server::token_endpoint", self.url);
-            return Err(SourceError::configuration(text).of_answer(is_answer));
+            return Err(SourceError::configuration(text).with_facts(Facts { is_answer, ..Facts::default() }));
         };
-        let error = SourceError::unavailable(message);
-        let error = error.of_exchange(true, outage.is_connect(), outage.is_timeout());
+        let facts = Facts { is_unsent: true, is_answer: false, ..outage.facts };
+        let error = SourceError::unavailable(message).with_facts(facts);
         Err(delay.into_iter().fold(error, SourceError::with_retry_after))
     }
 
     /// Reads the metadata at `path`.
     async fn read(&self, issuer: &Uri, path: String, client: &TokenClient) -> Result<Uri, SourceError> {
-        let request = Request::get(format!("{}{path}", origins::shown(issuer))).body(String::new());
+        let request = Request::get(format!("{}{path}", shown(issuer))).body(String::new());
         let request = request.map_err(|_| SourceError::configuration("the issuer must have a valid path"))?;
         // Both places and the token request have to fit into one refresh.
         let client = client.bounded(METADATA_TIMEOUT, METADATA_TIMEOUT);
         let response = client.exchange(request, self.option(), &Sent::default()).await?;
-        let invalid = |what: &str| Err(SourceError::configuration(response.described(what)));
+        let invalid = |what: &str| SourceError::configuration(response.described(what));
         if !response.status().is_success() {
             let error = response.failure();
             // There is no credential that could be rejected.
-            let invalid = || SourceError::configuration(response.described("is no metadata")).of_answer(true);
-            return Err(if error.is_transient() { error } else { invalid() });
+            let is_transient = error.is_transient();
+            return Err(if is_transient { error } else { invalid("is no metadata").with_facts(error.facts) });
         }
-        let Some(metadata) = response.fields() else { return invalid("is no metadata") };
+        let Some(metadata) = &response.fields else { return Err(invalid("is no metadata")) };
         if metadata.text("issuer") != Some(&self.url) {
-            return invalid(&format!(
+            return Err(invalid(&format!(
                 "is of another issuer than {}: the issuer must be set exactly as it is there, a slash at its end included",
                 self.url
-            ));
+            )));
         }
         let named = metadata.text("token_endpoint").filter(|named| !named.contains('#')).unwrap_or_default();
-        let Ok(endpoint) = named.parse::<Uri>() else { return invalid("has no valid token_endpoint") };
+        let Ok(endpoint) = named.parse::<Uri>() else { return Err(invalid("has no valid token_endpoint")) };
         client.check_url(&endpoint, &format!("the token_endpoint in the metadata at {}", response.url))?;
         Ok(endpoint)
     }
@@ -179,7 +182,7 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = self.url.parse().map(|url| shown(&url)).ok();
+        let url = self.url.parse().map(|url| shown_with_path(&url)).ok();
         f.debug_struct("Server")
             .field("url", &url)
             .field("is_issuer", &self.is_issuer)
@@ -218,6 +221,6 @@ mod tests {
         }
         let plaintext = Server::token_endpoint("http://sts/token");
         assert!(plaintext.checked_url(&TokenClient::new().allow_plaintext()).is_ok());
-        assert_eq!(shown(&Uri::from_static("https://a:1/token?p=canary")), "https://a:1/token");
+        assert_eq!(shown_with_path(&Uri::from_static("https://a:1/token?p=canary")), "https://a:1/token");
     }
 }
