@@ -206,10 +206,6 @@ impl TokenSource for Member {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         self.exchange(self.fleet.endpoint.fetch(request)).await
     }
-
-    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
-        self.exchange(self.fleet.endpoint.renew(request)).await
-    }
 }
 
 impl TokenStore for Member {

@@ -33,7 +33,6 @@ async fn main() -> Result<ExitCode, BoxError> {
     let client = || ClientAuth::basic(server.client_id(), server.client_secret());
     let key = || SigningKey::es256(&server.signing_key());
     let assertion = || Assertion::new(key()).issuer("app").subject("user").audience(server.issuer());
-    let login = OAuth2::refresh_token(issuer(), client(), server.log_in());
     let mut is_as_promised = true;
     for (name, source) in [
         ("client credentials", OAuth2::client_credentials(issuer(), client()).scopes(["videos:read"])),
@@ -41,12 +40,14 @@ async fn main() -> Result<ExitCode, BoxError> {
             "private_key_jwt",
             OAuth2::client_credentials(issuer(), ClientAuth::private_key_jwt(server.client_id(), key())),
         ),
-        ("refresh token", login.clone()),
+        ("login", OAuth2::login(issuer(), client())),
         ("token exchange", OAuth2::token_exchange(issuer(), client(), assertion())),
         ("JWT bearer", OAuth2::jwt_bearer(issuer(), ClientAuth::none(), assertion())),
     ] {
         let before = token_requests(&server);
-        let provider = TokenProvider::builder(source).build()?;
+        let builder = TokenProvider::builder(source);
+        let builder = if name == "login" { builder.login(server.log_in()) } else { builder };
+        let provider = builder.build()?;
         let mut answers = requests(&server, &provider).await?;
         server.revoke_access_tokens();
         answers.extend(requests(&server, &provider).await?);
@@ -58,8 +59,8 @@ async fn main() -> Result<ExitCode, BoxError> {
     }
 
     println!("\nThe login, whose refresh token is spent by each use:");
-    let provider = TokenProvider::builder(login.clone()).build()?;
-    login.set_refresh_token(server.log_in());
+    let provider =
+        TokenProvider::builder(OAuth2::login(issuer(), client())).login(server.log_in()).build()?;
     let token = provider.token().await?;
     server.inject(Route::OAuthToken, Fault::LoseAnswer);
     provider.refresh(&token).await?;
@@ -72,7 +73,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     let error = provider.token().await.err();
     println!("- the login was revoked: {}", error.map(|error| error.to_string()).unwrap_or_default());
 
-    login.set_refresh_token(server.log_in());
+    provider.log_in(server.log_in());
     let statuses = requests(&server, &provider).await?;
     println!("- a user has logged in: {} of {REQUESTS} requests answered 200", statuses.len());
     is_as_promised &= statuses.iter().all(|status| *status == StatusCode::OK);

@@ -6,9 +6,8 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode};
-
-use crate::retry_after::retry_after;
+use http::HeaderMap;
+use secrecy::SecretString;
 
 /// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -43,8 +42,6 @@ pub enum Error {
     /// it: a request needs a token, not the store.
     ///
     /// The text includes the message of the [`StoreError`], whose cause is the [`source`](StdError::source).
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     Store(StoreError),
 
     /// The refresh timed out before any of its attempts had failed. After a failed attempt, the error is that of the
@@ -106,7 +103,6 @@ impl fmt::Display for Error {
                 write!(f, "the token source is set up wrongly: {error}")
             }
             Self::Source(error) => write!(f, "no access token could be obtained: {error}"),
-            #[cfg(feature = "store")]
             Self::Store(error) => write!(f, "the token store cannot be used: {error}"),
             Self::TimedOut(limit) => write!(f, "no access token was obtained within {limit:?}"),
             Self::Interrupted => f.write_str(
@@ -141,7 +137,6 @@ impl StdError for Error {
         match self {
             // Its message is part of this error's text.
             Self::Source(error) => error.source(),
-            #[cfg(feature = "store")]
             Self::Store(error) => error.source(),
             #[cfg(feature = "tenants")]
             Self::Factory(error) => error.source(),
@@ -167,7 +162,6 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Source(error) => error.is_transient(),
-            #[cfg(feature = "store")]
             Self::Store(error) => error.is_transient(),
             Self::TimedOut(_) | Self::Interrupted | Self::ChallengeDropped(None) => true,
             Self::ChallengeDropped(Some(error)) => error.is_transient(),
@@ -206,7 +200,6 @@ impl Error {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Source(error) => error.kind().name(),
-            #[cfg(feature = "store")]
             Self::Store(_) => "store",
             Self::TimedOut(_) => "timed_out",
             Self::Interrupted => "interrupted",
@@ -245,6 +238,8 @@ pub struct SourceError {
     pub(crate) facts: Facts,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    /// What the endpoint has granted in place of the refresh token.
+    next_refresh_token: Option<SecretString>,
     #[source]
     cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -257,6 +252,21 @@ pub(crate) struct Facts {
     pub(crate) is_timeout: bool,
     /// Whether the status of a response is the reason.
     pub(crate) is_answer: bool,
+    /// What became of a refresh token in the request. `None` if only the kind says it.
+    pub(crate) presented: Option<Presented>,
+}
+
+/// What became of the refresh token in the request of a failed exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presented {
+    /// It may be spent: the endpoint may have processed the request.
+    Unclear,
+    /// It is not spent: the request was not sent, or not processed, or its client is rejected.
+    Unspent,
+    /// It is rejected, for a reason that is not known. It may work later.
+    Doubtful,
+    /// It does not work any more.
+    Rejected,
 }
 
 /// The kind of a [`SourceError`].
@@ -265,8 +275,8 @@ pub(crate) struct Facts {
 pub enum SourceErrorKind {
     /// The credential was rejected (RFC 6749 §5.2 `invalid_grant`, `invalid_client`). Permanent until it is replaced.
     Rejected,
-    /// The refresh token was rejected or is spent, and the source has nothing else: a user has to log in. Permanent until
-    /// the source gets the refresh token of the login ([`OAuth2::set_refresh_token`](crate::OAuth2::set_refresh_token)).
+    /// The refresh token of a user's login was rejected: a user has to log in. Permanent until the provider gets the refresh
+    /// token of the login ([`TokenProvider::log_in`](crate::TokenProvider::log_in)).
     ///
     /// ```
     /// use tower_bearer::{BoxError, Error, SourceErrorKind};
@@ -294,18 +304,6 @@ impl SourceErrorKind {
             Self::Configuration => "configuration",
             Self::Unavailable => "unavailable",
             Self::InvalidResponse => "invalid_response",
-        }
-    }
-
-    /// Returns what a status that is not a success says about a token request. A server that asks for a delay will
-    /// respond otherwise.
-    fn of_status(status: StatusCode, asks_for_delay: bool, is_verdict: bool) -> Self {
-        match status.as_u16() {
-            408 | 425 | 429 | 500..=599 => Self::Unavailable,
-            400..=499 if asks_for_delay => Self::Unavailable,
-            400 | 401 | 403 if is_verdict => Self::Rejected,
-            300..=399 | 404 | 405 | 410 | 415 => Self::Configuration,
-            _ => Self::InvalidResponse,
         }
     }
 }
@@ -338,82 +336,6 @@ impl SourceError {
         Self::new(SourceErrorKind::InvalidResponse, message)
     }
 
-    /// Makes the error for a response of a token endpoint whose status is not a success.
-    ///
-    /// | status | kind |
-    /// |---|---|
-    /// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](SourceErrorKind::Unavailable), after that delay |
-    /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
-    /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
-    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML, XML or plain text, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
-    ///
-    /// It is for the exchange of a credential. A rejected refresh token (400 in RFC 6749 §5.2) is no reason to return an
-    /// error: use the credential instead, since the same refresh token would be rejected again.
-    ///
-    /// `Retry-After` has seconds or an HTTP date (RFC 9110 §10.2.3); any other value is ignored. The message has the
-    /// status, and nothing of `headers`.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use http::{Response, header::RETRY_AFTER};
-    /// use tower_bearer::SourceError;
-    ///
-    /// let response = Response::builder().status(429).header(RETRY_AFTER, "7").body(())?;
-    /// let error = SourceError::from_status(response.status(), response.headers());
-    /// assert!(error.is_transient());
-    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
-    /// assert_eq!(error.to_string(), "the token endpoint responded with HTTP 429, and asks to wait 7s");
-    /// # Ok::<(), http::Error>(())
-    /// ```
-    pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
-        Self::of_response(status, headers, !is_page(headers), "the token endpoint", "its URL")
-    }
-
-    /// As [`from_status`](Self::from_status), with the name of the endpoint, and of the option that sets its URL. A
-    /// response that is no verdict does not reject a credential.
-    pub(crate) fn of_response(
-        status: StatusCode,
-        headers: &HeaderMap,
-        is_verdict: bool,
-        endpoint: &str,
-        option: &str,
-    ) -> Self {
-        let asked_for = retry_after(headers);
-        let kind = match headers.contains_key("x-amzn-waf-action") {
-            // AWS WAF has responded, with any status.
-            true => SourceErrorKind::InvalidResponse,
-            false => SourceErrorKind::of_status(status, asked_for.is_some(), is_verdict),
-        };
-        let code = status.as_u16();
-        let message = match kind {
-            SourceErrorKind::Rejected | SourceErrorKind::LoginRequired => {
-                format!("{endpoint} rejected the credential (HTTP {code})")
-            }
-            SourceErrorKind::Configuration if status.is_redirection() => format!(
-                "{endpoint} responded with a redirect (HTTP {code}), which is not followed: set {option} to the final URL"
-            ),
-            SourceErrorKind::Configuration => {
-                format!("{endpoint} does not take this request (HTTP {code}): check {option}")
-            }
-            SourceErrorKind::Unavailable => {
-                let delay = asked_for.map(|delay| format!(", and asks to wait {}", seconds(delay)));
-                format!("{endpoint} responded with HTTP {code}{}", delay.unwrap_or_default())
-            }
-            SourceErrorKind::InvalidResponse => {
-                let hint = match code {
-                    400 | 401 | 403 => {
-                        ", not with JSON: perhaps a proxy or a firewall, else check the credential"
-                    }
-                    _ => "",
-                };
-                format!("{endpoint} responded with HTTP {code} and {}{hint}", content_type(headers))
-            }
-        };
-        let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-        let facts = Facts { is_answer: !status.is_redirection(), ..Facts::default() };
-        Self { retry_after, facts, ..Self::new(kind, message) }
-    }
-
     pub(crate) fn with_facts(self, facts: Facts) -> Self {
         Self { facts, ..self }
     }
@@ -424,7 +346,62 @@ impl SourceError {
     }
 
     pub(crate) fn new(kind: SourceErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, facts: Facts::default(), message: message.into(), retry_after: None, cause: None }
+        Self {
+            kind,
+            facts: Facts::default(),
+            message: message.into(),
+            retry_after: None,
+            next_refresh_token: None,
+            cause: None,
+        }
+    }
+
+    /// Says that the refresh token in the request was rejected for good: nobody presents it again.
+    ///
+    /// Without this, the [kind](Self::kind) decides ([`TokenSource::fetch`](crate::TokenSource::fetch)).
+    pub fn with_rejected_refresh_token(self) -> Self {
+        self.with_presented(Presented::Rejected)
+    }
+
+    /// Says that the refresh token in the request is not spent: the request was not sent, or not processed, or its client
+    /// was rejected.
+    pub fn with_unspent_refresh_token(self) -> Self {
+        self.with_presented(Presented::Unspent)
+    }
+
+    /// Says that the endpoint has granted this refresh token in place of the one in the request, beside an access token that
+    /// cannot be used. The next exchange presents it. One that is not valid is ignored.
+    pub fn with_next_refresh_token(mut self, refresh_token: impl Into<String>) -> Self {
+        let refresh_token = refresh_token.into();
+        let is_valid = (1..=crate::Token::MAX_LEN).contains(&refresh_token.len());
+        self.next_refresh_token = is_valid.then(|| refresh_token.into());
+        self
+    }
+
+    pub(crate) fn with_presented(mut self, presented: Presented) -> Self {
+        self.facts.presented = Some(presented);
+        self
+    }
+
+    /// What became of the refresh token in the request.
+    pub(crate) fn presented(&self) -> Presented {
+        let by_kind = match self.kind {
+            _ if self.facts.is_unsent => Presented::Unspent,
+            SourceErrorKind::Rejected => Presented::Doubtful,
+            SourceErrorKind::LoginRequired => Presented::Rejected,
+            SourceErrorKind::Configuration => Presented::Unspent,
+            SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse => Presented::Unclear,
+        };
+        self.facts.presented.unwrap_or(by_kind)
+    }
+
+    pub(crate) fn take_next_refresh_token(&mut self) -> Option<SecretString> {
+        self.next_refresh_token.take()
+    }
+
+    /// Returns the same error as one of another kind.
+    pub(crate) fn of_kind(self, kind: SourceErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Sets the cause of the error, which is its [`source`](StdError::source). The message should not repeat the cause.
@@ -503,8 +480,8 @@ pub(crate) fn is_page(headers: &HeaderMap) -> bool {
 
 /// Why a [`TokenStore`](crate::store::TokenStore) could not do an operation.
 ///
-/// A member or a publisher refreshes without the store, unless its source [must
-/// not](crate::TokenSource::needs_store), and uses it again at the next refresh. A reader has no other source: its
+/// A member or a publisher refreshes without the store, unless it has a user's
+/// [login](crate::TokenProviderBuilder::login), and uses it again at the next refresh. A reader has no other source: its
 /// callers get [`Error::Source`](crate::Error::Source) with this error's text. A provider reports the error in
 /// [`Status::store`](crate::Status#structfield.store), as an event and by a metric
 /// ([`observability`](crate::observability)). [`TokenProvider::ready`](crate::TokenProvider::ready) returns it.
@@ -516,7 +493,6 @@ pub(crate) fn is_page(headers: &HeaderMap) -> bool {
 /// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
 /// assert_eq!(error.to_string(), "the database is read-only");
 /// ```
-#[cfg(feature = "store")]
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StoreError {
@@ -527,7 +503,6 @@ pub struct StoreError {
 }
 
 /// The kind of a [`StoreError`].
-#[cfg(feature = "store")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -538,12 +513,11 @@ pub enum StoreErrorKind {
     /// Other users could read or change the stored data, so the store does not use it.
     Insecure,
     /// There is a record, but it cannot be read: it is too long, has an unknown schema, or is encrypted with another
-    /// key. The record counts as absent and the next one replaces it, unless the source
-    /// [needs its store](crate::TokenSource::needs_store): then the store fails until somebody corrects or deletes it.
+    /// key. The record counts as absent and the next one replaces it, unless the provider has a user's
+    /// [login](crate::TokenProviderBuilder::login): then the store fails until somebody corrects or deletes it.
     InvalidRecord,
 }
 
-#[cfg(feature = "store")]
 impl StoreError {
     /// Creates an error of kind [`Unavailable`](StoreErrorKind::Unavailable).
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
@@ -635,62 +609,4 @@ impl fmt::Display for Chain<'_> {
 /// A duration as error messages show it.
 pub(crate) fn seconds(duration: Duration) -> String {
     format!("{}s", duration.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn from_status(code: u16, headers: &[(http::HeaderName, &str)]) -> SourceError {
-        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers)
-    }
-
-    #[test]
-    fn status_decides_kind_and_delay() {
-        use SourceErrorKind::{Configuration, InvalidResponse, Rejected, Unavailable};
-
-        for code in 100..=999 {
-            let kind = match code {
-                400 | 401 | 403 => Rejected,
-                404 | 405 | 410 | 415 => Configuration,
-                408 | 425 | 429 => Unavailable,
-                _ => match code / 100 {
-                    3 => Configuration,
-                    5 => Unavailable,
-                    _ => InvalidResponse,
-                },
-            };
-            let error = from_status(code, &[]);
-            assert_eq!((error.kind(), error.retry_after()), (kind, None), "{code}");
-            assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
-
-            // Row 150: a server that asks for a delay will respond otherwise.
-            let error = from_status(code, &[(http::header::RETRY_AFTER, "7")]);
-            let asks = matches!(code, 400..=599);
-            assert_eq!(error.kind(), if asks { Unavailable } else { kind }, "{code}");
-            assert_eq!(error.retry_after(), asks.then_some(Duration::from_secs(7)), "{code}");
-        }
-    }
-
-    /// Row 148.
-    #[test]
-    fn page_is_no_verdict() {
-        for (content_type, shown) in [
-            ("text/html; charset=utf-8", Some("text/html")),
-            ("Application/XHTML+xml", Some("application/xhtml+xml")),
-            ("text/xml", Some("text/xml")),
-            ("text/plain;charset=utf-8", Some("text/plain")),
-            ("application/json", None),
-            ("canary/canary", None),
-        ] {
-            for code in [400, 401, 403] {
-                let error = from_status(code, &[(http::header::CONTENT_TYPE, content_type)]);
-                let expected = format!("HTTP {code} and {}", shown.unwrap_or_default());
-                assert_eq!(error.is_transient(), shown.is_some(), "{content_type}");
-                assert!(shown.is_none() || error.to_string().contains(&expected), "{error}");
-                assert!(!error.to_string().contains("canary"), "{error}");
-            }
-        }
-    }
 }

@@ -114,14 +114,15 @@
 
 mod authorization;
 mod bounds;
+mod chain;
 pub mod challenge;
 mod config;
-#[cfg(any(feature = "store", feature = "oauth2"))]
 mod detached;
 mod error;
 mod future;
 pub mod guide;
 mod layer;
+mod login;
 pub mod observability;
 mod origins;
 mod per_request;
@@ -135,8 +136,6 @@ mod retry_after;
 mod select;
 mod service;
 mod source;
-#[cfg(feature = "store")]
-#[cfg_attr(docsrs, doc(cfg(feature = "store")))]
 pub mod store;
 mod sync;
 #[cfg(feature = "tenants")]
@@ -176,8 +175,8 @@ pub use self::{
     retry::RetryPolicy,
     service::BearerAuth,
     source::{
-        RefreshReason, SourceFn, StaticToken, TokenClient, TokenFile, TokenRequest, TokenResponse,
-        TokenSource, source_fn,
+        Credential, RefreshReason, SourceFn, StaticToken, TokenClient, TokenFile, TokenRequest,
+        TokenResponse, TokenSource, source_fn,
     },
     token::{Token, TokenBuilder},
 };

@@ -22,8 +22,8 @@
 //! |---|---|---|
 //! | `asking the token source` | DEBUG | `attempt`, from 1 |
 //! | `refresh failed (attempt {} of {}), next try in {} ms` | WARN, repeated DEBUG | `attempt`, `attempts`, `delay_ms`, `kind`, `error` |
-//! | `refresh token rejected; authenticating with the API key` | INFO | `status` |
-//! | `the response to the refresh was lost twice; authenticating with the API key` | WARN | `error` |
+//! | `refresh token not accepted; using the credential` | INFO | `error` |
+//! | `using a login` | INFO | `login` (the fingerprint of its first refresh token, shortened), `reason` |
 //! | `expires_in is not a usable lifetime; using the default` | WARN | `lifetime_ms` (absent if there is none) |
 //! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
@@ -43,7 +43,7 @@
 //! | `login required; failing requests` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `token refresh recovered` | INFO | `failed_refreshes`, `failed_requests`, `lasted_ms` |
 //!
-//! If processes share a [store](crate::TokenProviderBuilder#method.store) (feature `store`), also these; `record` is
+//! If processes share a [store](crate::TokenProviderBuilder#method.store), also these; `record` is
 //! the version of the store's record:
 //!
 //! | message | level | fields |
@@ -51,6 +51,7 @@
 //! | `token store cannot be used` | WARN | `provider`, `error` |
 //! | `token store can be used again` | INFO | `provider`, `failures`, `lasted_ms` |
 //! | `adopted the token of another process` | INFO | `record` |
+//! | `the stored token belongs to another credential; not using it` | INFO, once in a row | `record` |
 //! | `waiting for another process's lease` | TRACE | |
 //! | `token stored` | DEBUG | `record` |
 //! | `token not stored; a newer lease exists` | WARN | |
@@ -70,6 +71,7 @@
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
 //! | `the API challenges new tokens too; not asking the source` | WARN, once a minute, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `token invalidated` | INFO | `generation` |
+//! | `login ignored` | INFO | `login` (the one that is used instead), `reason` |
 //! | `provider shut down` | DEBUG | |
 //! | `provider evicted` | DEBUG | `reason` (as in the metric below) |
 //! | `more providers than max_providers; the others are in use` | WARN, when the bound is exceeded | `providers` (how many) |
@@ -118,13 +120,7 @@
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
 #![cfg_attr(
-    not(all(
-        feature = "tracing",
-        feature = "metrics",
-        feature = "api-video",
-        feature = "oauth2",
-        feature = "tenants"
-    )),
+    not(all(feature = "tracing", feature = "metrics", feature = "api-video", feature = "tenants")),
     allow(dead_code, unused_variables, clippy::if_same_then_else)
 )]
 
@@ -137,7 +133,6 @@ use std::{
 use http::StatusCode;
 use tokio::time::Instant;
 
-#[cfg(feature = "store")]
 use crate::error::StoreError;
 use crate::{
     error::{Chain, Error, SourceError, SourceErrorKind},
@@ -568,7 +563,6 @@ impl Reporter {
 }
 
 /// What happens to the token that processes share.
-#[cfg(feature = "store")]
 impl Reporter {
     /// As [`register`](Self::register), for a provider with a store.
     pub(crate) fn register_store(&self) {
@@ -586,6 +580,19 @@ impl Reporter {
     pub(crate) fn adopted(&self, record: u64) {
         event!(INFO, record, "adopted the token of another process");
         self.store("adopted");
+    }
+
+    /// Which login is used, by its id, and why.
+    pub(crate) fn using_login(&self, login: &str, reason: &'static str) {
+        event!(INFO, login = login.get(..8), reason, "using a login");
+    }
+
+    pub(crate) fn login_ignored(&self, login: &str, reason: &'static str) {
+        event!(self: INFO, login = login.get(..8), reason, "login ignored");
+    }
+
+    pub(crate) fn foreign_record(&self, record: u64) {
+        event!(INFO, record, "the stored token belongs to another credential; not using it");
     }
 
     pub(crate) fn waiting_for_lease(&self) {
@@ -632,16 +639,8 @@ impl Reporter {
     }
 }
 
-pub(crate) fn refresh_token_rejected(status: StatusCode) {
-    event!(INFO, status = status.as_u16(), "refresh token rejected; authenticating with the API key");
-}
-
-pub(crate) fn refresh_lost_twice(error: &SourceError) {
-    event!(
-        WARN,
-        error = %Chain(error),
-        "the response to the refresh was lost twice; authenticating with the API key"
-    );
+pub(crate) fn credential_used(error: &SourceError) {
+    event!(INFO, error = %Chain(error), "refresh token not accepted; using the credential");
 }
 
 pub(crate) fn lifetime_ignored(default: Option<Duration>) {
@@ -670,7 +669,6 @@ pub(crate) use tracing::Span;
 pub(crate) struct Span;
 
 /// The span that is entered now.
-#[cfg(any(feature = "store", feature = "oauth2"))]
 pub(crate) fn current_span() -> Span {
     #[cfg(feature = "tracing")]
     return Span::current();

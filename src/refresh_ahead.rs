@@ -91,7 +91,6 @@ impl RefreshAhead {
     }
 
     /// Half as long before the expiry.
-    #[cfg(feature = "store")]
     pub(crate) fn halved(self) -> Self {
         Self { share: self.share / 2.0, min: self.min / 2, max: self.max / 2, ..self }
     }

@@ -47,13 +47,6 @@ pub(crate) struct Inner {
     /// publication: when the refresh token expires.
     refresh_at: Option<Instant>,
     id: TokenId,
-    /// Identifies the login that the refresh token belongs to, without a secret. `None` if there is none, or if it is not
-    /// known.
-    #[cfg(any(feature = "store", feature = "oauth2"))]
-    login: Option<Arc<str>>,
-    /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
-    #[cfg(feature = "store")]
-    record_version: u64,
 }
 
 /// Identifies a published access token within the process. All zero before publication.
@@ -110,25 +103,6 @@ impl Token {
         }
     }
 
-    /// Makes a token that has only a refresh token, such as that of a user's login. Its access token is empty, and has
-    /// expired: it is not sent.
-    ///
-    /// [`TokenSource::seed`](crate::TokenSource::seed) returns one.
-    ///
-    /// # Errors
-    ///
-    /// [`TokenError`] if the refresh token is empty or longer than [`Token::MAX_LEN`].
-    pub fn from_refresh_token(refresh_token: impl Into<String>) -> Result<Self, TokenError> {
-        let refresh_token = SecretString::from(refresh_token.into());
-        check_length(refresh_token.expose_secret())?;
-        Ok(Self::of_refresh_token(refresh_token))
-    }
-
-    /// As [`from_refresh_token`](Self::from_refresh_token), for a refresh token that was checked.
-    pub(crate) fn of_refresh_token(refresh_token: SecretString) -> Self {
-        Self::new(HeaderValue::from_static(SCHEME), Some(refresh_token), Some(Instant::now()), None)
-    }
-
     /// Makes a token that no provider has published, and that is in no store.
     fn new(
         header: HeaderValue,
@@ -136,33 +110,12 @@ impl Token {
         expires_at: Option<Instant>,
         refresh_at: Option<Instant>,
     ) -> Self {
-        Self(Arc::new(Inner {
-            header,
-            refresh_token,
-            expires_at,
-            refresh_at,
-            id: TokenId::default(),
-            #[cfg(any(feature = "store", feature = "oauth2"))]
-            login: None,
-            #[cfg(feature = "store")]
-            record_version: 0,
-        }))
-    }
-
-    /// Which login the refresh token belongs to, if that is known.
-    #[cfg(any(feature = "store", feature = "oauth2"))]
-    pub(crate) fn login(&self) -> Option<Arc<str>> {
-        self.0.login.clone()
-    }
-
-    #[cfg(any(feature = "store", feature = "oauth2"))]
-    pub(crate) fn with_login(self, login: Option<Arc<str>>) -> Self {
-        Self(Arc::new(Inner { login, ..Arc::unwrap_or_clone(self.0) }))
+        Self(Arc::new(Inner { header, refresh_token, expires_at, refresh_at, id: TokenId::default() }))
     }
 
     /// Returns the access token (RFC 6749 §1.4), which is a secret.
     pub fn access_token(&self) -> &str {
-        // The header was built from visible ASCII. It is empty only if there is only a refresh token.
+        // The header was built from visible ASCII.
         self.0.header.to_str().ok().and_then(|value| value.strip_prefix(SCHEME)).unwrap_or_default()
     }
 
@@ -199,25 +152,18 @@ impl Token {
         self.0.refresh_at
     }
 
-    /// The version of the store's record that contains the token, or that the token replaced. 0 if there is none.
-    #[cfg(feature = "store")]
-    pub(crate) fn record_version(&self) -> u64 {
-        self.0.record_version
-    }
-
     /// When the refresh token expires, if it does. Known until the publication.
     pub(crate) fn refresh_token_expires_at(&self) -> Option<Instant> {
         self.0.refresh_at.filter(|_| self.0.id == TokenId::default())
     }
 
-    #[cfg(feature = "store")]
-    pub(crate) fn with_record_version(self, version: u64) -> Self {
-        Self(Arc::new(Inner { record_version: version, ..Arc::unwrap_or_clone(self.0) }))
-    }
-
-    #[cfg(any(feature = "store", feature = "oauth2"))]
     pub(crate) fn without_refresh_token(self) -> Self {
         Self(Arc::new(Inner { refresh_token: None, refresh_at: None, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
+    /// Returns the token with this refresh token, which was kept.
+    pub(crate) fn with_refresh_token(self, refresh_token: SecretString) -> Self {
+        Self(Arc::new(Inner { refresh_token: Some(refresh_token), ..Arc::unwrap_or_clone(self.0) }))
     }
 
     /// Whether both have the same access token. The lifetime and the refresh token may differ.

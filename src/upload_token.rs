@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
-    error::{self, BoxError, Error, SourceError},
+    error::{self, BoxError, Error, SourceError, SourceErrorKind},
     layer::BearerAuthLayer,
     provider::TokenProvider,
     source::{
@@ -107,7 +107,7 @@ impl ApiVideo {
                 return Ok(UploadToken { token: token.into(), ttl: Duration::from_secs(seconds) });
             }
             (200..=299, None) => response.invalid("has no upload token"),
-            (401 | 403, _) if response.is_verdict() => {
+            (401 | 403, _) if response.failure().kind() == SourceErrorKind::Rejected => {
                 SourceError::rejected(format!("api.video did not create an upload token (HTTP {code})"))
             }
             // The API has accepted the token, so the request is what it does not understand.

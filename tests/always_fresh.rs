@@ -21,8 +21,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    BearerAuthLayer, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource,
+    BearerAuthLayer, Credential, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider,
+    TokenRequest, TokenSource,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -295,8 +295,8 @@ async fn background_survives_week_of_faults() {
             Ok(Token::builder(text).expires_in(lifetime).requested_at(requested_at).build()?)
         }
 
-        fn revision(&self) -> u64 {
-            self.revision.load(Ordering::Relaxed)
+        fn credential(&self) -> Credential {
+            Credential::default().with_revision(self.revision.load(Ordering::Relaxed))
         }
     }
 
@@ -618,7 +618,7 @@ async fn token_expired_in_transit_is_used() {
 
     impl TokenSource for Slow {
         async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-            let previous = request.previous().and_then(Token::refresh_token).map(str::to_owned);
+            let previous = request.refresh_token().map(str::to_owned);
             let call = {
                 let mut seen = self.previous.lock().unwrap();
                 seen.push(previous);

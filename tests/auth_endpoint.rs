@@ -19,8 +19,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use support::chain;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Error, RefreshReason, RetryPolicy, SourceErrorKind, Token, TokenClient,
-    TokenProvider, TokenRequest, TokenSource,
+    ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenClient, TokenProvider,
     testing::{AuthServer, Counters, Fault, Route},
 };
 
@@ -551,18 +550,12 @@ async fn key_only_spends_no_refresh_tokens() {
         let server = AuthServer::start().await.unwrap();
         let processes = [(); 2].map(|()| {
             let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-            if key_only { source.key_only() } else { source }
+            TokenProvider::new(if key_only { source.key_only() } else { source })
         });
-        let mut tokens = Vec::new();
-        for process in &processes {
-            tokens.push(process.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap());
-        }
-        for _ in 0..3 {
-            for (process, token) in processes.iter().zip(&mut tokens) {
-                *token = process
-                    .fetch(&TokenRequest::new(RefreshReason::Expired).with_previous(token.clone()))
-                    .await
-                    .unwrap();
+        for _ in 0..4 {
+            for process in &processes {
+                process.invalidate();
+                process.token().await.unwrap();
             }
         }
         let counters = server.counters();

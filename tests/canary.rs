@@ -203,6 +203,8 @@ where
             }
             shown(&source);
             let builder = TokenProvider::builder(source.clone()).retry(retry).cool_down(short, short);
+            let is_login = format!("{source:?}").contains(r#"grant: "refresh_token""#);
+            let builder = if is_login { builder.login(server.log_in()) } else { builder };
             shown(&builder);
             let provider = builder.build().unwrap();
             let mut changes = provider.subscribe();
@@ -298,7 +300,7 @@ async fn no_fault_prints_a_secret() {
     let grants = [
         OAuth2::client_credentials(issuer(), client(server.client_id())),
         OAuth2::client_credentials(issuer(), ClientAuth::post("another", server.client_secret())),
-        OAuth2::refresh_token(issuer(), client(server.client_id()), server.log_in()),
+        OAuth2::login(issuer(), client(server.client_id())),
         OAuth2::token_exchange(issuer(), client(server.client_id()), StaticToken::new(SECRETS[0])),
     ];
     for source in grants {

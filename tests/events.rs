@@ -291,6 +291,18 @@ async fn trigger_every_event() {
     let token = videos.token().await.unwrap();
     videos.refresh(&token).await.unwrap();
 
+    // A user logs in; the login is given again.
+    let login = source_fn(|_| async { Ok(Token::builder("access-1").refresh_token("refresh-1").build()?) });
+    let login = TokenProvider::builder(login).login("canary-seed").name("videos").build().unwrap();
+    login.token().await.unwrap();
+    login.log_in("canary-seed");
+
+    // The record is one of another credential.
+    let store = fleet::MemoryStore::default();
+    store.put(r#"{"schema":1,"access_token":"canary","credential":"1","token_credential":"2"}"#, HOUR);
+    let other = fleet::Endpoint::default().process(&store).name("videos").build().unwrap();
+    other.token().await.unwrap();
+
     fleet::trigger_every_store_event("videos").await;
     trigger_every_event_of_tenants().await;
 }

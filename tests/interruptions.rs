@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower_bearer::{
-    Error, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest, TokenSource, source_fn,
+    Credential, Error, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest, TokenSource, source_fn,
 };
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
@@ -192,12 +192,9 @@ fn source_that_reads_status_is_no_deadlock() {
             Ok(Token::builder("abc").build()?)
         }
 
-        fn needs_store(&self) -> bool {
-            self.0.get().is_some_and(|provider| provider.status().generation > 0)
-        }
-
-        fn revision(&self) -> u64 {
-            self.0.get().map_or(0, |provider| provider.status().generation)
+        fn credential(&self) -> Credential {
+            Credential::default()
+                .with_revision(self.0.get().map_or(0, |provider| provider.status().generation))
         }
     }
 

@@ -31,8 +31,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, Error, RefreshAhead, SourceError, Token, TokenClient,
-    TokenProvider, TokenRequest, TokenSource,
+    AllowedOrigins, ApiVideo, BearerAuthLayer, Credential, Error, RefreshAhead, SourceError, Token,
+    TokenClient, TokenProvider, TokenRequest, TokenSource,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -234,8 +234,8 @@ impl TokenSource for Interruptible {
         }
     }
 
-    fn revision(&self) -> u64 {
-        self.0.revision()
+    fn credential(&self) -> Credential {
+        self.0.credential()
     }
 }
 

@@ -24,8 +24,8 @@ use support::chain;
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, Error, OAuth2, RefreshReason, SourceError, SourceErrorKind,
-    StaticToken, Token, TokenClient, TokenProvider, TokenRequest, TokenSource,
+    ApiVideo, BearerAuthLayer, BoxError, Credential, Error, OAuth2, RefreshReason, RetryPolicy, SourceError,
+    SourceErrorKind, StaticToken, Token, TokenClient, TokenProvider, TokenRequest, TokenSource,
     challenge::Challenge,
     oauth2::{Assertion, ClientAuth, Server, SigningKey},
     source_fn,
@@ -37,7 +37,7 @@ use SourceErrorKind::{Configuration, InvalidResponse, LoginRequired, Rejected, U
 const TOKEN_ENDPOINT: &str = "https://login.example/token";
 
 /// What the token endpoint does with one request.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Act {
     Answer(u16, Vec<(&'static str, &'static str)>, Bytes),
     /// The connection cannot be made.
@@ -56,6 +56,8 @@ struct Endpoint(Arc<Mutex<Script>>);
 #[derive(Default)]
 struct Script {
     acts: VecDeque<Act>,
+    /// The response to all requests after the last act.
+    always: Option<(u16, Bytes)>,
     requests: Vec<Request<String>>,
     granted: u32,
 }
@@ -75,6 +77,15 @@ impl Endpoint {
         self.then(Act::Answer(status, Vec::new(), body.into()))
     }
 
+    /// Responds to all requests with this status and body.
+    fn always(self, status: u16, body: impl Into<Bytes>) {
+        self.script().always = Some((status, body.into()));
+    }
+
+    fn never(self) {
+        self.script().always = None;
+    }
+
     fn client(&self) -> TokenClient {
         let endpoint = self.clone();
         TokenClient::with_service(tower::service_fn(move |request| {
@@ -89,7 +100,8 @@ impl Endpoint {
 
     fn next(&self) -> Act {
         let mut script = self.script();
-        script.acts.pop_front().unwrap_or_else(|| {
+        let always = script.always.clone().map(|(status, body)| Act::Answer(status, Vec::new(), body));
+        script.acts.pop_front().or(always).unwrap_or_else(|| {
             script.granted += 1;
             let number = script.granted;
             let body = format!(
@@ -161,15 +173,28 @@ fn by_client(endpoint: &Endpoint) -> OAuth2 {
 }
 
 fn by_refresh_token(endpoint: &Endpoint) -> OAuth2 {
-    endpoint.serve(OAuth2::refresh_token(server(), ClientAuth::public("id"), "seed"))
+    endpoint.serve(OAuth2::login(server(), ClientAuth::public("id")))
+}
+
+/// A provider of a login, whose first refresh token is `seed`.
+fn logged_in(endpoint: &Endpoint) -> TokenProvider {
+    let retry = RetryPolicy::new().max_retries(0);
+    TokenProvider::builder(by_refresh_token(endpoint)).login("seed").retry(retry).build().unwrap()
+}
+
+/// Obtains another token.
+async fn another(provider: &TokenProvider) -> Result<Token, Error> {
+    provider.invalidate();
+    provider.token().await
 }
 
 async fn fetch(source: &impl TokenSource) -> Result<Token, SourceError> {
-    source.fetch(&TokenRequest::new(RefreshReason::Missing)).await
+    source.fetch(&TokenRequest::new(RefreshReason::Missing).with_refresh_token("seed")).await
 }
 
 async fn renewed(source: &OAuth2, previous: &Token) -> Result<Token, SourceError> {
-    source.fetch(&TokenRequest::new(RefreshReason::Expired).with_previous(previous.clone())).await
+    let request = TokenRequest::new(RefreshReason::Expired).with_previous(previous.clone());
+    source.fetch(&request.with_refresh_token(previous.refresh_token().unwrap_or("seed"))).await
 }
 
 fn kind(error: &Error) -> SourceErrorKind {
@@ -270,15 +295,15 @@ async fn each_answer_has_its_meaning() {
         (200, r#"{"access_token":null,"x":"canary"}"#.to_owned(), both(InvalidResponse)),
         (200, r#"{"token":"canary"}"#.to_owned(), both(InvalidResponse)),
         (200, r#"{"access_token":"canary""#.to_owned(), both(InvalidResponse)),
-        (200, error("invalid_grant"), (Rejected, InvalidResponse)),
-        (200, error("invalid_scope"), (Configuration, InvalidResponse)),
-        (200, error("canary"), both(InvalidResponse)),
-        (200, with_error(r#""invalid_grant""#), (Rejected, InvalidResponse)),
+        (200, error("invalid_grant"), both(Rejected)),
+        (200, error("invalid_scope"), both(Configuration)),
+        (200, error("canary"), both(Rejected)),
+        (200, with_error(r#""invalid_grant""#), both(InvalidResponse)),
         (200, with_error(r#"{"code":"canary"}"#), both(InvalidResponse)),
         (200, with_error("1"), both(InvalidResponse)),
         (200, with_error("true"), both(InvalidResponse)),
         (200, with_error(r#"["canary"]"#), both(InvalidResponse)),
-        (200, "error=invalid_client&error_description=canary".to_owned(), (Rejected, InvalidResponse)),
+        (200, "error=invalid_client&error_description=canary".to_owned(), both(Rejected)),
         (200, "<html>canary</html>".to_owned(), both(InvalidResponse)),
         (202, "<html>canary</html>".to_owned(), both(InvalidResponse)),
         (202, String::new(), both(InvalidResponse)),
@@ -303,8 +328,8 @@ async fn each_answer_has_its_meaning() {
         (400, error("temporarily_unavailable"), (Unavailable, Rejected)),
         (400, error("server_error"), (Unavailable, Rejected)),
         (400, error("slow_down"), (Unavailable, Rejected)),
-        (400, error("canary"), (InvalidResponse, Rejected)),
-        (400, error("INVALID_GRANT"), (InvalidResponse, Rejected)),
+        (400, error("canary"), both(Rejected)),
+        (400, error("INVALID_GRANT"), both(Rejected)),
         (400, r#"{"error":""}"#.to_owned(), both(Rejected)),
         (400, r#"{"error":0}"#.to_owned(), both(Rejected)),
         (401, r#"{"message":"canary"}"#.to_owned(), both(Rejected)),
@@ -329,7 +354,7 @@ async fn each_answer_has_its_meaning() {
         (302, String::new(), both(Configuration)),
         (405, String::new(), both(Configuration)),
         (410, String::new(), both(Configuration)),
-        (418, error("canary"), both(InvalidResponse)),
+        (418, error("canary"), both(Rejected)),
         (408, error("invalid_grant"), both(Unavailable)),
         (425, error("invalid_grant"), both(Unavailable)),
         (429, error("invalid_grant"), both(Unavailable)),
@@ -338,7 +363,8 @@ async fn each_answer_has_its_meaning() {
     ] {
         let endpoint = Endpoint::default().responds(status, body.clone()).responds(status, body.clone());
         let oauth2 = fetch(&by_client(&endpoint)).await.unwrap_err();
-        let api_video = fetch(&api_video(&endpoint)).await.unwrap_err();
+        let by_key = TokenRequest::new(RefreshReason::Missing);
+        let api_video = api_video(&endpoint).fetch(&by_key).await.unwrap_err();
         assert_eq!((oauth2.kind(), api_video.kind()), expected, "{status} {body:.99}: {oauth2}, {api_video}");
         for (error, url) in [(oauth2, TOKEN_ENDPOINT), (api_video, "https://ws.api.video/auth/api-key")] {
             let shown = format!("{} {error:?}", chain(&error));
@@ -390,15 +416,16 @@ async fn page_of_firewall_is_no_verdict() {
         // A key is not rejected by it, and a refresh token is not given up for the key at once.
         let endpoint = Endpoint::default().responds(200, r#"{"access_token":"a","refresh_token":"r"}"#);
         let source = ApiVideo::new("key").with_client(endpoint.client());
-        let first = fetch(&source).await.unwrap();
-        for path in ["/auth/refresh", "/auth/refresh"] {
-            endpoint.clone().then(act.clone()).then(act.clone());
-            let request = TokenRequest::new(RefreshReason::Expired).with_previous(first.clone());
-            let error = source.fetch(&request).await.unwrap_err();
-            assert_eq!(error.kind(), InvalidResponse, "{error}");
-            assert_eq!(endpoint.script().requests[1].uri().path(), path);
-            endpoint.script().acts.clear();
+        let provider =
+            TokenProvider::builder(source).retry(RetryPolicy::new().max_retries(0)).build().unwrap();
+        provider.token().await.unwrap();
+        endpoint.clone().then(act.clone()).then(act.clone()).then(act.clone());
+        for _ in 0..2 {
+            assert_eq!(kind(&another(&provider).await.unwrap_err()), InvalidResponse);
         }
+        let paths: Vec<_> =
+            endpoint.script().requests.iter().map(|request| request.uri().path().to_owned()).collect();
+        assert_eq!(paths[1..], ["/auth/refresh", "/auth/refresh", "/auth/api-key"]);
     }
 }
 
@@ -469,7 +496,7 @@ async fn refresh_token_is_presented_before_it_expires() {
     ] {
         let endpoint = Endpoint::default();
         endpoint.clone().responds(200, format!(r#"{{"access_token":"a","refresh_token":"r",{fields}}}"#));
-        let provider = TokenProvider::new(by_refresh_token(&endpoint));
+        let provider = logged_in(&endpoint);
         let first = provider.token().await.unwrap();
         sleep(Duration::from_secs(1600)).await;
         assert_eq!(provider.token().await.unwrap().access_token(), "a", "{fields}");
@@ -661,18 +688,10 @@ fn invalid_options_are_errors_of_build() {
             OAuth2::client_credentials(server(), ClientAuth::post("id", "canary\n")),
             "the client secret must not begin or end with white space or a control character: trim it",
         ),
-        (
-            OAuth2::refresh_token(server(), client(), "canary\n"),
-            "the refresh token must not begin or end with white space or a control character: trim it",
-        ),
         (timeout(Duration::MAX), "timeout must be > 0 and <= 1h"),
         (timeout(Duration::ZERO), "timeout must be > 0 and <= 1h, got 0s"),
         (OAuth2::client_credentials(server(), ClientAuth::public("")), "the client id must not be empty"),
         (OAuth2::client_credentials(Server::issuer("/"), client()), "the issuer must have a scheme"),
-        (
-            OAuth2::refresh_token(server(), client(), "canary".repeat(10_000)),
-            "the refresh token must be at most 16384 bytes long",
-        ),
         (
             OAuth2::jwt_bearer(server(), client(), StaticToken::new("")),
             "the static token is not a valid access token",
@@ -684,6 +703,18 @@ fn invalid_options_are_errors_of_build() {
         assert!(!format!("{error:?} {source:?}").contains("canary"), "{source:?}");
     }
     assert!(TokenProvider::builder(source().parameter("scope", "a")).build().is_ok());
+    for (refresh_token, expected) in [
+        (
+            "canary\n".to_owned(),
+            "the refresh token must not begin or end with white space or a control character: trim it",
+        ),
+        ("canary".repeat(10_000), "the refresh token must be at most 16384 bytes long"),
+    ] {
+        let source = OAuth2::login(server(), client());
+        let error = TokenProvider::builder(source).login(refresh_token).build().unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+    }
 }
 
 /// Row 161: a line break at the end of a file was taken along.
@@ -702,7 +733,6 @@ fn blank_at_end_of_text_is_error_of_build() {
                 (by(ClientAuth::post("id", &text)), "the client secret"),
                 (by(ClientAuth::basic_raw("id", &text)), "the client secret"),
                 (by(ClientAuth::private_key_jwt(&text, key())), "the client id"),
-                (OAuth2::refresh_token(self::server(), client(), &text), "the refresh token"),
                 (server(&text), "the token endpoint"),
                 (OAuth2::client_credentials(Server::issuer(&text), client()), "the issuer"),
                 (source().scopes([&text]), "scopes must have one scope"),
@@ -768,13 +798,14 @@ async fn id_token_may_be_bearer_token() {
     // Its refresh token is kept, also if there is no ID token (OpenID Connect Core §12.2).
     let endpoint = Endpoint::default().responds(200, r#"{"access_token":"canary","refresh_token":"next"}"#);
     let source = by_refresh_token(&endpoint).use_id_token(true);
-    let error = fetch(&source).await.unwrap_err();
-    assert_eq!(error.kind(), Configuration);
+    let provider = TokenProvider::builder(source).login("seed").build().unwrap();
+    let error = provider.token().await.unwrap_err();
+    assert_eq!(kind(&error), Configuration);
     assert!(
         error.to_string().contains("ask for the scope openid") && !error.to_string().contains("canary"),
         "{error}"
     );
-    let _ = fetch(&source).await;
+    let _ = provider.ready().await;
     assert_eq!(endpoint.values("refresh_token"), ["seed", "next"]);
 }
 
@@ -794,106 +825,192 @@ async fn token_of_exchange_may_be_exchanged() {
 #[tokio::test(start_paused = true)]
 async fn refresh_token_is_replaced_or_kept() {
     let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let first = fetch(&source).await.unwrap();
-    let second = renewed(&source, &first).await.unwrap();
-    assert_eq!(second.refresh_token(), Some("refresh-2"));
+    let provider = logged_in(&endpoint);
+    provider.token().await.unwrap();
+    assert_eq!(another(&provider).await.unwrap().refresh_token(), Some("refresh-2"));
 
     // A response without one, or with an empty one, does not end it, however often.
     for body in [r#"{"access_token":"a"}"#, r#"{"access_token":"b","refresh_token":""}"#] {
         for _ in 0..3 {
             endpoint.clone().responds(200, body);
-            let kept = renewed(&source, &second).await.unwrap();
-            assert_eq!(kept.refresh_token(), Some("refresh-2"));
+            assert_eq!(another(&provider).await.unwrap().refresh_token(), Some("refresh-2"));
         }
     }
-    renewed(&source, &second).await.unwrap();
+    another(&provider).await.unwrap();
     let mut expected = vec!["seed", "refresh-1"];
     expected.extend(["refresh-2"; 7]);
     assert_eq!(endpoint.values("refresh_token"), expected);
     assert_eq!(endpoint.values("client_id")[0], "id");
 }
 
-/// Row 110: presented once more, then it counts as spent.
+/// Row 110: a lost answer may have spent the refresh token. It is presented again, with backoff and without a limit on the
+/// count: only a verdict ends a login.
 #[tokio::test(start_paused = true)]
-async fn lost_answer_presents_refresh_token_once_more() {
+async fn only_verdict_ends_login() {
     for lost in [
         Act::Lose,
+        Act::Hang,
+        Act::Refuse,
         Act::Answer(200, Vec::new(), Bytes::from_static(b"<html>")),
+        Act::Answer(200, Vec::new(), Bytes::from_static(b"{}")),
         Act::Answer(200, Vec::new(), Bytes::from_static(br#"{"error":"canary","access_token":"a"}"#)),
+        Act::Answer(503, Vec::new(), Bytes::new()),
+        Act::Answer(429, Vec::new(), Bytes::new()),
+        Act::Answer(403, Vec::new(), Bytes::from_static(b"<html>a firewall</html>")),
+        // What may be a rejection cannot be read.
+        Act::Answer(400, Vec::new(), Bytes::from("{".to_owned() + &"a".repeat(70 * 1024))),
     ] {
         let endpoint = Endpoint::default();
-        let source = by_refresh_token(&endpoint);
-        let first = fetch(&source).await.unwrap();
-
-        // The server has a grace period: it heals.
-        endpoint.clone().then(lost.clone());
-        assert!(renewed(&source, &first).await.unwrap_err().is_transient());
-        let second = renewed(&source, &first).await.unwrap();
-        assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "refresh-1"]);
-
-        // It has none.
-        endpoint.clone().then(lost.clone()).then(lost);
-        assert!(renewed(&source, &second).await.unwrap_err().is_transient());
-        for _ in 0..3 {
-            assert_eq!(renewed(&source, &second).await.unwrap_err().kind(), LoginRequired);
+        let provider = logged_in(&endpoint);
+        provider.token().await.unwrap();
+        for _ in 0..20 {
+            endpoint.clone().then(lost.clone());
+            assert!(another(&provider).await.unwrap_err().is_transient(), "{lost:?}");
         }
-        assert_eq!(endpoint.requests(), 5, "a spent refresh token is not presented");
+        endpoint.script().acts.clear();
+        // The pause may be longer than a refresh.
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(another(&provider).await.unwrap().refresh_token(), Some("refresh-2"), "{lost:?}");
+        // A refused connection is no request.
+        let presented = endpoint.values("refresh_token");
+        assert!(presented[1..].iter().all(|refresh_token| refresh_token == "refresh-1"), "{presented:?}");
     }
 }
 
-/// Row 110: the exchange is dropped, or its time is up.
+/// R2: in an outage of an hour, the refresh token is presented after a tenth of it so far, and once a minute at least.
 #[tokio::test(start_paused = true)]
-async fn dropped_exchange_counts_as_lost() {
-    let endpoint = Endpoint::default().then(Act::Hang).then(Act::Hang);
-    let source = by_refresh_token(&endpoint).with_client(endpoint.client().timeout(Duration::from_secs(5)));
-    let dropped = tokio::time::timeout(Duration::from_secs(1), fetch(&source)).await;
-    assert!(dropped.is_err());
-    // Of two times the second is the last, so the error says what is left to do.
-    assert_eq!(fetch(&source).await.unwrap_err().kind(), LoginRequired);
-    assert_eq!(endpoint.values("refresh_token"), ["seed", "seed"]);
+async fn outage_bounds_rate_of_presentations() {
+    let endpoint = Endpoint::default();
+    let provider = logged_in(&endpoint);
+    provider.token().await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let mut times = Vec::new();
+    while begun.elapsed() < Duration::from_secs(3600) {
+        let before = endpoint.requests();
+        endpoint.clone().responds(503, "");
+        another(&provider).await.unwrap_err();
+        times.extend((endpoint.requests() > before).then(|| begun.elapsed().as_secs()));
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!((60..110).contains(&times.len()), "{}", times.len());
+    let gaps: Vec<_> = times.windows(2).map(|pair| (pair[0], pair[1] - pair[0])).collect();
+    assert!(gaps.iter().all(|(at, gap)| *gap <= 67 && gap + 1 >= (at / 10).min(60)), "{gaps:?}");
 }
 
-/// Row 111: what does not spend a refresh token is no reason to give it up, however often it happens.
+/// The answers of C3 and others to a refresh token, and what follows.
 #[tokio::test(start_paused = true)]
-async fn unspent_refresh_token_is_presented_again() {
-    let answer =
-        |status, body: &'static str| Act::Answer(status, Vec::new(), Bytes::from_static(body.as_bytes()));
-    for (act, expected) in [
-        (Act::Refuse, Unavailable),
-        (answer(503, ""), Unavailable),
-        (answer(502, "<html>"), Unavailable),
-        (answer(429, ""), Unavailable),
-        (answer(408, ""), Unavailable),
-        (answer(400, r#"{"error":"slow_down"}"#), Unavailable),
-        (answer(401, r#"{"error":"invalid_client"}"#), Rejected),
-        (answer(403, "<html>a firewall</html>"), InvalidResponse),
-        (answer(400, "<html>a firewall</html>"), InvalidResponse),
-        (answer(425, ""), Unavailable),
-        (answer(400, r#"{"error":"invalid_scope"}"#), Configuration),
-        (answer(400, r#"{"error":"interaction_required"}"#), LoginRequired),
-        (answer(404, ""), Configuration),
-        (answer(200, r#"{"error":"incorrect_client_credentials"}"#), InvalidResponse),
-        (answer(200, r#"{"error":"invalid_client"}"#), Rejected),
+async fn each_answer_decides_about_refresh_token() {
+    /// What is asked of the server in the hour after the answer, and how it begins.
+    enum Follows {
+        /// The login has ended.
+        Ended,
+        /// It is tried once a minute.
+        Doubt,
+        /// The client is rejected, or set up wrongly. The refresh token is kept.
+        Client(SourceErrorKind),
+        Outage,
+    }
+    use Follows::{Client, Doubt, Ended, Outage};
+
+    for (status, body, follows) in [
+        (400, r#"{"error":"invalid_grant"}"#, Ended),
+        (401, r#"{"error":"invalid_grant"}"#, Ended),
+        (500, r#"{"error":"invalid_grant"}"#, Ended),
+        (200, r#"{"error":"bad_refresh_token"}"#, Ended),
+        (400, r#"{"error":"bad_refresh_token"}"#, Ended),
+        (200, r#"{"ok":false,"error":"invalid_refresh_token"}"#, Ended),
+        (401, r#"{"code":"unauthorized.bad_refresh_token"}"#, Ended),
+        (401, r#"{"error":"invalid_token"}"#, Ended),
+        (403, r#"{"error":"refresh_token_expired"}"#, Ended),
+        (400, r#"{"error":{"code":"REFRESH_TOKEN_REVOKED"}}"#, Ended),
+        (400, r#"{"error":"Invalid Grant"}"#, Ended),
+        (400, "error=invalid_grant", Ended),
+        (200, r#"{"error":"invalid_code"}"#, Doubt),
+        (400, r#"{"error":"invalid_request"}"#, Doubt),
+        (400, r#"{"error":"Bad Request"}"#, Doubt),
+        (401, r#"{"error":"Unauthorized"}"#, Doubt),
+        (403, r#"{"error":"access_denied"}"#, Doubt),
+        (401, "", Doubt),
+        (403, "", Doubt),
+        (400, "{}", Doubt),
+        (422, r#"{"message":"no"}"#, Doubt),
+        (400, r#"{"error":"inactive_user"}"#, Doubt),
+        (400, r#"{"error":"mfa_required"}"#, Doubt),
+        (400, r#"{"error":"interaction_required"}"#, Doubt),
+        (403, r#"{"error":"unauthorized_client"}"#, Doubt),
+        (400, r#"{"error":7}"#, Doubt),
+        (401, r#"{"error":"deleted_client"}"#, Client(Rejected)),
+        (200, r#"{"error":"incorrect_client_credentials"}"#, Client(Rejected)),
+        (401, r#"{"error":"invalid_client"}"#, Client(Rejected)),
+        (400, r#"{"error":"unauthorized_client"}"#, Client(Rejected)),
+        (400, r#"{"error":"invalid_client_secret"}"#, Client(Rejected)),
+        (400, r#"{"error":"invalid_scope"}"#, Client(Configuration)),
+        (400, r#"{"error":"unsupported_grant_type"}"#, Client(Configuration)),
+        (404, "", Client(Configuration)),
+        (404, r#"{"error":"not_found"}"#, Client(Configuration)),
+        (302, "", Client(Configuration)),
+        (400, "", Outage),
+        (400, "<html>", Outage),
+        (401, "error code: 1010", Outage),
+        (200, "[]", Outage),
+        (200, "7", Outage),
+        (200, r#"{"token_type":"Bearer"}"#, Outage),
+        (200, r#"{"error":"invalid_grant","access_token":"a"}"#, Outage),
+        (400, r#"{"error":"temporarily_unavailable"}"#, Outage),
+        (503, r#"{"error":"invalid_client"}"#, Outage),
+        (408, r#"{"error":"x"}"#, Outage),
+        (425, "", Outage),
     ] {
         let endpoint = Endpoint::default();
-        let source = by_refresh_token(&endpoint);
-        let first = fetch(&source).await.unwrap();
-        for _ in 0..4 {
-            endpoint.clone().then(act.clone());
-            assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), expected);
+        let provider = logged_in(&endpoint);
+        provider.token().await.unwrap();
+        endpoint.clone().always(status, body);
+        let first = another(&provider).await.unwrap_err();
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(3600) {
+            let error = provider.token().await.unwrap_err();
+            assert_eq!(kind(&error), kind(&first), "{status} {body}");
+            sleep(Duration::from_secs(1)).await;
         }
-        assert_eq!(renewed(&source, &first).await.unwrap().refresh_token(), Some("refresh-2"));
-        assert_eq!(endpoint.values("refresh_token")[1..], ["refresh-1"; 5]);
+        let presented = endpoint.values("refresh_token").len() - 1;
+        let (expected, count) = match follows {
+            Ended => (LoginRequired, 1..=1),
+            Doubt => (LoginRequired, 45..=61),
+            Client(kind) => (kind, 45..=70),
+            Outage => (kind(&first), 60..=120),
+        };
+        assert_eq!(kind(&first), expected, "{status} {body}");
+        assert_eq!(first.is_transient(), matches!(follows, Outage), "{status} {body}: {first}");
+        assert!(count.contains(&presented), "{status} {body}: {presented}");
+
+        // What was not ended works again.
+        endpoint.clone().never();
+        if matches!(follows, Outage) {
+            sleep(Duration::from_secs(60)).await;
+        }
+        let healed = provider.ready().await;
+        match follows {
+            Ended => assert_eq!(kind(&healed.unwrap_err()), LoginRequired, "{status} {body}"),
+            _ => assert_eq!(healed.unwrap().refresh_token(), Some("refresh-2"), "{status} {body}"),
+        }
     }
+}
+
+/// Row 110: the caller is dropped during the exchange, which goes on.
+#[tokio::test(start_paused = true)]
+async fn dropped_caller_loses_no_login() {
+    let endpoint = Endpoint::default().then(Act::Late(Duration::from_secs(5)));
+    let provider = logged_in(&endpoint);
+    assert!(tokio::time::timeout(Duration::from_secs(1), provider.token()).await.is_err());
+    provider.token().await.unwrap();
+    assert_eq!(endpoint.values("refresh_token"), ["seed"]);
 }
 
 /// Row 112: no request, and no POST, until the login.
 #[tokio::test(start_paused = true)]
 async fn rejected_refresh_token_requires_login() {
     let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let provider = TokenProvider::new(source.clone());
+    let provider = logged_in(&endpoint);
     let first = provider.token().await.unwrap();
 
     endpoint.clone().responds(400, r#"{"error":"invalid_grant","error_description":"canary"}"#);
@@ -911,101 +1028,106 @@ async fn rejected_refresh_token_requires_login() {
     assert_eq!(endpoint.requests(), 2);
 
     assert_eq!(kind(&provider.token().await.unwrap_err()), LoginRequired);
-    source.set_refresh_token("login-2");
+    provider.log_in("login-2");
     assert_eq!(provider.token().await.unwrap().generation(), 2, "at once");
     assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "login-2"]);
 }
 
-/// Row 112: the same text may be set again, and an empty one is none.
+/// Row 112: an empty refresh token is none, and one that was rejected is not presented again.
 #[tokio::test(start_paused = true)]
-async fn login_may_set_any_refresh_token() {
+async fn login_may_come_later() {
     let endpoint = Endpoint::default();
-    let source = endpoint.serve(OAuth2::refresh_token(server(), client(), ""));
-    assert_eq!(fetch(&source).await.unwrap_err().kind(), LoginRequired);
+    let provider = TokenProvider::builder(by_refresh_token(&endpoint)).login("").build().unwrap();
+    assert_eq!(kind(&provider.token().await.unwrap_err()), LoginRequired);
+    provider.log_in("");
+    assert_eq!(kind(&provider.token().await.unwrap_err()), LoginRequired);
     assert_eq!(endpoint.requests(), 0);
 
-    source.set_refresh_token("login");
+    provider.log_in("login");
     endpoint.clone().responds(400, r#"{"error":"invalid_grant"}"#);
-    assert_eq!(fetch(&source).await.unwrap_err().kind(), LoginRequired);
-    assert_eq!(fetch(&source).await.unwrap_err().kind(), LoginRequired);
+    assert_eq!(kind(&provider.token().await.unwrap_err()), LoginRequired);
+    provider.log_in("login");
+    assert_eq!(kind(&provider.ready().await.unwrap_err()), LoginRequired);
     assert_eq!(endpoint.requests(), 1);
-    source.set_refresh_token("login");
-    assert!(fetch(&source).await.is_ok());
-}
+    provider.log_in("login-2");
+    provider.token().await.unwrap();
 
-/// Row 112: what may be a rejection cannot be read, because its body is too long. It is no verdict.
-#[tokio::test(start_paused = true)]
-async fn unreadable_rejection_is_no_verdict() {
-    let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let first = fetch(&source).await.unwrap();
-    let body = format!(r#"{{"error":"invalid_grant","x":"{}"}}"#, "a".repeat(70 * 1024));
-    for _ in 0..3 {
-        endpoint.clone().responds(400, body.clone());
-        assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), InvalidResponse);
-    }
-    assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "refresh-1", "refresh-1"]);
-    renewed(&source, &first).await.unwrap();
+    provider.log_in("canary\n");
+    let error = provider.token().await.unwrap_err();
+    assert_eq!(kind(&error), Configuration);
+    assert!(!format!("{error:?} {error}").contains("canary"));
+    provider.log_in("login-3");
+    provider.token().await.unwrap();
 }
 
 /// Row 127: the access token cannot be used, but the refresh token that came with it is the one that works.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_of_unusable_response_is_kept() {
     let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let first = fetch(&source).await.unwrap();
+    let provider = logged_in(&endpoint);
+    provider.token().await.unwrap();
     for number in 1..=3 {
         let body = format!(r#"{{"access_token":"a","token_type":"DPoP","refresh_token":"next-{number}"}}"#);
         endpoint.clone().responds(200, body);
-        assert_eq!(renewed(&source, &first).await.unwrap_err().kind(), InvalidResponse);
+        assert_eq!(kind(&another(&provider).await.unwrap_err()), InvalidResponse);
     }
-    renewed(&source, &first).await.unwrap();
+    another(&provider).await.unwrap();
     assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "next-1", "next-2", "next-3"]);
 }
 
-/// Row 127: the server grants a refresh token that was spent before.
+/// Row 127: the server grants a refresh token that was spent before, or none, which keeps the old one.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_may_be_granted_again() {
     let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let mut token = fetch(&source).await.unwrap();
+    let provider = logged_in(&endpoint);
+    provider.token().await.unwrap();
     let mut expected = vec!["seed", "refresh-1"];
-    for next in ["one", "two", "one", "two", "one"] {
+    for next in ["one", "two", "one", "two", "", "one"] {
         endpoint.clone().responds(200, format!(r#"{{"access_token":"a","refresh_token":"{next}"}}"#));
-        token = renewed(&source, &token).await.unwrap();
-        expected.push(next);
+        another(&provider).await.unwrap();
+        expected.push(if next.is_empty() { "two" } else { next });
     }
-    renewed(&source, &token).await.unwrap();
+    another(&provider).await.unwrap();
     assert_eq!(endpoint.values("refresh_token"), expected);
 }
 
-/// Row 126: a login sets its refresh token once more while it is exchanged, and another one while that is rejected.
+/// Row 126: a login is given once more while its refresh token is exchanged; then another one, whose user must not get the
+/// token of the first.
 #[tokio::test(start_paused = true)]
-async fn refresh_token_may_be_set_during_exchange() {
+async fn login_during_exchange() {
     let endpoint = Endpoint::default().then(Act::Late(Duration::from_secs(1)));
-    let source = by_refresh_token(&endpoint);
-    let provider = TokenProvider::new(source.clone());
-    let refreshing = tokio::spawn({
+    let provider = logged_in(&endpoint);
+    let refreshing = || {
         let provider = provider.clone();
-        async move { provider.token().await }
-    });
+        tokio::spawn(async move { provider.token().await })
+    };
+    let waiting = refreshing();
     sleep(Duration::from_millis(500)).await;
-    source.set_refresh_token("seed");
-    refreshing.await.unwrap().unwrap();
+    provider.log_in("seed");
+    waiting.await.unwrap().unwrap();
     advance(Duration::from_secs(3600)).await;
     provider.token().await.unwrap();
     assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1"]);
 
-    endpoint.clone().then(Act::Late(Duration::from_secs(1))).responds(400, r#"{"error":"invalid_grant"}"#);
-    advance(Duration::from_secs(3600)).await;
-    let refreshing = tokio::spawn({
-        let provider = provider.clone();
-        async move { provider.token().await }
-    });
-    sleep(Duration::from_millis(500)).await;
-    source.set_refresh_token("login-2");
-    refreshing.await.unwrap().unwrap();
-    assert_eq!(endpoint.values("refresh_token")[2..], ["refresh-2", "login-2"]);
+    for answer in [None, Some(r#"{"error":"invalid_grant"}"#), Some(r#"{"error":"x"}"#), Some("<html>")] {
+        let endpoint = Endpoint::default();
+        let provider = logged_in(&endpoint);
+        provider.token().await.unwrap();
+        endpoint.clone().then(Act::Late(Duration::from_secs(1)));
+        if let Some(body) = answer {
+            endpoint.clone().responds(400, body);
+        }
+        provider.invalidate();
+        let waiting = tokio::spawn({
+            let provider = provider.clone();
+            async move { provider.token().await }
+        });
+        sleep(Duration::from_millis(500)).await;
+        provider.log_in("login-2");
+        let token = waiting.await.unwrap().unwrap();
+        assert_eq!(endpoint.values("refresh_token")[2..], ["login-2"], "{answer:?}");
+        assert_eq!(provider.token().await.unwrap().access_token(), token.access_token());
+    }
 }
 
 /// A subject's revision may be a hash of its credential.
@@ -1018,34 +1140,40 @@ async fn revision_of_subject_may_be_any_number() {
             Ok(Token::builder("subject").build()?)
         }
 
-        fn revision(&self) -> u64 {
-            u64::MAX
+        fn credential(&self) -> Credential {
+            Credential::default().with_revision(u64::MAX)
         }
     }
     let source = OAuth2::jwt_bearer(server(), client(), Subject);
-    let before = source.revision();
+    let before = source.credential();
     source.set_secret("new");
-    assert_ne!(source.revision(), before);
+    assert_ne!(source.credential(), before);
 }
 
-/// A login replaces a refresh token that still works: it may be another user's.
+/// C4: a login replaces a refresh token and a token that still work: it may be another user's.
 #[tokio::test(start_paused = true)]
 async fn login_replaces_working_refresh_token() {
     let endpoint = Endpoint::default();
-    let source = by_refresh_token(&endpoint);
-    let first = fetch(&source).await.unwrap();
-    source.clone().set_refresh_token("login-2");
-    let second = renewed(&source, &first).await.unwrap();
-    renewed(&source, &second).await.unwrap();
+    let provider = logged_in(&endpoint);
+    let first = provider.token().await.unwrap();
+    provider.log_in("login-2");
+    assert!(provider.current().is_none());
+    let second = provider.token().await.unwrap();
+    assert_ne!(first.access_token(), second.access_token());
+    another(&provider).await.unwrap();
     assert_eq!(endpoint.values("refresh_token"), ["seed", "login-2", "refresh-2"]);
+    // The first login is known, and is not used again.
+    provider.log_in("seed");
+    another(&provider).await.unwrap();
+    assert_eq!(endpoint.values("refresh_token")[3..], ["refresh-3"]);
 }
 
 /// A rejected client secret ends with the new one, and costs no refresh token.
 #[tokio::test(start_paused = true)]
 async fn new_secret_ends_rejection_at_once() {
     let endpoint = Endpoint::default();
-    let source = endpoint.serve(OAuth2::refresh_token(server(), client(), "seed"));
-    let provider = TokenProvider::new(source.clone());
+    let source = endpoint.serve(OAuth2::login(server(), client()));
+    let provider = TokenProvider::builder(source.clone()).login("seed").build().unwrap();
     endpoint.clone().responds(401, r#"{"error":"invalid_client"}"#);
     assert_eq!(kind(&provider.token().await.unwrap_err()), Rejected);
     assert_eq!(kind(&provider.token().await.unwrap_err()), Rejected);
@@ -1205,7 +1333,7 @@ async fn moved_token_endpoint_is_found() {
             let server = Server::issuer("https://login.example");
             let endpoint = Endpoint::default().then(names("old"));
             let source = endpoint.serve(match by_login {
-                true => OAuth2::refresh_token(server, client(), "seed"),
+                true => OAuth2::login(server, client()),
                 false => OAuth2::client_credentials(server, client()),
             });
             let first = fetch(&source).await.unwrap();
@@ -1253,7 +1381,9 @@ async fn api_accepts_token_of_each_grant() {
     let client = || ClientAuth::basic(server.client_id(), server.client_secret());
     let key = || SigningKey::es256(&server.signing_key());
     let assertion = || Assertion::new(key()).issuer("app").subject("user").audience(server.issuer());
+    let login = OAuth2::login(issuer(), ClientAuth::public(server.client_id())).credential();
     for source in [
+        OAuth2::login(issuer(), ClientAuth::public(server.client_id())),
         OAuth2::client_credentials(issuer(), client()),
         OAuth2::client_credentials(issuer(), ClientAuth::post(server.client_id(), server.client_secret())),
         OAuth2::client_credentials(issuer(), ClientAuth::private_key_jwt(server.client_id(), key())),
@@ -1261,11 +1391,13 @@ async fn api_accepts_token_of_each_grant() {
             Server::token_endpoint(server.token_endpoint()),
             ClientAuth::private_key_jwt(server.client_id(), key().key_id("1")),
         ),
-        OAuth2::refresh_token(issuer(), ClientAuth::public(server.client_id()), server.log_in()),
         OAuth2::token_exchange(issuer(), client(), assertion()),
         OAuth2::jwt_bearer(issuer(), ClientAuth::none(), assertion()),
     ] {
         let provider = TokenProvider::builder(source.clone()).build().unwrap();
+        if source.credential() == login {
+            provider.log_in(server.log_in());
+        }
         let service = BearerAuthLayer::with_provider(provider.clone()).layer(support::http1());
         // The second assertion is not the first one again, which the server would reject.
         for generation in 1..=2 {

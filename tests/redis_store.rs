@@ -235,18 +235,14 @@ async fn killed_processes_keep_login() {
 /// Runs a worker process if the environment says so; otherwise does nothing.
 #[test]
 fn one_of_two() {
-    let source = |url: &str, seed: &str| {
-        OAuth2::refresh_token(
-            Server::token_endpoint(format!("{url}oauth/token")),
-            ClientAuth::public("id"),
-            seed,
-        )
+    let source = |url: &str, _: &str| {
+        OAuth2::login(Server::token_endpoint(format!("{url}oauth/token")), ClientAuth::public("id"))
     };
     let lease = Duration::from_millis(500);
     processes::work_with(
         |url| RedisStore::new(url, "login").unwrap(),
         source,
-        |builder| builder.lease(lease),
+        |builder, seed| builder.login(seed).lease(lease),
     );
 }
 

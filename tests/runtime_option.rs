@@ -22,8 +22,8 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, Error, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource, source_fn,
+    BearerAuthLayer, Credential, Error, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider,
+    TokenRequest, TokenSource, source_fn,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -76,7 +76,7 @@ impl Login {
 impl TokenSource for Login {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         self.runtimes.lock().unwrap().push(Handle::current().id());
-        let presented = request.previous().and_then(Token::refresh_token).unwrap_or("0");
+        let presented = request.refresh_token().unwrap_or("0");
         if presented != self.exchanges().to_string() {
             return Err(SourceError::login_required("the refresh token was presented before"));
         }
@@ -87,8 +87,8 @@ impl TokenSource for Login {
         Ok(token.expires_in(self.lifetime).build()?)
     }
 
-    fn needs_store(&self) -> bool {
-        true
+    fn credential(&self) -> Credential {
+        Credential::default().of_login()
     }
 }
 
@@ -97,6 +97,7 @@ impl TokenSource for Login {
 fn runtime_per_call_loses_no_exchange() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(2)));
     let provider = TokenProvider::builder(Arc::clone(&login))
+        .login("0")
         .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
         .runtime(runtime.handle().clone())
         .build()
@@ -128,7 +129,7 @@ fn runtime_per_call_loses_no_exchange() {
 #[test]
 fn challenge_heals_on_given_runtime() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
-    let provider = TokenProvider::builder(Arc::clone(&login));
+    let provider = TokenProvider::builder(Arc::clone(&login)).login("0");
     let provider = provider.runtime(runtime.handle().clone()).build().unwrap();
     let api = service_fn(|request: Request<Empty<Bytes>>| async move {
         let is_revoked = request.headers()[AUTHORIZATION] == "Bearer access-1";
@@ -148,6 +149,7 @@ fn login_survives_runtime_that_rests() {
     let (runtime, login) =
         (Builder::new_current_thread().enable_all().build().unwrap(), Login::new(2 * EXCHANGE));
     let provider = TokenProvider::builder(Arc::clone(&login))
+        .login("0")
         .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
         .refresh_timeout(2 * EXCHANGE)
         .runtime(runtime.handle().clone());
@@ -186,7 +188,7 @@ fn runtime_that_is_not_driven_times_out() {
 #[test]
 fn caller_needs_no_runtime() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
-    let provider = TokenProvider::builder(Arc::clone(&login));
+    let provider = TokenProvider::builder(Arc::clone(&login)).login("0");
     let provider = provider.runtime(runtime.handle().clone()).build().unwrap();
     let token = block_on(provider.token());
     assert_eq!(token.unwrap().access_token(), "access-1");

@@ -24,8 +24,8 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, BoxError, Error, RefreshAhead, SourceError, StaticToken, Token, TokenProvider,
-    TokenProviders, TokenRequest, TokenSource, source_fn,
+    BearerAuthLayer, BoxError, Credential, Error, RefreshAhead, SourceError, StaticToken, Token,
+    TokenProvider, TokenProviders, TokenRequest, TokenSource, source_fn,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -141,7 +141,7 @@ struct LoginState {
 
 impl TokenSource for Login {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        let presented = request.previous().and_then(Token::refresh_token).unwrap_or("0");
+        let presented = request.refresh_token().unwrap_or("0");
         let newest = {
             let mut state = self.state.lock().unwrap();
             state.has_ended |= presented != state.newest.to_string();
@@ -157,8 +157,8 @@ impl TokenSource for Login {
         Ok(token.expires_in(self.lifetime).build()?)
     }
 
-    fn needs_store(&self) -> bool {
-        true
+    fn credential(&self) -> Credential {
+        Credential::default().of_login()
     }
 }
 
@@ -167,7 +167,8 @@ impl TokenSource for Login {
 fn login_survives_runtime_per_call() {
     let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
     let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
-    let provider = TokenProvider::builder(Arc::clone(&login)).refresh_ahead(ahead).build().unwrap();
+    let provider =
+        TokenProvider::builder(Arc::clone(&login)).login("0").refresh_ahead(ahead).build().unwrap();
     let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
     for number in 1..=60 {
         if let Err(error) = call(service.clone().oneshot(get())) {
@@ -183,7 +184,7 @@ fn login_survives_runtime_per_call() {
 #[test]
 fn login_survives_challenges_without_replay() {
     let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
-    let provider = TokenProvider::new(Arc::clone(&login));
+    let provider = TokenProvider::builder(Arc::clone(&login)).login("0").build().unwrap();
     let service = BearerAuthLayer::with_provider(provider).no_replay();
     let service = service.layer(api(|token| token == "access-1"));
     for number in 1..=20 {
@@ -206,7 +207,7 @@ fn login_survives_challenges_without_replay() {
 #[test]
 fn login_survives_chunked_401() {
     let login = Login::new(1500 * MILLISECOND, HOUR);
-    let provider = TokenProvider::new(Arc::clone(&login));
+    let provider = TokenProvider::builder(Arc::clone(&login)).login("0").build().unwrap();
     let chunked = service_fn(|request: Request<Empty<Bytes>>| async move {
         let is_revoked = token_of(&request) == "access-1";
         let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
@@ -226,7 +227,8 @@ fn login_survives_chunked_401() {
 fn login_survives_runtime_with_threads_per_call() {
     let login = Login::new(100 * MILLISECOND, 400 * MILLISECOND);
     let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
-    let provider = TokenProvider::builder(Arc::clone(&login)).refresh_ahead(ahead).build().unwrap();
+    let provider =
+        TokenProvider::builder(Arc::clone(&login)).login("0").refresh_ahead(ahead).build().unwrap();
     let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
     for number in 1..=60 {
         let call = Runtime::new().unwrap().block_on(service.clone().oneshot(get()));

@@ -393,10 +393,7 @@ impl Gated {
 impl TokenSource for Gated {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
-        self.previous
-            .lock()
-            .unwrap()
-            .push(request.previous().and_then(Token::refresh_token).map(str::to_owned));
+        self.previous.lock().unwrap().push(request.refresh_token().map(str::to_owned));
         if fetch == 1 {
             let _ = self.gate.acquire().await;
         }

@@ -19,8 +19,8 @@ use support::{Api, ours};
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, ServiceExt, util::BoxCloneService};
 use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, BoxError, Error, SourceError, StaticToken, Token, TokenProvider,
-    TokenProviders, TokenRequest, TokenSource, UseToken, source_fn,
+    AllowedOrigins, BearerAuthLayer, BoxError, Credential, Error, SourceError, StaticToken, Token,
+    TokenProvider, TokenProviders, TokenRequest, TokenSource, UseToken, source_fn,
 };
 
 const OWN: &str = "https://ws.api.video";
@@ -107,8 +107,8 @@ impl TokenSource for Login {
         Ok(Token::builder("access-1").refresh_token("refresh-1").build()?)
     }
 
-    fn needs_store(&self) -> bool {
-        true
+    fn credential(&self) -> Credential {
+        Credential::default().of_login()
     }
 }
 
@@ -117,7 +117,7 @@ impl TokenSource for Login {
 async fn login_without_store_is_typed_error() {
     let store = fleet::MemoryStore::default();
     let providers = TokenProviders::new(move |tenant: &String| {
-        let builder = TokenProvider::builder(Login);
+        let builder = TokenProvider::builder(Login).login("refresh-0");
         Ok::<_, Infallible>(if tenant == "stored" { builder.store(store.clone()) } else { builder })
     });
     let error = providers.get("unstored").expect_err("the login has no store");

@@ -25,7 +25,7 @@ use support::{Act, Api, Source, at_once, ours};
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, BoxError, Error, ExistingAuthorization, Freshness, NoBearer,
+    AllowedOrigins, BearerAuthLayer, BoxError, Credential, Error, ExistingAuthorization, Freshness, NoBearer,
     SourceError, StaticToken, Token, TokenProvider, TokenProviders, TokenRequest, TokenSource, UseToken,
     source_fn, tenants::TokenProvidersBuilder,
 };
@@ -524,15 +524,16 @@ struct Login;
 
 impl TokenSource for Login {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        if request.previous().is_some_and(|token| token.refresh_token() == Some("last")) {
-            return Err(SourceError::login_required("the login has ended"));
-        }
-        let next = if request.previous().is_some() { "last" } else { "next" };
+        let next = match request.refresh_token() {
+            None | Some("last") => return Err(SourceError::login_required("the login has ended")),
+            Some("next") => "last",
+            Some(_) => "next",
+        };
         Ok(Token::builder("1-1").refresh_token(next).expires_in(HOUR).build()?)
     }
 
-    fn needs_store(&self) -> bool {
-        true
+    fn credential(&self) -> Credential {
+        Credential::default().of_login()
     }
 }
 
@@ -568,14 +569,16 @@ async fn login_that_is_not_stored_yet_is_kept() {
     let shared = Arc::clone(&stores);
     let providers = TokenProviders::builder(move |tenant: &Tenant| {
         let store = shared.lock().unwrap().entry(tenant.0).or_default().clone();
-        Ok::<_, Infallible>(TokenProvider::builder(Login).store(store))
+        Ok::<_, Infallible>(TokenProvider::builder(Login).login("first").store(store))
     })
     .idle_timeout(8 * SECOND)
     .build()
     .unwrap();
     let provider = providers.get(&Tenant(1)).unwrap();
     let store = stores.lock().unwrap()[&1].clone();
+    provider.token().await.unwrap();
     store.set(fleet::Health::Full);
+    provider.invalidate();
     assert_eq!(provider.token().await.unwrap().access_token(), "1-1");
     drop(provider);
     sleep(60 * SECOND).await;
@@ -594,26 +597,19 @@ struct Rotating {
 }
 
 impl TokenSource for Rotating {
-    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        Err(SourceError::login_required("the login has ended"))
-    }
-
-    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
-        let Some(asked) = request.previous().and_then(Token::refresh_token) else { return Ok(None) };
+    async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        let Some(asked) = request.refresh_token() else {
+            return Err(SourceError::login_required("the login has ended"));
+        };
         self.presented.lock().unwrap().push(asked.to_owned());
         let (number, takes) = (self.presented.lock().unwrap().len(), *self.takes.lock().unwrap());
         sleep(takes).await;
         let token = Token::builder(format!("1-{number}")).refresh_token(format!("r{number}"));
-        Ok(Some(token.expires_in(60 * SECOND).build()?))
+        Ok(token.expires_in(60 * SECOND).build()?)
     }
 
-    fn seed(&self) -> Option<Token> {
-        let is_first = self.presented.lock().unwrap().is_empty();
-        is_first.then(|| Token::from_refresh_token("r0").unwrap())
-    }
-
-    fn needs_store(&self) -> bool {
-        true
+    fn credential(&self) -> Credential {
+        Credential::default().of_login()
     }
 }
 
@@ -624,7 +620,7 @@ async fn exchange_that_outlives_its_refresh_keeps_the_provider() {
     let (source, shared) = (login.clone(), store.clone());
     let providers = TokenProviders::builder(move |tenant: &Tenant| {
         let store = if tenant.0 == 1 { shared.clone() } else { fleet::MemoryStore::default() };
-        let builder = TokenProvider::builder(source.clone()).store(store);
+        let builder = TokenProvider::builder(source.clone()).login("r0").store(store);
         Ok::<_, Infallible>(builder.refresh_timeout(5 * SECOND))
     })
     .max_providers(1)

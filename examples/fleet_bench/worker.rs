@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, RefreshAhead, SourceError, Token, TokenProvider,
+    ApiVideo, BearerAuthLayer, BoxError, Credential, RefreshAhead, SourceError, Token, TokenProvider,
     TokenProviderBuilder, TokenRequest, TokenSource,
     store::{FileStore, RedisStore, Role, TokenStore},
     testing::AuthServer,
@@ -270,8 +270,8 @@ impl TokenSource for FaultySource {
         self.around(self.source.fetch(request)).await
     }
 
-    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
-        self.around(self.source.renew(request)).await
+    fn credential(&self) -> Credential {
+        self.source.credential()
     }
 
     fn allowed_origins(&self) -> tower_bearer::AllowedOrigins {

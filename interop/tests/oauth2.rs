@@ -20,8 +20,7 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    BearerAuth, BearerAuthLayer, Error, OAuth2, RefreshReason, SourceErrorKind, TokenClient, TokenProvider,
-    TokenRequest, TokenSource,
+    BearerAuth, BearerAuthLayer, Error, OAuth2, SourceErrorKind, TokenClient, TokenProvider,
     oauth2::{self, ClientAuth, SigningKey},
 };
 use tower_bearer_interop::CALLS;
@@ -123,9 +122,14 @@ impl Server {
         self.caller(&OAuth2::client_credentials(self.endpoint(), ClientAuth::basic(CLIENT, SECRET)))
     }
 
-    /// A source with a refresh token of `APP`.
-    fn app(&self, refresh_token: impl Into<String>) -> OAuth2 {
-        OAuth2::refresh_token(self.endpoint(), ClientAuth::public(APP), refresh_token)
+    /// A source for logins of `APP`.
+    fn app(&self) -> OAuth2 {
+        OAuth2::login(self.endpoint(), ClientAuth::public(APP))
+    }
+
+    /// A caller with a new login of `APP`.
+    async fn app_caller(&self) -> Caller {
+        self.caller_of(TokenProvider::builder(self.app()).login(self.login(APP).await).build().unwrap())
     }
 }
 
@@ -198,8 +202,9 @@ async fn client_credentials_cold_and_revoked() {
 async fn refresh_token_cold_and_revoked() {
     for (id, client) in [(APP, ClientAuth::public(APP)), (CLIENT, ClientAuth::basic(CLIENT, SECRET))] {
         let server = Server::start().await;
-        let source = OAuth2::refresh_token(server.endpoint(), client, server.login(id).await);
-        let caller = server.caller(&source);
+        let source = OAuth2::login(server.endpoint(), client);
+        let provider = TokenProvider::builder(source).login(server.login(id).await).build().unwrap();
+        let caller = server.caller_of(provider);
         caller.succeed(CALLS).await;
         assert_eq!(server.token_requests().await, json!({"refresh_token": 1}));
         server.revoke().await;
@@ -211,7 +216,7 @@ async fn refresh_token_cold_and_revoked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_rotations_without_reuse() {
     let server = Server::start().await;
-    let caller = server.caller(&server.app(server.login(APP).await));
+    let caller = server.app_caller().await;
     for rotation in 1..=5 {
         caller.succeed(10).await;
         assert_eq!(server.token_requests().await, json!({"refresh_token": rotation}));
@@ -241,11 +246,15 @@ async fn insufficient_scope_reaches_the_caller() {
 async fn reuse_by_a_thief_needs_a_login() {
     let server = Server::start().await;
     let seed = server.login(APP).await;
-    let source = server.app(&seed);
-    let owner = server.cautious_caller(&source);
+    let with_seed = || {
+        let hour = Duration::from_secs(60 * 60);
+        let builder = TokenProvider::builder(server.app()).login(&seed).cool_down(hour, hour);
+        server.caller_of(builder.build().unwrap())
+    };
+    let owner = with_seed();
     owner.succeed(1).await;
 
-    let thief = server.cautious_caller(&server.app(seed));
+    let thief = with_seed();
     thief.fail(SourceErrorKind::LoginRequired, "a user has to log in").await;
     let mut expected = json!({
         "refresh_token": 1, "refresh_token invalid_grant": 1, "reuse": 1, "revoked family": 1,
@@ -256,16 +265,14 @@ async fn reuse_by_a_thief_needs_a_login() {
     owner.get(StatusCode::UNAUTHORIZED, CALLS).await;
     expected["refresh_token invalid_grant"] = 2.into();
     assert_eq!(server.token_requests().await, expected);
-    let token = owner.provider.current().unwrap();
     owner.provider.invalidate();
     owner.fail(SourceErrorKind::LoginRequired, "a user has to log in").await;
     assert_eq!(server.token_requests().await, expected, "no request in the cool-down");
-    // After it, the source does not present a refresh token that was rejected.
-    let request = TokenRequest::new(RefreshReason::Challenged).with_previous(token);
-    assert_eq!(source.fetch(&request).await.unwrap_err().kind(), SourceErrorKind::LoginRequired);
+    // After it, a refresh token that was rejected is not presented.
+    assert!(owner.provider.ready().await.is_err());
     assert_eq!(server.token_requests().await, expected);
 
-    source.set_refresh_token(server.login(APP).await);
+    owner.provider.log_in(server.login(APP).await);
     owner.succeed(CALLS).await;
     expected["refresh_token"] = 2.into();
     assert_eq!(server.token_requests().await, expected);
@@ -335,8 +342,9 @@ async fn late_answer_heals_within_the_grace() {
     for (grace, heals) in [("0", false), ("100", false), ("30000", true)] {
         let server = Server::start().await;
         server.run("set", &[("grace", grace)]).await;
-        let caller = server
-            .caller(&server.app(server.login(APP).await).with_client(TokenClient::new().timeout(DEADLINE)));
+        let source = server.app().with_client(TokenClient::new().timeout(DEADLINE));
+        let provider = TokenProvider::builder(source).login(server.login(APP).await).build().unwrap();
+        let caller = server.caller_of(provider);
         server.run("hold", &[]).await;
         if heals {
             caller.succeed(CALLS).await;

@@ -1,18 +1,26 @@
 //! [`TokenProviderBuilder`]: the options of a provider. [`Config`]: what they are, their defaults and their validation.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
-#[cfg(feature = "store")]
-use crate::store::{DynTokenStore, Role, TokenStore};
 use crate::{
     error::{Error, seconds},
+    login::check_refresh_token,
     observability::Reporter,
     refresh_ahead::RefreshAhead,
     retry::{RetryBudget, RetryPolicy},
     source::TokenSource,
+    store::{DynTokenStore, Role, TokenStore},
 };
+
+/// The name of all providers without one.
+static DEFAULT_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -22,12 +30,13 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TokenProviderBuilder<T> {
     pub(super) source: T,
+    pub(super) parts: Parts,
     pub(super) config: Config,
 }
 
 impl<T: TokenSource> TokenProviderBuilder<T> {
     pub(super) fn new(source: T) -> Self {
-        Self { source, config: Config::default() }
+        Self { source, parts: Parts::default(), config: Config::default() }
     }
 
     /// Names the provider in events and metrics ([`observability`](crate::observability)). Default: `default`. At least
@@ -35,7 +44,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// The name is shown as it is: it must not contain a secret.
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
-        self.config.name = Some(name.as_ref().into());
+        self.parts.name = Some(name.as_ref().into());
         self
     }
 
@@ -133,26 +142,73 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
+    /// Sets the refresh token that a user's login gave, such as one of the configuration. Default: none. An empty one is none.
+    ///
+    /// ```
+    /// use tower_bearer::{OAuth2, TokenProvider, oauth2::{ClientAuth, Server}};
+    ///
+    /// # fn run(refresh_token: String) -> Result<(), tower_bearer::Error> {
+    /// let source = OAuth2::login(Server::issuer("https://login.example.com"), ClientAuth::public("your-client-id"));
+    /// let provider = TokenProvider::builder(source).login(refresh_token).build()?;
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(feature = "default-client")]
+    /// # run("r".into()).unwrap();
+    /// ```
+    ///
+    /// # A user's login
+    ///
+    /// The refresh token of a login is worth more than that of a credential: if it is lost, a user has to log in again.
+    /// Many servers rotate it, and end the login if one that is spent is presented. So the provider
+    ///
+    /// - presents the newest one, in one exchange at a time, which runs in a task of its own. That ends with the exchange,
+    ///   whatever becomes of its callers and of the [refresh](Self::refresh_timeout). If the runtime of the task is not driven
+    ///   for 10 s, the exchange is given up, and another one begins;
+    /// - presents it again after anything but a verdict: after the backoff and a tenth of the outage so far, a minute at
+    ///   most, without a limit on the count ([`TokenSource::fetch`]);
+    /// - uses nothing else. The source's credential, if it has one, does not give a token of the user.
+    ///
+    /// A process that restarts has only the first refresh token, which is spent. A [store](Self::store) has the newest, for
+    /// the next process or for several: give each user one of their own. With a store,
+    ///
+    /// - a refresh token is stored before it is presented, and the next one before its access token is used. If the store
+    ///   fails then, this is tried again for one [lease](Self::lease), and in the background after that;
+    /// - no refresh token is presented while the store cannot be read, or grants no lease. The current token is used until it
+    ///   expires;
+    /// - a record that cannot be read, such as with another encryption key, is a failure of the store, and is not replaced.
+    ///
+    /// A record remembers the last 16 logins that it replaced. A refresh token of the configuration is ignored if its login
+    /// is one of them, or is the one that is used. Any other begins a login, at once. If that is rejected, the login
+    /// before is used again, since a typing error must not cost it. A refresh token of [`log_in`] replaces it for good. An
+    /// INFO event says which login is used, and why.
+    ///
+    /// A refresh token that is not valid is an error of [`build`](Self::build).
+    ///
+    /// [`TokenSource::fetch`]: crate::TokenSource::fetch
+    /// [`log_in`]: crate::TokenProvider::log_in
+    pub fn login(mut self, refresh_token: impl Into<String>) -> Self {
+        self.parts.login = Some(refresh_token.into().into())
+            .filter(|token: &SecretString| !token.expose_secret().is_empty());
+        self
+    }
+
     /// Shares the token with every other process that uses this store. Default: each process has its own token.
     ///
     /// Any number of processes then cost the auth endpoint one call per expiry; [`TokenStore`] documents how, and what
-    /// happens when the store fails. The source must be the same in all of them, with the same credential.
+    /// happens when the store fails. A token is used only by a process with the same
+    /// [credential](crate::TokenSource::credential).
     ///
     /// Without a store, processes that use one api.video key invalidate each other's refresh tokens: see
     /// [`ApiVideo`](crate::ApiVideo#method.key_only).
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn store(mut self, store: impl TokenStore) -> Self {
-        self.config.store = Some(Arc::new(store));
+        self.parts.store = Some(Arc::new(store));
         self
     }
 
     /// Sets what this process does for the token that it shares. Default: [`Role::Member`]. Every other role needs a
     /// [`store`](Self::store).
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn role(mut self, role: Role) -> Self {
-        self.config.role = role;
+        self.parts.role = role;
         self
     }
 
@@ -163,23 +219,31 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// five lease lengths, the store counts as failed ([`TokenStore`]): set the lease to at least a fifth of the longest exchange. With a store that cannot extend a lease
     /// ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one costs a rejected refresh and an
     /// authentication, or a user's login.
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn lease(mut self, length: Duration) -> Self {
-        self.config.lease = length;
+        self.parts.lease = length;
         self
     }
 }
 
 impl<T> fmt::Debug for TokenProviderBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProviderBuilder").field("name", &self.config.name).finish_non_exhaustive()
+        f.debug_struct("TokenProviderBuilder").field("name", &self.parts.name).finish_non_exhaustive()
     }
 }
 
-pub(super) struct Config {
+/// What a provider is made of, besides its source and its options.
+pub(super) struct Parts {
     /// `None` for the group's name, or the default.
     pub(super) name: Option<Arc<str>>,
+    /// The refresh token of a user's login.
+    pub(super) login: Option<SecretString>,
+    pub(super) store: Option<Arc<dyn DynTokenStore>>,
+    pub(super) role: Role,
+    /// The length of a lease.
+    pub(super) lease: Duration,
+}
+
+pub(super) struct Config {
     /// The tenants that the provider belongs to.
     pub(super) group: Option<Arc<Group>>,
     pub(super) refresh_ahead: RefreshAhead,
@@ -192,12 +256,6 @@ pub(super) struct Config {
     pub(super) retry_budget: Option<RetryBudget>,
     /// The shortest and the longest.
     pub(super) cool_down: (Duration, Duration),
-    #[cfg(feature = "store")]
-    pub(super) store: Option<Arc<dyn DynTokenStore>>,
-    #[cfg(feature = "store")]
-    pub(super) role: Role,
-    #[cfg(feature = "store")]
-    pub(super) lease: Duration,
 }
 
 /// The group that the providers of many tenants belong to.
@@ -209,18 +267,41 @@ pub(crate) struct Group {
     pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl Config {
-    pub(super) fn reporter(&self) -> Reporter {
-        let group = self.group.as_ref();
+impl Parts {
+    pub(super) fn reporter(&self, config: &Config) -> Reporter {
+        let group = config.group.as_ref();
         let name = self.name.as_ref().or(group.map(|group| &group.name));
-        let name = name.map_or_else(|| "default".into(), Arc::clone);
-        Reporter::new(name, group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)))
+        let name = name.unwrap_or(&DEFAULT_NAME);
+        Reporter::new(
+            Arc::clone(name),
+            group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)),
+        )
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {
         if self.name.as_ref().is_some_and(|name| name.is_empty()) {
             return Err(Error::out_of_range("name", "at least one character long", "none"));
         }
+        self.login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
+        if self.store.is_none() && self.role != Role::Member {
+            let text = format!("role {:?} needs a store: set one with store()", self.role);
+            return Err(Error::InvalidOption(text.into()));
+        }
+        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
+            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
+        }
+        self.store.as_ref().map_or(Ok(()), |store| store.validate())
+    }
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self { name: None, login: None, store: None, role: Role::Member, lease: Duration::from_secs(10) }
+    }
+}
+
+impl Config {
+    pub(super) fn validate(&self) -> Result<(), Error> {
         self.refresh_ahead.validate()?;
         self.retry.validate()?;
         self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
@@ -234,15 +315,6 @@ impl Config {
             let text = format!("cool_down: need 0 < min <= max <= 1h, got {min} and {max}");
             return Err(Error::InvalidOption(text.into()));
         }
-        #[cfg(feature = "store")]
-        if self.store.is_none() && self.role != Role::Member {
-            let text = format!("role {:?} needs a store: set one with store()", self.role);
-            return Err(Error::InvalidOption(text.into()));
-        }
-        #[cfg(feature = "store")]
-        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
-            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
-        }
         Ok(())
     }
 
@@ -252,9 +324,8 @@ impl Config {
     }
 
     /// The options of a process that shares its token, by its role.
-    #[cfg(feature = "store")]
-    pub(super) fn shared(mut self) -> Self {
-        match self.role {
+    pub(super) fn of_role(mut self, role: Role) -> Self {
+        match role {
             Role::Member => {}
             Role::Publisher => self.keep_fresh = true,
             // The publisher refreshes as soon as the token is expiring. A reader that looks later finds the new one.
@@ -267,7 +338,6 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            name: None,
             group: None,
             refresh_ahead: RefreshAhead::new(),
             keep_fresh: false,
@@ -276,12 +346,6 @@ impl Default for Config {
             retry: RetryPolicy::new(),
             retry_budget: Some(RetryBudget::new(Duration::from_secs(10), 10, 0.2)),
             cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
-            #[cfg(feature = "store")]
-            store: None,
-            #[cfg(feature = "store")]
-            role: Role::Member,
-            #[cfg(feature = "store")]
-            lease: Duration::from_secs(10),
         }
     }
 }

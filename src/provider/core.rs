@@ -26,21 +26,24 @@ use tokio::{
 use super::{
     builder::Config,
     decide::{Decision, Need, Snapshot, decide},
-    state::{Ended, Refresh, State},
+    state::{AskedAt, Ended, NotEnded, Refresh, State},
     status::Status,
 };
-#[cfg(feature = "store")]
-use crate::store::StoreStatus;
 use crate::{
     error::{Error, SourceError},
+    login::Login,
     observability::{Reporter, TokenLeft},
     origins::AllowedOrigins,
     retry::RetryBudget,
-    source::{DynTokenSource, RefreshReason},
+    source::RefreshReason,
+    store::StoreStatus,
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock},
     timer::timer,
     token::Token,
 };
+
+/// A decision, the current token, the refresh that runs then, and who waits for it.
+type Decided = (Decision, Option<Token>, Option<Arc<Refresh>>, Option<Waiter>);
 
 pub(crate) struct Core {
     /// Tells this provider's tokens from those of others in this process.
@@ -51,11 +54,9 @@ pub(crate) struct Core {
     /// for the first with each token.
     accepted: AtomicU32,
     state: Mutex<State>,
-    pub(super) source: Box<dyn DynTokenSource>,
-    /// Whether a refresh that is interrupted may cost a user's login.
-    is_login: bool,
+    /// What gives the tokens.
+    pub(super) login: Arc<Login>,
     pub(super) config: Config,
-    pub(crate) reporter: Reporter,
     /// The origins that the source's tokens are meant for.
     pub(crate) allowed_origins: AllowedOrigins,
     /// How many bytes of small challenges are kept.
@@ -63,7 +64,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(source: Box<dyn DynTokenSource>, config: Config) -> Self {
+    pub(super) fn new(login: Login, config: Config) -> Self {
         static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
         let number = PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Self {
@@ -71,13 +72,15 @@ impl Core {
             published: Arc::new(Published::empty()),
             accepted: AtomicU32::new(0),
             state: Mutex::new(State::new(number)),
-            allowed_origins: source.allowed_origins(),
-            is_login: source.is_login(),
-            source,
-            reporter: config.reporter(),
+            allowed_origins: login.allowed_origins(),
+            login: Arc::new(login),
             config,
             kept: atomic::AtomicU32::new(0),
         }
+    }
+
+    pub(crate) fn reporter(&self) -> &Reporter {
+        &self.login.reporter
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -121,15 +124,21 @@ impl Core {
     /// that runs then.
     ///
     /// Without a `runtime`, none starts. Its task is the caller's to spawn: a runtime that shuts down drops it at once,
-    /// which takes the lock.
+    /// which takes the lock. `None` if the decision depends on the revision of the credential, which is not known: the source
+    /// is foreign code, and is not asked for it by those who join a refresh.
     pub(super) fn decide(
         &self,
         need: &Need,
         now: Instant,
-        revision: u64,
+        revision: Option<u64>,
         runtime: Option<&Handle>,
-    ) -> (Decision, Option<Token>, Option<Arc<Refresh>>, Option<Waiter>) {
+    ) -> Option<Decided> {
         let mut state = self.state();
+        let revision = match (revision, &state.running) {
+            (Some(revision), _) => revision,
+            (None, Some(running)) if now <= running.deadline => running.revision,
+            (None, _) => return None,
+        };
         // Read under the lock, which every publication holds: a refresh that has just ended is not started again.
         let current = self.published();
         // A runtime for the current thread may not be driven when the call has returned, and one that is new may end.
@@ -142,7 +151,7 @@ impl Core {
             revision,
             refresh_timeout: self.config.refresh_timeout,
             has_runtime: runtime.is_some(),
-            may_lose_login: self.is_login && runtime.is_some_and(may_end),
+            may_lose_login: self.login.is_login() && runtime.is_some_and(may_end),
         };
         let decision = decide(need, &state, &seen, now);
         let is_background = matches!(need, Need::Background);
@@ -167,8 +176,8 @@ impl Core {
         {
             self.mark_expiring(&state, now);
         }
-        let waiter = state.waiters.as_ref().map(|(_, waiter)| waiter.clone());
-        (decision, current, state.running.clone(), waiter)
+        let waiter = state.waiters.as_ref().map(|waiters| waiters.1.clone());
+        Some((decision, current, state.running.clone(), waiter))
     }
 
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
@@ -179,13 +188,17 @@ impl Core {
         }
     }
 
-    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. `None` if that changes
-    /// nothing. Runs no foreign code: the caller takes the waiters' sender before it calls [`changed`](Self::changed).
-    pub(super) fn finish(&self, refresh: &Refresh, outcome: Outcome, asked_at: Instant) -> Option<Ended> {
+    /// Ends a refresh: publishes its token, or records its failure, which never takes a token away. Runs no foreign code: the caller takes the waiters' sender before it calls [`changed`](Self::changed).
+    pub(super) fn finish(
+        &self,
+        refresh: &Refresh,
+        outcome: Outcome,
+        asked: AskedAt,
+    ) -> Result<Ended, NotEnded> {
         let now = Instant::now();
         let mut state = self.state();
         let accepted = self.accepted.load(Ordering::Relaxed);
-        let ended = state.finish(refresh, outcome, asked_at, accepted, &self.config, now)?;
+        let ended = state.finish(refresh, outcome, asked, accepted, &self.config, now)?;
         match &ended.outcome {
             Ok(token) => {
                 if ended.is_same && refresh.reason == RefreshReason::Challenged {
@@ -199,7 +212,7 @@ impl Core {
             Err(_) if self.published().is_some() => _ = self.publish(&state, state.newest.clone()),
             Err(_) => {}
         }
-        Some(ended)
+        Ok(ended)
     }
 
     /// What callers have after a refresh that has failed.
@@ -235,7 +248,7 @@ impl Core {
         let expiry = |token: &Option<Token>| token.as_ref().map(|token| (token.id(), token.expires_at()));
         loop {
             let reported = self.published();
-            self.reporter.expires(reported.as_ref());
+            self.reporter().expires(reported.as_ref());
             // Otherwise the value that was read first could be set last.
             if expiry(&self.published()) == expiry(&reported) {
                 return;
@@ -266,12 +279,33 @@ impl Core {
         matches!(select(shut_down, pin!(timer)).await, Either::Left(_))
     }
 
-    /// Removes the current token. The state keeps its refresh token for the next refresh.
+    /// Gives the provider the refresh token of a new login: the current token, which may be another user's, is not used any
+    /// more.
+    pub(super) fn log_in(&self, refresh_token: String) {
+        // The login first: a refresh that starts now presents it.
+        if refresh_token.is_empty() || !self.login.log_in(refresh_token) {
+            return;
+        }
+        let _dropped_unlocked = {
+            let mut state = self.state();
+            (self.publish(&state, None), state.log_in())
+        };
+        self.changed();
+        self.report_expiry();
+    }
+
+    /// Asks again at once after a permanent failure, but at most once per shortest cool-down. Returns from when on.
+    pub(super) fn ask_again(&self) -> Option<Instant> {
+        let at = self.state().forgive(self.config.cool_down.0, Instant::now());
+        at.inspect(|_| self.login.ask_again())
+    }
+
+    /// Removes the current token. Its refresh token is kept for the next refresh.
     pub(super) fn invalidate(&self) -> Option<Token> {
         let token = self.publish(&self.state(), None)?;
         self.changed();
         self.report_expiry();
-        self.reporter.invalidated(&token);
+        self.reporter().invalidated(&token);
         Some(token)
     }
 
@@ -279,7 +313,7 @@ impl Core {
     pub(crate) fn shut_down(&self) {
         if !std::mem::replace(&mut self.state().shut_down, true) {
             self.changed();
-            self.reporter.shut_down();
+            self.reporter().shut_down();
         }
     }
 
@@ -321,17 +355,14 @@ impl Core {
     }
 
     /// Why the store fails; `None` if it does not, or there is none.
-    #[cfg(feature = "store")]
     pub(super) fn store_error(&self) -> Option<Error> {
-        self.source.store_outage()?.map(|(_, error)| Error::Store(error))
+        self.login.store_outage()?.map(|(_, error)| Error::Store(error))
     }
 
     pub(super) fn status(&self) -> Status {
         let status = self.state().status(self.published().as_ref(), Instant::now());
         // Without the state's lock, so that there is no order between it and the store's.
-        #[cfg(feature = "store")]
-        let status = Status { store: self.source.store_outage().map(StoreStatus::of), ..status };
-        status
+        Status { store: self.login.store_outage().map(StoreStatus::of), ..status }
     }
 }
 
@@ -367,7 +398,9 @@ mod tests {
 
     impl Provider {
         fn new(interrupted: u64) -> Self {
-            let core = Core::new(Box::new(NotAsked), Config::default());
+            let config = Config::default();
+            let reporter = Reporter::new("default".into(), None);
+            let core = Core::new(Login::new(Box::new(NotAsked), None, None, reporter), config);
             Self { core, fetches: 0.into(), interrupted, runtime: RUNTIME.handle().clone() }
         }
 
@@ -387,7 +420,7 @@ mod tests {
                 return Ok(token);
             }
             let (decision, token, running, waiter) =
-                self.core.decide(&need, Instant::now(), 0, Some(&self.runtime));
+                self.core.decide(&need, Instant::now(), Some(0), Some(&self.runtime)).unwrap();
             match (decision, running) {
                 (Decision::Join(_), Some(_)) => waiter.unwrap().wait(),
                 (Decision::Fail(error), _) => Err(error),
@@ -398,7 +431,10 @@ mod tests {
                     } else {
                         Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
                     };
-                    let ended = self.core.finish(&refresh, outcome, refresh.started_at).unwrap();
+                    let ended = {
+                        let asked = AskedAt { at: refresh.started_at, logins: 0 };
+                        self.core.finish(&refresh, outcome, asked).unwrap()
+                    };
                     let _ = ended.sender.unwrap().send(ended.outcome.clone());
                     ended.outcome
                 }

@@ -29,19 +29,23 @@ pub use self::{
     status_changes::StatusChanges,
 };
 
-use self::{builder::Config, core::Core, refresh::obtain, state::PAUSE};
+use self::{
+    builder::{Config, Parts},
+    core::Core,
+    refresh::obtain,
+    state::PAUSE,
+};
 use crate::{
     challenge::Challenge,
-    error::Error,
+    error::{Error, SourceError},
+    login::Login,
     observability::Reporter,
-    source::{DynTokenSource, TokenSource},
+    origins::AllowedOrigins,
+    retry::Backoff,
+    source::{Credential, NoSource, TokenRequest, TokenSource},
+    store::{Role, Share, TokenStore},
     sync::Cache,
     token::{Token, TokenId},
-};
-#[cfg(feature = "store")]
-use crate::{
-    retry::Backoff,
-    store::{NoSource, Role, SharedSource, TokenStore},
 };
 
 /// Holds one credential's current token and refreshes it, once for all callers.
@@ -97,7 +101,7 @@ impl TokenProvider {
     ///
     /// A source that is set up wrongly is an error of the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::with_config(Box::new(source), Config::default())
+        Self::made_of(source, Parts::default(), Config::default())
     }
 
     /// Starts to build a provider with other options.
@@ -111,15 +115,17 @@ impl TokenProvider {
     /// Its source names no origins: name them with
     /// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). By default the token goes to every
     /// `https` origin, and to loopback.
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<NoSource> {
         Self::builder(NoSource::new()).store(store).role(Role::Reader)
     }
 
-    fn with_config(source: Box<dyn DynTokenSource>, config: Config) -> Self {
-        let core = Arc::new(Core::new(source, config));
-        core.reporter.register();
+    fn made_of(source: impl TokenSource, parts: Parts, config: Config) -> Self {
+        let reporter = || parts.reporter(&config);
+        let share = |store| Box::new(Share::new(store, parts.role, parts.lease, reporter()));
+        let share = parts.store.clone().map(share);
+        let login = Login::new(Box::new(source), share, parts.login.clone(), reporter());
+        let core = Arc::new(Core::new(login, config));
+        core.reporter().register();
         keep_fresh::start(&core);
         Self { handle: Arc::new(Handle { core, used_at: AtomicU64::new(0) }) }
     }
@@ -174,6 +180,9 @@ impl TokenProvider {
 
     /// Waits for the first token, for a start-up check.
     ///
+    /// After a permanent failure, the source is asked again at once, and not only after the cool-down: once per second at
+    /// most.
+    ///
     /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
     /// order. A permanent failure ends it at once, except for a status such as 404, with which an ingress responds while
@@ -197,17 +206,18 @@ impl TokenProvider {
     pub async fn ready(&self) -> Result<Token, Error> {
         let core = self.core();
         let deadline = Instant::now() + core.config.refresh_timeout;
+        if let Some(at) = core.ask_again().filter(|at| (Instant::now()..deadline).contains(at)) {
+            core.is_shut_down_before(at).await;
+        }
         loop {
             let error = match self.token().await {
                 Ok(token) => {
-                    #[cfg(feature = "store")]
                     self.store_ready(deadline).await?;
                     return Ok(token);
                 }
                 Err(error) if error.is_transient() || error.is_misplaced() => error,
                 Err(error) => return Err(error),
             };
-            #[cfg(feature = "store")]
             if let Some(error) = core.store_error().filter(|error| !error.is_transient()) {
                 return Err(error);
             }
@@ -220,13 +230,12 @@ impl TokenProvider {
     }
 
     /// Checks the store until it can be used, if that is not known.
-    #[cfg(feature = "store")]
     async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
         let core = self.core();
         let mut delays = Backoff::between((PAUSE, 20 * PAUSE));
-        while core.source.store_needs_check() {
+        while core.login.store_needs_check() {
             tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-            let error = match tokio::time::timeout_at(deadline, core.source.check_store()).await {
+            let error = match tokio::time::timeout_at(deadline, core.login.check_store()).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => Error::Store(error),
                 Err(_) => core.store_error().unwrap_or(Error::TimedOut(core.config.refresh_timeout)),
@@ -237,6 +246,22 @@ impl TokenProvider {
             }
         }
         Ok(())
+    }
+
+    /// Gives the provider the refresh token of a new login, such as that of another user.
+    ///
+    /// If the login is new, the current token is not used any more, and neither is that of a refresh that is running: callers
+    /// wait for a token of the new login, and never get one of the login before again. A login that the provider, or its
+    /// [store](TokenProviderBuilder::store), knows is ignored: the one that is used has replaced it. An INFO event says
+    /// which ([`observability`](crate::observability)). An empty refresh token is none.
+    ///
+    /// The refresh token is in memory only until the next exchange, which stores it first: call [`ready`](Self::ready) to
+    /// bring that about. One that is not valid is an error of that exchange. In other processes with the same store, the
+    /// login counts from their next refresh on.
+    ///
+    /// The rules for a login are those of [`TokenProviderBuilder::login`].
+    pub fn log_in(&self, refresh_token: impl Into<String>) {
+        self.core().log_in(refresh_token.into());
     }
 
     /// Removes the current token, because it is known not to work any more: the next caller waits for another.
@@ -292,7 +317,7 @@ impl TokenProvider {
     }
 
     pub(crate) fn reporter(&self) -> &Reporter {
-        &self.core().reporter
+        self.core().reporter()
     }
 
     /// Returns the header for a request and the token in it, if there is one that is fresh.
@@ -331,8 +356,8 @@ impl TokenProvider {
     /// Makes a provider that reports what concerns a group. It is not used for requests.
     pub(crate) fn reporting_for(group: &Arc<Group>, source: impl TokenSource) -> Self {
         let config = Config { group: Some(Arc::clone(group)), ..Config::default() };
-        let provider = Self::with_config(Box::new(source), config);
-        provider.core().reporter.register_group();
+        let provider = Self::made_of(source, Parts::default(), config);
+        provider.core().reporter().register_group();
         provider
     }
 
@@ -350,7 +375,7 @@ impl TokenProvider {
     /// Whether something would be lost with this provider: a refresh runs, or a token is not stored yet. Runs no foreign
     /// code.
     pub(crate) fn is_busy(&self) -> bool {
-        self.core().is_busy() || self.core().source.has_unpublished_login()
+        self.core().is_busy() || self.core().login.has_unstored_login()
     }
 }
 
@@ -364,27 +389,41 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
     /// up wrongly ([`TokenSource::validate`]).
     pub fn build(self) -> Result<TokenProvider, Error> {
-        let Self { source, config } = self;
+        let Self { source, parts, config } = self;
+        parts.validate()?;
         config.validate()?;
-        #[cfg(not(feature = "store"))]
-        let (is_reader, has_store) = (false, false);
-        #[cfg(feature = "store")]
-        let (is_reader, has_store) = (config.role == Role::Reader, config.store.is_some());
-        if !is_reader {
+        if parts.role != Role::Reader {
             source.validate()?;
         }
-        if config.group.is_some() && !has_store && source.needs_store() {
+        let is_login = parts.login.is_some() || source.credential().is_login();
+        if config.group.is_some() && parts.store.is_none() && is_login {
             let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
                         copy of its refresh token";
             return Err(Error::InvalidOption(text.into()));
         }
-        #[cfg(feature = "store")]
-        if let Some(store) = config.store.clone() {
-            store.validate()?;
-            let source = SharedSource::new(source, store, config.role, config.lease, config.reporter());
-            return Ok(TokenProvider::with_config(Box::new(source), config.shared()));
-        }
-        Ok(TokenProvider::with_config(Box::new(source), config))
+        let config = config.of_role(parts.role);
+        Ok(TokenProvider::made_of(source, parts, config))
+    }
+}
+
+/// A provider is a source: for the subject of [`OAuth2::token_exchange`](crate::OAuth2::token_exchange), such as a user's login.
+///
+/// Its tokens are requested as by any other caller, and keep their refresh token here.
+impl TokenSource for TokenProvider {
+    async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
+        let token = self.token().await.map_err(|error| match error {
+            Error::Source(error) => error,
+            error => SourceError::unavailable(error.to_string()),
+        })?;
+        Ok(token.without_refresh_token())
+    }
+
+    fn credential(&self) -> Credential {
+        self.core().login.credential().of_provider()
+    }
+
+    fn allowed_origins(&self) -> AllowedOrigins {
+        self.core().allowed_origins.clone()
     }
 }
 

@@ -17,12 +17,13 @@ use tokio::{
 use super::{
     core::Core,
     decide::{Decision, Need},
-    state::{Ended, Refresh},
+    state::{AskedAt, Ended, NotEnded, Refresh},
 };
 use crate::{
     error::Error,
+    login::Asked,
     observability,
-    source::{Asked, RefreshReason, TokenRequest},
+    source::{RefreshReason, TokenRequest},
     sync::{Outcome, Waiter},
     token::Token,
 };
@@ -34,11 +35,15 @@ const SLACK: Duration = Duration::from_millis(100);
 ///
 /// The refresh has started when this returns: dropping the future does not stop it.
 pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
-    let revision = core.source.revision();
     let runtime = core.config.runtime();
-    let (decision, current, running, waiter) = core.decide(&need, Instant::now(), revision, runtime.as_ref());
+    let decide = |revision| core.decide(&need, Instant::now(), revision, runtime.as_ref());
+    let decided = decide(None).or_else(|| decide(Some(core.login.revision())));
+    // With a revision, there is always a decision.
+    let Some((decision, current, running, waiter)) = decided else {
+        return Waiting::decided(core, Err(Error::Interrupted));
+    };
     if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
-        core.reporter.left_alone(token);
+        core.reporter().left_alone(token);
     }
     // A challenged token is no answer to its challenge.
     let works = current.clone().filter(|_| !matches!(need, Need::Other { .. }));
@@ -64,11 +69,12 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
 fn start(core: &Arc<Core>, refresh: Arc<Refresh>, runtime: Option<Handle>) {
     // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise its
     // waiters would wait for it until its deadline.
-    let task = RefreshTask { core: Arc::clone(core), asked_at: refresh.started_at, refresh };
+    let asked = AskedAt { at: refresh.started_at, logins: core.state().logins };
+    let task = RefreshTask { core: Arc::clone(core), asked, refresh };
     core.changed();
     let Some(runtime) = runtime else { return };
     let refresh = &task.refresh;
-    let span = core.reporter.refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
+    let span = core.reporter().refresh(refresh.number, refresh.reason.name(), refresh.previous.as_ref());
     runtime.spawn(observability::within(span, task.run()));
 }
 
@@ -77,16 +83,20 @@ struct RefreshTask {
     core: Arc<Core>,
     refresh: Arc<Refresh>,
     /// When the source was asked last.
-    asked_at: Instant,
+    asked: AskedAt,
 }
 
 impl RefreshTask {
     async fn run(mut self) {
         let deadline = self.refresh.deadline;
-        let mut last_error = None;
-        let outcome = timeout_at(deadline, self.attempt(&mut last_error)).await;
-        let timed_out = || last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout));
-        self.finish(outcome.unwrap_or_else(|_| Err(timed_out())));
+        loop {
+            let mut last_error = None;
+            let outcome = timeout_at(deadline, self.attempt(&mut last_error)).await;
+            let timed_out = || last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout));
+            if self.finish(outcome.unwrap_or_else(|_| Err(timed_out()))) != Err(NotEnded::HasNewLogin) {
+                return;
+            }
+        }
     }
 
     /// Asks the source until it gives a token, fails permanently, or has failed too often.
@@ -105,20 +115,23 @@ impl RefreshTask {
                     return Err(failure.unwrap_or(Error::ShutDown));
                 }
             }
-            self.asked_at = Instant::now();
             // A runtime that is driven again after the deadline finds another refresh in place of this one.
-            let may_ask = core.state().is_running(refresh) && self.asked_at < refresh.deadline;
+            let may_ask = {
+                let state = core.state();
+                self.asked = AskedAt { at: Instant::now(), logins: state.logins };
+                state.is_running(refresh) && self.asked.at < refresh.deadline
+            };
             if !may_ask {
                 return Err(Error::TimedOut(core.config.refresh_timeout));
             }
             let asking = |asked| {
                 core.state().asks(refresh);
                 if asked == Asked::Source {
-                    core.reporter.asking(attempt);
+                    core.reporter().asking(attempt);
                 }
             };
             let was_needed = request.is_needed();
-            let error = match core.source.fetch(&request, &asking).await {
+            let error = match core.login.token(&request, &asking).await {
                 Ok(token) => return Ok(token),
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
@@ -128,7 +141,7 @@ impl RefreshTask {
             // The first caller that needs the token has joined: the source is asked once more for that caller.
             let has_joined = request.is_needed() && !was_needed;
             let attempts = retries.saturating_add(1).max(attempt.saturating_add(has_joined.into()));
-            core.reporter.attempt_failed(attempt, attempts, &error, delay);
+            core.reporter().attempt_failed(attempt, attempts, &error, delay);
             if attempt >= attempts {
                 return Err(error);
             }
@@ -137,16 +150,13 @@ impl RefreshTask {
     }
 
     /// Ends the refresh. Has no effect if it has ended.
-    fn finish(&self, outcome: Outcome) {
+    fn finish(&self, outcome: Outcome) -> Result<(), NotEnded> {
         let (core, refresh) = (&self.core, &self.refresh);
         // The token is published before the waiters wake: otherwise one of them could read the old token, and start
         // another refresh. Their sender is a local: if a subscriber or a waker panics, its drop interrupts them.
-        let Some(Ended { outcome, is_same, sender, .. }) = core.finish(refresh, outcome, self.asked_at)
-        else {
-            return;
-        };
+        let Ended { outcome, is_same, sender, .. } = core.finish(refresh, outcome, self.asked)?;
         core.changed();
-        let (reporter, took) = (&core.reporter, refresh.started_at.elapsed());
+        let (reporter, took) = (core.reporter(), refresh.started_at.elapsed());
         let label = match &outcome {
             Ok(token) => {
                 core.report_expiry();
@@ -163,12 +173,14 @@ impl RefreshTask {
         }
         // Fails if nobody waits.
         let _ = sender.map(|sender| sender.send(outcome));
+        Ok(())
     }
 }
 
 impl Drop for RefreshTask {
     fn drop(&mut self) {
-        self.finish(Err(Error::Interrupted));
+        // It may have ended.
+        let _ = self.finish(Err(Error::Interrupted));
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct State {
     /// Whether the newest refresh was interrupted: its runtime ended, or its source panicked.
     pub(super) is_interrupted: bool,
     pub(super) generation: u32,
+    /// How many logins the provider was given.
+    pub(super) logins: u32,
     /// The token published last, even if it has expired or was invalidated: its refresh token is the next to spend.
     pub(super) newest: Option<Token>,
     pub(super) published_at: Option<Instant>,
@@ -59,7 +61,7 @@ pub(super) struct State {
     asked_at: Option<Instant>,
     pub(super) running: Option<Arc<Refresh>>,
     /// Those who wait for the running refresh. Another in its place inherits them.
-    pub(super) waiters: Option<(Sender, Waiter)>,
+    pub(super) waiters: Option<Box<(Sender, Waiter)>>,
     /// The runtime of the newest refresh.
     pub(super) runtime: Option<runtime::Id>,
     pub(super) failure: Option<Box<Failure>>,
@@ -70,8 +72,8 @@ pub(super) struct State {
     background: Option<Box<Background>>,
     started: u64,
     /// How many refreshes have asked the source, and how many of these have failed.
-    asked: u64,
-    failed: u64,
+    asked: u32,
+    failed: u32,
 }
 
 /// One refresh: what its task, its waiters and the state share.
@@ -102,6 +104,13 @@ impl Refresh {
     }
 }
 
+/// When the source was asked, and how many logins there were by then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AskedAt {
+    pub(super) at: Instant,
+    pub(super) logins: u32,
+}
+
 /// The failure of the newest attempt since the newest token, and when the source may be asked again.
 pub(super) struct Failure {
     pub(super) error: Error,
@@ -109,6 +118,8 @@ pub(super) struct Failure {
     pub(super) not_before: Instant,
     /// The revision of the source that a permanent error holds for.
     revision: u64,
+    /// When a permanent failure was forgiven last.
+    forgiven_at: Option<Instant>,
     backoff: Backoff,
     cool_down: CoolDown,
 }
@@ -140,6 +151,15 @@ pub(super) struct Ended {
     pub(super) _replaced: Option<Error>,
 }
 
+/// Why a refresh does not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotEnded {
+    /// It has ended before, or another one has replaced it, and the source was asked for the current token later.
+    HasEnded,
+    /// A login has begun since the source was asked: its answer is not used, and it is asked again.
+    HasNewLogin,
+}
+
 impl State {
     pub(super) fn new(provider: u32) -> Self {
         Self { provider, ..Self::default() }
@@ -154,7 +174,7 @@ impl State {
         (now, deadline): (Instant, Instant),
     ) {
         self.started += 1;
-        self.waiters.get_or_insert_with(channel);
+        self.waiters.get_or_insert_with(|| Box::new(channel()));
         let refresh = Arc::new(Refresh {
             number: self.started,
             reason,
@@ -193,6 +213,7 @@ impl State {
                 error: error.clone(),
                 not_before: now,
                 revision: 0,
+                forgiven_at: None,
                 backoff: config.retry.make_backoff(),
                 cool_down: CoolDown::new(config.cool_down),
             })
@@ -215,20 +236,43 @@ impl State {
         (delay, mem::replace(&mut failure.error, error))
     }
 
-    /// Ends a refresh that asked the source at `asked_at`. `None` if that changes nothing: it has ended before, or another
-    /// one has replaced it, and the source was asked for the current token later.
+    /// Ends the cool-down of a permanent failure, but at most once per `pause`. Returns when it ends; `None` if there is none.
+    pub(super) fn forgive(&mut self, pause: Duration, now: Instant) -> Option<Instant> {
+        let failure = self.failure.as_mut().filter(|failure| !failure.error.is_transient())?;
+        let at = failure.forgiven_at.map_or(now, |forgiven_at| (forgiven_at + pause).max(now));
+        failure.not_before = failure.not_before.min(at);
+        failure.forgiven_at = Some(at);
+        Some(failure.not_before)
+    }
+
+    /// A login has begun: what failed before says nothing of it. Returns what has to be dropped without the lock.
+    pub(super) fn log_in(&mut self) -> Option<Box<Failure>> {
+        self.logins = self.logins.wrapping_add(1);
+        self.failure.take()
+    }
+
+    /// Ends a refresh that asked the source then.
     pub(super) fn finish(
         &mut self,
         refresh: &Refresh,
         outcome: Outcome,
-        asked_at: Instant,
+        asked: AskedAt,
         accepted: u32,
         config: &Config,
         now: Instant,
-    ) -> Option<Ended> {
+    ) -> Result<Ended, NotEnded> {
         let is_running = self.is_running(refresh);
+        let is_answer = matches!(outcome, Ok(_) | Err(Error::Source(_)));
         let (outcome, is_same, replaced) = match outcome {
-            Ok(token) if is_running || self.asked_at < Some(asked_at) => {
+            _ if is_answer && asked.logins != self.logins => {
+                let may_ask = is_running && now < refresh.deadline;
+                if may_ask || !is_running {
+                    return Err(if may_ask { NotEnded::HasNewLogin } else { NotEnded::HasEnded });
+                }
+                let replaced = self.fail(refresh, &Error::Interrupted, config, now);
+                (Err(Error::Interrupted), false, replaced)
+            }
+            Ok(token) if is_running || self.asked_at < Some(asked.at) => {
                 let is_same = self.newest.as_ref().is_some_and(|newest| newest.has_same_access_token(&token));
                 if refresh.reason == RefreshReason::Challenged {
                     let was_accepted = self.generation == accepted;
@@ -236,9 +280,9 @@ impl State {
                     pace.charge(now, was_accepted, refresh.by_program);
                 }
                 self.generation = self.generation.wrapping_add(u32::from(!is_same));
-                let token = token.published(self.token_id(), asked_at, &config.refresh_ahead, now);
+                let token = token.published(self.token_id(), asked.at, &config.refresh_ahead, now);
                 self.newest = Some(token.clone());
-                (self.published_at, self.asked_at) = (Some(now), Some(asked_at));
+                (self.published_at, self.asked_at) = (Some(now), Some(asked.at));
                 self.is_interrupted = false;
                 (Ok(token), is_same, self.failure.take().map(|failure| failure.error))
             }
@@ -246,13 +290,13 @@ impl State {
                 let replaced = self.fail(refresh, &error, config, now);
                 (Err(error), false, replaced)
             }
-            _ => return None,
+            _ => return Err(NotEnded::HasEnded),
         };
         self.running.take_if(|_| is_running);
         // A late token is one for those who wait for the refresh in its place, too.
-        let sender = self.waiters.take().map(|(sender, _)| sender);
-        self.waiters = self.running.is_some().then(channel);
-        Some(Ended { outcome, is_same, sender, _replaced: replaced })
+        let sender = self.waiters.take().map(|waiters| waiters.0);
+        self.waiters = self.running.is_some().then(|| Box::new(channel()));
+        Ok(Ended { outcome, is_same, sender, _replaced: replaced })
     }
 
     fn token_id(&self) -> TokenId {
@@ -261,7 +305,7 @@ impl State {
 
     /// Records that a refresh has failed. Returns the error before.
     fn fail(&mut self, refresh: &Refresh, error: &Error, config: &Config, now: Instant) -> Option<Error> {
-        self.failed += u64::from(refresh.has_asked());
+        self.failed += u32::from(refresh.has_asked());
         self.is_interrupted = matches!(error, Error::Interrupted);
         if matches!(error, Error::ShutDown) {
             return None;
@@ -348,10 +392,9 @@ impl State {
             remaining: current.and_then(Token::remaining),
             refreshing: self.running.is_some(),
             retry_in: not_before.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero()),
-            refreshes: self.asked,
-            failed_refreshes: self.failed,
+            refreshes: self.asked.into(),
+            failed_refreshes: self.failed.into(),
             last_error: self.last_error(),
-            #[cfg(feature = "store")]
             store: None,
             shut_down: self.shut_down,
         }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::error::Error;
-#[cfg(feature = "store")]
 use crate::store::StoreStatus;
 
 /// A snapshot of a [`TokenProvider`](crate::TokenProvider). It holds no secret.
@@ -32,8 +31,6 @@ pub struct Status {
     ///
     /// It is what the newest operations of the store have shown. A change of this field alone does not notify
     /// [subscribers](crate::TokenProvider::subscribe).
-    #[cfg(feature = "store")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "store")))]
     pub store: Option<StoreStatus>,
     /// Whether the provider was shut down.
     pub shut_down: bool,

@@ -9,6 +9,9 @@ use std::{
     },
 };
 
+use secrecy::{ExposeSecret, SecretString};
+
+use super::client::Sent;
 use crate::{challenge::Challenge, token::Token};
 
 /// Why a [`TokenProvider`](crate::TokenProvider) asks its source for a token.
@@ -39,7 +42,8 @@ impl RefreshReason {
     }
 }
 
-/// What the provider passes to a [`TokenSource`](crate::TokenSource): the token to replace, and the reason.
+/// What the provider passes to a [`TokenSource`](crate::TokenSource): the refresh token to present, the token to replace,
+/// and the reason.
 ///
 /// The provider makes one for each refresh. Tests of a source can make one with [`new`](Self::new):
 ///
@@ -56,15 +60,30 @@ impl RefreshReason {
 /// ```
 #[derive(Clone, Debug)]
 pub struct TokenRequest<'a> {
+    refresh_token: Option<Cow<'a, SecretString>>,
     previous: Option<Cow<'a, Token>>,
     reason: CurrentReason,
     challenge: Option<Cow<'a, Challenge>>,
+    /// Whether the refresh token may have been sent.
+    pub(super) sent: Sent,
 }
 
 impl<'a> TokenRequest<'a> {
     /// Makes a request without a previous token and without a challenge.
     pub fn new(reason: RefreshReason) -> Self {
-        Self { previous: None, reason: CurrentReason::new(reason, true), challenge: None }
+        Self {
+            refresh_token: None,
+            previous: None,
+            reason: CurrentReason::new(reason, true),
+            challenge: None,
+            sent: Sent::default(),
+        }
+    }
+
+    /// Sets the refresh token to present. Default: none, so that the source uses its credential.
+    pub fn with_refresh_token(mut self, refresh_token: impl Into<String>) -> Self {
+        self.refresh_token = Some(Cow::Owned(refresh_token.into().into()));
+        self
     }
 
     /// Sets the token that the provider published last. Default: none.
@@ -86,22 +105,32 @@ impl<'a> TokenRequest<'a> {
         challenge: Option<&'a Challenge>,
     ) -> Self {
         Self {
+            refresh_token: None,
             previous: previous.map(Cow::Borrowed),
             reason: reason.clone(),
             challenge: challenge.map(Cow::Borrowed),
+            sent: Sent::default(),
         }
     }
 
-    /// Returns the same request with another previous token.
-    #[cfg(feature = "store")]
-    pub(crate) fn replacing<'b>(&'b self, previous: Option<&'b Token>) -> TokenRequest<'b> {
-        TokenRequest::of(previous, &self.reason, self.challenge())
+    /// Returns the same request with this refresh token, or without one. `sent` tells whether it may have been sent.
+    pub(crate) fn presenting<'b>(
+        &'b self,
+        refresh_token: Option<&'b SecretString>,
+        sent: &Sent,
+    ) -> TokenRequest<'b> {
+        let request = TokenRequest::of(self.previous(), &self.reason, self.challenge());
+        TokenRequest { refresh_token: refresh_token.map(Cow::Borrowed), sent: sent.clone(), ..request }
+    }
+
+    /// Returns the refresh token to present, which is a secret: present this and nothing else. `None` if the source has to
+    /// use its credential.
+    pub fn refresh_token(&self) -> Option<&str> {
+        self.refresh_token.as_ref().map(|refresh_token| refresh_token.expose_secret())
     }
 
     /// Returns the token that the provider published last, which may be expired, challenged or still valid. `None`
-    /// before the first token.
-    ///
-    /// The call that gets this request may spend its [refresh token](Token::refresh_token), if it has one.
+    /// before the first token. Its refresh token may be spent: [`refresh_token`](Self::refresh_token) has the one to present.
     pub fn previous(&self) -> Option<&Token> {
         self.previous.as_deref()
     }
@@ -130,9 +159,11 @@ impl<'a> TokenRequest<'a> {
     /// Returns the same request without a borrow.
     pub fn into_owned(self) -> TokenRequest<'static> {
         TokenRequest {
+            refresh_token: self.refresh_token.map(|refresh_token| Cow::Owned(refresh_token.into_owned())),
             previous: self.previous.map(|token| Cow::Owned(token.into_owned())),
             reason: self.reason,
             challenge: self.challenge.map(|challenge| Cow::Owned(challenge.into_owned())),
+            sent: self.sent,
         }
     }
 }

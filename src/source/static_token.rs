@@ -4,7 +4,7 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{TokenRequest, TokenSource};
+use super::{Credential, TokenRequest, TokenSource};
 use crate::{error::SourceError, token::Token};
 
 /// A [`TokenSource`] with one fixed access token, such as a personal access token.
@@ -53,6 +53,10 @@ impl TokenSource for StaticToken {
 
     fn validate(&self) -> Result<(), SourceError> {
         self.token().map(drop)
+    }
+
+    fn credential(&self) -> Credential {
+        Credential::new([self.0.expose_secret()])
     }
 }
 

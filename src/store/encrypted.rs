@@ -59,8 +59,8 @@ pub struct EncryptedStore<S> {
 /// 2. When all processes have it, use it for encryption and the old key for decryption.
 /// 3. When the record has been replaced, remove the old key.
 ///
-/// For a process that lacks a key the record is absent, so it authenticates once more. If the source
-/// [needs its store](crate::TokenSource::needs_store), the record is a failure of the store instead, and stays.
+/// For a process that lacks a key the record is absent, so it authenticates once more. If it has a user's
+/// [login](crate::TokenProviderBuilder::login), the record is a failure of the store instead, and stays.
 ///
 /// Keys are overwritten in memory when they are dropped. `Debug` shows only their ids.
 pub struct EncryptionKeys(Vec<(String, XChaCha20Poly1305)>);

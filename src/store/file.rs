@@ -68,7 +68,7 @@ const STICKY: u32 = 0o1000;
 /// Only the user that runs the process can read the files. They are created with mode 0600, and a missing directory
 /// with mode 0700. A file is [rejected](StoreErrorKind::Insecure), with the reason, if it is a symbolic link, belongs
 /// to another user, or is accessible to other users. So is a directory in which other users could replace the file.
-/// The process then refreshes without the store, unless its source [must not](crate::TokenSource::needs_store). The
+/// The process then refreshes without the store, unless it has a user's [login](crate::TokenProviderBuilder::login). The
 /// file's content is as sensitive as a password until the token expires, or until a user's login ends:
 /// [`EncryptedStore`](super::EncryptedStore) encrypts it (feature `encryption`).
 ///

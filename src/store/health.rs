@@ -10,7 +10,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Role, StoreError, StoreErrorKind};
-use crate::{observability::Reporter, source::StoreOutage};
+use crate::observability::Reporter;
+
+/// How long a store has failed, and its newest failure.
+pub(crate) type StoreOutage = Option<(Duration, StoreError)>;
 
 /// Whether a provider's store can be used, in [`Status::store`](crate::Status#structfield.store).
 ///
@@ -69,7 +72,7 @@ impl Operation {
 }
 
 /// What the operations of a store have shown.
-pub(super) struct Health {
+pub(crate) struct Health {
     reporter: Reporter,
     /// Nothing else is locked while it is held, and no foreign code runs: neither a subscriber nor the drop of an error.
     state: Mutex<State>,
@@ -132,7 +135,7 @@ impl Health {
     }
 
     /// Records that no token has to be stored any more, because another process has stored a newer one.
-    pub(super) fn nothing_to_publish(&self) {
+    pub(crate) fn nothing_to_publish(&self) {
         self.end(Operation::Publish as u8);
     }
 
@@ -170,16 +173,16 @@ impl Health {
     }
 
     /// Whether something fails, or it is not known that a process of this role can write.
-    pub(super) fn needs_check(&self, role: Role) -> bool {
+    pub(crate) fn needs_check(&self, role: Role) -> bool {
         let state = self.state();
         state.outage.is_some() || (role != Role::Reader && !state.has_written)
     }
 
-    pub(super) fn is_failing(&self) -> bool {
+    pub(crate) fn is_failing(&self) -> bool {
         self.state().outage.is_some()
     }
 
-    pub(super) fn outage(&self) -> StoreOutage {
+    pub(crate) fn outage(&self) -> StoreOutage {
         self.state().outage.as_ref().map(|outage| (outage.since.elapsed(), outage.error.clone()))
     }
 }

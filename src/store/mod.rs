@@ -19,11 +19,10 @@ mod encrypted;
 #[cfg(all(feature = "file-store", unix))]
 mod file;
 mod health;
-mod protocol;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
-mod shared_token;
+mod share;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -33,17 +32,20 @@ pub use self::encrypted::{EncryptedStore, EncryptionKeys};
 #[cfg(all(feature = "file-store", unix))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
 pub use self::file::FileStore;
-pub(crate) use self::protocol::SharedSource;
+pub(crate) use self::health::StoreOutage;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
+pub(crate) use self::share::{POLL_BACKOFF, Share};
 pub use self::{
     health::StoreStatus,
-    protocol::NoSource,
     record::{Extension, Lease, Publication, Record},
 };
 
-pub use crate::error::{StoreError, StoreErrorKind};
+pub use crate::{
+    error::{StoreError, StoreErrorKind},
+    source::NoSource,
+};
 
 use crate::error::Error;
 
@@ -89,8 +91,8 @@ use crate::error::Error;
 /// # When the store fails
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
-/// lengths. The process then refreshes without the store, unless its source
-/// [must not](crate::TokenSource::needs_store), and reports it
+/// lengths. The process then refreshes without the store, unless it has a user's
+/// [login](crate::TokenProviderBuilder::login), and reports it
 /// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the
 /// token when the store works again, within about 30 s. During the first half of the expiring period
 /// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader

@@ -3,18 +3,23 @@
 use std::{
     any::Any,
     fmt,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::StoreError;
-use crate::token::{Token, TokenBuilder};
+use crate::{
+    chain::{Chain, DOUBT, Known, LoginChain},
+    source::Credential,
+    token::{Token, TokenBuilder},
+};
 
 /// The schema of the text. A record with another schema counts as absent.
-const SCHEMA: u32 = 1;
+const SCHEMA: u64 = 1;
 
 /// What a [`TokenStore`](super::TokenStore) keeps: a token, as a text in this crate's own format.
 ///
@@ -23,13 +28,14 @@ const SCHEMA: u32 = 1;
 pub struct Record {
     version: u64,
     expires_in: Option<Duration>,
+    is_login: bool,
     text: SecretString,
 }
 
 impl Record {
     /// Creates a record from the version and the text that the store has kept.
     pub fn new(version: u64, text: impl Into<String>) -> Self {
-        Self { version, expires_in: None, text: text.into().into() }
+        Self { version, expires_in: None, is_login: false, text: text.into().into() }
     }
 
     /// Sets how long the token is still valid. Default: until the API rejects it.
@@ -55,6 +61,12 @@ impl Record {
         self.expires_in
     }
 
+    /// Returns whether the record is needed after its token has expired, because it has the refresh token of a user's login. A
+    /// store must not delete it then. Known of a record that is published.
+    pub fn outlives_token(&self) -> bool {
+        self.is_login
+    }
+
     /// Returns the text to keep. It is a secret: at most 256 KiB of UTF-8 without a NUL.
     pub fn text(&self) -> &str {
         self.text.expose_secret()
@@ -66,59 +78,103 @@ impl Record {
         Self { text: text.into(), ..self }
     }
 
-    /// Creates the record in which `token` is published under the lease with this `fence`.
-    pub(super) fn of(token: &Token, fence: u64) -> Self {
-        let login = token.login();
-        let stored = Written {
-            schema: SCHEMA,
-            access_token: Some(token.access_token()).filter(|token| !token.is_empty()),
-            refresh_token: token.refresh_token(),
-            refresh_token_expires_at: token.refresh_token_expires_at().map(|at| {
-                let left = at.saturating_duration_since(Instant::now());
-                (UNIX_EPOCH.elapsed().unwrap_or_default() + left).as_secs()
-            }),
-            login: login.as_deref(),
-        };
-        // Serializing a struct of strings cannot fail.
-        let text = serde_json::to_string(&stored).unwrap_or_default();
-        Self { version: fence, expires_in: token.remaining(), text: text.into() }
+    /// Creates the record of what is known, published under the lease with this `fence`.
+    pub(super) fn of(known: &Known, fence: u64) -> Self {
+        let Known { token, chain, credential, .. } = known;
+        let secret = |secret: &SecretString| secret.expose_secret().to_owned();
+        let ends_at = token.as_ref().and_then(Token::refresh_token_expires_at);
+        let credential = credential.as_deref();
+        let login = chain.login.as_deref();
+        let replaced = login.map(|login| login.replaced.clone()).filter(|replaced| !replaced.is_empty());
+        let before = login.and_then(|login| login.before.as_ref());
+        let fields: [(&str, Value); 11] = [
+            ("schema", SCHEMA.into()),
+            ("access_token", token.as_ref().map(Token::access_token).into()),
+            ("refresh_token", chain.refresh_token.as_ref().map(secret).into()),
+            ("refresh_token_expires_at", ends_at.map(seconds_since_1970).into()),
+            ("credential", credential.and_then(Credential::holder).into()),
+            ("token_credential", credential.and_then(Credential::token).into()),
+            ("login", chain.id().into()),
+            ("replaced", replaced.into()),
+            ("before", before.map(|(refresh_token, id)| vec![secret(refresh_token), id.clone()]).into()),
+            ("ended", login.and_then(|login| login.ended).into()),
+            ("doubted_until", login.and_then(|login| login.doubted_until).map(seconds_since_1970).into()),
+        ];
+        let fields = fields.iter().filter(|(_, value)| !value.is_null());
+        let fields: Vec<_> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        let text = format!("{{{}}}", fields.join(","));
+        let expires_in = token.as_ref().map_or(Some(Duration::ZERO), Token::remaining);
+        Self { version: fence, expires_in, is_login: chain.login.is_some(), text: text.into() }
     }
 
-    /// Parses the token. Its lifetime counts from `loaded_at`.
-    pub(super) fn token(&self, loaded_at: Instant) -> Result<Token, StoreError> {
-        // serde's own error message is dropped because it could quote the text.
-        let stored: Read = serde_json::from_str(self.text())
-            .map_err(|_| StoreError::invalid_record("the stored record does not contain a token"))?;
-        if stored.schema != SCHEMA {
-            return Err(StoreError::invalid_record(format!(
-                "the stored record has schema {}, expected {SCHEMA}",
-                stored.schema
-            )));
-        }
-        let login = stored.login.map(Into::into);
-        let access_token = match (stored.access_token, &stored.refresh_token) {
-            (Some(access_token), _) => access_token,
-            (None, Some(refresh_token)) => {
-                let token = Token::of_refresh_token(refresh_token.clone());
-                return Ok(token.with_login(login).with_record_version(self.version));
-            }
-            (None, None) => return Err(StoreError::invalid_record("the stored record has no token")),
+    /// Parses what is known. The lifetime of the token counts from `loaded_at`.
+    pub(super) fn known(&self, loaded_at: Instant) -> Result<Known, StoreError> {
+        // The parser's own error is dropped because it could quote the text.
+        let invalid = |what: &str| StoreError::invalid_record(format!("the stored record {what}"));
+        let Ok(Value::Object(mut fields)) = serde_json::from_str(self.text()) else {
+            return Err(invalid("does not contain a token"));
         };
-        let mut token = Token::builder(access_token.expose_secret()).requested_at(loaded_at.into_std());
-        if let Some(left) = self.expires_in {
-            token = token.expires_in(left);
+        match fields.get("schema").and_then(Value::as_u64) {
+            Some(SCHEMA) => {}
+            Some(schema) => return Err(invalid(&format!("has schema {schema}, expected {SCHEMA}"))),
+            None => return Err(invalid("does not contain a token")),
         }
-        if let Some(refresh_token) = &stored.refresh_token {
-            token = token.refresh_token(refresh_token.expose_secret());
-            let end = stored.refresh_token_expires_at.map(Duration::from_secs);
-            let left = end.map(|end| end.saturating_sub(UNIX_EPOCH.elapsed().unwrap_or_default()));
-            token = left.into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
+        let [access_token, refresh_token, login, holder, scope] =
+            ["access_token", "refresh_token", "login", "credential", "token_credential"]
+                .map(|name| text(&mut fields, name));
+        let number = |name: &str| fields.get(name).and_then(Value::as_u64);
+        let left = |name| number(name).map(|at| Duration::from_secs(at.saturating_sub(since_1970())));
+        let (refresh_token_left, doubted_for) = (left("refresh_token_expires_at"), left("doubted_until"));
+        let ended = number("ended");
+        let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
+        let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
+        let before = match fields.remove("before") {
+            Some(Value::Array(mut pair)) => match (pair.pop(), pair.pop()) {
+                (Some(Value::String(id)), Some(Value::String(token))) => Some((token.into(), id)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let refresh_token = refresh_token.map(SecretString::from);
+        if access_token.is_none() && refresh_token.is_none() && login.is_none() {
+            return Err(invalid("has no token"));
         }
-        let token = token.build().map_err(|error| {
-            StoreError::invalid_record("the stored record contains an invalid token").with_cause(error)
-        })?;
-        Ok(token.with_login(login).with_record_version(self.version))
+        let token = access_token.map(|access_token| {
+            let mut token = Token::builder(access_token).requested_at(loaded_at.into_std());
+            if let Some(left) = self.expires_in {
+                token = token.expires_in(left);
+            }
+            if let Some(refresh_token) = &refresh_token {
+                token = token.refresh_token(refresh_token.expose_secret());
+                token = refresh_token_left.into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
+            }
+            token.build().map_err(|error| invalid("contains an invalid token").with_cause(error))
+        });
+        // The clocks of two hosts may differ.
+        let doubted_until = doubted_for.map(|left| loaded_at + left.min(DOUBT));
+        let login = login.map(|id| Box::new(LoginChain { id, replaced, before, ended, doubted_until }));
+        let credential = Credential::of_record(holder, scope);
+        let credential = Some(Arc::new(credential)).filter(|credential| credential.is_known());
+        let chain = Chain { refresh_token, login };
+        Ok(Known { token: token.transpose()?, chain, credential, version: self.version })
     }
+}
+
+/// Takes a text, which may be a secret.
+fn text(fields: &mut Map<String, Value>, name: &str) -> Option<String> {
+    match fields.remove(name)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn since_1970() -> u64 {
+    UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
+}
+
+/// The clocks of two hosts may differ, so these times only say when something is due at the latest.
+fn seconds_since_1970(at: Instant) -> u64 {
+    since_1970() + at.saturating_duration_since(Instant::now()).as_secs()
 }
 
 impl fmt::Debug for Record {
@@ -128,30 +184,6 @@ impl fmt::Debug for Record {
             .field("expires_in", &self.expires_in)
             .finish_non_exhaustive()
     }
-}
-
-#[derive(Deserialize)]
-struct Read {
-    schema: u32,
-    /// Missing if the record has only the refresh token of a login.
-    access_token: Option<SecretString>,
-    refresh_token: Option<SecretString>,
-    refresh_token_expires_at: Option<u64>,
-    login: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Written<'a> {
-    schema: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    access_token: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refresh_token: Option<&'a str>,
-    /// In seconds since 1970. The clocks of two hosts may differ: it only says when to refresh at the latest.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refresh_token_expires_at: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    login: Option<&'a str>,
 }
 
 /// The right to refresh the token, for a limited time. See [`TokenStore::lease`](super::TokenStore::lease).

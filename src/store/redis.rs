@@ -117,7 +117,7 @@ const RELEASE: &str = r"
 /// may have a lease at once; the newer one has the greater fence, because fences are based on the clock. If it was a
 /// record, the next holder finds the previous one, whose refresh token no longer works, and authenticates once. Data
 /// loss costs only calls ([`TokenStore`](TokenStore#what-makes-it-right)), unless there is nothing to authenticate with: a
-/// lost record of [`OAuth2::refresh_token`](crate::OAuth2::refresh_token) may cost a login. Turn on persistence for it.
+/// lost record of a user's [login](crate::TokenProviderBuilder::login) may cost it. Turn on persistence for it.
 ///
 /// # Connections
 ///

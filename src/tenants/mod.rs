@@ -53,8 +53,7 @@
 //!
 //! - A provider that a request or a handle uses, whose refresh runs, or whose newest token is not stored yet, is kept
 //!   beyond the bound until that is over, and found again by its key.
-//! - A source whose refresh token nothing can replace, such as a user's login, needs a store in a group
-//!   ([`TokenSource::needs_store`](crate::TokenSource::needs_store)), with a
+//! - A user's login ([`TokenProviderBuilder::login`](crate::TokenProviderBuilder::login)) needs a store in a group, with a
 //!   [namespace](crate::store::NamespacedStore::for_namespace) for each login: without one, its request gets
 //!   [`Error::Factory`](crate::Error::Factory) with an [`Error::InvalidOption`](crate::Error::InvalidOption).
 //! - Any other provider is made again at the next request with its key. It asks for one token, or for none if it has a

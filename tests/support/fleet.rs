@@ -322,30 +322,24 @@ impl Drop for Presented {
 
 impl TokenSource for Endpoint {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        if let Some(token) = self.renew(request).await? {
-            return Ok(token);
-        }
-        Ok(self
-            .answer(|grants| {
-                grants.authentications += 1;
-                grants.grant()
-            })
-            .await)
-    }
-
-    async fn renew(&self, request: &TokenRequest<'_>) -> Result<Option<Token>, SourceError> {
-        let Some(refresh_token) = request.previous().and_then(Token::refresh_token) else { return Ok(None) };
+        let Some(refresh_token) = request.refresh_token() else {
+            return Ok(self
+                .answer(|grants| {
+                    grants.authentications += 1;
+                    grants.grant()
+                })
+                .await);
+        };
         let _presented = self.present(refresh_token);
-        Ok(self
-            .answer(|grants| {
-                if grants.refresh_token != refresh_token {
-                    grants.rejected += 1;
-                    return None;
-                }
-                grants.refreshes += 1;
-                Some(grants.grant())
-            })
-            .await)
+        self.answer(|grants| {
+            if grants.refresh_token != refresh_token {
+                grants.rejected += 1;
+                return Err(SourceError::rejected("it was presented before").with_rejected_refresh_token());
+            }
+            grants.refreshes += 1;
+            Ok(grants.grant())
+        })
+        .await
     }
 }
 

@@ -20,7 +20,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tower_bearer::{BoxError, SourceError, Token, TokenRequest, TokenSource};
+use tower_bearer::{BoxError, Credential, SourceError, Token, TokenRequest, TokenSource};
 
 /// What a [`Source`] does on one call.
 pub enum Act {
@@ -82,9 +82,8 @@ impl TokenSource for Source {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let act = self.acts.lock().unwrap().pop_front().or(self.lifetime.map(Act::Live));
         let number = call - u64::from(matches!(act, Some(Act::Again(_))));
-        let token = Token::builder(format!("access-{number}"))
-            .refresh_token(format!("refresh-{call}"))
-            .requested_at(tokio::time::Instant::now().into_std());
+        let token =
+            Token::builder(format!("access-{number}")).requested_at(tokio::time::Instant::now().into_std());
         match act {
             None => Ok(token.build()?),
             Some(Act::Live(lifetime) | Act::Again(lifetime)) => Ok(token.expires_in(lifetime).build()?),
@@ -94,8 +93,8 @@ impl TokenSource for Source {
         }
     }
 
-    fn revision(&self) -> u64 {
-        self.revision.load(Ordering::SeqCst)
+    fn credential(&self) -> Credential {
+        Credential::default().with_revision(self.revision.load(Ordering::SeqCst))
     }
 }
 

@@ -76,14 +76,14 @@ impl Process {
 
 /// Runs a worker process. Returns at once if the environment does not name a store.
 pub fn work<S: TokenStore>(open: impl FnOnce(&str) -> S) {
-    work_with(open, |server, key| ApiVideo::new(key).base_url(server.parse().unwrap()), |builder| builder);
+    work_with(open, |server, key| ApiVideo::new(key).base_url(server.parse().unwrap()), |builder, _| builder);
 }
 
 /// As [`work`], with the source for the server's URL and the credential, and with options for the provider.
 pub fn work_with<S: TokenStore, T: TokenSource>(
     open: impl FnOnce(&str) -> S,
     source: impl FnOnce(&str, &str) -> T,
-    options: impl FnOnce(TokenProviderBuilder<T>) -> TokenProviderBuilder<T>,
+    options: impl FnOnce(TokenProviderBuilder<T>, &str) -> TokenProviderBuilder<T>,
 ) {
     let (Ok(store), Ok(server), Ok(credential)) = (env::var(STORE), env::var(SERVER), env::var(CREDENTIAL))
     else {
@@ -94,7 +94,7 @@ pub fn work_with<S: TokenStore, T: TokenSource>(
         let store = std::sync::Arc::new(open(&store));
         let provider =
             TokenProvider::builder(source(&server, &credential)).store(std::sync::Arc::clone(&store));
-        let provider = options(provider).build().unwrap();
+        let provider = options(provider, &credential).build().unwrap();
         let client = Client::builder(TokioExecutor::new()).build_http();
         let service = BearerAuthLayer::with_provider(provider.clone()).layer(client);
         let mut lines = BufReader::new(tokio::io::stdin()).lines();

@@ -21,11 +21,10 @@ struct TowerBearer {
 pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
     let login = Server::token_endpoint(&setup.token_endpoint);
     let client = ClientAuth::basic(&setup.client_id, &setup.client_secret);
-    let source = match setup.refresh_token {
-        None => OAuth2::client_credentials(login, client),
-        Some(refresh_token) => OAuth2::refresh_token(login, client, refresh_token),
+    let mut provider = match setup.refresh_token {
+        None => TokenProvider::builder(OAuth2::client_credentials(login, client)),
+        Some(refresh_token) => TokenProvider::builder(OAuth2::login(login, client)).login(refresh_token),
     };
-    let mut provider = TokenProvider::builder(source);
     if setup.ahead.is_some() {
         // Nine of twelve seconds.
         provider = provider.refresh_ahead(RefreshAhead::new().share(0.75).jitter(0.0));

@@ -1,21 +1,21 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
 //! This file has the options and the request that all endpoints share. `base_url` has the URL of the endpoints, `grants`
-//! decides which grant is used, and `credential` counts how often a refresh token was presented.
+//! has the two grants, and `key` the API key.
 
 mod base_url;
-mod credential;
 mod grants;
+mod key;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header::CONTENT_TYPE};
 
 pub(crate) use self::base_url::OPTION;
-use self::{base_url::BaseUrl, credential::Credential};
+use self::{base_url::BaseUrl, key::ApiKey};
 use super::client::{TokenClient, TokenResponse};
 use crate::{error::SourceError, retry_after::header_seconds};
 
@@ -40,13 +40,13 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 ///
 /// # Order of grants
 ///
-/// 1. `POST /auth/refresh` with the refresh token, if there is one that is not known to be spent.
+/// 1. `POST /auth/refresh` with the refresh token, if there is one of this key.
 /// 2. If that is rejected, `POST /auth/api-key` with the API key.
 /// 3. If that is rejected too (400, 401, 403), a permanent error.
 ///
 /// The key is thus sent as rarely as api.video's documents ask.
 ///
-/// Its use spends a refresh token, so it is presented at most twice:
+/// Its use spends a refresh token, so the key is used after two answers that do not say what became of it:
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
@@ -75,7 +75,7 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 /// Clones share the key. Keep one to replace the key later ([`set_key`](Self::set_key)).
 #[derive(Clone)]
 pub struct ApiVideo {
-    credential: Arc<Mutex<Credential>>,
+    key: Arc<Mutex<ApiKey>>,
     pub(crate) base_url: BaseUrl,
     pub(crate) client: TokenClient,
     /// The header, or the error for a name or a version that is not valid.
@@ -99,7 +99,7 @@ impl ApiVideo {
 
     fn at(key: String, base_url: Uri) -> Self {
         Self {
-            credential: Arc::new(Mutex::new(Credential::new(key))),
+            key: Arc::new(Mutex::new(ApiKey::new(key))),
             base_url: BaseUrl::new(base_url),
             client: TokenClient::new(),
             origin_app: None,
@@ -187,11 +187,11 @@ impl ApiVideo {
     ///
     /// The current access token remains in use until it is about to expire or the API challenges it.
     pub fn set_key(&self, api_key: impl Into<String>) {
-        self.credential().set_key(api_key.into());
+        self.key().set(api_key.into());
     }
 
-    fn credential(&self) -> MutexGuard<'_, Credential> {
-        credential::lock(&self.credential)
+    fn key(&self) -> MutexGuard<'_, ApiKey> {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Builds a `POST` request to the API, with the headers that all requests have.
@@ -226,7 +226,8 @@ impl fmt::Debug for ApiVideo {
 ///
 /// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
 pub(crate) fn failure(response: &TokenResponse) -> SourceError {
-    let error = response.failure();
+    // Its errors have no code: 400, 401 and 403 reject the grant.
+    let error = response.failure_of(None);
     match header_seconds(response.headers(), RATE_LIMIT_RETRY_AFTER) {
         Some(delay)
             if response.status() == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() =>

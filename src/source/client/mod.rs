@@ -3,6 +3,7 @@
 //! - `transport`: sends a request by the default client or the user's, within a deadline.
 //! - `default_client`: the client that is used unless the user sets one, and `tls`: its roots and cryptography.
 //! - `response`: what a response means.
+//! - `verdict`: the table of what a response that is no token means.
 //! - `url`: whether a credential may be sent to a URL.
 
 #[cfg(feature = "default-client")]
@@ -12,6 +13,7 @@ mod response;
 pub mod tls;
 mod transport;
 mod url;
+mod verdict;
 
 use std::{fmt, time::Duration};
 
@@ -173,7 +175,7 @@ impl TokenClient {
     }
 
     /// Sets the timeout of one exchange, from connecting to the end of the response. Default: 10 s, and 20 s for an
-    /// exchange that spends the refresh token of a login ([`OAuth2::refresh_token`](crate::OAuth2::refresh_token)).
+    /// exchange that spends the refresh token of a login ([`OAuth2::login`](crate::OAuth2::login)).
     ///
     /// It must be more than zero and at most an hour. Otherwise it is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of each exchange. A refresh that
@@ -258,6 +260,7 @@ impl TokenClient {
         option: &str,
         sent: &Sent,
     ) -> Result<TokenResponse, SourceError> {
+        sent.set(None);
         self.check()?;
         self.check_url(request.uri(), option)?;
         let transport = self.transport()?;

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode, response::Parts};
 use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde_json::{Map, Value};
 
-use super::transport::ReadBody;
+use super::{transport::ReadBody, verdict::Content};
 use crate::{
     error::{SourceError, content_type, is_page},
     observability,
@@ -68,20 +68,26 @@ impl TokenResponse {
     /// [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) if there is no valid token, or an `error` beside it.
     /// The message has the status and the content type, and nothing of the body.
     pub fn token(&self) -> Result<Token, SourceError> {
-        self.granted(None, None)
+        self.granted(None)
     }
 
-    /// Returns the token of a successful response. `default_lifetime` counts if its lifetime is not known, and
-    /// `kept_refresh_token` if there is no refresh token (RFC 6749 §6).
-    pub(crate) fn granted(
-        &self,
-        default_lifetime: Option<Duration>,
-        kept_refresh_token: Option<&str>,
-    ) -> Result<Token, SourceError> {
-        let Some(fields) = &self.fields else { return Err(self.failure()) };
-        if fields.error().is_some() {
-            return Err(self.invalid("has a success status and an error"));
-        }
+    /// Returns the token of a successful response. `default_lifetime` counts if its lifetime is not known.
+    pub(crate) fn granted(&self, default_lifetime: Option<Duration>) -> Result<Token, SourceError> {
+        self.read(default_lifetime).map_err(|error| match self.next_refresh_token() {
+            Some(next) if self.status().is_success() => error.with_next_refresh_token(next),
+            _ => error,
+        })
+    }
+
+    /// The refresh token in the response.
+    pub(crate) fn next_refresh_token(&self) -> Option<&str> {
+        self.fields.as_ref()?.refresh_token()
+    }
+
+    fn read(&self, default_lifetime: Option<Duration>) -> Result<Token, SourceError> {
+        let Some(fields) = self.fields.as_ref().filter(|fields| fields.code().is_none()) else {
+            return Err(self.failure());
+        };
         if fields.0.get("token_type").is_some_and(needs_proof) {
             return Err(self.invalid("has a token_type that needs a proof, such as DPoP"));
         }
@@ -99,7 +105,7 @@ impl TokenResponse {
             }
             token = default_lifetime.into_iter().fold(token, TokenBuilder::expires_in);
         }
-        if let Some(refresh_token) = fields.refresh_token().or(kept_refresh_token) {
+        if let Some(refresh_token) = fields.refresh_token() {
             token = token.refresh_token(refresh_token);
             let lifetimes = REFRESH_TOKEN_LIFETIMES.iter().filter_map(|name| lifetime(fields.0.get(*name)?));
             token = lifetimes.min().into_iter().fold(token, TokenBuilder::refresh_token_expires_in);
@@ -107,18 +113,23 @@ impl TokenResponse {
         token.build().map_err(|error| self.invalid(&format!("has a token that is not valid ({error})")))
     }
 
-    /// Returns what the status says, or that a success is no token response.
+    /// Returns what the status and the error code say, or that a success is no token response.
     pub(crate) fn failure(&self) -> SourceError {
-        if self.status().is_success() {
-            return self.invalid("is not a token response in JSON");
-        }
-        SourceError::of_response(self.status(), self.headers(), self.is_verdict(), &self.url, &self.option)
+        self.failure_of(self.fields.as_ref().and_then(Fields::code).as_deref())
     }
 
-    /// Whether the authorization server itself may have responded: a page of HTML may be that of a firewall.
-    pub(crate) fn is_verdict(&self) -> bool {
-        let is_empty = self.body.as_ref().is_some_and(|body| body.is_empty());
-        (is_empty && !is_page(self.headers())) || self.fields.is_some()
+    /// As [`failure`](Self::failure), with this error code.
+    pub(crate) fn failure_of(&self, code: Option<&str>) -> SourceError {
+        let content = match &self.fields {
+            Some(fields) => Content::Fields { code, has_token: fields.text("access_token").is_some() },
+            None if self.is_empty() => Content::Empty,
+            None => Content::Other,
+        };
+        SourceError::of_response(self.status(), self.headers(), content, &self.url, &self.option)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.is_empty()) && !is_page(self.headers())
     }
 
     pub(crate) fn invalid(&self, what: &str) -> SourceError {
@@ -166,12 +177,27 @@ impl Fields {
         self.text("refresh_token").filter(|token| !token.is_empty())
     }
 
-    /// Returns the `error`. Some servers send one that says that there is none.
-    pub(crate) fn error(&self) -> Option<&Value> {
+    /// Returns the error code in lower case: `error`, or what other servers call it. Some send one that says that there is
+    /// none. One in another form than text has an empty code.
+    pub(crate) fn code(&self) -> Option<String> {
         let is_none =
             |text: &str| matches!(text.trim(), "" | "0" | "0.0" | "false" | "none" | "null" | "[]" | "{}");
         let text = |error: &Value| error.as_str().map_or_else(|| error.to_string(), str::to_owned);
-        self.0.get("error").filter(|error| !is_none(&text(error)))
+        let error = self.0.get("error").filter(|error| !is_none(&text(error)));
+        let other = || {
+            ["code", "error_code"].iter().find_map(|name| self.0.get(*name)).filter(|code| code.is_string())
+        };
+        let has_token = self.0.contains_key("access_token");
+        let code = match error.or_else(|| other().filter(|_| !has_token))? {
+            Value::String(code) => code,
+            Value::Object(fields) => {
+                ["code", "type"].iter().find_map(|name| fields.get(*name)?.as_str()).unwrap_or_default()
+            }
+            _ => "",
+        };
+        // Such as `unauthorized.bad_refresh_token`.
+        let code = code.rsplit(['.', ':', '/']).next().unwrap_or_default().trim().to_lowercase();
+        Some(code.replace([' ', '-'], "_"))
     }
 }
 

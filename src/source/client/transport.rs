@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as StdError,
+    fmt,
     future::{Future, poll_fn},
     io,
     pin::pin,
@@ -23,6 +24,9 @@ use crate::error::{BoxError, Chain, Facts, SourceError};
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
 
+/// How long the body of an error is waited for. The status is known by then.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
 const COMPRESSIONS: [&str; 5] = ["gzip", "deflate", "compress", "br", "zstd"];
 
 type UnreadBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -39,7 +43,20 @@ pub(crate) struct Sent(Arc<Mutex<Option<IsSent>>>);
 
 type IsSent = Box<dyn Fn() -> bool + Send + Sync>;
 
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 impl Sent {
+    /// Of a source that does not tell.
+    pub(crate) fn unknown() -> Self {
+        let sent = Self::default();
+        sent.set(Some(Box::new(|| true)));
+        sent
+    }
+
     pub(crate) fn get(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|is_sent| is_sent())
     }
@@ -121,8 +138,10 @@ impl Transport {
             let is_plain = !COMPRESSIONS.iter().any(|known| coding.contains(known));
             let body = match head.status.as_u16() {
                 200..=299 => Some(read(unread, is_plain).await?),
-                408 | 425 | 429 => None,
-                400..=499 => timeout_at(deadline, read(unread, is_plain)).await.ok().and_then(Result::ok),
+                400..=599 => {
+                    let soon = deadline.min(Instant::now() + ERROR_BODY_TIMEOUT);
+                    timeout_at(soon, read(unread, is_plain)).await.ok().and_then(Result::ok)
+                }
                 _ => None,
             };
             Ok((head, body))
@@ -167,7 +186,7 @@ impl Transport {
             None if is_timeout => " in time".to_owned(),
             detail => detail.map(|detail| format!(": {detail}")).unwrap_or_default(),
         };
-        let facts = Facts { is_unsent, is_connect, is_timeout, is_answer: false };
+        let facts = Facts { is_unsent, is_connect, is_timeout, ..Facts::default() };
         SourceError::unavailable(format!("{what}{detail}")).with_facts(facts)
     }
 }

@@ -19,7 +19,7 @@ use secrecy::zeroize::Zeroizing;
 use serde_json::{Map, Value};
 
 use super::{
-    super::{TokenRequest, TokenSource},
+    super::{Credential, TokenRequest, TokenSource},
     form::{base64_of_any_form, check_text},
 };
 use crate::{
@@ -298,6 +298,12 @@ impl TokenSource for Assertion {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let lifetime = Duration::from_secs(self.lifetime.as_secs()).saturating_sub(self.backdated());
         Ok(Token::builder(self.sign(None)?.as_str()).expires_in(lifetime).build()?)
+    }
+
+    /// The key may be replaced for the same issuer.
+    fn credential(&self) -> Credential {
+        let claims = self.claims.iter().flat_map(|(name, value)| [name.clone(), value.to_string()]);
+        Credential::new(claims)
     }
 
     fn validate(&self) -> Result<(), SourceError> {

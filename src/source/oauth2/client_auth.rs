@@ -99,6 +99,10 @@ impl ClientAuth {
         }
     }
 
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Whether the body has the client's id.
     pub(super) fn sends_id(&self) -> bool {
         !matches!(self.method, Method::None | Method::Basic { .. })

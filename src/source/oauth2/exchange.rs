@@ -7,23 +7,19 @@ use http::{
     Request, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use secrecy::SecretString;
 use serde_json::Value;
 
 use super::{
     super::{
         TokenRequest,
         client::{Fields, Sent, TokenClient, TokenResponse},
-        presented::{Failure, Means},
     },
-    error_code::registered,
     form::{Form, base64_of_any_form, check_text},
     options::{Grant, OAuth2},
 };
 use crate::{
     challenge::Challenge,
-    error::{SourceError, SourceErrorKind},
-    retry_after::retry_after,
+    error::{Presented, SourceError, SourceErrorKind},
     token::Token,
 };
 
@@ -35,53 +31,60 @@ const RESERVED: &str = "grant_type refresh_token assertion subject_token subject
                         client_assertion client_assertion_type";
 
 impl OAuth2 {
-    /// Requests a token with the secret of the grant, if it has one: the name of its field, and its value. If that is a
-    /// refresh token, it is kept unless the response has another.
+    /// Requests a token with the secret of the grant, if it has one: the name of its field, and its value.
     pub(super) async fn exchange(
         &self,
         presented: Option<(&str, &str)>,
         request: &TokenRequest<'_>,
-        sent: &Sent,
-    ) -> Result<Token, Failure> {
+    ) -> Result<Token, SourceError> {
         self.check()?;
         let client = self.client();
         let url = self.server.endpoint(&client).await?;
         let send = async |url: &Uri| {
-            client.exchange(self.request(url, presented, request)?, self.server.option(), sent).await
+            let sent = Sent::default();
+            client.exchange(self.request(url, presented, request)?, self.server.option(), &sent).await
         };
         let mut result = send(&url).await;
         let is_gone = |response: &TokenResponse| matches!(response.status().as_u16(), 404 | 405 | 410);
         let is_elsewhere = result.as_ref().map_or_else(SourceError::is_connect, is_gone);
         if is_elsewhere {
             if let Some(url) = self.server.moved_from(&url, &client).await {
-                sent.set(None);
                 result = send(&url).await;
             }
         }
         let mut response = result?;
-        let code = response.fields.as_ref().and_then(Fields::error).and_then(Value::as_str);
+        let code = response.fields.as_ref().and_then(Fields::code);
         if !response.status().is_success() || code.is_some() {
-            return Err(self.failure(&response, code));
+            let error = response.failure();
+            // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+            let is_subject = matches!(self.grant, Grant::TokenExchange { .. })
+                && error.kind() == SourceErrorKind::Configuration
+                && code.as_deref() == Some("invalid_request");
+            return Err(if is_subject { error.of_kind(SourceErrorKind::Rejected) } else { error });
         }
-        // If the response cannot be used, a refresh token may still be spent.
-        let next = response.fields.as_ref().and_then(Fields::refresh_token).map(SecretString::from);
-        let unusable = |error| Failure { error, means: next.map_or(Means::Unclear, Means::Replaced) };
-        if let Some(fields) = response.fields.as_mut().filter(|_| self.options.use_id_token) {
-            let Some(id_token) = fields.text("id_token").map(str::to_owned) else {
+        if self.options.use_id_token {
+            let id_token =
+                response.fields.as_ref().and_then(|fields| fields.text("id_token")).map(str::to_owned);
+            let Some(id_token) = id_token else {
                 let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
-                return Err(unusable(SourceError::configuration(text)));
+                let error = SourceError::configuration(text).with_presented(Presented::Unclear);
+                return Err(match response.next_refresh_token() {
+                    Some(next) => error.with_next_refresh_token(next),
+                    None => error,
+                });
             };
-            fields.set("expires_in", id_token_lifetime(&id_token).into());
-            fields.set("access_token", id_token.into());
+            if let Some(fields) = response.fields.as_mut() {
+                fields.set("expires_in", id_token_lifetime(&id_token).into());
+                fields.set("access_token", id_token.into());
+            }
         }
-        let kept = presented.filter(|(name, _)| *name == "refresh_token").map(|(_, token)| token);
-        response.granted(self.options.default_lifetime, kept).map_err(unusable)
+        response.granted(self.options.default_lifetime)
     }
 
     /// The client, with the time limit of the grant.
     pub(super) fn client(&self) -> TokenClient {
         match &self.grant {
-            Grant::RefreshToken(_) => self.options.client.bounded(ROTATION_TIMEOUT, Duration::MAX),
+            Grant::Login => self.options.client.bounded(ROTATION_TIMEOUT, Duration::MAX),
             _ => self.options.client.clone(),
         }
     }
@@ -92,9 +95,6 @@ impl OAuth2 {
         self.server.checked_url(&self.options.client)?;
         let (client_auth, _) = self.client_auth();
         client_auth.validate()?;
-        if let Grant::RefreshToken(login) = &self.grant {
-            login.check()?;
-        }
         let invalid = |what: String| Err(SourceError::configuration(what));
         // RFC 6749 §3.3.
         let is_scope = |scope: &str| {
@@ -133,7 +133,7 @@ impl OAuth2 {
     }
 
     /// The fields that are the same in each request and have no secret.
-    fn fixed_fields(&self) -> Form {
+    pub(super) fn fixed_fields(&self) -> Form {
         let mut form = Form::default();
         form.add("grant_type", self.grant.name());
         if !self.options.scopes.is_empty() {
@@ -187,40 +187,6 @@ fn id_token_lifetime(id_token: &str) -> Option<f64> {
     let expires = claims["exp"].as_f64()?;
     let now = UNIX_EPOCH.elapsed().ok()?.as_secs_f64();
     Some(expires - now.max(claims["iat"].as_f64().unwrap_or(now)))
-}
-
-impl OAuth2 {
-    /// Returns the failure for a response with this `error`, or with a status that is not a success.
-    fn failure(&self, response: &TokenResponse, code: Option<&str>) -> Failure {
-        let (status, asked_for) = (response.status(), retry_after(response.headers()));
-        let is_refusal =
-            status.is_success() || (matches!(status.as_u16(), 400 | 401 | 403) && asked_for.is_none());
-        let error = match code.map(|code| registered(code).ok_or(code)) {
-            // A server that is down may answer with anything.
-            _ if matches!(status.as_u16(), 408 | 425 | 429 | 500..=599) => response.failure(),
-            Some(Ok((name, kind, hint))) => {
-                // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
-                let is_subject =
-                    name == "invalid_request" && matches!(self.grant, Grant::TokenExchange { .. });
-                let kind = if is_subject { SourceErrorKind::Rejected } else { kind };
-                let text = format!("{} responded with HTTP {} {name}: {hint}", response.url, status.as_u16());
-                let error = SourceError::new(kind, text);
-                if name == "invalid_grant" {
-                    return Failure { error, means: Means::Rejected(status) };
-                }
-                let asked_for = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-                asked_for.into_iter().fold(error, SourceError::with_retry_after)
-            }
-            Some(Err(_)) if is_refusal => response.invalid("has an error code that is not registered"),
-            _ => response.failure(),
-        };
-        // A success with both may have granted the token. A 400 without a code may be that of a rejected grant, which would
-        // have spent a refresh token.
-        let token = response.fields.as_ref().and_then(|fields| fields.text("access_token"));
-        let is_rejection = status == 400 && code.is_none() && error.kind() == SourceErrorKind::Rejected;
-        let means = if token.is_some() || is_rejection { Means::Unclear } else { Means::Unspent };
-        Failure { error, means }
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,11 @@ impl Form {
         self.0.iter().any(|(added, _)| added == name)
     }
 
+    /// Returns the names and the values.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()])
+    }
+
     /// Checks each value, as [`check_text`] does.
     pub(super) fn check(&self) -> Result<(), SourceError> {
         self.0.iter().try_for_each(|(name, value)| check_text(name, value))

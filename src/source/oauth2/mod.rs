@@ -4,16 +4,14 @@
 //! - [`ClientAuth`]: how the client authenticates.
 //! - `Assertion` and `SigningKey` (feature `oauth2-jwt`): signed JWTs.
 
-// `options` has the source and its options, `exchange` one exchange with the token endpoint, `grants` decides what is
-// presented, and `login` which refresh token that is. `error_code` reads an error, and `form` has the fields of a request.
+// `options` has the source and its options, `exchange` one exchange with the token endpoint, and `grants` decides what is
+// presented. `form` has the fields of a request.
 #[cfg(feature = "oauth2-jwt")]
 mod assertion;
 mod client_auth;
-mod error_code;
 mod exchange;
 mod form;
 mod grants;
-mod login;
 mod options;
 mod server;
 

@@ -9,10 +9,8 @@ use std::{
 use super::{
     super::{DynTokenSource, TokenSource, client::TokenClient},
     client_auth::ClientAuth,
-    login::Login,
     server::Server,
 };
-use crate::error::SourceError;
 
 /// A [`TokenSource`] for an OAuth 2.0 authorization server (RFC 6749).
 ///
@@ -33,7 +31,7 @@ use crate::error::SourceError;
 /// | grant | what a token is requested with | source |
 /// |---|---|---|
 /// | [`client_credentials`](Self::client_credentials) | the client's own authentication | RFC 6749 §4.4 |
-/// | [`refresh_token`](Self::refresh_token) | the newest refresh token of a login | RFC 6749 §6 |
+/// | [`login`](Self::login) | the newest refresh token of a user's login | RFC 6749 §6 |
 /// | [`token_exchange`](Self::token_exchange) | a token of another issuer | RFC 8693 |
 /// | [`jwt_bearer`](Self::jwt_bearer) | a signed assertion | RFC 7523 §2.1 |
 ///
@@ -42,50 +40,33 @@ use crate::error::SourceError;
 /// # Refresh tokens
 ///
 /// Many servers rotate refresh tokens: each is spent by its use, and a spent one that is presented again revokes the whole
-/// login (RFC 9700 §4.14.2). So one exchange runs at a time, also for several clones. It runs in a task of its own, which
-/// ends with the exchange, whatever becomes of its caller or of the
-/// [refresh](crate::TokenProviderBuilder::refresh_timeout). If nobody waits for its token any more, the next call gets it.
-/// If its runtime is not driven for as long as the [timeout](TokenClient::timeout), it is given up: another exchange begins,
-/// and it sends nothing more.
+/// login (RFC 9700 §4.14.2). [`TokenProviderBuilder::login`](crate::TokenProviderBuilder::login) says how the provider
+/// protects it, alone and with other processes. What an answer means for the refresh token:
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
 /// | a token with a refresh token | the new refresh token replaces the old one |
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
-/// | `invalid_grant` | it is rejected: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | none that is complete, in time and readable; a 400 without an error code, in JSON or without a body | it may be spent: it is presented once more after the backoff, which heals if the server accepts a spent refresh token for longer than the [timeout](TokenClient::timeout); then it counts as spent |
-/// | another error, a page in place of one, or the request was not sent | it is not spent: it is presented again after the backoff or the cool-down |
+/// | `invalid_grant`, `invalid_token`, `bad_refresh_token` and their like, with any status | the login has ended: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
+/// | another rejection: a 4xx in JSON with an unknown code or none, an empty 401 or 403, `invalid_request`, `access_denied`, a 200 with an unknown `error`, `unauthorized_client` with 403 | [`LoginRequired`](crate::SourceErrorKind::LoginRequired); the refresh token is kept, and presented once a minute at most |
+/// | `invalid_client`, `unauthorized_client` and their like; an error of the configuration | the client is rejected, or set up wrongly; the refresh token is kept |
+/// | everything else: none that is complete and in time, 408, 425, 429, 5xx, HTML, a success without a token | it is presented again after the backoff and a tenth of the outage, a minute at most |
 ///
-/// After a rejection, the source looks for another refresh token: the one that was set last
-/// ([`set_refresh_token`](Self::set_refresh_token), or the seed), if no token was granted for it yet. If there is none, a
-/// user has to log in. Until then requests fail at once, and the server is not asked.
-///
-/// A process that restarts only has its seed, which is spent. Keep the token in a store
-/// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), such as a file. A store
-/// is also what lets several processes share a login. With a store:
-///
-/// - A seed is stored before it is presented, and a stored refresh token is used before the seed. So a store belongs to one
-///   login: while its refresh token works, another seed is not used.
-/// - A new refresh token is stored before its access token is used. If the store fails then, this is tried again for one
-///   [lease](crate::TokenProviderBuilder#method.lease), or until the refresh times out, and in the background after that.
-/// - While the store cannot be read or grants no lease, no refresh token is presented: the current token is used until it
-///   expires. A record that cannot be read, such as with another encryption key, is such a failure. Correct the key, or
-///   delete the record.
-/// - Loss of the store's data may cost the login: only the process that refreshed last has the refresh token that works. So
-///   may a store that cannot be reached for longer than a lease, from the response on.
+/// If an answer is lost, the refresh token may be spent: presenting it again heals if the server accepts a spent one for longer
+/// than the [timeout](TokenClient::timeout) (20 s for a login). A server that detects reuse may end the login instead.
 ///
 /// # Errors
 ///
 /// | response of the token endpoint | kind |
 /// |---|---|
-/// | `invalid_client`, `unauthorized_client`, `access_denied`, and `invalid_grant` without a refresh token; `invalid_request` to a token exchange (RFC 8693 §2.2.2); 400, 401, 403 without a code, in JSON or without a body | [`Rejected`](crate::SourceErrorKind::Rejected) |
+/// | `invalid_client`, `unauthorized_client`, `access_denied`, `invalid_grant` and their like; `invalid_request` to a token exchange (RFC 8693 §2.2.2); a 4xx in JSON with another code or none, a 200 with another `error`; an empty 400, 401, 403 | [`Rejected`](crate::SourceErrorKind::Rejected) |
 /// | `invalid_scope`, `invalid_target`, `invalid_request`, `unsupported_grant_type`; 3xx, 404, 405, 410, 415 | [`Configuration`](crate::SourceErrorKind::Configuration) |
 /// | `interaction_required`, `login_required`, `consent_required` | [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | `temporarily_unavailable`, `server_error`, `slow_down`; 408, 425, 429, 5xx, a 4xx with `Retry-After` and without one of these codes; none | [`Unavailable`](crate::SourceErrorKind::Unavailable), after `Retry-After` |
-/// | another code, another status, or a success without a valid token | [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) |
+/// | anything else: a page of a firewall, another status, or a success without a valid token | [`InvalidResponse`](crate::SourceErrorKind::InvalidResponse) |
 ///
-/// A message has the code if it is a registered one, and nothing else of a response: neither `error_description` nor
+/// A message has the code if it is a known one, and nothing else of a response: neither `error_description` nor
 /// `error_uri`.
 ///
 /// Each exchange is bounded, and statuses are classified, as [`TokenClient`] documents.
@@ -97,8 +78,8 @@ use crate::error::SourceError;
 ///
 /// # Clones
 ///
-/// Clones share the refresh token, the client's secret and the server's metadata, also in several providers. Keep one to
-/// replace them later ([`set_refresh_token`](Self::set_refresh_token), [`set_secret`](Self::set_secret)).
+/// Clones share the client's secret and the server's metadata, also in several providers. Keep one to replace the secret
+/// later ([`set_secret`](Self::set_secret)).
 #[derive(Clone)]
 pub struct OAuth2 {
     pub(super) grant: Grant,
@@ -123,23 +104,9 @@ pub(super) struct Options {
 #[derive(Clone)]
 pub(super) enum Grant {
     ClientCredentials,
-    RefreshToken(Arc<Login>),
-    TokenExchange { subject: Subject, token_type: String },
-    JwtBearer(Subject),
-}
-
-/// The source of a subject token or an assertion.
-#[derive(Clone)]
-pub(super) struct Subject {
-    pub(super) source: Arc<dyn DynTokenSource>,
-    /// The source's own check of its options.
-    pub(super) checked: Result<(), SourceError>,
-}
-
-impl Subject {
-    fn new(source: impl TokenSource) -> Self {
-        Self { checked: source.validate(), source: Arc::new(source) }
-    }
+    Login,
+    TokenExchange { subject: Arc<dyn DynTokenSource>, token_type: String },
+    JwtBearer(Arc<dyn DynTokenSource>),
 }
 
 impl OAuth2 {
@@ -152,12 +119,14 @@ impl OAuth2 {
         Self::new(Grant::ClientCredentials, server, client)
     }
 
-    /// Requests tokens with the refresh token that a user's login gave (RFC 6749 §6), and then with each refresh token that
-    /// replaces it ([above](Self#refresh-tokens)).
+    /// Requests tokens with the refresh tokens of a user's login (RFC 6749 §6).
     ///
-    /// An empty `seed` is no refresh token: the store has one, or [`set_refresh_token`](Self::set_refresh_token) sets it.
-    pub fn refresh_token(server: Server, client: ClientAuth, seed: impl Into<String>) -> Self {
-        Self::new(Grant::RefreshToken(Login::new(seed.into())), server, client)
+    /// The source has no state. The provider gets the first refresh token
+    /// ([`TokenProviderBuilder::login`](crate::TokenProviderBuilder::login),
+    /// [`TokenProvider::log_in`](crate::TokenProvider::log_in)), keeps the newest one, and presents it
+    /// ([above](Self#refresh-tokens)).
+    pub fn login(server: Server, client: ClientAuth) -> Self {
+        Self::new(Grant::Login, server, client)
     }
 
     /// Exchanges a token of another issuer for an access token (RFC 8693).
@@ -165,11 +134,12 @@ impl OAuth2 {
     /// `subject` is asked at each exchange: a [`TokenFile`](crate::TokenFile) reads its file,
     /// [`source_fn`](crate::source_fn) calls a closure, `Assertion` (feature `oauth2-jwt`) signs a JWT, and
     /// [`StaticToken`](crate::StaticToken) has a fixed value. Its type is a JWT
-    /// ([`subject_token_type`](Self::subject_token_type)). Further parameters of RFC 8693, such as `actor_token`, are set
+    /// ([`subject_token_type`](Self::subject_token_type)). A user's login is one as a
+    /// [`TokenProvider`](crate::TokenProvider), which has its refresh token. Further parameters of RFC 8693, such as `actor_token`, are set
     /// by [`parameter`](Self::parameter).
     pub fn token_exchange(server: Server, client: ClientAuth, subject: impl TokenSource) -> Self {
         let token_type = "urn:ietf:params:oauth:token-type:jwt".to_owned();
-        Self::new(Grant::TokenExchange { subject: Subject::new(subject), token_type }, server, client)
+        Self::new(Grant::TokenExchange { subject: Arc::new(subject), token_type }, server, client)
     }
 
     /// Requests tokens with a signed assertion (RFC 7523 §2.1).
@@ -177,7 +147,7 @@ impl OAuth2 {
     /// `assertion` is asked at each exchange, such as an `Assertion` (feature `oauth2-jwt`), which signs a new one each
     /// time. The client is often [`ClientAuth::none`], because the assertion identifies it.
     pub fn jwt_bearer(server: Server, client: ClientAuth, assertion: impl TokenSource) -> Self {
-        Self::new(Grant::JwtBearer(Subject::new(assertion)), server, client)
+        Self::new(Grant::JwtBearer(Arc::new(assertion)), server, client)
     }
 
     fn new(grant: Grant, server: Server, client_auth: ClientAuth) -> Self {
@@ -263,20 +233,6 @@ impl OAuth2 {
         self
     }
 
-    /// Sets the refresh token that a new login gave, in all clones. The next exchange uses it, also instead of one that is
-    /// stored. If a login was required, the cool-down ends.
-    ///
-    /// Until that exchange it is in memory only. [`invalidate`](crate::TokenProvider::invalidate) and
-    /// [`ready`](crate::TokenProvider::ready) bring it about at once.
-    ///
-    /// The current access token remains in use until it is about to expire or the API challenges it. It has no effect on
-    /// grants other than [`refresh_token`](Self::refresh_token).
-    pub fn set_refresh_token(&self, refresh_token: impl Into<String>) {
-        if let Grant::RefreshToken(login) = &self.grant {
-            login.set_seed(refresh_token.into());
-        }
-    }
-
     /// Replaces the client's secret, in all clones. The next exchange uses it. If the old secret was rejected, the cool-down
     /// ends.
     ///
@@ -308,7 +264,7 @@ impl Grant {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::ClientCredentials => "client_credentials",
-            Self::RefreshToken(_) => "refresh_token",
+            Self::Login => "refresh_token",
             Self::TokenExchange { .. } => "urn:ietf:params:oauth:grant-type:token-exchange",
             Self::JwtBearer(_) => "urn:ietf:params:oauth:grant-type:jwt-bearer",
         }

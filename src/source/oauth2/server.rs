@@ -68,6 +68,11 @@ impl Server {
         if self.is_issuer { self.url.clone() } else { endpoint.to_string() }
     }
 
+    /// The URL that the server was made from.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The name of the URL in errors.
     pub(super) fn option(&self) -> &'static str {
         if self.is_issuer { "the issuer" } else { "the token endpoint" }

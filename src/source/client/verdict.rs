@@ -1,0 +1,290 @@
+//! [`Verdict`]: what the failed response of a token endpoint says of the grant, and of the refresh token in it.
+
+use http::{HeaderMap, StatusCode};
+
+use crate::{
+    error::{Facts, Presented, SourceError, SourceErrorKind, content_type, is_page, seconds},
+    retry_after::retry_after,
+};
+
+/// What a response says.
+#[derive(Clone, Copy, Debug)]
+struct Verdict {
+    kind: SourceErrorKind,
+    /// What became of the refresh token in the request, if there was one.
+    presented: Presented,
+    /// The code in the response, if it is a known one, and what to check.
+    code: Option<(&'static str, &'static str)>,
+}
+
+/// What is known of the body of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content<'a> {
+    /// A JSON object or a form, with this error code, and whether there is an access token beside it.
+    Fields {
+        code: Option<&'a str>,
+        has_token: bool,
+    },
+    Empty,
+    /// Something else, such as the page of a firewall, or it was not complete.
+    Other,
+    /// It is not known.
+    Unread,
+}
+
+/// The error codes that say more than the status: those of RFC 6749 §4.1.2.1 and §5.2, RFC 6750 §3.1, RFC 8628 §3.5,
+/// RFC 8707 §2, RFC 9449 §5 and §8, OpenID Connect Core §3.1.2.6, and of large servers.
+const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
+    use Presented::{Doubtful, Rejected, Unclear, Unspent};
+    use SourceErrorKind::{Configuration, LoginRequired, Rejected as Refused, Unavailable};
+
+    const GRANT: &str = "the grant is not valid, has expired, or was revoked";
+    const CLIENT: &str =
+        "check the client's id and its secret; of an assertion, the key, the audience and the clock";
+    const DPOP: &str = "the server asks for DPoP, which this source does not have";
+    const LOGIN: &str = "a user has to log in again";
+
+    [
+        ("invalid_grant", Refused, Rejected, GRANT),
+        ("invalid_token", Refused, Rejected, GRANT),
+        ("bad_refresh_token", Refused, Rejected, GRANT),
+        ("invalid_refresh_token", Refused, Rejected, GRANT),
+        ("refresh_token_expired", Refused, Rejected, GRANT),
+        ("expired_token", LoginRequired, Rejected, LOGIN),
+        ("invalid_client", Refused, Unspent, CLIENT),
+        ("unauthorized_client", Refused, Unspent, "the client may not use this grant"),
+        ("deleted_client", Refused, Unspent, CLIENT),
+        ("disabled_client", Refused, Unspent, CLIENT),
+        ("incorrect_client_credentials", Refused, Unspent, CLIENT),
+        ("access_denied", Refused, Doubtful, "the grant was denied"),
+        (
+            "invalid_request",
+            Configuration,
+            Doubtful,
+            "check the options, and the subject token of an exchange",
+        ),
+        ("interaction_required", LoginRequired, Doubtful, LOGIN),
+        ("login_required", LoginRequired, Doubtful, LOGIN),
+        ("account_selection_required", LoginRequired, Doubtful, LOGIN),
+        ("consent_required", LoginRequired, Doubtful, "a user has to log in again, and to consent"),
+        ("unmet_authentication_requirements", LoginRequired, Doubtful, "a user has to log in more strongly"),
+        ("invalid_scope", Configuration, Unspent, "check the scopes"),
+        ("invalid_target", Configuration, Unspent, "check the resources and the audience"),
+        ("unsupported_grant_type", Configuration, Unspent, "the server does not offer this grant"),
+        ("invalid_dpop_proof", Configuration, Unspent, DPOP),
+        ("use_dpop_nonce", Configuration, Unspent, DPOP),
+        ("temporarily_unavailable", Unavailable, Unspent, "the server cannot respond now"),
+        ("server_error", Unavailable, Unclear, "the server has failed"),
+        ("slow_down", Unavailable, Unspent, "the server asks for fewer requests"),
+        ("authorization_pending", Unavailable, Unspent, "a user has to confirm first"),
+    ]
+};
+
+/// What the name of a code says that a refresh token does not work any more.
+const ENDS: [&str; 8] = ["invalid", "expired", "revoked", "used", "reuse", "bad", "not_found", "unknown"];
+
+impl Verdict {
+    fn new(kind: SourceErrorKind, presented: Presented) -> Self {
+        Self { kind, presented, code: None }
+    }
+
+    /// Every rule about the answer to a grant is here. The first one that matches counts.
+    fn of(status: StatusCode, content: Content<'_>, asks_for_delay: bool, is_firewall: bool) -> Self {
+        use Presented::{Doubtful, Rejected, Unclear, Unspent};
+        use SourceErrorKind::{Configuration, InvalidResponse, Rejected as Refused, Unavailable};
+
+        let (code, has_token) = match content {
+            Content::Fields { code, has_token } => (code, has_token),
+            _ => (None, false),
+        };
+        let known = code.and_then(Self::of_code);
+        let is_refusal = || match content {
+            Content::Fields { .. } => true,
+            Content::Empty | Content::Unread => matches!(status.as_u16(), 400 | 401 | 403),
+            Content::Other => false,
+        };
+        let verdict = match (status.as_u16(), known) {
+            _ if is_firewall => Self::new(InvalidResponse, Unclear),
+            // A server that is down may answer with anything, but it knows its refresh tokens.
+            (408 | 425 | 429 | 500..=599, Some(Self { presented: Rejected, .. })) => {
+                Self::new(Unavailable, Rejected)
+            }
+            (408 | 425 | 429, _) => Self::new(Unavailable, Unspent),
+            (500..=599, _) => Self::new(Unavailable, Unclear),
+            // The user may not use this client (RFC 6749 §5.2 has 400 for the client itself).
+            (403, Some(known)) if code == Some("unauthorized_client") => {
+                Self { presented: Doubtful, ..known }
+            }
+            (_, Some(known)) => known,
+            (400..=499, _) if asks_for_delay => Self::new(Unavailable, Unspent),
+            (300..=399 | 404 | 405 | 410 | 415, _) => Self::new(Configuration, Unspent),
+            (400, _) if content == Content::Empty => Self::new(Refused, Unclear),
+            (400..=499, _) if is_refusal() => Self::new(Refused, Doubtful),
+            (200..=299, _) if code.is_some() => Self::new(Refused, Doubtful),
+            _ => Self::new(InvalidResponse, Unclear),
+        };
+        // With a token beside the error, the grant may have been processed.
+        if has_token { Self::new(InvalidResponse, Unclear) } else { verdict }
+    }
+
+    /// Finds a code, or one that it is like.
+    fn of_code(code: &str) -> Option<Self> {
+        let is_refresh_token = code.contains("refresh_token") && ENDS.iter().any(|end| code.contains(end));
+        let like = match code {
+            _ if is_refresh_token => "invalid_refresh_token",
+            _ if code.contains("client") => "invalid_client",
+            _ => code,
+        };
+        let find = |code: &str| CODES.into_iter().find(|(name, ..)| *name == code);
+        let (name, kind, presented, hint) = find(code).or_else(|| find(like))?;
+        Some(Self { kind, presented, code: Some((name, hint)) })
+    }
+}
+
+impl SourceError {
+    /// Makes the error for a response of a token endpoint whose status is not a success.
+    ///
+    /// | status | kind |
+    /// |---|---|
+    /// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](SourceErrorKind::Unavailable), after that delay |
+    /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
+    /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
+    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML, XML or plain text, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    ///
+    /// If a refresh token was presented, a rejection is doubtful, since the body is not known
+    /// ([`TokenSource::fetch`](crate::TokenSource::fetch)). A [`TokenClient`](crate::TokenClient) reads it.
+    ///
+    /// `Retry-After` has seconds or an HTTP date (RFC 9110 §10.2.3); any other value is ignored. The message has the
+    /// status, and nothing of `headers`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::{Response, header::RETRY_AFTER};
+    /// use tower_bearer::SourceError;
+    ///
+    /// let response = Response::builder().status(429).header(RETRY_AFTER, "7").body(())?;
+    /// let error = SourceError::from_status(response.status(), response.headers());
+    /// assert!(error.is_transient());
+    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+    /// assert_eq!(error.to_string(), "the token endpoint responded with HTTP 429, and asks to wait 7s");
+    /// # Ok::<(), http::Error>(())
+    /// ```
+    pub fn from_status(status: StatusCode, headers: &HeaderMap) -> Self {
+        let content = if is_page(headers) { Content::Other } else { Content::Unread };
+        Self::of_response(status, headers, content, "the token endpoint", "its URL")
+    }
+
+    /// As [`from_status`](Self::from_status), with what is known of the body, the name of the endpoint, and that of the
+    /// option that sets its URL.
+    pub(super) fn of_response(
+        status: StatusCode,
+        headers: &HeaderMap,
+        content: Content<'_>,
+        endpoint: &str,
+        option: &str,
+    ) -> Self {
+        let asked_for = retry_after(headers);
+        // AWS WAF has responded, with any status.
+        let is_firewall = headers.contains_key("x-amzn-waf-action");
+        let Verdict { kind, presented, code: known } =
+            Verdict::of(status, content, asked_for.is_some(), is_firewall);
+        let code = status.as_u16();
+        let message = match (kind, known) {
+            (_, Some((name, hint))) => format!("{endpoint} responded with HTTP {code} {name}: {hint}"),
+            (SourceErrorKind::Rejected, _) if content == Content::Empty => {
+                format!("{endpoint} rejected the request (HTTP {code}), without a reason")
+            }
+            (SourceErrorKind::Rejected | SourceErrorKind::LoginRequired, _) => {
+                format!("{endpoint} rejected the credential (HTTP {code})")
+            }
+            (SourceErrorKind::Configuration, _) if status.is_redirection() => format!(
+                "{endpoint} responded with a redirect (HTTP {code}), which is not followed: set {option} to the final URL"
+            ),
+            (SourceErrorKind::Configuration, _) => {
+                format!("{endpoint} does not take this request (HTTP {code}): check {option}")
+            }
+            (SourceErrorKind::Unavailable, _) => {
+                let delay = asked_for.map(|delay| format!(", and asks to wait {}", seconds(delay)));
+                format!("{endpoint} responded with HTTP {code}{}", delay.unwrap_or_default())
+            }
+            (SourceErrorKind::InvalidResponse, _) => {
+                let hint = match code {
+                    200..=299 if matches!(content, Content::Fields { .. }) => {
+                        ", with an error and an access token"
+                    }
+                    200..=299 => ", which is not a token response in JSON",
+                    400 | 401 | 403 => {
+                        ", not with JSON: perhaps a proxy or a firewall, else check the credential"
+                    }
+                    _ => "",
+                };
+                format!("{endpoint} responded with HTTP {code} and {}{hint}", content_type(headers))
+            }
+        };
+        let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
+        let facts =
+            Facts { is_answer: !status.is_redirection(), presented: Some(presented), ..Facts::default() };
+        let error = Self::new(kind, message).with_facts(facts);
+        retry_after.into_iter().fold(error, Self::with_retry_after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn from_status(code: u16, headers: &[(http::HeaderName, &str)]) -> SourceError {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers)
+    }
+
+    #[test]
+    fn status_decides_kind_and_delay() {
+        use SourceErrorKind::{Configuration, InvalidResponse, Rejected, Unavailable};
+
+        for code in 100..=999 {
+            let kind = match code {
+                400 | 401 | 403 => Rejected,
+                404 | 405 | 410 | 415 => Configuration,
+                408 | 425 | 429 => Unavailable,
+                _ => match code / 100 {
+                    3 => Configuration,
+                    5 => Unavailable,
+                    _ => InvalidResponse,
+                },
+            };
+            let error = from_status(code, &[]);
+            assert_eq!((error.kind(), error.retry_after()), (kind, None), "{code}");
+            assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
+
+            // Row 150: a server that asks for a delay will respond otherwise.
+            let error = from_status(code, &[(http::header::RETRY_AFTER, "7")]);
+            let asks = matches!(code, 400..=599);
+            assert_eq!(error.kind(), if asks { Unavailable } else { kind }, "{code}");
+            assert_eq!(error.retry_after(), asks.then_some(Duration::from_secs(7)), "{code}");
+        }
+    }
+
+    /// Row 148.
+    #[test]
+    fn page_is_no_verdict() {
+        for (content_type, shown) in [
+            ("text/html; charset=utf-8", Some("text/html")),
+            ("Application/XHTML+xml", Some("application/xhtml+xml")),
+            ("text/xml", Some("text/xml")),
+            ("text/plain;charset=utf-8", Some("text/plain")),
+            ("application/json", None),
+            ("canary/canary", None),
+        ] {
+            for code in [400, 401, 403] {
+                let error = from_status(code, &[(http::header::CONTENT_TYPE, content_type)]);
+                let expected = format!("HTTP {code} and {}", shown.unwrap_or_default());
+                assert_eq!(error.is_transient(), shown.is_some(), "{content_type}");
+                assert!(shown.is_none() || error.to_string().contains(&expected), "{error}");
+                assert!(!error.to_string().contains("canary"), "{error}");
+            }
+        }
+    }
+}
