@@ -93,10 +93,55 @@ async fn loads_record_with_remaining_life() {
     let spent = Record::new(lease.fence(), "spent").expires_in(Duration::ZERO);
     store.publish(&lease, spent).await.unwrap();
     assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(Duration::ZERO));
+}
 
-    // Redis deletes the key after the retention time.
-    let kept: i64 = redis.run(&["PTTL", KEY]).await.parse().unwrap();
-    assert!((29..=30).contains(&(kept / (24 * 60 * 60 * 1000))), "{kept}");
+/// D3: the time until Redis deletes the record; `None` if it does not.
+async fn retention(redis: &RedisServer, key: &str) -> Option<Duration> {
+    let left: i64 = redis.run(&["PTTL", key]).await.parse().unwrap();
+    assert!(left > -2, "{key} is missing");
+    u64::try_from(left).ok().map(Duration::from_millis)
+}
+
+/// D3.
+#[tokio::test]
+async fn needed_record_is_kept() {
+    let redis = RedisServer::start().await;
+    let day = 24 * 60 * MINUTE;
+    let thirty_days = |left: Option<Duration>| left.is_some_and(|left| left > 29 * day && left <= 31 * day);
+    let store = store(&redis);
+    // A lease alone is no record.
+    store.release(lease(&store).await).await.unwrap();
+    assert!(thirty_days(retention(&redis, KEY).await));
+    publish(&store, "with a lifetime").await;
+    assert!(thirty_days(retention(&redis, KEY).await));
+    let held = lease(&store).await;
+    store.publish(&held, Record::new(held.fence(), "without a lifetime")).await.unwrap();
+    assert_eq!(retention(&redis, KEY).await, None);
+    store.release(held).await.unwrap();
+    // The next lease does not end that.
+    let held = lease(&store).await;
+    assert_eq!(retention(&redis, KEY).await, None);
+    store.release(held).await.unwrap();
+    publish(&store, "with a lifetime again").await;
+    assert!(thirty_days(retention(&redis, KEY).await));
+    let server = AuthServer::builder().client("id", "secret").start().await.unwrap();
+    for namespace in ["plain", "encrypted"] {
+        let store = store.for_namespace(namespace);
+        let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+        let provider = match namespace {
+            "plain" => login(&server, store, &server.log_in()),
+            _ => login(&server, EncryptedStore::new(store, keys), &server.log_in()),
+        };
+        let token = provider.token().await.unwrap();
+        let key = format!("tower-bearer:{{{namespace}}}:record");
+        assert_eq!(retention(&redis, &key).await, None, "{namespace}");
+        provider.refresh(&token).await.unwrap();
+        assert_eq!(retention(&redis, &key).await, None, "{namespace}");
+    }
+    // A client's own credential gets another token at any time.
+    let client = process(&server, store.for_namespace("client"));
+    client.token().await.unwrap();
+    assert!(thirty_days(retention(&redis, "tower-bearer:{client}:record").await));
 }
 
 /// Row 56: a slow publication does not lengthen the stored lifetime.

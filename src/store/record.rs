@@ -23,13 +23,14 @@ const SCHEMA: u32 = 1;
 pub struct Record {
     version: u64,
     expires_in: Option<Duration>,
+    outlives_token: bool,
     text: SecretString,
 }
 
 impl Record {
     /// Creates a record from the version and the text that the store has kept.
     pub fn new(version: u64, text: impl Into<String>) -> Self {
-        Self { version, expires_in: None, text: text.into().into() }
+        Self { version, expires_in: None, outlives_token: false, text: text.into().into() }
     }
 
     /// Sets how long the token is still valid. Default: until the API rejects it.
@@ -53,6 +54,14 @@ impl Record {
     /// Returns how long the token is valid from now on; `None` if it is valid until the API rejects it.
     pub fn lifetime(&self) -> Option<Duration> {
         self.expires_in
+    }
+
+    /// Returns whether the record is needed after its token has expired, because it has the refresh token of a user's
+    /// login. A store must not delete it then.
+    ///
+    /// Only the record that is passed to [`publish`](super::TokenStore::publish) says so.
+    pub fn outlives_token(&self) -> bool {
+        self.outlives_token
     }
 
     /// Returns the text to keep. It is a secret: at most 256 KiB of UTF-8 without a NUL.
@@ -81,7 +90,8 @@ impl Record {
         };
         // Serializing a struct of strings cannot fail.
         let text = serde_json::to_string(&stored).unwrap_or_default();
-        Self { version: fence, expires_in: token.remaining(), text: text.into() }
+        let outlives_token = login.is_some();
+        Self { version: fence, expires_in: token.remaining(), outlives_token, text: text.into() }
     }
 
     /// Parses the token. Its lifetime counts from `loaded_at`.

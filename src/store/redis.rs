@@ -30,7 +30,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 const KEY_PREFIX: &str = "tower-bearer:";
 
-/// How long Redis keeps a record after its token has expired.
+/// How long Redis keeps a record after its token has expired, unless it is needed then.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// KEYS: the record, the lease. Returns the version, the remaining lifetime in ms or an empty string, and the text;
@@ -78,14 +78,14 @@ const LEASE: &str = r"
 ";
 
 /// KEYS: the record, the lease. ARGV: the fence, the token's expiry in Redis' time in ms or an empty string, the
-/// text, the retention in ms. Returns whether the record is stored.
+/// text, the retention in ms or an empty string. Returns whether the record is stored.
 ///
 /// If the stored fence was lost, the record is stored, because no lease was granted since.
 const PUBLISH: &str = r"
     local newest = tonumber(redis.call('HGET', KEYS[1], 'fence'))
     if newest and newest > tonumber(ARGV[1]) then return 0 end
     redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', ARGV[2], 'text', ARGV[3])
-    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
     return 1
 ";
 
@@ -119,13 +119,14 @@ const RELEASE: &str = r"
 /// A hash contains the record and the newest fence. A string is the lease and expires with it. Both keys begin with
 /// `tower-bearer:{namespace}:`, so that a cluster keeps them on one node. Five short scripts access them, each in one
 /// step. All times are measured by Redis, so the clocks of the hosts need not agree. Redis deletes a record thirty
-/// days after its token has expired.
+/// days after its token has expired. It keeps the record of a user's login, and that of a token without a known
+/// lifetime: delete the keys of a credential that is no longer used.
 ///
 /// Read access to these keys reveals the token. [`EncryptedStore`](super::EncryptedStore) encrypts it (feature
 /// `encryption`). Members and publishers need the rights of the first line, readers those of the second:
 ///
 /// ```text
-/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +time +ping
+/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +persist +time +ping
 /// ~tower-bearer:* +eval +evalsha +script|load +hmget +time +ping
 /// ```
 ///
@@ -513,13 +514,11 @@ impl TokenStore for RedisStore {
             .guard::<Granted>()
             .ok_or_else(|| StoreError::unavailable("the lease was granted by another store"))?;
         let expires_at = record.lifetime().map(|left| granted.redis_ms_in(left));
-        let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
+        let retention = record.lifetime().filter(|_| !record.outlives_token());
+        let retention = retention.map(|left| millis(RETENTION.saturating_add(left)));
+        let or_empty = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
         let mut publish = self.invoke(&SCRIPTS.publish);
-        publish
-            .arg(lease.fence())
-            .arg(expires_at.map_or_else(String::new, |at| at.to_string()))
-            .arg(record.text())
-            .arg(millis(retention));
+        publish.arg(lease.fence()).arg(or_empty(expires_at)).arg(record.text()).arg(or_empty(retention));
         // Only the error's code: the rest of the message may quote the record.
         let failed = |error: RedisError| match error.code() {
             Some(code) => self.error(&error, format_args!("the server answers {code}")),
