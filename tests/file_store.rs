@@ -9,8 +9,12 @@ mod processes;
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs::{self, File, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt, symlink},
+    },
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -23,7 +27,7 @@ use tower_bearer::{
     ApiVideo, Error, StaticToken, TokenProvider,
     store::{
         EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, NamespacedStore, Publication, Record,
-        StoreErrorKind, TokenStore,
+        StoreError, StoreErrorKind, TokenStore,
     },
     testing::{AuthServer, Fault, Route},
 };
@@ -258,7 +262,7 @@ async fn invalid_file_is_replaced() {
     }
 
     // The greatest possible fence.
-    let leased = r#"{"schema":1,"fence":18446744073709551615,"leased_at":0,"length_ms":0}"#;
+    let leased = r#"{"schema":1,"fence":18446744073709551615,"monotonic":0,"length_ms":0}"#;
     fs::write(folder.0.join("token.lock"), leased).unwrap();
     let fence = publish(&store, "fifth").await;
     assert!(publish(&store, "sixth").await > fence);
@@ -595,7 +599,6 @@ async fn namespaces_have_files_of_their_own() {
     let mut leases = Vec::new();
     for (number, namespace) in HOSTILE.iter().enumerate() {
         let store = base.for_namespace(*namespace);
-        assert_eq!(store.namespace(), *namespace);
         assert!(store.load().await.unwrap().is_none(), "{namespace:?} has the record of another");
         // Each lease is kept, and blocks no other namespace.
         let lease = store.lease(MINUTE).await.unwrap().expect(namespace);
@@ -663,14 +666,53 @@ async fn encrypted_record_opens_only_in_its_namespace() {
     let (one, other) = (base.for_namespace("one"), base.for_namespace("other"));
     for store in [&base, &one] {
         let lease = store.lease(MINUTE).await.unwrap().unwrap();
-        let text = store.namespace().to_owned();
-        store.publish(&lease, Record::new(lease.fence(), text)).await.unwrap();
+        store.publish(&lease, Record::new(lease.fence(), "text")).await.unwrap();
     }
-    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "one");
+    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "text");
     for copied in ["token@one", "token"] {
         fs::copy(folder.0.join(copied), folder.0.join("token@other")).unwrap();
         let error = other.load().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{copied}: {error:?}");
+    }
+}
+
+/// D7: a copy of a record opens only in the place of the original, or under the same name.
+#[tokio::test]
+async fn encrypted_record_opens_only_in_its_place() {
+    type Make = fn(FileStore) -> FileStore;
+    let cases: [(&str, Make, bool); 4] = [
+        ("token", |store| store, false),
+        ("token@acme", |store| store.for_namespace("acme"), false),
+        ("token", |store| store.with_namespace("acme"), true),
+        ("token@acme", |store| store.with_namespace("tenants").for_namespace("acme"), true),
+    ];
+    for (name, make, opens) in cases {
+        let folder = Folder::new();
+        let store = |path: &Path| {
+            let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+            EncryptedStore::new(make(FileStore::new(path)), keys)
+        };
+        let original = folder.0.join("acme").join("token");
+        let lease = store(&original).lease(MINUTE).await.unwrap().unwrap();
+        store(&original).publish(&lease, Record::new(lease.fence(), "text")).await.unwrap();
+        assert_eq!(store(&original).load().await.unwrap().unwrap().text(), "text", "{name}");
+
+        // In another folder, and in two whose names differ only in bytes that are no UTF-8.
+        for place in [&b"emca"[..], b"\xff", b"\xfe"] {
+            let copy = folder.0.join(OsStr::from_bytes(place)).join("token");
+            // Creates the folder.
+            drop(store(&copy).lease(MINUTE).await.unwrap());
+            fs::copy(original.with_file_name(name), copy.with_file_name(name)).unwrap();
+            let loaded = store(&copy).load().await;
+            assert_eq!(loaded.is_ok(), opens, "{name} in {place:?}: {loaded:?}");
+            let is_invalid = |error: &StoreError| error.kind() == StoreErrorKind::InvalidRecord;
+            assert!(opens || loaded.as_ref().is_err_and(is_invalid), "{loaded:?}");
+        }
+        let (one, other) =
+            (folder.0.join(OsStr::from_bytes(b"\xff")), folder.0.join(OsStr::from_bytes(b"\xfe")));
+        if !opens {
+            assert_ne!(store(&one.join("token")).namespace(), store(&other.join("token")).namespace());
+        }
     }
 }
 
@@ -703,7 +745,11 @@ fn out_of_range_options_are_errors() {
         assert_eq!(error.to_string(), format!("invalid option: {text}{path:?}"));
         assert!(matches!(error, Error::InvalidOption(_)));
     }
-    let store = FileStore::new("folder/token");
-    assert_eq!(store.namespace(), "token");
-    assert_eq!(store.with_namespace("other").namespace(), "other");
+    let folder = std::env::current_dir().unwrap().display().to_string();
+    let store = FileStore::new("./folder/token");
+    assert_eq!(store.namespace(), format!("{folder}/folder/token"));
+    assert_eq!(store.for_namespace("A").namespace(), format!("{folder}/folder/token@%41"));
+    let store = store.with_namespace("other");
+    assert_eq!(store.namespace(), "other");
+    assert_eq!(store.for_namespace("A").for_namespace("b").namespace(), "other@b");
 }

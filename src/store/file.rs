@@ -91,8 +91,14 @@ const STICKY: u32 = 0o1000;
 /// share a file, even on a file system that ignores case or normalizes Unicode. The namespace must have at least one
 /// byte, and the file's name at most 249.
 ///
-/// The file at `path` is not the record of any handle. If it is used as well and is encrypted, give it a
-/// [name](Self::with_namespace) that no handle has: a record is bound to the namespace, not to the file.
+/// The file at `path` is not the record of any handle.
+///
+/// # Encrypted records
+///
+/// An encrypted record is bound to the absolute path of its file: a copy in another place does not open. So all
+/// processes must use the same path, without different links. If they do not, or if the folder is moved or renamed, use
+/// [`with_namespace`](Self::with_namespace). Otherwise the record cannot be decrypted in its new place, which costs a
+/// user's login.
 pub struct FileStore {
     files: Arc<Files>,
     namespace: String,
@@ -102,6 +108,8 @@ pub struct FileStore {
 struct Files {
     /// The path that [`FileStore::new`] was called with. The record of another namespace is next to it.
     base: PathBuf,
+    /// That of [`FileStore::with_namespace`].
+    name: Option<String>,
     record: PathBuf,
     /// Locked while a lease is granted or extended, and while a record is written. Contains the newest lease.
     lock: PathBuf,
@@ -158,13 +166,16 @@ impl FileStore {
     /// that cannot be created, is an error of [`ready`](crate::TokenProvider::ready).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let base = path.into();
-        let namespace = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { files: Arc::new(Files::new(base.clone(), base, TIMEOUT)), namespace }
+        Self { namespace: place(&base), files: Arc::new(Files::new(base.clone(), base, None, TIMEOUT)) }
     }
 
-    /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the file's name.
+    /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the absolute path of the
+    /// record's file, when this store was created.
+    ///
+    /// Handles that are made of this store for a namespace have this name, `@`, and their namespace.
     pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
+        Arc::make_mut(&mut self.files).name = Some(self.namespace.clone());
         self
     }
 
@@ -250,11 +261,13 @@ impl TokenStore for FileStore {
 /// Uses the same folder, and the same timeout.
 impl NamespacedStore for FileStore {
     fn for_namespace(&self, namespace: impl Into<String>) -> Self {
-        let (namespace, base) = (namespace.into(), self.files.base.clone());
+        let Files { base, name, timeout, .. } = &*self.files;
+        let suffix = format!("@{}", encoded(&namespace.into()));
         // The encoded namespace has neither `@` nor a dot. So this is not the file of the base store, nor one of the
         // files that end in `.lock`, `.lease` or `.new`.
-        let record = beside(&base, &format!("@{}", encoded(&namespace)));
-        Self { files: Arc::new(Files::new(base, record, self.files.timeout)), namespace }
+        let record = beside(base, &suffix);
+        let namespace = name.as_ref().map_or_else(|| place(&record), |name| format!("{name}{suffix}"));
+        Self { files: Arc::new(Files::new(base.clone(), record, name.clone(), *timeout)), namespace }
     }
 }
 
@@ -271,6 +284,12 @@ fn encoded(namespace: &str) -> String {
     encoded
 }
 
+/// Returns the absolute path as a text that no other path has. Links are not resolved, so that the file need not exist.
+fn place(path: &Path) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    absolute.as_os_str().as_bytes().escape_ascii().to_string()
+}
+
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
@@ -278,10 +297,10 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 impl Files {
-    fn new(base: PathBuf, record: PathBuf, timeout: Duration) -> Self {
+    fn new(base: PathBuf, record: PathBuf, name: Option<String>, timeout: Duration) -> Self {
         let beside = |suffix| beside(&record, suffix);
         let (lock, lease, temporary) = (beside(".lock"), beside(".lease"), beside(".new"));
-        Self { base, record, lock, lease, temporary, timeout, seen: Arc::default() }
+        Self { base, name, record, lock, lease, temporary, timeout, seen: Arc::default() }
     }
 
     fn stored(&self) -> Result<Option<Stored>, StoreError> {
