@@ -79,9 +79,12 @@ const STICKY: u32 = 0o1000;
 /// # Locks
 ///
 /// A lease ends after its length, or when its process ends in any way, because the kernel then releases the file
-/// lock. Its length is measured with the system's monotonic clock, which nobody can set: a step of the wall clock ends
-/// no lease. Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for
-/// longer than the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
+/// lock. The length is measured with the system's monotonic clock, which all processes share and nobody can set: a step
+/// of the wall clock ends no lease. A record ages by the wall clock, which survives a restart, and at least by the time
+/// since this store has loaded it first.
+///
+/// Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for longer than
+/// the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
 ///
 /// # Many credentials
 ///
