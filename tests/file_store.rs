@@ -9,8 +9,12 @@ mod processes;
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs::{self, File, Permissions},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt, symlink},
+    },
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -23,9 +27,9 @@ use tower_bearer::{
     ApiVideo, Error, StaticToken, TokenProvider,
     store::{
         EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, NamespacedStore, Publication, Record,
-        StoreErrorKind, TokenStore,
+        StoreError, StoreErrorKind, TokenStore,
     },
-    testing::AuthServer,
+    testing::{AuthServer, Fault, Route},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -258,7 +262,7 @@ async fn invalid_file_is_replaced() {
     }
 
     // The greatest possible fence.
-    let leased = r#"{"schema":1,"fence":18446744073709551615,"leased_at":0,"length_ms":0}"#;
+    let leased = r#"{"schema":1,"fence":18446744073709551615,"monotonic":0,"length_ms":0}"#;
     fs::write(folder.0.join("token.lock"), leased).unwrap();
     let fence = publish(&store, "fifth").await;
     assert!(publish(&store, "sixth").await > fence);
@@ -373,22 +377,125 @@ async fn leftover_temp_file_is_harmless() {
     assert!(!folder.0.join("token.new").exists());
 }
 
-/// Row 17: setting the clock back lengthens neither a lifetime nor a lease.
+/// Sets a number in one of the store's files.
+fn set(path: &Path, field: &str, number: u128) {
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    json[field] = u64::try_from(number).unwrap().into();
+    fs::write(path, json.to_string()).unwrap();
+}
+
+/// Row 17, D5: a record of the future, which a clock that is set back leaves, ages from the first time it is seen.
 #[tokio::test]
-async fn clock_set_back_extends_nothing() {
+async fn record_of_the_future_ages() {
     let folder = Folder::new();
     let store = FileStore::new(folder.token());
-    let fence = publish(&store, "text").await;
-    let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + 60 * MINUTE;
-    for (name, field) in [("token", "stored_at"), ("token.lock", "leased_at")] {
-        let path = folder.0.join(name);
-        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        json[field] = u64::try_from(later.as_millis()).unwrap().into();
-        fs::write(&path, json.to_string()).unwrap();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    publish(&store, "text").await;
+    set(&folder.token(), "stored_at", (now() + 60 * MINUTE).as_millis());
+    let lifetime = || async { store.load().await.unwrap().unwrap().lifetime().unwrap() };
+    assert_eq!(lifetime().await, MINUTE);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let left = lifetime().await;
+    assert!(left < MINUTE, "{left:?}");
+    // The clock is corrected: it counts again.
+    set(&folder.token(), "stored_at", (now() - MINUTE / 2).as_millis());
+    assert!(lifetime().await <= MINUTE / 2);
+    // Another record is seen for the first time.
+    publish(&store, "newer").await;
+    set(&folder.token(), "stored_at", (now() + 60 * MINUTE).as_millis());
+    assert_eq!(lifetime().await, MINUTE);
+    set(&folder.token(), "lifetime_ms", 20);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(lifetime().await, Duration::ZERO);
+}
+
+/// D4: fences grow although the clock was set back and the lock's file, which has the last one, was deleted.
+#[tokio::test]
+async fn fences_grow_after_clock_was_set_back() {
+    let folder = Folder::new();
+    let store = FileStore::new(folder.token());
+    publish(&store, "text").await;
+    let later = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + 60 * MINUTE).as_micros();
+    set(&folder.token(), "generation", later);
+    fs::remove_file(folder.0.join("token.lock")).unwrap();
+    let fence = publish(&store, "newer").await;
+    assert_eq!(u128::from(fence), later + 1);
+    // A version that this crate has not written is ignored.
+    set(&folder.token(), "generation", u64::MAX.into());
+    assert_eq!(u128::from(publish(&store, "newest").await), later + 2);
+}
+
+/// Moves the wall clock of a process by the seconds in the file that `TEST_CLOCK` names.
+#[cfg(target_os = "linux")]
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    long result = syscall(SYS_clock_gettime, clock, time);
+    const char *path = getenv("TEST_CLOCK");
+    FILE *file = clock == CLOCK_REALTIME && path ? fopen(path, "r") : NULL;
+    long seconds;
+    if (file) {
+        if (fscanf(file, "%ld", &seconds) == 1) time->tv_sec += seconds;
+        fclose(file);
     }
-    assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(MINUTE));
-    let held = store.lease(MINUTE).await.unwrap().unwrap();
-    assert!(held.fence() > fence);
+    return (int)result;
+}
+"#;
+
+/// D4: the wall clock is stepped while a process holds the lease and asks the auth server. Nobody else asks meanwhile.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn clock_step_makes_no_second_holder() {
+    let folder = Folder::new();
+    let (source, library) = (folder.0.join("clock.c"), folder.0.join("clock.so"));
+    fs::write(&source, CLOCK).unwrap();
+    let compiled = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status()
+        .expect("this test needs a C compiler: apt-get install gcc");
+    assert!(compiled.success());
+    for seconds in [-10, 21, -100_000, 100_000] {
+        let (folder, server) = (Folder::new(), AuthServer::start().await.unwrap());
+        let clock = folder.0.join("clock");
+        let step = |seconds: i64| {
+            fs::write(folder.0.join("next"), seconds.to_string()).unwrap();
+            fs::rename(folder.0.join("next"), &clock).unwrap();
+        };
+        step(0);
+        let environment = [("LD_PRELOAD", &library), ("TEST_CLOCK", &clock)];
+        let start = || {
+            let store = folder.token();
+            Process::start_in("one_of_many", store.to_str().unwrap(), &server, &environment)
+        };
+        let (mut holder, mut other) = (start(), start());
+        // Both know their token, and that it has been revoked.
+        assert_eq!(holder.request().await, "200");
+        assert_eq!(other.request().await, "200");
+        server.revoke_access_tokens();
+        server.inject(Route::RefreshGrant, Fault::Delay(Duration::from_secs(2)));
+        let granted = || fs::read(folder.0.join("token.lock")).unwrap();
+        let before = granted();
+        holder.send("request").await;
+        let counters = || {
+            let counters = server.counters();
+            counters.refresh_grants + counters.rejected_refresh_tokens
+        };
+        while granted() == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        step(seconds);
+        other.send("request").await;
+        assert_eq!(holder.response().await, "200", "{seconds} s");
+        assert_eq!(other.response().await, "200", "{seconds} s");
+        assert_eq!((counters(), server.counters().api_key_grants), (1, 1), "{seconds} s");
+    }
 }
 
 /// Rows 54, 59.
@@ -492,7 +599,6 @@ async fn namespaces_have_files_of_their_own() {
     let mut leases = Vec::new();
     for (number, namespace) in HOSTILE.iter().enumerate() {
         let store = base.for_namespace(*namespace);
-        assert_eq!(store.namespace(), *namespace);
         assert!(store.load().await.unwrap().is_none(), "{namespace:?} has the record of another");
         // Each lease is kept, and blocks no other namespace.
         let lease = store.lease(MINUTE).await.unwrap().expect(namespace);
@@ -560,14 +666,53 @@ async fn encrypted_record_opens_only_in_its_namespace() {
     let (one, other) = (base.for_namespace("one"), base.for_namespace("other"));
     for store in [&base, &one] {
         let lease = store.lease(MINUTE).await.unwrap().unwrap();
-        let text = store.namespace().to_owned();
-        store.publish(&lease, Record::new(lease.fence(), text)).await.unwrap();
+        store.publish(&lease, Record::new(lease.fence(), "text")).await.unwrap();
     }
-    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "one");
+    assert_eq!(base.for_namespace("one").load().await.unwrap().unwrap().text(), "text");
     for copied in ["token@one", "token"] {
         fs::copy(folder.0.join(copied), folder.0.join("token@other")).unwrap();
         let error = other.load().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::InvalidRecord, "{copied}: {error:?}");
+    }
+}
+
+/// D7: a copy of a record opens only in the place of the original, or under the same name.
+#[tokio::test]
+async fn encrypted_record_opens_only_in_its_place() {
+    type Make = fn(FileStore) -> FileStore;
+    let cases: [(&str, Make, bool); 4] = [
+        ("token", |store| store, false),
+        ("token@acme", |store| store.for_namespace("acme"), false),
+        ("token", |store| store.with_namespace("acme"), true),
+        ("token@acme", |store| store.with_namespace("tenants").for_namespace("acme"), true),
+    ];
+    for (name, make, opens) in cases {
+        let folder = Folder::new();
+        let store = |path: &Path| {
+            let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+            EncryptedStore::new(make(FileStore::new(path)), keys)
+        };
+        let original = folder.0.join("acme").join("token");
+        let lease = store(&original).lease(MINUTE).await.unwrap().unwrap();
+        store(&original).publish(&lease, Record::new(lease.fence(), "text")).await.unwrap();
+        assert_eq!(store(&original).load().await.unwrap().unwrap().text(), "text", "{name}");
+
+        // In another folder, and in two whose names differ only in bytes that are no UTF-8.
+        for place in [&b"emca"[..], b"\xff", b"\xfe"] {
+            let copy = folder.0.join(OsStr::from_bytes(place)).join("token");
+            // Creates the folder.
+            drop(store(&copy).lease(MINUTE).await.unwrap());
+            fs::copy(original.with_file_name(name), copy.with_file_name(name)).unwrap();
+            let loaded = store(&copy).load().await;
+            assert_eq!(loaded.is_ok(), opens, "{name} in {place:?}: {loaded:?}");
+            let is_invalid = |error: &StoreError| error.kind() == StoreErrorKind::InvalidRecord;
+            assert!(opens || loaded.as_ref().is_err_and(is_invalid), "{loaded:?}");
+        }
+        let (one, other) =
+            (folder.0.join(OsStr::from_bytes(b"\xff")), folder.0.join(OsStr::from_bytes(b"\xfe")));
+        if !opens {
+            assert_ne!(store(&one.join("token")).namespace(), store(&other.join("token")).namespace());
+        }
     }
 }
 
@@ -600,7 +745,11 @@ fn out_of_range_options_are_errors() {
         assert_eq!(error.to_string(), format!("invalid option: {text}{path:?}"));
         assert!(matches!(error, Error::InvalidOption(_)));
     }
-    let store = FileStore::new("folder/token");
-    assert_eq!(store.namespace(), "token");
-    assert_eq!(store.with_namespace("other").namespace(), "other");
+    let folder = std::env::current_dir().unwrap().display().to_string();
+    let store = FileStore::new("./folder/token");
+    assert_eq!(store.namespace(), format!("{folder}/folder/token"));
+    assert_eq!(store.for_namespace("A").namespace(), format!("{folder}/folder/token@%41"));
+    let store = store.with_namespace("other");
+    assert_eq!(store.namespace(), "other");
+    assert_eq!(store.for_namespace("A").for_namespace("b").namespace(), "other@b");
 }

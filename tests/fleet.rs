@@ -1181,3 +1181,56 @@ async fn store_error_has_cause_once() {
         assert_eq!(support::chain(&error), format!("{text}: the store is down: connection refused"));
     }
 }
+
+/// Row 166: a restart with another account's key, or in another environment, does not use the token of the first; nor does
+/// a key that replaces another one present its refresh token.
+#[cfg(feature = "api-video")]
+#[tokio::test(start_paused = true)]
+async fn record_of_another_key_is_not_adopted() {
+    use std::sync::{Arc, Mutex};
+
+    use tower_bearer::{ApiVideo, TokenClient};
+
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let auth = tower::service_fn({
+        let asked = Arc::clone(&asked);
+        move |request: http::Request<String>| {
+            let secret = request.body().split('"').nth(3).unwrap().to_owned();
+            asked.lock().unwrap().push(secret.clone());
+            let body = format!(
+                r#"{{"access_token":"of-{secret}","refresh_token":"{secret}-next","expires_in":3600}}"#
+            );
+            async move {
+                Ok::<_, tower_bearer::BoxError>(http::Response::new(
+                    http_body_util::Full::<bytes::Bytes>::from(body),
+                ))
+            }
+        }
+    });
+    let client = TokenClient::with_service(auth);
+    let store = MemoryStore::default();
+    let process = |source: ApiVideo| {
+        let builder = TokenProvider::builder(source.with_client(client.clone()));
+        builder.store(store.clone()).build().unwrap()
+    };
+    let first = process(ApiVideo::new("key-1"));
+    assert_eq!(first.token().await.unwrap().access_token(), "of-key-1");
+    assert_eq!(process(ApiVideo::new("key-1")).token().await.unwrap().access_token(), "of-key-1");
+    assert_eq!(process(ApiVideo::new("key-2")).token().await.unwrap().access_token(), "of-key-2");
+    assert_eq!(process(ApiVideo::sandbox("key-2")).token().await.unwrap().access_token(), "of-key-2");
+    assert_eq!(*asked.lock().unwrap(), ["key-1", "key-2", "key-2"]);
+
+    // With and without a store.
+    let source = ApiVideo::new("key-3").with_client(client.clone());
+    for process in [process(source.clone()), TokenProvider::new(source.clone())] {
+        source.set_key("key-3");
+        process.token().await.unwrap();
+        asked.lock().unwrap().clear();
+        source.set_key("key-4");
+        advance(MINUTE * 60).await;
+        assert_eq!(process.token().await.unwrap().access_token(), "of-key-4");
+        advance(MINUTE * 60).await;
+        assert_eq!(process.token().await.unwrap().access_token(), "of-key-4-next");
+        assert_eq!(*asked.lock().unwrap(), ["key-4", "key-4-next"]);
+    }
+}

@@ -5,6 +5,8 @@
 mod folder;
 #[path = "support/processes.rs"]
 mod processes;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/redis_server.rs"]
 mod redis_server;
 mod support;
@@ -21,9 +23,10 @@ use std::{
 use folder::Folder;
 use futures_util::{StreamExt, future::join_all, stream};
 use processes::Process;
+use proxy::Proxy;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tower_bearer::{
     ApiVideo, Error, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider, TokenRequest,
     TokenSource,
@@ -90,10 +93,55 @@ async fn loads_record_with_remaining_life() {
     let spent = Record::new(lease.fence(), "spent").expires_in(Duration::ZERO);
     store.publish(&lease, spent).await.unwrap();
     assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(Duration::ZERO));
+}
 
-    // Redis deletes the key after the retention time.
-    let kept: i64 = redis.run(&["PTTL", KEY]).await.parse().unwrap();
-    assert!((29..=30).contains(&(kept / (24 * 60 * 60 * 1000))), "{kept}");
+/// D3: the time until Redis deletes the record; `None` if it does not.
+async fn retention(redis: &RedisServer, key: &str) -> Option<Duration> {
+    let left: i64 = redis.run(&["PTTL", key]).await.parse().unwrap();
+    assert!(left > -2, "{key} is missing");
+    u64::try_from(left).ok().map(Duration::from_millis)
+}
+
+/// D3.
+#[tokio::test]
+async fn needed_record_is_kept() {
+    let redis = RedisServer::start().await;
+    let day = 24 * 60 * MINUTE;
+    let thirty_days = |left: Option<Duration>| left.is_some_and(|left| left > 29 * day && left <= 31 * day);
+    let store = store(&redis);
+    // A lease alone is no record.
+    store.release(lease(&store).await).await.unwrap();
+    assert!(thirty_days(retention(&redis, KEY).await));
+    publish(&store, "with a lifetime").await;
+    assert!(thirty_days(retention(&redis, KEY).await));
+    let held = lease(&store).await;
+    store.publish(&held, Record::new(held.fence(), "without a lifetime")).await.unwrap();
+    assert_eq!(retention(&redis, KEY).await, None);
+    store.release(held).await.unwrap();
+    // The next lease does not end that.
+    let held = lease(&store).await;
+    assert_eq!(retention(&redis, KEY).await, None);
+    store.release(held).await.unwrap();
+    publish(&store, "with a lifetime again").await;
+    assert!(thirty_days(retention(&redis, KEY).await));
+    let server = AuthServer::builder().client("id", "secret").start().await.unwrap();
+    for namespace in ["plain", "encrypted"] {
+        let store = store.for_namespace(namespace);
+        let keys = EncryptionKeys::new("1", &[7; 32]).unwrap();
+        let provider = match namespace {
+            "plain" => login(&server, store, &server.log_in()),
+            _ => login(&server, EncryptedStore::new(store, keys), &server.log_in()),
+        };
+        let token = provider.token().await.unwrap();
+        let key = format!("tower-bearer:{{{namespace}}}:record");
+        assert_eq!(retention(&redis, &key).await, None, "{namespace}");
+        provider.refresh(&token).await.unwrap();
+        assert_eq!(retention(&redis, &key).await, None, "{namespace}");
+    }
+    // A client's own credential gets another token at any time.
+    let client = process(&server, store.for_namespace("client"));
+    client.token().await.unwrap();
+    assert!(thirty_days(retention(&redis, "tower-bearer:{client}:record").await));
 }
 
 /// Row 56: a slow publication does not lengthen the stored lifetime.
@@ -413,6 +461,248 @@ async fn redis_outage_delays_only_publication() {
     let record = stored(&store(&redis)).await;
     assert!(record.text().contains(provider.current().unwrap().access_token()));
     assert_eq!((server.counters().refresh_grants, server.counters().api_key_grants), (1, 1));
+}
+
+/// What the handles of one credential see of a Redis behind a proxy.
+fn behind(proxy: &Proxy) -> RedisStore {
+    RedisStore::new(&proxy.url(), "videos").unwrap()
+}
+
+/// How long a store may fail after its server works again.
+const HEALS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Leases, publishes and loads until all of it works.
+async fn heals(case: &str, store: &RedisStore) {
+    let deadline = Instant::now() + HEALS_WITHIN;
+    loop {
+        let works = async {
+            let Some(lease) = store.lease(MINUTE).await? else { return Ok(None) };
+            let record = Record::new(lease.fence(), case);
+            store.publish(&lease, record).await?;
+            store.release(lease).await?;
+            store.load().await
+        };
+        match works.await {
+            Ok(Some(record)) if record.text() == case => return,
+            last => assert!(Instant::now() < deadline, "{case}: {last:?}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// D1: what leaves a connection that never works again.
+#[tokio::test]
+async fn heals_after_every_kind_of_failure() {
+    let (first, second) = tokio::join!(RedisServer::start(), RedisServer::start());
+    let silent = Proxy::start(first.port).await;
+    let proxy = Proxy::start(silent.port).await;
+    let base = behind(&proxy);
+    let store = base.for_namespace("videos");
+    heals("at first", &store).await;
+
+    // The old connection stays silent, as that of a peer that has lost its power.
+    silent.freeze();
+    let error = store.load().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
+    proxy.switch(first.port);
+    heals("a silent peer", &store).await;
+
+    proxy.close_all();
+    heals("a lost connection", &store).await;
+
+    for reply in [
+        "-LOADING Redis is loading the dataset in memory",
+        "-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "-CLUSTERDOWN The cluster is down",
+        "-READONLY You can't write against a read only replica.",
+        "-ERR max number of clients reached",
+        "-NOAUTH Authentication required.",
+        "+WHAT",
+        "what",
+    ] {
+        for url in
+            [proxy.url(), format!("{}/1", proxy.url()), format!("redis://:canary@127.0.0.1:{}", proxy.port)]
+        {
+            let store = RedisStore::new(&url, "videos").unwrap();
+            proxy.reply(Some(reply));
+            assert!(store.lease(MINUTE).await.is_err(), "{reply}");
+            proxy.reply(None);
+            first
+                .run(&["CONFIG", "SET", "requirepass", if url.contains("canary") { "canary" } else { "" }])
+                .await;
+            heals(reply, &store).await;
+            first.cli(&["-a", "canary", "CONFIG", "SET", "requirepass", ""]).await;
+        }
+    }
+
+    let with_password =
+        RedisStore::new(&format!("redis://:canary@127.0.0.1:{}", proxy.port), "videos").unwrap();
+    first.run(&["CONFIG", "SET", "requirepass", "another"]).await;
+    let error = with_password.load().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Configuration, "{error:?}");
+    first.cli(&["-a", "another", "CONFIG", "SET", "requirepass", "canary"]).await;
+    heals("a wrong password", &with_password).await;
+    first.cli(&["-a", "canary", "CONFIG", "SET", "requirepass", ""]).await;
+
+    // The old master is demoted. Its connections stay open.
+    heals("before the failover", &store).await;
+    let _left_on_old_master = first.run(&["SET", "tower-bearer:{videos}:lease", "1", "PX", "60000"]).await;
+    first.run(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    proxy.switch(second.port);
+    heals("a failover", &store).await;
+    assert_eq!(second.run(&["HGET", KEY, "text"]).await, "a failover");
+    heals("a failover, seen by another handle", &base).await;
+}
+
+/// D1: the connection belongs to a runtime that nobody drives any more.
+#[test]
+fn heals_after_runtime_stops() {
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (idle, runtime) = (build(), build());
+    let redis = runtime.block_on(RedisServer::start());
+    let store = store(&redis);
+    idle.block_on(heals("first runtime", &store));
+    runtime.block_on(heals("second runtime", &store));
+    // Nor does a connection that is being opened there block the others.
+    let proxy = runtime.block_on(Proxy::start(redis.port));
+    let store = Arc::new(behind(&proxy));
+    idle.block_on(async {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.load().await });
+        sleep(Duration::from_millis(50)).await;
+    });
+    runtime.block_on(heals("opened by the first runtime", &store));
+}
+
+/// D1: a limit longer than the provider's own: the operation is dropped before it has failed.
+#[tokio::test]
+async fn heals_after_dropped_operation() {
+    let redis = RedisServer::start().await;
+    let silent = Proxy::start(redis.port).await;
+    let proxy = Proxy::start(silent.port).await;
+    let store = behind(&proxy).timeouts(MINUTE, MINUTE);
+    heals("at first", &store).await;
+    silent.freeze();
+    assert!(timeout(Duration::from_millis(100), store.load()).await.is_err());
+    proxy.switch(redis.port);
+    timeout(HEALS_WITHIN, heals("a dropped operation", &store)).await.unwrap();
+}
+
+/// D1: the command is performed after its connection was given up. No lease is left that nobody holds.
+#[tokio::test]
+async fn late_lease_is_found_again() {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.port).await;
+    let (one, other) = (behind(&proxy), store(&redis));
+    heals("at first", &one).await;
+    proxy.freeze();
+    assert!(one.lease(MINUTE).await.is_err());
+    proxy.thaw();
+    // The late command is performed now.
+    exists(&redis, &KEY.replace("record", "lease")).await;
+    assert!(other.lease(MINUTE).await.unwrap().is_none());
+    let found = lease(&one).await;
+    // Two attempts of one handle still exclude each other, and the lease is a lease like any other.
+    assert!(one.lease(MINUTE).await.unwrap().is_none());
+    assert!(other.lease(MINUTE).await.unwrap().is_none());
+    assert_eq!(one.extend(&found, MINUTE).await.unwrap(), Extension::Extended);
+    let record = Record::new(found.fence(), "found");
+    assert_eq!(one.publish(&found, record).await.unwrap(), Publication::Stored);
+    one.release(found).await.unwrap();
+    assert!(other.lease(MINUTE).await.unwrap().is_some());
+}
+
+/// D1: the late command arrives while its successor holds the lease, and once more after that was released.
+#[tokio::test]
+async fn late_lease_supersedes_no_holder() {
+    let redis = RedisServer::start().await;
+    let (slow, fast) = (Proxy::start(redis.port).await, Proxy::start(redis.port).await);
+    let front = Proxy::start(slow.port).await;
+    let store = behind(&front);
+    heals("at first", &store).await;
+    for is_held in [true, false] {
+        slow.freeze();
+        assert!(store.lease(MINUTE).await.is_err());
+        front.switch(fast.port);
+        let held = lease(&store).await;
+        let fence = held.fence();
+        if !is_held {
+            store.release(held).await.unwrap();
+            slow.thaw();
+            sleep(Duration::from_millis(200)).await;
+            // Its lease is found again.
+            assert!(lease(&store).await.fence() > fence);
+            break;
+        }
+        slow.thaw();
+        sleep(Duration::from_millis(200)).await;
+        let record = Record::new(fence, "held");
+        assert_eq!(store.publish(&held, record).await.unwrap(), Publication::Stored);
+        store.release(held).await.unwrap();
+        front.switch(slow.port);
+        front.close_all();
+        heals("in between", &store).await;
+    }
+}
+
+/// Builds a provider with a user's login, whose refresh tokens work once.
+fn login(server: &AuthServer, store: impl TokenStore, refresh_token: &str) -> TokenProvider {
+    let endpoint = Server::token_endpoint(format!("{}oauth/token", server.uri()));
+    let source = OAuth2::login(endpoint, ClientAuth::public("id"));
+    let retry = RetryPolicy::new().backoff(Duration::from_millis(1), Duration::from_millis(5));
+    TokenProvider::builder(source).login(refresh_token).store(store).retry(retry).build().unwrap()
+}
+
+/// D2: Redis fails over while the token endpoint is asked. The refresh token before is spent.
+#[tokio::test]
+async fn failover_during_exchange_keeps_login() {
+    for keeps_connections in [true, false] {
+        let (master, replica) = tokio::join!(RedisServer::start(), RedisServer::start());
+        let proxy = Proxy::start(master.port).await;
+        let server = AuthServer::builder().client("id", "secret").start().await.unwrap();
+        let provider = login(&server, behind(&proxy), &server.log_in());
+        let token = provider.token().await.unwrap();
+        replica.run(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]).await;
+        exists(&replica, KEY).await;
+
+        server.inject(Route::OAuthToken, Fault::Delay(Duration::from_secs(1)));
+        let refresh = tokio::spawn({
+            let (provider, token) = (provider.clone(), token.clone());
+            async move { provider.refresh(&token).await }
+        });
+        exists(&replica, &KEY.replace("record", "lease")).await;
+        proxy.switch(replica.port);
+        replica.run(&["REPLICAOF", "NO", "ONE"]).await;
+        master.run(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]).await;
+        if !keeps_connections {
+            proxy.close_all();
+        }
+        assert!(!refresh.is_finished(), "the exchange was over before the failover");
+        let refreshed = refresh.await.unwrap().unwrap();
+
+        let on_new_master = store(&replica);
+        let is_stored = async {
+            while !stored(&on_new_master).await.text().contains(refreshed.access_token()) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(HEALS_WITHIN, is_stored).await.expect("the new refresh token is not stored");
+        // Another process goes on with it.
+        let other = login(&server, on_new_master, "");
+        let adopted = other.token().await.unwrap();
+        assert_eq!(adopted.access_token(), refreshed.access_token());
+        other.refresh(&adopted).await.unwrap();
+        assert_eq!(server.counters().reused_refresh_tokens, 0);
+    }
+}
+
+/// Waits until the server has this key.
+async fn exists(redis: &RedisServer, key: &str) {
+    let deadline = Instant::now() + MINUTE / 3;
+    while redis.run(&["EXISTS", key]).await == "0" {
+        assert!(Instant::now() < deadline, "{key} is missing");
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Row 57: Redis is read-only, slow, or has a key of another type.

@@ -583,3 +583,21 @@ async fn latest_possible_expiry_works() {
     let token = tokio::time::timeout(Duration::from_secs(60), provider.token()).await;
     assert!(token.expect("the caller is stuck").is_ok());
 }
+
+/// Row 169: what was rejected is repaired during the cool-down, which grows to a minute.
+#[tokio::test(start_paused = true)]
+async fn ready_asks_again_after_repair() {
+    let source = Source::new();
+    let provider = TokenProvider::new(Arc::clone(&source));
+    for _ in 0..8 {
+        source.next(Act::Fail(SourceError::rejected("not yet")));
+        provider.token().await.unwrap_err();
+        tokio::time::sleep(Duration::from_secs(70)).await;
+    }
+    source.next(Act::Fail(SourceError::rejected("not yet")));
+    provider.token().await.unwrap_err();
+    provider.token().await.unwrap_err();
+    let begun = tokio::time::Instant::now();
+    provider.ready().await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(1), "the source takes a second");
+}

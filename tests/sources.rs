@@ -4,14 +4,16 @@
 mod folder;
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use folder::Folder;
 use http::StatusCode;
 use support::{Api, at_once, chain, get};
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, StaticToken, TokenFile, TokenProvider, TokenSource};
+use tower_bearer::{
+    BearerAuthLayer, Error, SourceErrorKind, StaticToken, TokenFile, TokenProvider, TokenSource,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -113,6 +115,94 @@ async fn unreadable_file_keeps_good_token() {
     sleep(2 * MINUTE).await;
     assert_eq!(provider.current().unwrap().access_token(), "better");
     assert_eq!(provider.status().failed_refreshes, 0);
+}
+
+/// D6: the error names the reason and quotes nothing, and the last good token stays.
+#[tokio::test(start_paused = true)]
+async fn bad_token_file_is_named() {
+    let utf16 = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let header = "eyJhbGciOiJSUzI1NiJ9";
+    let cases: [(Vec<u8>, &str); 25] = [
+        (b" \n".to_vec(), "it is empty"),
+        (b"\xef\xbb\xbfcanary".to_vec(), "it starts with a byte order mark"),
+        ([b"\xff\xfe".to_vec(), utf16("canary")].concat(), "it is UTF-16"),
+        (b"\xfe\xff\0c\0a".to_vec(), "it is UTF-16"),
+        (utf16("canary"), "it has a NUL byte"),
+        (b"canary\0".to_vec(), "it has a NUL byte"),
+        (vec![0; 64], "it has a NUL byte"),
+        (b"canary\xe9".to_vec(), "it is not UTF-8"),
+        (b"Bearer canary".to_vec(), "it has `Bearer` before the token"),
+        (b"bearer\tcanary".to_vec(), "it has `Bearer` before the token"),
+        (b"Bearer: canary".to_vec(), "it has `Bearer` before the token"),
+        (b"Bearer".to_vec(), "it has `Bearer` before the token"),
+        (b"\"canary\"\n".to_vec(), "it has quotes"),
+        (b"'canary'".to_vec(), "it has quotes"),
+        (b"TOKEN=\"canary\"".to_vec(), "it has quotes"),
+        (b"{\"access_token\":\"canary\"}".to_vec(), "it is JSON"),
+        (b"canary\ncanary\n".to_vec(), "it has more than one line"),
+        (b"canary canary".to_vec(), "it has more than one word"),
+        ("canary\u{200b}".into(), "other than visible ASCII"),
+        (b"eyJhbGciOi".to_vec(), "it is half written"),
+        (b"eyJh".to_vec(), "it is half written"),
+        (header.into(), "it is half written"),
+        (format!("{header}.eyJzdWIiOiJjYW5hcnki").into(), "it is half written"),
+        (format!("{header}.eyJzdWIiOiJjYW5hcnkifQ.").into(), "it is half written"),
+        (format!("{header}..iv.canary").into(), "it is half written"),
+    ];
+    let folder = Folder::new();
+    let good = format!("{header}.eyJzdWIiOiJjYW5hcnkifQ.c2ln");
+    fs::write(folder.token(), format!("\n{good}\r\n")).unwrap();
+    let provider = TokenProvider::new(TokenFile::new(folder.token()));
+    assert_eq!(provider.token().await.unwrap().access_token(), good);
+    for (content, why) in cases {
+        rotate(&folder.token(), &content);
+        let fresh = TokenProvider::builder(TokenFile::new(folder.token()))
+            .retry(tower_bearer::RetryPolicy::new().max_retries(0))
+            .build()
+            .unwrap();
+        let error = fresh.token().await.unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains(&folder.token().display().to_string()) && text.contains(why), "{why}: {text}");
+        let shown = format!("{text}{error:?}");
+        assert!(!shown.contains("canary") && !shown.contains("eyJ"), "{shown}");
+        let Error::Source(error) = error else { panic!("{error:?}") };
+        assert!(error.is_transient() && error.kind() == SourceErrorKind::InvalidResponse, "{error:?}");
+        sleep(2 * MINUTE).await;
+        assert_eq!(provider.token().await.unwrap().access_token(), good, "{why}");
+    }
+    // What only resembles these.
+    for good in
+        ["bearer-canary", "eyJpdiI6IkFBIn0", "eyJ1c2VyIjoxfQ.c2ln", "eyJhbGciOiJkaXIi..a.b.c", "a.b.", "a\"b"]
+    {
+        rotate(&folder.token(), good);
+        let fresh = TokenProvider::new(TokenFile::new(folder.token()));
+        assert_eq!(fresh.token().await.unwrap().access_token(), good);
+    }
+}
+
+/// D6: the file is written in place, a few bytes at a time.
+#[tokio::test]
+async fn file_is_read_when_it_is_whole() {
+    let folder = Folder::new();
+    let path = folder.token();
+    let token = |number: u32| format!("{number:04}").repeat(50);
+    fs::write(&path, token(0)).unwrap();
+    let writes = tokio::task::spawn_blocking(move || {
+        for number in 1..=10 {
+            let mut file = fs::File::create(&path).unwrap();
+            for part in token(number).as_bytes().chunks(70) {
+                file.write_all(part).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    });
+    while !writes.is_finished() {
+        let read = TokenProvider::new(TokenFile::new(folder.token())).token().await.unwrap();
+        let number = read.access_token()[..4].parse().unwrap();
+        assert_eq!(read.access_token(), token(number));
+    }
+    writes.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! [`TokenFile`]: a token in a file that another process rotates.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -8,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -22,6 +24,12 @@ use crate::{
 
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
+/// A file is read until two reads agree, this long apart, and at most so often.
+const SETTLING: (Duration, usize) = (Duration::from_millis(10), 50);
+
+/// What a JWT may begin with: the name of its header's first parameter (`alg`, `typ`, `kid`, `enc`, `cty`, `x5t`).
+const JWT_HEADERS: [&str; 6] = ["eyJhbGci", "eyJ0eXAi", "eyJraWQi", "eyJlbmMi", "eyJjdHki", "eyJ4NXQi"];
+
 /// A [`TokenSource`] that reads an access token from a file that another process rotates.
 ///
 /// Kubernetes rotates the tokens that it
@@ -29,8 +37,8 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 /// way.
 ///
 /// The file is read again in the background before the [interval](Self::reload_interval) ends, and when the API
-/// challenges the token. If the file cannot be read (it is missing, empty or half written), the last good token remains
-/// in use.
+/// challenges the token. If the file cannot be read, or has no token (it is missing, empty or half written), the last good
+/// token remains in use, and a [log event](crate::observability) has the reason.
 ///
 /// ```
 /// use tower_bearer::{BearerAuthLayer, AllowedOrigins, TokenFile, TokenProvider};
@@ -45,6 +53,10 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 ///
 /// A regular file, or a link to one, of at most [`Token::MAX_LEN`] bytes without the white space around the token. The
 /// file's owner and permissions are not checked.
+///
+/// The file has the token alone: no `Bearer `, no quotes, no JSON, no byte order mark, no UTF-16. It should be replaced in
+/// one step, by a rename. If it is written in place instead, it is read again until it stays the same for 10 ms, and a JWT
+/// without its signature counts as half written. So does one with `alg: none`, which has an empty signature.
 ///
 /// # Which origins see the token
 ///
@@ -81,9 +93,11 @@ impl TokenFile {
         let text = read
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| SourceError::unavailable(format!("{shown} cannot be read: {error}")))?;
-        Token::builder(text.trim()).expires_in(self.reload_interval).build().map_err(|error| {
-            SourceError::invalid_response(format!("{shown} does not contain a valid access token: {error}"))
-        })
+        let invalid = |why: &dyn fmt::Display| {
+            SourceError::invalid_response(format!("{shown} does not contain a valid access token: {why}"))
+        };
+        let token = access_token(&text).map_err(|why| invalid(&why))?;
+        Token::builder(token).expires_in(self.reload_interval).build().map_err(|error| invalid(&error))
     }
 }
 
@@ -114,7 +128,50 @@ impl TokenSource for TokenFile {
     }
 }
 
-fn read(path: &Path) -> io::Result<Zeroizing<String>> {
+/// Returns the text of the file without the white space around it, or why it is no token. No reason quotes it.
+fn access_token(text: &[u8]) -> Result<&str, &'static str> {
+    let first = |flaws: &[(bool, &'static str)]| {
+        flaws.iter().find(|(has, _)| *has).map_or(Ok(()), |flaw| Err(flaw.1))
+    };
+    first(&[
+        (text.starts_with(b"\xef\xbb\xbf"), "it starts with a byte order mark"),
+        (text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff"), "it is UTF-16"),
+        (text.contains(&0), "it has a NUL byte: it is binary, UTF-16 or half written"),
+    ])?;
+    let token = std::str::from_utf8(text).map_err(|_| "it is not UTF-8")?.trim();
+    let quotes = ['"', '\'', '`'];
+    let first_word = token.split([' ', '\t', ':']).next().unwrap_or_default();
+    let is_jwt = JWT_HEADERS.iter().any(|start| token.starts_with(start) || start.starts_with(token));
+    // A signed JWT has three parts, an encrypted one five. The last is never empty.
+    let is_whole = matches!(token.split('.').count(), 3 | 5) && !token.ends_with('.');
+    first(&[
+        (token.is_empty(), "it is empty"),
+        (token.starts_with(['{', '[']), "it is JSON"),
+        (token.starts_with(quotes) || token.ends_with(quotes), "it has quotes"),
+        (first_word.eq_ignore_ascii_case("Bearer"), "it has `Bearer` before the token"),
+        (token.contains(['\r', '\n']), "it has more than one line"),
+        (token.contains(char::is_whitespace), "it has more than one word"),
+        (is_jwt && !is_whole, "it is a JWT without its end: it is half written"),
+    ])?;
+    Ok(token)
+}
+
+/// Reads the file until two reads agree: it may be written meanwhile.
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (pause, most) = SETTLING;
+    let mut text = read_once(path)?;
+    for _ in 0..most {
+        thread::sleep(pause);
+        let again = read_once(path)?;
+        if again == text {
+            return Ok(text);
+        }
+        text = again;
+    }
+    Err(io::Error::other("it does not stop changing"))
+}
+
+fn read_once(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     // Checked before the file is opened, because opening a pipe would block until another process writes to it.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -122,8 +179,8 @@ fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     // The capacity has room for white space. It is reserved at once, because growth would leave a copy of the token in
     // memory.
     let max = Token::MAX_LEN + 1024;
-    let mut text = Zeroizing::new(String::with_capacity(max + 1));
-    File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(max + 1));
+    File::open(path)?.take(max as u64 + 1).read_to_end(&mut text)?;
     if text.len() > max {
         return Err(io::Error::other("it is longer than an access token can be"));
     }

@@ -19,7 +19,9 @@ const FORMAT: &str = "sealed-1";
 ///
 /// The cipher is XChaCha20-Poly1305, with a random nonce for each record. A record is bound to the store's
 /// [namespace](TokenStore::namespace) and to its version: a copy in another namespace, or with another version,
-/// cannot be decrypted. A record that cannot be decrypted counts as absent, which is
+/// cannot be decrypted. The namespace of a `FileStore` is the absolute path of its
+/// file. That of a `RedisStore` has neither the server nor the prefix of the keys: use other encryption keys there. A
+/// record that cannot be decrypted counts as absent, which is
 /// [reported](crate::observability); the next record replaces it.
 ///
 /// A record's lifetime and version are not secret. With write access to the store it is possible to delete the

@@ -9,12 +9,16 @@ use std::{
         fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::{fs::OFlags, process::geteuid};
+use rustix::{
+    fs::OFlags,
+    process::geteuid,
+    time::{ClockId, clock_gettime},
+};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -75,8 +79,12 @@ const STICKY: u32 = 0o1000;
 /// # Locks
 ///
 /// A lease ends after its length, or when its process ends in any way, because the kernel then releases the file
-/// lock. Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for
-/// longer than the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
+/// lock. The length is measured with the system's monotonic clock, which all processes share and nobody can set: a step
+/// of the wall clock ends no lease. A record ages by the wall clock, which survives a restart, and at least by the time
+/// since this store has loaded it first.
+///
+/// Each operation runs on a thread of tokio's blocking pool. It fails if another process holds the lock for longer than
+/// the [timeout](Self::timeout), which happens only if that process was stopped while it wrote.
 ///
 /// # Many credentials
 ///
@@ -86,8 +94,14 @@ const STICKY: u32 = 0o1000;
 /// share a file, even on a file system that ignores case or normalizes Unicode. The namespace must have at least one
 /// byte, and the file's name at most 249.
 ///
-/// The file at `path` is not the record of any handle. If it is used as well and is encrypted, give it a
-/// [name](Self::with_namespace) that no handle has: a record is bound to the namespace, not to the file.
+/// The file at `path` is not the record of any handle.
+///
+/// # Encrypted records
+///
+/// An encrypted record is bound to the absolute path of its file: a copy in another place does not open. So all
+/// processes must use the same path, without different links. If they do not, or if the folder is moved or renamed, use
+/// [`with_namespace`](Self::with_namespace). Otherwise the record cannot be decrypted in its new place, which costs a
+/// user's login.
 pub struct FileStore {
     files: Arc<Files>,
     namespace: String,
@@ -97,6 +111,8 @@ pub struct FileStore {
 struct Files {
     /// The path that [`FileStore::new`] was called with. The record of another namespace is next to it.
     base: PathBuf,
+    /// That of [`FileStore::with_namespace`].
+    name: Option<String>,
     record: PathBuf,
     /// Locked while a lease is granted or extended, and while a record is written. Contains the newest lease.
     lock: PathBuf,
@@ -105,6 +121,8 @@ struct Files {
     /// The next record while it is written. Only the holder of `lock` writes it.
     temporary: PathBuf,
     timeout: Duration,
+    /// The version of the record that was loaded last, and when it was loaded first.
+    seen: Arc<Mutex<Option<(u64, Instant)>>>,
 }
 
 /// The content of the record's file.
@@ -113,6 +131,7 @@ struct Stored {
     /// Stored as `generation`: renaming the field in the file would make existing records unreadable.
     #[serde(rename = "generation")]
     version: u64,
+    /// By the wall clock.
     stored_at: Millis,
     lifetime_ms: Option<u64>,
     record: SecretString,
@@ -133,11 +152,13 @@ struct ToStore<'a> {
 struct Leased {
     schema: u32,
     fence: u64,
-    leased_at: Millis,
+    /// When the lease was granted or extended, by the monotonic clock. It is not that of an earlier boot: then no process
+    /// has the lock.
+    #[serde(default)]
+    monotonic: Millis,
     length_ms: u64,
 }
 
-/// Milliseconds of the wall clock, which all processes share and which survives a restart.
 type Millis = u64;
 
 impl FileStore {
@@ -148,13 +169,16 @@ impl FileStore {
     /// that cannot be created, is an error of [`ready`](crate::TokenProvider::ready).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let base = path.into();
-        let namespace = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { files: Arc::new(Files::new(base.clone(), base, TIMEOUT)), namespace }
+        Self { namespace: place(&base), files: Arc::new(Files::new(base.clone(), base, None, TIMEOUT)) }
     }
 
-    /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the file's name.
+    /// Sets the name that an encrypted record is bound to ([`TokenStore::namespace`]). Default: the absolute path of the
+    /// record's file, when this store was created.
+    ///
+    /// Handles that are made of this store for a namespace have this name, `@`, and their namespace.
     pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
+        Arc::make_mut(&mut self.files).name = Some(self.namespace.clone());
         self
     }
 
@@ -223,7 +247,7 @@ impl TokenStore for FileStore {
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
         // Before waiting for the lock, otherwise the wait would lengthen the token's life in the store.
-        let (fence, stored_at) = (lease.fence(), now_millis());
+        let (fence, stored_at) = (lease.fence(), wall_clock());
         self.run(move |files| files.publish(fence, &record, stored_at)).await
     }
 
@@ -240,11 +264,13 @@ impl TokenStore for FileStore {
 /// Uses the same folder, and the same timeout.
 impl NamespacedStore for FileStore {
     fn for_namespace(&self, namespace: impl Into<String>) -> Self {
-        let (namespace, base) = (namespace.into(), self.files.base.clone());
+        let Files { base, name, timeout, .. } = &*self.files;
+        let suffix = format!("@{}", encoded(&namespace.into()));
         // The encoded namespace has neither `@` nor a dot. So this is not the file of the base store, nor one of the
         // files that end in `.lock`, `.lease` or `.new`.
-        let record = beside(&base, &format!("@{}", encoded(&namespace)));
-        Self { files: Arc::new(Files::new(base, record, self.files.timeout)), namespace }
+        let record = beside(base, &suffix);
+        let namespace = name.as_ref().map_or_else(|| place(&record), |name| format!("{name}{suffix}"));
+        Self { files: Arc::new(Files::new(base.clone(), record, name.clone(), *timeout)), namespace }
     }
 }
 
@@ -261,6 +287,12 @@ fn encoded(namespace: &str) -> String {
     encoded
 }
 
+/// Returns the absolute path as a text that no other path has. Links are not resolved, so that the file need not exist.
+fn place(path: &Path) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    absolute.as_os_str().as_bytes().escape_ascii().to_string()
+}
+
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
@@ -268,23 +300,30 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 impl Files {
-    fn new(base: PathBuf, record: PathBuf, timeout: Duration) -> Self {
+    fn new(base: PathBuf, record: PathBuf, name: Option<String>, timeout: Duration) -> Self {
         let beside = |suffix| beside(&record, suffix);
         let (lock, lease, temporary) = (beside(".lock"), beside(".lease"), beside(".new"));
-        Self { base, record, lock, lease, temporary, timeout }
+        Self { base, name, record, lock, lease, temporary, timeout, seen: Arc::default() }
+    }
+
+    fn stored(&self) -> Result<Option<Stored>, StoreError> {
+        let file = self.open(&self.record, OpenOptions::new().read(true))?;
+        file.map(|mut file| read(&mut file, &self.record)).transpose()
     }
 
     fn load(&self) -> Result<Option<Record>, StoreError> {
-        let mut options = OpenOptions::new();
-        let Some(mut file) = self.open(&self.record, options.read(true))? else { return Ok(None) };
-        let stored: Stored = read(&mut file, &self.record)?;
+        let Some(stored) = self.stored()? else { return Ok(None) };
+        // The wall clock may have been set back since, or the file may be from elsewhere: the record also ages while it
+        // is seen here.
+        let seen_for = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = seen.filter(|(version, _)| *version == stored.version);
+            seen.insert(first.unwrap_or_else(|| (stored.version, Instant::now()))).1.elapsed()
+        };
+        let age = wall_clock().saturating_sub(stored.stored_at).max(millis(seen_for));
         let record = Record::new(stored.version, stored.record.expose_secret());
         Ok(Some(match stored.lifetime_ms {
-            Some(lifetime) => {
-                // Saturating: after the clock was set back, the record still lives no longer than its lifetime.
-                let age = now_millis().saturating_sub(stored.stored_at);
-                record.expires_in(Duration::from_millis(lifetime.saturating_sub(age)))
-            }
+            Some(lifetime) => record.expires_in(Duration::from_millis(lifetime.saturating_sub(age))),
             None => record,
         }))
     }
@@ -293,7 +332,7 @@ impl Files {
         self.create_directory()?;
         let mut lock = self.lock()?;
         let last = newest_lease(&mut lock, &self.lock)?;
-        let now = now_millis();
+        let now = monotonic();
         let guard = self.open_or_create(&self.lease)?;
         let guard = match guard.try_lock() {
             Ok(()) => guard,
@@ -301,10 +340,13 @@ impl Files {
             Err(TryLockError::WouldBlock) => self.replace_lease()?,
             Err(TryLockError::Error(error)) => return Err(cannot("lock", &self.lease, error)),
         };
-        // Based on the clock, so that it is greater than any earlier fence even if the lock's file was deleted.
-        let fence = (now * 1000).max(last.fence + 1);
+        // Based on the wall clock and on the record, so that it is greater than any earlier fence even if the lock's file
+        // was deleted or the clock was set back.
+        let stored = self.stored().ok().flatten().filter(|stored| stored.version < INVALID_FENCE);
+        let newest = stored.map_or(0, |stored| stored.version).max(last.fence);
+        let fence = (wall_clock() * 1000).max(newest + 1);
         let length_ms = millis(length);
-        write_leased(&mut lock, &Leased { schema: SCHEMA, fence, leased_at: now, length_ms })
+        write_leased(&mut lock, &Leased { schema: SCHEMA, fence, monotonic: now, length_ms })
             .map_err(|error| cannot("write", &self.lock, error))?;
         Ok(Some(Lease::new(fence).with_guard(guard)))
     }
@@ -314,11 +356,11 @@ impl Files {
     fn extend(&self, fence: u64, length: Duration) -> Result<Extension, StoreError> {
         let mut lock = self.lock()?;
         let newest = newest_lease(&mut lock, &self.lock)?;
-        let now = now_millis();
+        let now = monotonic();
         if newest.fence != fence || !newest.lasts(now) {
             return Ok(Extension::Expired);
         }
-        let extended = Leased { leased_at: now, length_ms: millis(length), ..newest };
+        let extended = Leased { monotonic: now, length_ms: millis(length), ..newest };
         write_leased(&mut lock, &extended).map_err(|error| cannot("write", &self.lock, error))?;
         Ok(Extension::Extended)
     }
@@ -455,10 +497,9 @@ impl Files {
 }
 
 impl Leased {
-    /// Returns whether the lease has time left. If the clock was set back, it has ended: two leases at once are
-    /// harmless, but no lease until the clock catches up is not.
+    /// Returns whether the lease has time left, if a process has its lock.
     fn lasts(&self, now: Millis) -> bool {
-        now.checked_sub(self.leased_at).is_some_and(|age| age < self.length_ms)
+        now.saturating_sub(self.monotonic) < self.length_ms
     }
 }
 
@@ -509,8 +550,13 @@ fn read<T: DeserializeOwned>(file: &mut File, path: &Path) -> Result<T, StoreErr
     serde_json::from_slice(&text).map_err(|_| invalid("does not contain a record".into()))
 }
 
-fn now_millis() -> Millis {
+fn wall_clock() -> Millis {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Returns the time of the clock that all processes share, and that nobody can set.
+fn monotonic() -> Millis {
+    millis(clock_gettime(ClockId::Monotonic).try_into().unwrap_or_default())
 }
 
 /// The text has the cause, and the error no source, so that a chain of sources shows the cause once.

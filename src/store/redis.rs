@@ -2,17 +2,25 @@
 
 use std::{
     fmt,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    hash::{BuildHasher, RandomState},
+    io,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use redis::{
-    Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, ServerErrorKind,
-    TlsCertificates,
-    aio::{ConnectionManager, ConnectionManagerConfig},
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script,
+    ScriptInvocation, ServerErrorKind, TlsCertificates, aio::MultiplexedConnection,
 };
 use rustls::crypto::CryptoProvider;
-use tokio::time::Instant;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
 
 use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore};
 use crate::{error::Error, observability::millis};
@@ -22,7 +30,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 const KEY_PREFIX: &str = "tower-bearer:";
 
-/// How long Redis keeps a record after its token has expired.
+/// How long Redis keeps a record after its token has expired, unless it is needed then.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// KEYS: the record, the lease. Returns the version, the remaining lifetime in ms or an empty string, and the text;
@@ -40,33 +48,44 @@ const LOAD: &str = r"
     return {found[1], left, found[3]}
 ";
 
-/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms. Returns the fence and
-/// Redis' time in ms; or nil.
+/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms, and the lease's owner.
+/// Returns the fence and Redis' time in ms; or nil.
 ///
 /// The fence is based on the clock, so that it is greater than any fence that was lost in a flush or a failover. A
 /// stored fence that is not a number, or is beyond the integers that Lua represents exactly, was not written by this
 /// crate and is ignored. So is a lease without an expiry.
+///
+/// A lease of the same owner is granted again, with its fence: its grant did not arrive. The SET of a key that exists
+/// has no effect, but makes a replica answer READONLY instead of reporting a lease of its former master.
 const LEASE: &str = r"
-    if redis.call('PTTL', KEYS[2]) >= 0 then return false end
     local time = redis.call('TIME')
-    local last = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
+    local newest = redis.call('HMGET', KEYS[1], 'fence', 'owner')
+    local last = tonumber(newest[1]) or 0
     if not (last < 2 ^ 53) then last = 0 end
     local fence = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
-    redis.call('HSET', KEYS[1], 'fence', fence)
-    if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+    if redis.call('PTTL', KEYS[2]) >= 0 then
+        if newest[2] ~= ARGV[3] or redis.call('GET', KEYS[2]) ~= newest[1] then
+            redis.call('SET', KEYS[2], fence, 'NX')
+            return false
+        end
+        fence = newest[1]
+    end
+    local kept = redis.call('PTTL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'fence', fence, 'owner', ARGV[3])
+    if kept == -2 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
     redis.call('SET', KEYS[2], fence, 'PX', ARGV[1])
     return {fence, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))}
 ";
 
 /// KEYS: the record, the lease. ARGV: the fence, the token's expiry in Redis' time in ms or an empty string, the
-/// text, the retention in ms. Returns whether the record is stored.
+/// text, the retention in ms or an empty string. Returns whether the record is stored.
 ///
 /// If the stored fence was lost, the record is stored, because no lease was granted since.
 const PUBLISH: &str = r"
     local newest = tonumber(redis.call('HGET', KEYS[1], 'fence'))
     if newest and newest > tonumber(ARGV[1]) then return 0 end
     redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', ARGV[2], 'text', ARGV[3])
-    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+    if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
     return 1
 ";
 
@@ -100,13 +119,14 @@ const RELEASE: &str = r"
 /// A hash contains the record and the newest fence. A string is the lease and expires with it. Both keys begin with
 /// `tower-bearer:{namespace}:`, so that a cluster keeps them on one node. Five short scripts access them, each in one
 /// step. All times are measured by Redis, so the clocks of the hosts need not agree. Redis deletes a record thirty
-/// days after its token has expired.
+/// days after its token has expired. It keeps the record of a user's login, and that of a token without a known
+/// lifetime: delete the keys of a credential that is no longer used.
 ///
 /// Read access to these keys reveals the token. [`EncryptedStore`](super::EncryptedStore) encrypts it (feature
 /// `encryption`). Members and publishers need the rights of the first line, readers those of the second:
 ///
 /// ```text
-/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +time +ping
+/// ~tower-bearer:* +eval +evalsha +script|load +hset +hget +hmget +set +get +del +pttl +pexpire +persist +time +ping
 /// ~tower-bearer:* +eval +evalsha +script|load +hmget +time +ping
 /// ```
 ///
@@ -121,8 +141,11 @@ const RELEASE: &str = r"
 ///
 /// # Connections
 ///
-/// The store uses one connection of redis-rs' `ConnectionManager`, opened on first use and reopened whenever it is
-/// lost. In a cluster, use the address of the node that has the keys, or of a proxy: redirections are not followed.
+/// The store uses one connection, opened on first use. If an operation fails or is dropped, the next one opens a new
+/// connection, which resolves the host's name again: a peer may be silent, a former master read-only, or the runtime
+/// that drives the connection stopped. An operation that fails at once on a connection that was open before is tried
+/// once more on a new one. In a cluster, use the address of the node that has the keys, or of a proxy: redirections are
+/// not followed.
 ///
 /// Handles of [`for_namespace`](NamespacedStore::for_namespace) share this connection: ten thousand handles use one. A
 /// handle takes 40 bytes and its namespace. [`timeouts`](Self::timeouts) and
@@ -144,12 +167,20 @@ const RELEASE: &str = r"
 /// `rediss://` is TLS by rustls with its process-wide default cryptography provider. If the program has installed
 /// none, the store installs that of `ring` when it connects, whatever features are enabled.
 pub struct RedisStore {
-    namespace: String,
+    namespace: Box<str>,
     options: Arc<Options>,
-    /// Created on first use, because the connection's tasks run on the runtime that creates it. Stores that share it
-    /// have the same options, except for the prefix.
-    connection: Arc<Mutex<Option<ConnectionManager>>>,
+    /// Stores that share it have the same options, except for the prefix.
+    connection: Arc<Newest>,
+    /// The name under which this handle asks for the lease next; 0 for a new one.
+    ///
+    /// A command whose connection was given up may still be performed, and its lease would then be held by nobody. So
+    /// the handle asks under the same name again until it gets the lease, and after it has released it. Whoever asks
+    /// meanwhile takes another name: two leases of one handle exclude each other.
+    owner: AtomicU64,
 }
+
+/// The newest connection. The first operation opens it, and its task runs on that operation's runtime.
+type Newest = ArcSwap<OnceCell<MultiplexedConnection>>;
 
 #[derive(Clone)]
 struct Options {
@@ -161,15 +192,35 @@ struct Options {
     response_timeout: Duration,
 }
 
-/// Redis' time, and the local time when its answer arrived: an expiry computed from them does not depend on how long
-/// the answer, or a later command, takes.
-struct Clocks {
+/// The connection that an operation uses. If the operation fails, or is dropped, the next one opens another connection.
+///
+/// The peer may be silent, demoted or gone, and the connection's runtime may not be driven any more. No error tells
+/// these apart from a failure that another connection would not cure.
+struct InUse<'a> {
+    newest: &'a Newest,
+    connection: Arc<OnceCell<MultiplexedConnection>>,
+    works: bool,
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        if !self.works {
+            // Has no effect if another operation has replaced the connection already.
+            self.newest.compare_and_swap(&self.connection, Arc::default());
+        }
+    }
+}
+
+/// What a lease was granted with. An expiry computed from the two times does not depend on how long the answer, or a
+/// later command, takes.
+struct Granted {
+    owner: u64,
     redis_ms: u64,
     /// Taken after the answer arrived, never before, so that a token may expire early in Redis but not late.
     answered_at: Instant,
 }
 
-impl Clocks {
+impl Granted {
     /// Returns Redis' time when `left` has passed from now on.
     fn redis_ms_in(&self, left: Duration) -> u64 {
         self.redis_ms.saturating_add(millis(self.answered_at.elapsed().saturating_add(left)))
@@ -218,7 +269,11 @@ impl RedisStore {
             connection_timeout: CONNECTION_TIMEOUT,
             response_timeout: RESPONSE_TIMEOUT,
         };
-        Ok(Self { namespace, options: Arc::new(options), connection: Arc::default() })
+        Ok(Self::with(namespace, Arc::new(options), Arc::default()))
+    }
+
+    fn with(namespace: String, options: Arc<Options>, connection: Arc<Newest>) -> Self {
+        Self { namespace: namespace.into(), options, connection, owner: AtomicU64::new(0) }
     }
 
     /// Sets the prefix of the keys' names. Default: `tower-bearer:`.
@@ -255,30 +310,6 @@ impl RedisStore {
         self.options.client.get_connection_info().addr()
     }
 
-    /// Returns the connection, and creates it on first use.
-    fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connection) = &*connection {
-            return Ok(connection.clone());
-        }
-        if matches!(self.address(), ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none()
-        {
-            // An error means that another thread has installed one meanwhile, which is fine.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        // No retries here: the provider has its own backoff.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(self.options.connection_timeout))
-            .set_response_timeout(Some(self.options.response_timeout));
-        let made = self
-            .options
-            .client()
-            .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
-            .map_err(|error| self.failed(&error))?;
-        Ok(connection.insert(made).clone())
-    }
-
     /// Prepares a script with the two keys.
     fn invoke(&self, script: &'static Script) -> ScriptInvocation<'static> {
         let key = |name: &str| format!("{}{{{}}}:{name}", self.options.prefix, self.namespace);
@@ -288,7 +319,31 @@ impl RedisStore {
     }
 
     async fn run<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        invocation.invoke_async(&mut self.connection()?).await.map_err(|error| self.failed(&error))
+        self.send(invocation).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Runs a script. If that fails at once on a connection that was open before, it is run again on a new one, which
+    /// may lead to another server. Each script may run twice.
+    async fn send<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, RedisError> {
+        let mut is_second = false;
+        loop {
+            let newest = &*self.connection;
+            let mut used = InUse { newest, connection: newest.load_full(), works: false };
+            let was_open = used.connection.initialized();
+            let result = async {
+                // The connection may be opened by an operation whose runtime is not driven any more.
+                let opened = used.connection.get_or_try_init(|| self.options.connect());
+                let opened = timeout(self.options.connection_timeout, opened).await;
+                let opened = opened.map_err(|_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut)));
+                invocation.invoke_async(&mut opened??.clone()).await
+            };
+            let result = result.await;
+            used.works = result.is_ok();
+            match result {
+                Err(error) if was_open && !is_second && !error.is_timeout() => is_second = true,
+                result => return result,
+            }
+        }
     }
 
     /// Returns the error of an operation. Its text says where, and why. It has no source, so that a chain of sources
@@ -323,6 +378,18 @@ impl Options {
         let Some(pem) = &self.root_certificates else { return Ok(self.client.clone()) };
         let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
         Client::build_with_tls(self.client.get_connection_info().clone(), certificates)
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let address = self.client.get_connection_info().addr();
+        if matches!(address, ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none() {
+            // An error means that another thread has installed one meanwhile, which is fine.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connection_timeout))
+            .set_response_timeout(Some(self.response_timeout));
+        self.client()?.get_multiplexed_async_connection_with_config(&config).await
     }
 }
 
@@ -421,10 +488,18 @@ impl TokenStore for RedisStore {
 
     async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
         let mut lease = self.invoke(&SCRIPTS.lease);
-        lease.arg(millis(length)).arg(millis(RETENTION));
-        let leased: Option<(u64, u64)> = self.run(&lease).await?;
+        let owner = match self.owner.swap(0, Ordering::Relaxed) {
+            0 => RandomState::new().hash_one(0).max(1),
+            owner => owner,
+        };
+        lease.arg(millis(length)).arg(millis(RETENTION)).arg(owner);
+        let leased: Result<Option<(u64, u64)>, _> = self.run(&lease).await;
         let answered_at = Instant::now();
-        Ok(leased.map(|(fence, redis_ms)| Lease::new(fence).with_guard(Clocks { redis_ms, answered_at })))
+        if let Ok(Some((fence, redis_ms))) = leased {
+            return Ok(Some(Lease::new(fence).with_guard(Granted { owner, redis_ms, answered_at })));
+        }
+        self.owner.store(owner, Ordering::Relaxed);
+        leased.map(|_| None)
     }
 
     async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
@@ -435,41 +510,40 @@ impl TokenStore for RedisStore {
     }
 
     async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
-        let clocks = lease
-            .guard::<Clocks>()
+        let granted = lease
+            .guard::<Granted>()
             .ok_or_else(|| StoreError::unavailable("the lease was granted by another store"))?;
-        let expires_at = record.lifetime().map(|left| clocks.redis_ms_in(left));
-        let retention = RETENTION.saturating_add(record.lifetime().unwrap_or_default());
+        let expires_at = record.lifetime().map(|left| granted.redis_ms_in(left));
+        let retention = record.lifetime().filter(|_| !record.outlives_token());
+        let retention = retention.map(|left| millis(RETENTION.saturating_add(left)));
+        let or_empty = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
         let mut publish = self.invoke(&SCRIPTS.publish);
-        publish
-            .arg(lease.fence())
-            .arg(expires_at.map_or_else(String::new, |at| at.to_string()))
-            .arg(record.text())
-            .arg(millis(retention));
+        publish.arg(lease.fence()).arg(or_empty(expires_at)).arg(record.text()).arg(or_empty(retention));
         // Only the error's code: the rest of the message may quote the record.
         let failed = |error: RedisError| match error.code() {
             Some(code) => self.error(&error, format_args!("the server answers {code}")),
             None => self.failed(&error),
         };
-        let stored: bool = publish.invoke_async(&mut self.connection()?).await.map_err(failed)?;
+        let stored: bool = self.send(&publish).await.map_err(failed)?;
         Ok(if stored { Publication::Stored } else { Publication::Superseded })
     }
 
     async fn release(&self, lease: Lease) -> Result<(), StoreError> {
         let mut release = self.invoke(&SCRIPTS.release);
         release.arg(lease.fence());
-        self.run(&release).await
+        let () = self.run(&release).await?;
+        // Not before: the command could release the next lease of the same owner.
+        if let Some(granted) = lease.guard::<Granted>() {
+            self.owner.store(granted.owner, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
 /// Shares the connection, and the options.
 impl NamespacedStore for RedisStore {
     fn for_namespace(&self, namespace: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            options: Arc::clone(&self.options),
-            connection: Arc::clone(&self.connection),
-        }
+        Self::with(namespace.into(), Arc::clone(&self.options), Arc::clone(&self.connection))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Worker processes that share a store. Each is this test's own program, started again with environment variables.
 #![allow(dead_code, unreachable_pub)]
 
-use std::{env, process::Stdio, time::Duration};
+use std::{env, path::PathBuf, process::Stdio, time::Duration};
 
 use bytes::Bytes;
 use http::Request;
@@ -35,14 +35,30 @@ impl Process {
         Self::start_with(test, store, server, &server.api_key())
     }
 
+    /// Starts a process that shares `store`, with more environment variables.
+    pub fn start_in(test: &str, store: &str, server: &AuthServer, environment: &[(&str, &PathBuf)]) -> Self {
+        Self::spawn(test, store, server, &server.api_key(), environment)
+    }
+
     /// Starts a process that shares `store`, and gets its tokens with this credential.
     pub fn start_with(test: &str, store: &str, server: &AuthServer, credential: &str) -> Self {
+        Self::spawn(test, store, server, credential, &[])
+    }
+
+    fn spawn(
+        test: &str,
+        store: &str,
+        server: &AuthServer,
+        credential: &str,
+        environment: &[(&str, &PathBuf)],
+    ) -> Self {
         // Ignoring XFSZ makes a write past the file size limit an error, as on a full disk, instead of a fatal signal.
         let mut child = Command::new("sh")
             .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
             .arg(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads", "1"])
             .envs([(STORE, store), (SERVER, &server.uri().to_string()), (CREDENTIAL, credential)])
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

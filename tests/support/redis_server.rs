@@ -78,7 +78,7 @@ impl RedisServer {
         answer
     }
 
-    async fn cli(&self, command: &[&str]) -> String {
+    pub async fn cli(&self, command: &[&str]) -> String {
         let output = tokio::process::Command::new("redis-cli")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
             .args(command)
@@ -93,6 +93,8 @@ fn spawn(port: u16, options: &[String]) -> Child {
     let spawned = Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(["--dir", std::env::temp_dir().to_str().unwrap(), "--enable-debug-command", "yes"])
+        // A replica writes this file, and another server would load it when it starts.
+        .args(["--dbfilename", &dump(port), "--repl-diskless-sync-delay", "0"])
         .args(options)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -106,9 +108,14 @@ fn spawn(port: u16, options: &[String]) -> Child {
     }
 }
 
+fn dump(port: u16) -> String {
+    format!("tower-bearer-{}-{port}.rdb", std::process::id())
+}
+
 impl Drop for RedisServer {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
+        let _ = std::fs::remove_file(std::env::temp_dir().join(dump(self.port)));
     }
 }
