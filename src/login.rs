@@ -28,9 +28,8 @@ use crate::{
     detached::detached,
     error::{Presented, SourceError, SourceErrorKind, StoreError, StoreErrorKind},
     observability::{self, Reporter},
-    origins::AllowedOrigins,
     retry::Backoff,
-    source::{Credential, DynTokenSource, RefreshReason, Sent, TokenRequest},
+    source::{Credential, DynTokenSource, RefreshReason, Sent, TokenRequest, check_text},
     store::{Lease, POLL_BACKOFF, Publication, Role, Share, StoreOutage},
     token::{LEAST_LIFE, Token},
 };
@@ -39,7 +38,7 @@ use crate::{
 const ALIVE: Duration = Duration::from_secs(10);
 
 /// The delay between two attempts to publish a token later, min and max.
-const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
 /// A refresh token is presented again after a tenth of the outage so far, and after this at most.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -62,7 +61,7 @@ pub(crate) enum Asked {
 }
 
 pub(crate) struct Login {
-    source: Box<dyn DynTokenSource>,
+    pub(crate) source: Box<dyn DynTokenSource>,
     share: Option<Box<Share>>,
     pub(crate) reporter: Reporter,
     /// Never held across an await, or while foreign code runs.
@@ -78,6 +77,8 @@ struct State {
     is_unstored: bool,
     /// Whether the refresh tokens are those of a user's login.
     is_login: bool,
+    /// Whether a doubtful refresh token is presented now.
+    asks_again: bool,
     /// Whether the record that was read last belongs to another credential.
     is_foreign: bool,
     /// Made when it is needed: most providers have neither a login nor a store.
@@ -166,21 +167,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What an attempt has brought.
-enum Answer {
-    /// The source has issued it.
-    Granted(Token),
-    /// Another process has stored it meanwhile.
-    Adopted(Token),
-}
-
-/// What follows a failed exchange.
-enum Next {
-    Fail(SourceError),
-    /// The credential is used, or the refresh token of this login.
-    Other(Option<String>),
-}
-
 impl Login {
     pub(crate) fn new(
         source: Box<dyn DynTokenSource>,
@@ -205,18 +191,6 @@ impl Login {
         self.state().is_login
     }
 
-    pub(crate) fn revision(&self) -> u64 {
-        self.source.credential().revision()
-    }
-
-    pub(crate) fn credential(&self) -> Credential {
-        self.source.credential()
-    }
-
-    pub(crate) fn allowed_origins(&self) -> AllowedOrigins {
-        self.source.allowed_origins()
-    }
-
     /// Sets the refresh token of a new login. Returns false if it is known not to be new.
     pub(crate) fn log_in(&self, refresh_token: String) -> bool {
         let seed = Seed { refresh_token: refresh_token.into(), is_configured: false };
@@ -230,7 +204,7 @@ impl Login {
             }
             if state.known.chain.id() == Some(&id) {
                 // The user says that it is good.
-                state.known.chain.doubt(None);
+                state.asks_again = true;
             }
             state.known.chain.id().unwrap_or_default().to_owned()
         };
@@ -241,7 +215,7 @@ impl Login {
 
     /// A doubtful refresh token is presented with the next attempt.
     pub(crate) fn ask_again(&self) {
-        self.state().known.chain.doubt(None);
+        self.state().asks_again = true;
     }
 
     /// Returns a token that replaces the one of `request`, in one attempt.
@@ -293,7 +267,7 @@ impl Login {
         let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
         (is_another && works).then(|| {
             if is_unstored {
-                self.publish_later();
+                self.publish_later(None);
             }
             token
         })
@@ -424,6 +398,8 @@ impl Login {
             let mut state = self.state();
             let more = state.more();
             if more.exchange.is_some() {
+                drop(state);
+                lease.into_iter().for_each(|lease| self.release_in_background(lease));
                 return Err(SourceError::unavailable("another exchange of the login is running"));
             }
             more.exchanges = more.exchanges.wrapping_add(1);
@@ -466,19 +442,8 @@ impl Login {
         request: &TokenRequest<'_>,
         lease: Option<Lease>,
     ) -> Result<Token, SourceError> {
-        let (Some(share), Some(lease)) = (&self.share, lease) else {
-            return Ok(match self.ask(request, None).await? {
-                Answer::Granted(token) | Answer::Adopted(token) => token,
-            });
-        };
-        let answer = match share.extending(&lease, self.ask(request, Some((share, &lease)))).await {
-            Ok(Answer::Adopted(token)) => {
-                share.release(lease).await;
-                return Ok(token);
-            }
-            Ok(Answer::Granted(token)) => Ok(token),
-            Err(error) => Err(error),
-        };
+        let (Some(share), Some(lease)) = (&self.share, lease) else { return self.ask(request, None).await };
+        let answer = share.extending(&lease, self.ask(request, Some((share, &lease)))).await;
         let known = {
             let state = self.state();
             state.is_unstored.then(|| state.known.clone())
@@ -504,16 +469,14 @@ impl Login {
                 if let Some(token) = self.adopt_if_newer(share, &found, answer.as_ref().ok()) {
                     return Ok(token);
                 }
-                self.publish_later();
+                self.publish_later(None);
             }
             Err(error) => {
                 share.reporter.not_stored(&error);
-                if is_login {
-                    self.keep_publishing(lease);
-                } else {
-                    self.release_in_background(lease);
-                    self.publish_later();
-                }
+                // A process that got the lease of a login would present the refresh token that is spent.
+                let (kept, released) = if is_login { (Some(lease), None) } else { (None, Some(lease)) };
+                released.into_iter().for_each(|lease| self.release_in_background(lease));
+                self.publish_later(kept);
             }
         }
         answer
@@ -522,48 +485,37 @@ impl Login {
     /// Presents the refresh tokens of the chain, or uses the credential. Each change is known before the next await, at which
     /// this may be dropped.
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         request: &TokenRequest<'_>,
         under: Option<(&Share, &Lease)>,
-    ) -> Result<Answer, SourceError> {
+    ) -> Result<Token, SourceError> {
         loop {
             self.begin(under).await?;
             let credential = self.source.credential();
             let asked_at = Instant::now();
-            let refresh_token = self.next(&credential, asked_at)?;
-            let counted = Counted { login: self, sent: Sent::unknown(), is_dropped: true };
-            let asked = request.presenting(refresh_token.as_ref(), &counted.sent);
-            let answer = self.source.fetch(&asked).await;
-            counted.answered();
-            let (refresh_token, error) = match (refresh_token, answer) {
-                (presented, Ok(token)) => {
-                    return Ok(Answer::Granted(self.granted(presented.as_ref(), token, &credential)));
-                }
-                (None, Err(error)) => return Err(error),
-                (Some(presented), Err(error)) => (presented, error),
+            let Some(refresh_token) = self.next(&credential, asked_at)? else {
+                let token = self.source.fetch(&request.presenting(None, &Sent::unknown())).await?;
+                return Ok(self.granted(None, token, credential));
             };
-            if self.is_over(&error) {
+            let counted = Counted { login: self, sent: Sent::unknown(), is_dropped: true };
+            let answer = self.source.fetch(&request.presenting(Some(&refresh_token), &counted.sent)).await;
+            counted.answered();
+            let error = match answer {
+                Ok(token) => return Ok(self.granted(Some(&refresh_token), token, credential)),
+                Err(error) => error,
+            };
+            if let Some((share, _)) = under.filter(|_| self.is_over(&error)) {
                 // Another process may have renewed it meanwhile, whose refresh token must not be lost.
-                let found = match under {
-                    Some((share, _)) => self.load(share).await.unwrap_or_default(),
-                    None => None,
-                };
-                if let Some(found) = found.filter(|found| found.version > self.state().known.version) {
-                    let token = found.token.clone();
-                    if self.take_up(&found) {
-                        match token.filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE)) {
-                            Some(token) => return Ok(Answer::Adopted(token)),
-                            None => continue,
-                        }
-                    }
+                let found = self.load(share).await.unwrap_or_default();
+                if let Some(token) = self.adopt_if_newer(share, &found, request.previous()) {
+                    return Ok(token);
+                }
+                if found.is_some_and(|found| self.take_up(&found)) {
+                    continue;
                 }
             }
-            match self.failed(&refresh_token, error, asked_at) {
-                Next::Fail(error) => return Err(error),
-                Next::Other(used) => {
-                    used.iter()
-                        .for_each(|used| self.reporter.using_login(used, "the configured one was rejected"));
-                }
+            if let Some(used) = self.failed(&refresh_token, error, asked_at)? {
+                self.reporter.using_login(&used, "the configured one was rejected");
             }
         }
     }
@@ -630,7 +582,7 @@ impl Login {
             state.reset();
         }
         let next = state.known.chain.refresh_token.clone();
-        let is_doubtful = state.known.chain.is_doubtful(now);
+        let is_doubtful = !std::mem::take(&mut state.asks_again) && state.known.chain.is_doubtful(now);
         if is_login && (is_doubtful || next.is_none()) {
             let verdict = state.more.as_ref().and_then(|more| more.verdict.clone());
             return Err(verdict.unwrap_or_else(|| {
@@ -646,7 +598,7 @@ impl Login {
     }
 
     /// Records a token that was granted, for the refresh token that was presented or for the credential.
-    fn granted(&self, presented: Option<&SecretString>, token: Token, credential: &Credential) -> Token {
+    fn granted(&self, presented: Option<&SecretString>, token: Token, credential: Credential) -> Token {
         let mut state = self.state();
         let next = token.refresh_token().map(SecretString::from);
         let has_next = next.is_some();
@@ -662,7 +614,7 @@ impl Login {
         };
         // Without a store, only the exchange of a login outlives its refresh.
         state.known.token = Some(token.clone()).filter(|_| state.is_login || self.share.is_some());
-        state.known.credential = shared(credential.clone());
+        state.known.credential = shared(credential);
         state.is_unstored = self.share.is_some();
         state.reset();
         token
@@ -679,20 +631,26 @@ impl Login {
         }
     }
 
-    /// Records that the exchange of a refresh token has failed.
-    fn failed(&self, presented: &SecretString, mut error: SourceError, asked_at: Instant) -> Next {
+    /// Records that the exchange of a refresh token has failed. If another refresh token or the credential is used then,
+    /// returns the login that is used.
+    fn failed(
+        &self,
+        presented: &SecretString,
+        mut error: SourceError,
+        asked_at: Instant,
+    ) -> Result<Option<String>, SourceError> {
         let is_login = self.is_login();
         let is_over = self.is_over(&error);
         let mut state = self.state();
         if !state.known.chain.is_next(presented) {
-            return Next::Fail(error);
+            return Err(error);
         }
         let now = Instant::now();
         if let Some(next) = error.take_next_refresh_token() {
             state.known.chain.granted(Some(next));
             state.is_unstored = self.share.is_some();
             state.reset();
-            return Next::Fail(error);
+            return Err(error);
         }
         match error.presented() {
             Presented::Rejected if is_login => {
@@ -700,11 +658,11 @@ impl Login {
                 state.is_unstored = self.share.is_some();
                 if state.known.chain.reject(version) {
                     state.known.token = None;
-                    return Next::Other(state.known.chain.id().map(str::to_owned));
+                    return Ok(state.known.chain.id().map(str::to_owned));
                 }
                 let error = SourceError::login_required(format!("{error}: a user has to log in again"));
                 state.more().verdict = Some(error.clone());
-                Next::Fail(error)
+                Err(error)
             }
             Presented::Doubtful if is_login => {
                 state.known.chain.doubt(Some(now + DOUBT));
@@ -715,14 +673,14 @@ impl Login {
                 };
                 let error = SourceError::login_required(text);
                 state.more().verdict = Some(error.clone());
-                Next::Fail(error)
+                Err(error)
             }
             _ if is_over => {
                 state.known.chain = Chain::default();
                 state.unclear = 0;
                 drop(state);
                 observability::credential_used(&error);
-                Next::Other(None)
+                Ok(None)
             }
             presented => {
                 state.unclear -= u32::from(presented == Presented::Unspent && state.unclear > 0);
@@ -735,7 +693,7 @@ impl Login {
                     let pause = error.retry_after().unwrap_or_default().max(pause);
                     error = error.with_retry_after(pause);
                 }
-                Next::Fail(error)
+                Err(error)
             }
         }
     }
@@ -768,7 +726,7 @@ impl Login {
         share.reporter.without_store(&error);
         asking(Asked::Source);
         let token = self.ask_and_publish(request, None).await?;
-        self.publish_later();
+        self.publish_later(None);
         Ok(token)
     }
 
@@ -818,40 +776,23 @@ impl Login {
         state.is_unstored &= !is_same;
     }
 
-    /// Publishes what is known in the background until it is stored, and keeps the lease until then: a process that got it
-    /// would present the spent refresh token.
-    fn keep_publishing(self: &Arc<Self>, lease: Lease) {
-        let login = Arc::downgrade(self);
-        let publish = async move {
-            while let Some(login) = login.upgrade() {
-                let Some(share) = &login.share else { return };
-                let known = login.state().known.clone();
-                match share.publish_for_a_lease(&known, &lease).await {
-                    Ok(Publication::Stored) => {
-                        login.stored(&known, lease.fence());
-                        return share.release(lease).await;
-                    }
-                    Ok(Publication::Superseded) => return login.publish_later(),
-                    Err(error) => share.reporter.not_stored(&error),
-                }
-            }
-        };
-        tokio::spawn(observability::within(observability::current_span(), publish));
-    }
-
-    /// Starts a task that publishes what is known, if none is running. The task ends with the provider.
-    fn publish_later(self: &Arc<Self>) {
+    /// Publishes what is known in the background until the store has it, under this lease as long as that is the newest one.
+    /// The task ends with the provider.
+    fn publish_later(self: &Arc<Self>, lease: Option<Lease>) {
         // Held until the new task is stored, otherwise two callers could each start one.
         let mut state = self.state();
-        if state.more().publisher.as_ref().is_some_and(|task| !task.is_finished()) {
+        if lease.is_none() && state.more().publisher.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let login = Arc::downgrade(self);
+        let (login, mut lease) = (Arc::downgrade(self), lease);
         let publish = async move {
             let mut delays = Backoff::between(PUBLISH_BACKOFF);
             loop {
-                sleep(delays.next_delay()).await;
+                if lease.is_none() {
+                    sleep(delays.next_delay()).await;
+                }
                 let Some(login) = login.upgrade() else { return };
+                let Some(share) = &login.share else { return };
                 {
                     let mut state = login.state();
                     if !state.is_unstored {
@@ -861,14 +802,37 @@ impl Login {
                         return;
                     }
                 }
-                let Some(share) = &login.share else { return };
-                if let Err(error) = login.publish_unless_newer(share).await {
-                    share.reporter.not_stored(&error);
-                }
+                let published = match lease.take() {
+                    Some(kept) => login.publish_under(share, kept, &mut lease).await,
+                    None => login.publish_unless_newer(share).await,
+                };
+                published.unwrap_or_else(|error| share.reporter.not_stored(&error));
             }
         };
         let publish = observability::within(observability::current_span(), publish);
         state.more().publisher = Some(tokio::spawn(publish));
+    }
+
+    /// Publishes what is known under a lease, which is kept if the store fails.
+    async fn publish_under(
+        &self,
+        share: &Share,
+        lease: Lease,
+        kept: &mut Option<Lease>,
+    ) -> Result<(), StoreError> {
+        let known = self.state().known.clone();
+        match share.publish_for_a_lease(&known, &lease).await {
+            Ok(Publication::Stored) => {
+                self.stored(&known, lease.fence());
+                share.release(lease).await;
+            }
+            Ok(Publication::Superseded) => {}
+            Err(error) => {
+                *kept = Some(lease);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Publishes what is known, unless there is a newer record or another process has the lease.
@@ -951,15 +915,10 @@ const OLD: &str = "it has replaced the one that was given";
 ///
 /// [`SourceError::configuration`], without the text.
 pub(crate) fn check_refresh_token(refresh_token: &str) -> Result<(), SourceError> {
-    let is_blank = |char: char| char.is_whitespace() || char.is_control();
-    let what = match refresh_token.len() {
-        0..=Token::MAX_LEN if !refresh_token.starts_with(is_blank) && !refresh_token.ends_with(is_blank) => {
-            return Ok(());
-        }
-        0..=Token::MAX_LEN => "not begin or end with white space or a control character: trim it",
-        _ => "be at most 16384 bytes long",
-    };
-    Err(SourceError::configuration(format!("the refresh token must {what}")))
+    if refresh_token.len() > Token::MAX_LEN {
+        return Err(SourceError::configuration("the refresh token must be at most 16384 bytes long"));
+    }
+    check_text("the refresh token", refresh_token)
 }
 
 fn is_in_first_half_of_expiring(token: &Token, now: Instant) -> bool {

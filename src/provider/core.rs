@@ -72,7 +72,7 @@ impl Core {
             published: Arc::new(Published::empty()),
             accepted: AtomicU32::new(0),
             state: Mutex::new(State::new(number)),
-            allowed_origins: login.allowed_origins(),
+            allowed_origins: login.source.allowed_origins(),
             login: Arc::new(login),
             config,
             kept: atomic::AtomicU32::new(0),

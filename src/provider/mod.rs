@@ -419,7 +419,7 @@ impl TokenSource for TokenProvider {
     }
 
     fn credential(&self) -> Credential {
-        self.core().login.credential().of_provider()
+        self.core().login.source.credential().of_provider()
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {

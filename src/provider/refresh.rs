@@ -37,7 +37,7 @@ const SLACK: Duration = Duration::from_millis(100);
 pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let runtime = core.config.runtime();
     let decide = |revision| core.decide(&need, Instant::now(), revision, runtime.as_ref());
-    let decided = decide(None).or_else(|| decide(Some(core.login.revision())));
+    let decided = decide(None).or_else(|| decide(Some(core.login.source.credential().revision())));
     // With a revision, there is always a decision.
     let Some((decision, current, running, waiter)) = decided else {
         return Waiting::decided(core, Err(Error::Interrupted));
@@ -46,13 +46,13 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
         core.reporter().left_alone(token);
     }
     // A challenged token is no answer to its challenge.
-    let works = current.clone().filter(|_| !matches!(need, Need::Other { .. }));
+    let uses_current = current.is_some() && !matches!(need, Need::Other { .. });
     match (decision, current, running.zip(waiter)) {
-        (Decision::Join(_), _, Some((refresh, waiter))) => Waiting::on(core, &refresh, waiter, works),
+        (Decision::Join(_), _, Some((refresh, waiter))) => Waiting::on(core, &refresh, waiter, uses_current),
         (Decision::Start { waits, may_be_lost, .. }, current, Some((refresh, waiter))) => {
             let mut waiting = match current {
                 Some(token) if !waits => Waiting::decided(core, Ok(token)),
-                _ => Waiting::on(core, &refresh, waiter, works),
+                _ => Waiting::on(core, &refresh, waiter, uses_current),
             };
             waiting.may_be_lost = may_be_lost;
             start(core, refresh, runtime);
@@ -197,8 +197,8 @@ pin_project! {
         deadline: Instant,
         #[pin]
         deadline_timer: Option<Sleep>,
-        // The token that worked when this began to wait. It is used if the refresh fails.
-        works: Option<Token>,
+        // Whether the current token is used if the refresh fails: it worked when this began to wait.
+        uses_current: bool,
         // Whether the refresh is lost if the caller, who has started it, does not wait.
         pub(crate) may_be_lost: bool,
     }
@@ -212,16 +212,16 @@ impl Waiting {
             waiter: None,
             deadline: Instant::now(),
             deadline_timer: None,
-            works: None,
+            uses_current: false,
             may_be_lost: false,
         }
     }
 
-    fn on(core: &Arc<Core>, refresh: &Refresh, waiter: Waiter, works: Option<Token>) -> Self {
+    fn on(core: &Arc<Core>, refresh: &Refresh, waiter: Waiter, uses_current: bool) -> Self {
         Self {
             waiter: Some(waiter),
             deadline: refresh.deadline + SLACK,
-            works,
+            uses_current,
             decided: None,
             ..Self::decided(core, Err(Error::Interrupted))
         }
@@ -252,7 +252,8 @@ impl Future for Waiting {
                 Err(this.core.timed_out(*this.deadline - SLACK - this.core.config.refresh_timeout))
             }
         };
-        let works = this.works.take().filter(|token| !token.0.is_expired(Instant::now()));
-        Poll::Ready(outcome.or_else(|error| works.ok_or(error)))
+        // Not the one of then: a login may have begun.
+        let current = || this.core.current().filter(|_| *this.uses_current);
+        Poll::Ready(outcome.or_else(|error| current().ok_or(error)))
     }
 }

@@ -196,3 +196,18 @@ impl<T: TokenSource> DynTokenSource for T {
         TokenSource::allowed_origins(self)
     }
 }
+
+/// Checks a text that goes into a request. A line break at the end of a file is easily taken along.
+///
+/// # Errors
+///
+/// [`SourceError::configuration`], without the text, which may be a secret.
+pub(crate) fn check_text(option: &str, text: &str) -> Result<(), SourceError> {
+    let is_blank = |char: char| char.is_whitespace() || char.is_control();
+    if text.starts_with(is_blank) || text.ends_with(is_blank) {
+        return Err(SourceError::configuration(format!(
+            "{option} must not begin or end with white space or a control character: trim it"
+        )));
+    }
+    Ok(())
+}

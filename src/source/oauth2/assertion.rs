@@ -19,8 +19,8 @@ use secrecy::zeroize::Zeroizing;
 use serde_json::{Map, Value};
 
 use super::{
-    super::{Credential, TokenRequest, TokenSource},
-    form::{base64_of_any_form, check_text},
+    super::{Credential, TokenRequest, TokenSource, check_text},
+    form::base64_of_any_form,
 };
 use crate::{
     error::{Facts, SourceError, seconds},

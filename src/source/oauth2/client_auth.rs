@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 
 #[cfg(feature = "oauth2-jwt")]
 use super::assertion::{Assertion, SigningKey};
-use super::form::{Form, check_text};
+use super::{super::check_text, form::Form};
 use crate::error::SourceError;
 
 /// How a client authenticates to an authorization server (RFC 6749 §2.3).

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use super::{
     super::{
-        TokenRequest,
+        TokenRequest, check_text,
         client::{Fields, Sent, TokenClient, TokenResponse},
     },
-    form::{Form, base64_of_any_form, check_text},
+    form::{Form, base64_of_any_form},
     options::{Grant, OAuth2},
 };
 use crate::{

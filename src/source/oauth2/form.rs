@@ -4,6 +4,7 @@ use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use form_urlencoded::Serializer;
 use secrecy::zeroize::Zeroizing;
 
+use super::super::check_text;
 use crate::error::SourceError;
 
 /// The fields of a token request, which may be secrets. They are overwritten when dropped.
@@ -34,21 +35,6 @@ impl Form {
         let fields = self.0.iter().map(|(name, value)| (name, value.as_str()));
         Serializer::new(String::new()).extend_pairs(fields).finish()
     }
-}
-
-/// Checks a text that goes into a request. A line break at the end of a file is easily taken along.
-///
-/// # Errors
-///
-/// [`SourceError::configuration`], without the text, which may be a secret.
-pub(super) fn check_text(option: &str, text: &str) -> Result<(), SourceError> {
-    let is_blank = |char: char| char.is_whitespace() || char.is_control();
-    if text.starts_with(is_blank) || text.ends_with(is_blank) {
-        return Err(SourceError::configuration(format!(
-            "{option} must not begin or end with white space or a control character: trim it"
-        )));
-    }
-    Ok(())
 }
 
 /// Decodes base64 in either alphabet, with or without padding.

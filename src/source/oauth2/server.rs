@@ -9,9 +9,9 @@ use std::{
 use http::{Request, Uri};
 use tokio::time::Instant;
 
-use super::{
-    super::client::{Sent, TokenClient},
-    form::check_text,
+use super::super::{
+    check_text,
+    client::{Sent, TokenClient},
 };
 use crate::{
     error::{Facts, SourceError},
