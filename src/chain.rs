@@ -162,8 +162,10 @@ impl Chain {
         self.login.iter_mut().for_each(|login| login.doubted_until = until);
     }
 
-    pub(crate) fn is_doubtful(&self, now: Instant) -> bool {
-        self.login.as_ref().and_then(|login| login.doubted_until).is_some_and(|until| now < until)
+    /// How much longer the refresh token is doubtful.
+    pub(crate) fn doubted_for(&self, now: Instant) -> Duration {
+        let until = self.login.as_ref().and_then(|login| login.doubted_until);
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 }
 

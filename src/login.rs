@@ -582,7 +582,8 @@ impl Login {
             state.reset();
         }
         let next = state.known.chain.refresh_token.clone();
-        let is_doubtful = !std::mem::take(&mut state.asks_again) && state.known.chain.is_doubtful(now);
+        let is_doubtful =
+            !std::mem::take(&mut state.asks_again) && !state.known.chain.doubted_for(now).is_zero();
         if is_login && (is_doubtful || next.is_none()) {
             let verdict = state.more.as_ref().and_then(|more| more.verdict.clone());
             return Err(verdict.unwrap_or_else(|| {

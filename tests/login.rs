@@ -24,7 +24,7 @@ use tokio::{
 use tower_bearer::{
     BoxError, Error, OAuth2, SourceErrorKind, Token, TokenClient, TokenProvider, TokenProviderBuilder,
     oauth2::{ClientAuth, Server},
-    store::{EncryptedStore, EncryptionKeys, TokenStore},
+    store::{EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, StoreError, TokenStore},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,12 +35,16 @@ struct Logins(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// When each refresh token of the login was spent.
-    refresh_tokens: HashMap<String, Option<Instant>>,
+    /// The number of the login that each refresh token belongs to, and when it was spent.
+    refresh_tokens: HashMap<String, (usize, Option<Instant>)>,
+    /// The number of the login of each access token.
+    granted_to: Vec<usize>,
     /// How long a spent refresh token is accepted.
     grace: Duration,
     granted: u32,
     presented: Vec<String>,
+    /// As `presented`, also if a request was not processed.
+    asked: Vec<String>,
     /// The next requests are not processed, and get this answer: a status, and `Retry-After`.
     refusals: VecDeque<(u16, &'static str)>,
     /// How much longer the next answer takes.
@@ -53,6 +57,10 @@ struct State {
     further: &'static str,
     /// Decides which requests fail, and how long the others take.
     chance: Option<Chance>,
+    /// As `chance`, with all faults. The fault of a burst, and how many requests it lasts.
+    chaos: Option<(Chance, u64, u64)>,
+    /// Whether the newest answer was lost.
+    was_lost: bool,
     /// How often a spent refresh token was presented too late, which revoked the login.
     reused: u32,
     /// Whether that is only rejected, and revokes nothing.
@@ -77,7 +85,19 @@ impl Logins {
 
     /// Logs a user in: `refresh_token` is the first of its family, which ends the one before.
     fn log_in(&self, refresh_token: &str) {
-        self.state().refresh_tokens = [(refresh_token.to_owned(), None)].into();
+        self.state().refresh_tokens.clear();
+        self.enrol(refresh_token, 0);
+    }
+
+    /// As [`log_in`](Self::log_in), with a number, and without an end of other logins.
+    fn enrol(&self, refresh_token: &str, login: usize) {
+        self.state().refresh_tokens.insert(refresh_token.to_owned(), (login, None));
+    }
+
+    /// The number of the login that a token belongs to.
+    fn login_of(&self, token: &Token) -> usize {
+        let number: usize = token.access_token().trim_start_matches("access-").parse().unwrap();
+        self.state().granted_to[number - 1]
     }
 
     fn revoke(&self) {
@@ -96,18 +116,20 @@ impl Logins {
         let mut state = self.state();
         state.presented.push(refresh_token.to_owned());
         let grace = state.grace;
-        let spent = state.refresh_tokens.get_mut(refresh_token)?;
+        let (login, spent) = state.refresh_tokens.get_mut(refresh_token)?;
+        let login = *login;
         if spent.get_or_insert_with(Instant::now).elapsed() > grace {
             if state.is_lenient {
                 return None;
             }
             state.reused += 1;
-            state.refresh_tokens.clear();
+            state.refresh_tokens.retain(|_, (of, _)| *of != login);
             return None;
         }
         state.granted += 1;
+        state.granted_to.push(login);
         let next = format!("refresh-{}", state.granted);
-        state.refresh_tokens.insert(next, None);
+        state.refresh_tokens.insert(next, (login, None));
         Some(state.granted)
     }
 
@@ -155,11 +177,68 @@ impl Logins {
         Ok(Response::builder().status(status).body(Full::from(body))?)
     }
 
+    /// Responds with any fault, alone or in a burst, or as [`answer`](Self::answer).
+    async fn chaos(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
+        if self.state().chaos.is_none() {
+            return self.answer(request).await;
+        }
+        let (fault, takes, presented) = {
+            let mut state = self.state();
+            let (chance, burst, left) = state.chaos.as_mut().unwrap();
+            if *left == 0 {
+                *burst = chance.draw(24);
+                *left = if chance.draw(6) == 0 { 1 + chance.draw(8) } else { 1 };
+            }
+            *left -= 1;
+            let drawn = (*burst, Duration::from_millis(chance.draw(2500)));
+            let field =
+                form_urlencoded::parse(request.body().as_bytes()).find(|(name, _)| name == "refresh_token");
+            (drawn.0, drawn.1, field.unwrap().1.into_owned())
+        };
+        self.state().asked.push(presented);
+        let respond = |status: u16, body: &'static str| {
+            Ok(Response::builder().status(status).body(Full::from(body))?)
+        };
+        // A second lost answer in a row would be presented after the grace.
+        let is_lost = matches!(fault, 5..=7) && !std::mem::replace(&mut self.state().was_lost, false);
+        self.state().was_lost = is_lost;
+        match fault {
+            0 => respond(503, ""),
+            1 => Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+            2 => respond(403, "<html>"),
+            3 => respond(400, r#"{"error":"Bad Request"}"#),
+            4 => respond(429, ""),
+            5 | 6 if is_lost => {
+                self.answer(request).await?;
+                if fault == 5 {
+                    Err(io::Error::from(io::ErrorKind::ConnectionReset).into())
+                } else {
+                    respond(200, "<html>")
+                }
+            }
+            7 if is_lost => {
+                self.state().is_unusable = true;
+                let answer = self.answer(request).await;
+                self.state().is_unusable = false;
+                answer
+            }
+            _ => {
+                self.state().delay = takes;
+                self.answer(request).await
+            }
+        }
+    }
+
     fn client(&self) -> TokenClient {
-        let logins = self.clone();
+        self.client_of(&Life::default())
+    }
+
+    /// The client of a process that may be killed.
+    fn client_of(&self, life: &Life) -> TokenClient {
+        let (logins, life) = (self.clone(), life.clone());
         TokenClient::with_service(tower::service_fn(move |request| {
-            let logins = logins.clone();
-            async move { logins.answer(request).await }
+            let (logins, life) = (logins.clone(), life.clone());
+            async move { life.of(logins.chaos(request)).await }
         }))
     }
 
@@ -178,6 +257,55 @@ impl Logins {
 
     fn single(&self, seed: &str) -> TokenProvider {
         self.builder(seed).build().unwrap()
+    }
+}
+
+/// The life of a process: what it does ends with it, between any two steps.
+#[derive(Clone, Default)]
+struct Life(tokio::sync::watch::Sender<bool>);
+
+impl Life {
+    fn end(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn of<T>(&self, doing: impl Future<Output = T>) -> T {
+        let mut ended = self.0.subscribe();
+        let ended = async move { ended.wait_for(|has_ended| *has_ended).await.is_ok() };
+        tokio::select! {
+            biased;
+            _ = ended => std::future::pending().await,
+            done = doing => done,
+        }
+    }
+}
+
+/// The store, as a process that may be killed uses it.
+struct Mortal(MemoryStore, Life);
+
+impl TokenStore for Mortal {
+    fn namespace(&self) -> &str {
+        "memory"
+    }
+
+    async fn load(&self) -> Result<Option<Record>, StoreError> {
+        self.1.of(self.0.load()).await
+    }
+
+    async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
+        self.1.of(self.0.lease(length)).await
+    }
+
+    async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+        self.1.of(self.0.extend(lease, length)).await
+    }
+
+    async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
+        self.1.of(self.0.publish(lease, record)).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        self.1.of(self.0.release(lease)).await
     }
 }
 
@@ -612,7 +740,7 @@ async fn nobody_acts_as_somebody_else() {
         let build = |seed: &str| if has_store { logins.process(&store, seed) } else { logins.single(seed) };
         let process = build("seed");
         assert_eq!(process.token().await.unwrap().access_token(), "access-1");
-        logins.state().refresh_tokens.insert("second".to_owned(), None);
+        logins.enrol("second", 1);
         process.log_in("second");
         assert!(process.current().is_none(), "the token of the first user");
         assert_eq!(process.token().await.unwrap().access_token(), "access-2");
@@ -630,7 +758,7 @@ async fn nobody_acts_as_somebody_else() {
     // A restart.
     let (logins, store) = logged_in();
     logins.process(&store, "seed").token().await.unwrap();
-    logins.state().refresh_tokens.insert("second".to_owned(), None);
+    logins.enrol("second", 1);
     assert_eq!(logins.process(&store, "second").token().await.unwrap().access_token(), "access-2");
     // One that still has the first is a laggard of the deployment.
     assert_eq!(logins.process(&store, "seed").token().await.unwrap().access_token(), "access-2");
@@ -643,7 +771,7 @@ async fn nobody_acts_as_somebody_else() {
 async fn login_before_first_token_wins() {
     let (logins, store) = logged_in();
     logins.process(&store, "seed").token().await.unwrap();
-    logins.state().refresh_tokens.insert("second".to_owned(), None);
+    logins.enrol("second", 1);
     let processes = ["seed", "", "other"].map(|seed| logins.process(&store, seed));
     for process in &processes {
         process.log_in("second");
@@ -692,7 +820,7 @@ async fn two_configurations_converge() {
     let (logins, store) = logged_in();
     let old = logins.process(&store, "seed");
     old.token().await.unwrap();
-    logins.state().refresh_tokens.insert("second".to_owned(), None);
+    logins.enrol("second", 1);
     let new = logins.process(&store, "second");
     new.token().await.unwrap();
     for round in 0..4 {
@@ -886,4 +1014,111 @@ async fn burst_of_unclear_answers_ends_no_login() {
         }
         assert_eq!((logins.reused(), logins.state().granted), (0, 4));
     }
+}
+
+/// Rows 163 to 172: a fleet with every fault at random. Users log in at any moment, configurations change, processes are
+/// killed between any two steps, answers are lost or say nothing, and the store fails or loses a lease. No refresh token is
+/// used twice, nobody acts as a user who was replaced, and each process gets the token of the last user at the end.
+#[tokio::test(start_paused = true)]
+async fn random_users_share_store() {
+    let runs = std::env::var("LOGIN_RUNS").map_or(150, |runs| runs.parse().unwrap());
+    for number in 0..runs {
+        random_users(number).await;
+    }
+}
+
+struct Member {
+    provider: TokenProvider,
+    life: Life,
+    /// The seed that it was given last by `log_in`.
+    given: Option<String>,
+}
+
+async fn random_users(number: u64) {
+    let (logins, store) = (Logins::default(), MemoryStore::default());
+    logins.state().grace = MINUTE * 4;
+    logins.state().chaos = Some((Chance(number), 0, 0));
+    let mut chance = Chance(number + 10_000);
+    let start = |seed: &str| {
+        let life = Life::default();
+        let server = Server::token_endpoint("https://login.example/token");
+        let source = OAuth2::login(server, ClientAuth::public("id")).with_client(logins.client_of(&life));
+        let store = Mortal(store.clone(), life.clone());
+        let provider = TokenProvider::builder(source).login(seed).store(store).build().unwrap();
+        Member { provider, life, given: None }
+    };
+    let mut users = 0;
+    let mut new_user = || {
+        users += 1;
+        let seed = format!("user-{users}");
+        logins.enrol(&seed, users);
+        seed
+    };
+    let mut configured = new_user();
+    let mut members = [start(&configured), start(&configured), start("")];
+    for _ in 0..40 {
+        let one = chance.draw(3) as usize;
+        match chance.draw(24) {
+            0..=2 => {
+                members[one].life.end();
+                members[one] = start(if chance.draw(3) == 0 { "" } else { &configured });
+            }
+            3 | 4 => {
+                let seed = new_user();
+                members[one].provider.log_in(&seed);
+                members[one].given = Some(seed);
+            }
+            5 => {
+                configured = new_user();
+                members[one].life.end();
+                members[one] = start(&configured);
+            }
+            6 => {
+                members[one].provider.log_in("user-1");
+                members[one].given = None;
+            }
+            7 => store.set(Health::Down),
+            8 => store.set(Health::Full),
+            9 => store.set(Health::ReadOnly),
+            10 => store.set(Health::Slow),
+            11 => store.set(Health::Forgetful),
+            12 => store.lose_lease(),
+            _ => store.set(Health::Good),
+        }
+        for Member { provider, given, .. } in &members {
+            let asked = timeout(Duration::from_millis(chance.draw(4000)), provider.token()).await;
+            if let (Ok(Ok(token)), Some(given)) = (asked, given) {
+                let begun = |seed: &String| logins.state().asked.iter().position(|asked| asked == seed);
+                let used = format!("user-{}", logins.login_of(&token));
+                assert!(
+                    begun(given).is_some() && begun(&used) >= begun(given),
+                    "{number}: {used} after {given}: {:?}",
+                    logins.state().asked
+                );
+            }
+        }
+        sleep(Duration::from_millis(chance.draw(30_000))).await;
+    }
+
+    logins.state().chaos = None;
+    store.set(Health::Good);
+    for _ in 0..18 {
+        sleep(SECOND * 10).await;
+        for member in &members {
+            let _ = member.provider.token().await;
+        }
+    }
+    for member in &members {
+        // Begins a login that was given.
+        member.provider.ready().await.unwrap_or_else(|error| panic!("{number}: {error}"));
+    }
+    let last = new_user();
+    members[0].provider.log_in(&last);
+    members[0].provider.ready().await.unwrap_or_else(|error| panic!("{number}: {error}"));
+    sleep(MINUTE).await;
+    for member in &members {
+        let token = member.provider.token().await.unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert_eq!(format!("user-{}", logins.login_of(&token)), last, "{number}");
+    }
+    assert_eq!(logins.reused(), 0, "{number}: {:?}", logins.state().asked);
 }

@@ -81,15 +81,17 @@ impl Record {
     /// Creates the record of what is known, published under the lease with this `fence`.
     pub(super) fn of(known: &Known, fence: u64) -> Self {
         let Known { token, chain, credential, .. } = known;
+        let now = Instant::now();
+        let token = token.as_ref().filter(|token| !token.0.is_expired(now));
         let secret = |secret: &SecretString| secret.expose_secret().to_owned();
-        let ends_at = token.as_ref().and_then(Token::refresh_token_expires_at);
+        let ends_at = token.and_then(Token::refresh_token_expires_at);
         let credential = credential.as_deref();
         let login = chain.login.as_deref();
         let replaced = login.map(|login| login.replaced.clone()).filter(|replaced| !replaced.is_empty());
         let before = login.and_then(|login| login.before.as_ref());
-        let fields: [(&str, Value); 11] = [
+        let fields: [(&str, Value); 10] = [
             ("schema", SCHEMA.into()),
-            ("access_token", token.as_ref().map(Token::access_token).into()),
+            ("access_token", token.map(Token::access_token).into()),
             ("refresh_token", chain.refresh_token.as_ref().map(secret).into()),
             ("refresh_token_expires_at", ends_at.map(seconds_since_1970).into()),
             ("credential", credential.and_then(Credential::holder).into()),
@@ -98,12 +100,13 @@ impl Record {
             ("replaced", replaced.into()),
             ("before", before.map(|(refresh_token, id)| vec![secret(refresh_token), id.clone()]).into()),
             ("ended", login.and_then(|login| login.ended).into()),
-            ("doubted_until", login.and_then(|login| login.doubted_until).map(seconds_since_1970).into()),
         ];
         let fields = fields.iter().filter(|(_, value)| !value.is_null());
         let fields: Vec<_> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
         let text = format!("{{{}}}", fields.join(","));
-        let expires_in = token.as_ref().map_or(Some(Duration::ZERO), Token::remaining);
+        // The store measures for how long a refresh token is doubtful, if there is no token that works.
+        let doubted_for = || Some(chain.doubted_for(now));
+        let expires_in = token.map_or_else(doubted_for, Token::remaining);
         Self { version: fence, expires_in, is_login: chain.login.is_some(), text: text.into() }
     }
 
@@ -123,8 +126,8 @@ impl Record {
             ["access_token", "refresh_token", "login", "credential", "token_credential"]
                 .map(|name| text(&mut fields, name));
         let number = |name: &str| fields.get(name).and_then(Value::as_u64);
-        let left = |name| number(name).map(|at| Duration::from_secs(at.saturating_sub(since_1970())));
-        let (refresh_token_left, doubted_for) = (left("refresh_token_expires_at"), left("doubted_until"));
+        let left = |at: u64| Duration::from_secs(at.saturating_sub(since_1970()));
+        let refresh_token_left = number("refresh_token_expires_at").map(left);
         let ended = number("ended");
         let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
         let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
@@ -150,8 +153,8 @@ impl Record {
             }
             token.build().map_err(|error| invalid("contains an invalid token").with_cause(error))
         });
-        // The clocks of two hosts may differ.
-        let doubted_until = doubted_for.map(|left| loaded_at + left.min(DOUBT));
+        let doubted_until =
+            self.expires_in.filter(|_| token.is_none()).map(|left| loaded_at + left.min(DOUBT));
         let login = login.map(|id| Box::new(LoginChain { id, replaced, before, ended, doubted_until }));
         let credential = Credential::of_record(holder, scope);
         let credential = Some(Arc::new(credential)).filter(|credential| credential.is_known());
@@ -172,7 +175,7 @@ fn since_1970() -> u64 {
     UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
-/// The clocks of two hosts may differ, so these times only say when something is due at the latest.
+/// The clocks of two hosts may differ: the time only says when to refresh at the latest.
 fn seconds_since_1970(at: Instant) -> u64 {
     since_1970() + at.saturating_duration_since(Instant::now()).as_secs()
 }

@@ -104,6 +104,11 @@ impl MemoryStore {
         (kept.record, kept.leased_until) = (None, None);
     }
 
+    /// Loses the lease, as in a failover to a replica that has not received it.
+    pub fn lose_lease(&self) {
+        self.lock().leased_until = None;
+    }
+
     /// Publishes a record as another process.
     pub fn put(&self, text: &str, lifetime: Duration) {
         let mut kept = self.lock();
