@@ -46,12 +46,24 @@ pub(crate) struct LoginChain {
     pub(crate) id: String,
     /// The logins that this one has replaced, the newest last.
     pub(crate) replaced: Vec<String>,
-    /// The login that a configured one replaces once a token is granted for that: its refresh token and its id.
-    pub(crate) before: Option<(SecretString, String)>,
-    /// Whether it has ended: then the version of the record whose refresh token was rejected.
-    pub(crate) ended: Option<u64>,
+    /// The login that this one replaces once a token is granted for it.
+    pub(crate) before: Option<Before>,
+    /// If a process presents the refresh token, the version of the record that it came from.
+    pub(crate) presented: Option<u64>,
+    /// If the refresh token was rejected or is doubtful, its fingerprint, and the version of the record that it came from.
+    /// Without a refresh token, the login has ended.
+    pub(crate) judged: Option<(String, u64)>,
     /// Until when a doubtful refresh token is not presented.
     pub(crate) doubted_until: Option<Instant>,
+}
+
+/// A login that works, and that another one is to replace.
+#[derive(Clone)]
+pub(crate) struct Before {
+    pub(crate) refresh_token: SecretString,
+    pub(crate) id: String,
+    /// What its refresh token belongs to ([`Credential`]).
+    pub(crate) holder: Option<String>,
 }
 
 /// A refresh token that a login gave.
@@ -86,44 +98,64 @@ impl Chain {
         self.login.as_ref().map(|login| &*login.id)
     }
 
-    pub(crate) fn knows(&self, id: &str) -> bool {
-        let replaced = self.login.iter().flat_map(|login| &login.replaced);
-        self.id() == Some(id) || replaced.into_iter().any(|replaced| replaced == id)
+    fn has_replaced(&self, id: &str) -> bool {
+        self.login.as_ref().is_some_and(|login| login.replaced.iter().any(|replaced| replaced == id))
     }
 
-    /// Begins the login of a seed, unless it is known.
-    pub(crate) fn begin(&mut self, seed: &Seed) -> Begun {
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        self.id() == Some(id) || self.has_replaced(id)
+    }
+
+    /// Begins the login of a seed, unless it is known. `skipped` are those that it has replaced before they could begin,
+    /// `holder` is what the refresh token of this chain belongs to, and `is_foreign` whether that is another credential than
+    /// the seed's.
+    pub(crate) fn begin(
+        &mut self,
+        seed: &Seed,
+        skipped: Vec<String>,
+        holder: Option<&str>,
+        is_foreign: bool,
+    ) -> Begun {
         let id = seed.id();
-        if self.id() == Some(&id) {
+        if self.id() == Some(&id) && !is_foreign {
             return Begun::Same;
         }
-        let mut old = self.login.take().map(|login| *login).unwrap_or_default();
-        // A configuration that was corrected.
-        let is_before = old.before.as_ref().is_some_and(|(_, before)| *before == id);
-        if is_before || old.replaced.contains(&id) {
-            self.login = Some(Box::new(old));
-            return if is_before && self.fall_back() { Begun::Back } else { Begun::Old };
+        if self.has_replaced(&id) && !is_foreign {
+            // A configuration that was corrected.
+            let is_before = |login: &LoginChain| login.before.as_ref().is_some_and(|before| before.id == id);
+            let is_back = self.login.as_deref().is_some_and(is_before) && self.fall_back(holder);
+            return if is_back { Begun::Back } else { Begun::Old };
         }
         // A wrong configuration must not cost the login that works. A user who logs in may be another one.
-        let works =
-            self.refresh_token.take().filter(|_| !old.id.is_empty()).map(|works| (works, old.id.clone()));
-        let before = old.before.take().or(works).filter(|_| seed.is_configured);
-        old.replaced.extend((!old.id.is_empty()).then_some(old.id));
-        old.replaced.drain(..old.replaced.len().saturating_sub(MAX_REPLACED));
+        let keeps = seed.is_configured || is_foreign;
+        let old = self.login.take().map(|login| *login).unwrap_or_default();
+        let works = self.refresh_token.take().filter(|_| !old.id.is_empty()).map(|refresh_token| Before {
+            refresh_token,
+            id: old.id.clone(),
+            holder: holder.map(str::to_owned),
+        });
+        let mut login = LoginChain { replaced: old.replaced, id, ..LoginChain::default() };
+        login.before = old.before.or(works).filter(|_| keeps);
+        let LoginChain { id, replaced, .. } = &mut login;
+        replaced.extend(skipped);
+        replaced.extend((!old.id.is_empty()).then_some(old.id));
+        replaced.retain(|replaced| replaced != id);
+        replaced.drain(..replaced.len().saturating_sub(MAX_REPLACED));
         self.refresh_token = Some(seed.refresh_token.clone());
-        self.login =
-            Some(Box::new(LoginChain { id, replaced: old.replaced, before, ..LoginChain::default() }));
+        self.login = Some(Box::new(login));
         Begun::New
     }
 
-    /// Returns to the login before. Returns false if there is none.
-    fn fall_back(&mut self) -> bool {
+    /// Returns to the login before, if it is one of this credential. Returns false if there is none.
+    pub(crate) fn fall_back(&mut self, holder: Option<&str>) -> bool {
         let Some(login) = &mut self.login else { return false };
-        let Some((refresh_token, id)) = login.before.take() else { return false };
-        login.replaced.retain(|replaced| *replaced != id);
-        let replaced = mem::take(&mut login.replaced);
-        **login = LoginChain { id, replaced, ..LoginChain::default() };
-        self.refresh_token = Some(refresh_token);
+        let Some(before) = login.before.take_if(|before| before.holder.as_deref() == holder) else {
+            return false;
+        };
+        let mut replaced = mem::take(&mut login.replaced);
+        replaced.retain(|replaced| *replaced != before.id);
+        **login = LoginChain { id: before.id, replaced, ..LoginChain::default() };
+        self.refresh_token = Some(before.refresh_token);
         true
     }
 
@@ -137,29 +169,21 @@ impl Chain {
     pub(crate) fn granted(&mut self, next: Option<SecretString>) {
         self.refresh_token = next.or(self.refresh_token.take());
         if let Some(login) = &mut self.login {
-            (login.before, login.doubted_until) = (None, None);
+            let (id, replaced) = (mem::take(&mut login.id), mem::take(&mut login.replaced));
+            **login = LoginChain { id, replaced, ..LoginChain::default() };
         }
     }
 
-    /// Records that the refresh token was rejected, so that it is not presented again. Returns whether the login before is
-    /// used instead.
-    pub(crate) fn reject(&mut self, version: u64) -> bool {
-        let rejected = self.id().map(str::to_owned);
-        let has_fallen_back = self.fall_back();
+    /// Records that the refresh token was rejected, which ends the login, or that it is doubtful until then.
+    pub(crate) fn judge(&mut self, version: u64, doubted_until: Option<Instant>) {
+        let of = self.fingerprint().unwrap_or_default();
         if let Some(login) = &mut self.login {
-            if has_fallen_back {
-                login.replaced.extend(rejected);
-                return true;
-            }
-            (login.ended, login.doubted_until) = (Some(version), None);
+            // Whatever was granted is newer than a seed.
+            let base = if of == login.id { 0 } else { login.presented.take().unwrap_or(version) };
+            login.judged.get_or_insert((of, base));
+            (login.presented, login.doubted_until) = (None, doubted_until);
         }
-        self.refresh_token = None;
-        false
-    }
-
-    /// Records until when the refresh token is doubtful.
-    pub(crate) fn doubt(&mut self, until: Option<Instant>) {
-        self.login.iter_mut().for_each(|login| login.doubted_until = until);
+        self.refresh_token.take_if(|_| doubted_until.is_none());
     }
 
     /// How much longer the refresh token is doubtful.
@@ -167,27 +191,48 @@ impl Chain {
         let until = self.login.as_ref().and_then(|login| login.doubted_until);
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
+
+    /// Whether a process presents the refresh token, as far as is known.
+    pub(crate) fn is_presented(&self) -> bool {
+        self.login.as_ref().is_some_and(|login| login.presented.is_some())
+    }
+
+    /// The fingerprint of the refresh token.
+    fn fingerprint(&self) -> Option<String> {
+        self.refresh_token.as_ref().map(|token| fingerprint([token.expose_secret()]))
+    }
 }
 
 impl Known {
-    /// Takes up what a record knows, if that is newer. Returns whether it was.
-    ///
-    /// `is_unstored`: whether what this process knows is still to be stored.
-    pub(crate) fn take_up(&mut self, found: &Self, is_unstored: bool) -> bool {
-        let is_older = match (&self.chain.login, &found.chain.login) {
-            _ if found.version <= self.version => true,
+    /// What its refresh token belongs to.
+    pub(crate) fn holder(&self) -> Option<&str> {
+        self.credential.as_deref().and_then(Credential::holder)
+    }
+
+    /// Whether a record says nothing that this does not know, or knows better.
+    pub(crate) fn is_newer_than(&self, found: &Self) -> bool {
+        // What was granted is stored with the version under which the refresh token was marked as presented.
+        let is_granted = self.chain.is_presented() && !found.chain.is_presented();
+        let is_older = found.version < self.version || (found.version == self.version && !is_granted);
+        match (&self.chain.login, &found.chain.login) {
             // A fleet's login is not replaced by a token of the credential.
             (Some(_), None) => true,
-            (Some(known), Some(login)) if known.id == login.id => {
-                let is_behind = login.ended.is_some_and(|base| is_unstored || self.version > base);
-                let is_seed = |token: &SecretString| fingerprint([token.expose_secret()]) == login.id;
-                is_behind || (is_unstored && found.chain.refresh_token.as_ref().is_some_and(is_seed))
+            // Whatever the versions are: a store may lose its newest record.
+            (Some(known), Some(login)) if known.id != login.id => {
+                match (self.chain.has_replaced(&login.id), found.chain.has_replaced(&known.id)) {
+                    (true, true) | (false, false) => is_older,
+                    (is_replaced, _) => is_replaced,
+                }
             }
-            _ => false,
-        };
-        if !is_older {
-            *self = found.clone();
+            _ if is_older => true,
+            // A verdict on a refresh token, or a seed, does not replace one that was granted later.
+            (Some(known), Some(login)) => self.chain.fingerprint().is_some_and(|newest| {
+                let is_later =
+                    login.judged.as_ref().is_some_and(|(of, base)| *of != newest && self.version > *base);
+                let is_seed = found.chain.fingerprint().as_ref() == Some(&login.id);
+                is_later || (is_seed && newest != known.id)
+            }),
+            (None, _) => false,
         }
-        !is_older
     }
 }

@@ -43,6 +43,9 @@ const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Durat
 /// A refresh token is presented again after a tenth of the outage so far, and after this at most.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long the process that presents a refresh token may take to store what it was granted, once the store works.
+const PUBLISH_GRACE: Duration = Duration::from_secs(3);
+
 /// A source with a credential uses it after so many answers that say nothing of the refresh token.
 const MAX_UNCLEAR: u32 = 2;
 
@@ -88,8 +91,13 @@ struct State {
 /// What only a login, or a store that fails, needs.
 #[derive(Default)]
 struct More {
-    /// The refresh token of a login that has not begun.
+    /// The refresh token of a login that has not begun, and the logins that it has replaced before they could begin.
     pending: Option<Seed>,
+    skipped: Vec<String>,
+    /// The record of another credential's login that was read last.
+    foreign: Option<Known>,
+    /// The version of the record in which this process has marked its refresh token as presented.
+    marked: u64,
     /// When the first of the unclear answers was asked for.
     failing_since: Option<Instant>,
     /// Why a user has to log in.
@@ -197,16 +205,22 @@ impl Login {
         let id = seed.id();
         let used = {
             let mut state = self.state();
-            if state.pending().is_some() || !state.known.chain.knows(&id) {
-                state.more().pending = Some(seed);
+            let is_pending = state.pending().is_some_and(|pending| pending.id() == id);
+            let is_skipped = state.more.as_ref().is_some_and(|more| more.skipped.contains(&id));
+            let is_reader = self.share.as_ref().is_some_and(|share| share.role == Role::Reader);
+            if !(is_pending || is_skipped || is_reader || state.known.chain.knows(&id)) {
+                let skipped = state.more().pending.replace(seed).map(|skipped| skipped.id());
+                state.more().skipped.extend(skipped);
                 state.is_login = true;
                 return true;
             }
-            if state.known.chain.id() == Some(&id) {
-                // The user says that it is good.
-                state.asks_again = true;
-            }
-            state.known.chain.id().unwrap_or_default().to_owned()
+            let used = match state.pending() {
+                Some(pending) => pending.id(),
+                None => state.known.chain.id().unwrap_or_default().to_owned(),
+            };
+            // The user says that it is good.
+            state.asks_again |= used == id;
+            used
         };
         let reason = if used == id { "it is used already" } else { "it was replaced before" };
         self.reporter.login_ignored(&used, reason);
@@ -218,6 +232,12 @@ impl Login {
         self.state().asks_again = true;
     }
 
+    /// The login that the next token is one of.
+    pub(crate) fn current(&self) -> Option<String> {
+        let state = self.state();
+        state.pending().map(Seed::id).or_else(|| state.known.chain.id().map(str::to_owned))
+    }
+
     /// Returns a token that replaces the one of `request`, in one attempt.
     pub(crate) async fn token(
         self: &Arc<Self>,
@@ -225,7 +245,13 @@ impl Login {
         asking: Asking<'_>,
     ) -> Result<Token, SourceError> {
         self.turn().await;
-        if let Some(token) = self.untaken(request.previous()) {
+        if let Some((token, is_unstored)) = self.untaken(request.previous()) {
+            if let Some(share) = self.share.as_ref().filter(|_| is_unstored) {
+                // With a runtime for each call, a task would not get to it.
+                if self.publish_unless_newer(share).await.is_err() {
+                    self.publish_later(None);
+                }
+            }
             return Ok(token);
         }
         let Some(share) = &self.share else {
@@ -256,21 +282,17 @@ impl Login {
         }
     }
 
-    /// Returns a token that no refresh has taken, because its refresh has timed out.
-    fn untaken(self: &Arc<Self>, previous: Option<&Token>) -> Option<Token> {
-        let (token, is_unstored) = {
-            let state = self.state();
-            let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
-            (token, state.is_unstored)
-        };
+    /// Returns a token that no refresh has taken, because its refresh has timed out, and whether it is to be stored.
+    fn untaken(&self, previous: Option<&Token>) -> Option<(Token, bool)> {
+        let credential = self.source.credential();
+        let state = self.state();
+        let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
+        let of = state.known.credential.as_deref().and_then(Credential::token);
+        let is_ours =
+            of == credential.token() || self.share.as_ref().is_some_and(|share| share.role == Role::Reader);
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
         let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
-        (is_another && works).then(|| {
-            if is_unstored {
-                self.publish_later(None);
-            }
-            token
-        })
+        (is_ours && is_another && works).then_some((token, state.is_unstored))
     }
 
     /// The protocol of [`TokenStore`](crate::store::TokenStore). The outer error means that the source was not asked, because
@@ -283,10 +305,22 @@ impl Login {
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let (mut polls, mut waited) = (share.polls(), Duration::ZERO);
+        let mut presented: Option<(u64, Instant)> = None;
         loop {
             let found = self.load(share).await?;
             if let Some(token) = self.adopt_if_newer(share, &found, previous) {
                 return Ok(Ok(token));
+            }
+            // The process that presents it may be about to store what it was granted, if the store has failed meanwhile.
+            if let Some(version) = self.presented_by_another(&found) {
+                let (seen, since) = presented.get_or_insert((version, Instant::now()));
+                if *seen != version {
+                    (*seen, *since) = (version, Instant::now());
+                }
+                if since.elapsed() < PUBLISH_GRACE {
+                    sleep(polls.reads.next_delay()).await;
+                    continue;
+                }
             }
             let leased_at = Instant::now();
             let Some(lease) = share.lease_or_wait(&mut polls, &mut waited).await? else { continue };
@@ -299,7 +333,7 @@ impl Login {
                 }
             };
             if let Some(token) = self.adopt_if_newer(share, &found, previous) {
-                share.release(lease).await;
+                self.release_in_background(lease);
                 return Ok(Ok(token));
             }
             if leased_at.elapsed() > share.length / 2 {
@@ -321,9 +355,9 @@ impl Login {
     async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
         let Some(mut found) = share.load(self.is_login()).await? else { return Ok(None) };
         let credential = self.source.credential();
-        let of = found.credential.as_deref();
-        let is_foreign = of.and_then(Credential::holder) != credential.holder();
-        let is_other_token = of.and_then(Credential::token) != credential.token();
+        let token = found.credential.as_deref().and_then(Credential::token);
+        let is_other_token = token != credential.token();
+        let is_foreign = found.holder() != credential.holder();
         let was_foreign = std::mem::replace(&mut self.state().is_foreign, is_foreign || is_other_token);
         if (is_foreign || is_other_token) && !was_foreign {
             self.reporter.foreign_record(found.version);
@@ -331,7 +365,23 @@ impl Login {
         if is_other_token {
             found.token = None;
         }
-        Ok((!is_foreign).then_some(found))
+        // A wrong configuration has stored its own: the login that it was to replace is one of this credential.
+        if is_foreign && found.chain.fall_back(credential.holder()) {
+            found.credential = shared(credential);
+            return Ok(Some(found));
+        }
+        if is_foreign {
+            self.state().more().foreign = Some(found).filter(|found| found.chain.login.is_some());
+            return Ok(None);
+        }
+        Ok(Some(found))
+    }
+
+    /// Returns the version of a record whose refresh token another process presents, or has presented before it ended.
+    fn presented_by_another(&self, found: &Option<Known>) -> Option<u64> {
+        let found = found.as_ref()?;
+        let marked = self.state().more.as_ref().map_or(0, |more| more.marked);
+        (found.chain.is_presented() && found.version != marked).then_some(found.version)
     }
 
     /// Uses the token of a record, if it is newer than `previous` and has not expired.
@@ -345,12 +395,10 @@ impl Login {
         let token = found.token.clone().filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE))?;
         let seed = {
             let mut state = self.state();
-            let is_newer = previous.is_none_or(|previous| {
-                found.version > state.known.version && !token.has_same_access_token(previous)
-            });
-            let is_of_login = found.chain.login.is_some() || state.known.chain.login.is_none();
+            let is_newer = previous.is_none_or(|previous| !token.has_same_access_token(previous))
+                && !state.known.is_newer_than(found);
             let knows = |seed: &Seed| found.chain.knows(&seed.id());
-            if !is_newer || !is_of_login || !state.pending().is_none_or(knows) {
+            if !is_newer || !state.pending().is_none_or(knows) {
                 return None;
             }
             state.known = found.clone();
@@ -374,14 +422,18 @@ impl Login {
 
     fn take_up(&self, found: &Known) -> bool {
         let mut state = self.state();
-        let is_unstored = state.is_unstored;
-        let is_newer = state.known.take_up(found, is_unstored);
-        if is_newer {
-            state.is_unstored = false;
-            state.is_login |= found.chain.login.is_some();
+        if state.known.is_newer_than(found) {
+            return false;
+        }
+        // The same refresh token ends no outage.
+        let is_same = found.chain.refresh_token.as_ref().is_some_and(|next| state.known.chain.is_next(next));
+        state.known = found.clone();
+        state.is_unstored = false;
+        state.is_login |= found.chain.login.is_some();
+        if !is_same {
             state.reset();
         }
-        is_newer
+        true
     }
 
     /// Asks the source. For a login, in a task that goes on if the refresh is dropped, as long as its runtime is driven.
@@ -490,7 +542,7 @@ impl Login {
         under: Option<(&Share, &Lease)>,
     ) -> Result<Token, SourceError> {
         loop {
-            self.begin(under).await?;
+            self.prepare(under.filter(|_| self.is_login())).await?;
             let credential = self.source.credential();
             let asked_at = Instant::now();
             let Some(refresh_token) = self.next(&credential, asked_at)? else {
@@ -520,22 +572,43 @@ impl Login {
         }
     }
 
-    /// Begins the login that is pending. Its refresh token is stored before it is presented: if this process ends, another
-    /// one continues with it.
-    async fn begin(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
-        let (seed, begun, mut known) = {
+    /// Begins the login that is pending, and stores that a refresh token is presented: if this process ends, another one
+    /// continues with it.
+    async fn prepare(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
+        let credential = self.source.credential();
+        let (mut known, begun, is_marked) = {
             let state = self.state();
-            let Some(seed) = state.pending().cloned() else { return Ok(()) };
             let mut known = state.known.clone();
-            (seed.clone(), known.chain.begin(&seed), known)
+            let begun = match (&state.more, state.pending()) {
+                (Some(more), Some(seed)) => {
+                    check_refresh_token(seed.refresh_token.expose_secret())?;
+                    let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
+                    let is_foreign = foreign.is_some();
+                    if let Some(foreign) = foreign {
+                        known = Known { version: known.version, ..foreign.clone() };
+                    }
+                    let holder = known.holder().map(str::to_owned);
+                    let begun = known.chain.begin(seed, more.skipped.clone(), holder.as_deref(), is_foreign);
+                    if matches!(begun, Begun::New | Begun::Back) {
+                        (known.token, known.credential) = (None, shared(credential));
+                    }
+                    Some((seed.clone(), begun))
+                }
+                _ => None,
+            };
+            let marked = state.more.as_ref().map_or(0, |more| more.marked);
+            let is_begun = matches!(begun, Some((_, Begun::New | Begun::Back)));
+            (known, begun, !is_begun && !state.is_unstored && state.known.version == marked)
         };
-        check_refresh_token(seed.refresh_token.expose_secret())?;
-        if begun == Begun::New {
-            known.token = None;
-            known.credential = shared(self.source.credential());
-            if let Some((share, lease)) = under {
+        let is_doubtful = !known.chain.doubted_for(Instant::now()).is_zero() && !self.state().asks_again;
+        let is_presented = known.chain.refresh_token.is_some() && !is_doubtful;
+        let mut marked = None;
+        if let (Some((share, lease)), Some(login)) = (under, &mut known.chain.login) {
+            // Unless this process has, and its answer was lost.
+            if is_presented && !(is_marked && login.presented.is_some()) {
+                login.presented.get_or_insert(known.version);
                 match share.publish(&known, lease).await {
-                    Ok(Publication::Stored) => known.version = lease.fence(),
+                    Ok(Publication::Stored) => marked = Some(lease.fence()),
                     Ok(Publication::Superseded) => {
                         return Err(SourceError::unavailable(
                             "another process has taken over the refresh, before the refresh token was presented",
@@ -552,21 +625,33 @@ impl Login {
         let used = known.chain.id().unwrap_or_default().to_owned();
         {
             let mut state = self.state();
-            state.is_unstored |= begun == Begun::Back && self.share.is_some();
-            if matches!(begun, Begun::New | Begun::Back) {
-                state.known = known;
+            if matches!(begun, Some((_, Begun::New | Begun::Back))) {
                 state.reset();
+                state.is_unstored = self.share.is_some();
             }
-            state.more().pending.take_if(|pending| pending.id() == seed.id());
+            if let Some(version) = marked {
+                (known.version, state.is_unstored) = (version, false);
+                state.more().marked = version;
+            }
+            if begun.is_some() || marked.is_some() {
+                state.known = known;
+            }
+            if let Some((seed, _)) = &begun {
+                let more = state.more();
+                more.pending.take_if(|pending| pending.id() == seed.id());
+                (more.skipped, more.foreign) = (Vec::new(), None);
+            }
         }
-        let reason = match begun {
-            Begun::New if seed.is_configured => "it is configured, and new",
-            Begun::New => "a user has logged in",
-            Begun::Same => STORED,
-            Begun::Old => OLD,
-            Begun::Back => "it is configured again, and no token was granted for the one in its place",
-        };
-        self.reporter.using_login(&used, reason);
+        if let Some((seed, begun)) = begun {
+            let reason = match begun {
+                Begun::New if seed.is_configured => "it is configured, and new",
+                Begun::New => "a user has logged in",
+                Begun::Same => STORED,
+                Begun::Old => OLD,
+                Begun::Back => "it is configured again, and no token was granted for the one in its place",
+            };
+            self.reporter.using_login(&used, reason);
+        }
         Ok(())
     }
 
@@ -642,41 +727,41 @@ impl Login {
     ) -> Result<Option<String>, SourceError> {
         let is_login = self.is_login();
         let is_over = self.is_over(&error);
+        let credential = self.source.credential();
         let mut state = self.state();
         if !state.known.chain.is_next(presented) {
-            return Err(error);
+            // What the store has was taken up meanwhile.
+            return if is_over { Ok(None) } else { Err(error) };
         }
-        let now = Instant::now();
-        if let Some(next) = error.take_next_refresh_token() {
-            state.known.chain.granted(Some(next));
+        let (now, next) = (Instant::now(), error.take_next_refresh_token());
+        let is_replaced = next.is_some();
+        if is_replaced {
+            state.known.chain.granted(next);
             state.is_unstored = self.share.is_some();
-            state.reset();
-            return Err(error);
+            state.unclear = 0;
         }
         match error.presented() {
-            Presented::Rejected if is_login => {
-                let version = state.known.version;
-                state.is_unstored = self.share.is_some();
-                if state.known.chain.reject(version) {
-                    state.known.token = None;
-                    return Ok(state.known.chain.id().map(str::to_owned));
+            presented @ (Presented::Rejected | Presented::Doubtful) if is_login && !is_replaced => {
+                let is_doubtful = presented == Presented::Doubtful;
+                let Known { version, chain, .. } = &mut state.known;
+                let (id, version) = (chain.id().unwrap_or_default().to_owned(), *version);
+                let has_fallen_back = chain.fall_back(credential.holder());
+                match chain.login.as_mut().filter(|_| has_fallen_back) {
+                    Some(login) => login.replaced.push(id),
+                    None => chain.judge(version, is_doubtful.then_some(now + DOUBT)),
                 }
-                let error = SourceError::login_required(format!("{error}: a user has to log in again"));
-                state.more().verdict = Some(error.clone());
-                Err(error)
-            }
-            Presented::Doubtful if is_login => {
-                state.known.chain.doubt(Some(now + DOUBT));
+                let used = chain.id().map(str::to_owned);
                 state.is_unstored = self.share.is_some();
-                let text = match error.kind() {
-                    SourceErrorKind::LoginRequired => error.to_string(),
-                    _ => format!("{error}: if that stays so, a user has to log in again"),
-                };
-                let error = SourceError::login_required(text);
+                if has_fallen_back {
+                    return Ok(used);
+                }
+                let further = if is_doubtful { "if that stays so, " } else { "" };
+                let error =
+                    SourceError::login_required(format!("{error}: {further}a user has to log in again"));
                 state.more().verdict = Some(error.clone());
                 Err(error)
             }
-            _ if is_over => {
+            _ if is_over && !is_replaced => {
                 state.known.chain = Chain::default();
                 state.unclear = 0;
                 drop(state);
@@ -685,7 +770,7 @@ impl Login {
             }
             presented => {
                 state.unclear -= u32::from(presented == Presented::Unspent && state.unclear > 0);
-                if !error.is_transient() && presented == Presented::Unclear {
+                if !error.is_transient() && presented == Presented::Unclear && !is_replaced {
                     error = error.of_kind(SourceErrorKind::InvalidResponse);
                 }
                 if is_login && error.is_transient() {
@@ -766,12 +851,16 @@ impl Login {
         }
     }
 
-    /// Records that the store has this, and so all that is known unless a token was granted meanwhile.
+    /// Records that the store has this, and so all that is known unless that has changed meanwhile.
     fn stored(&self, stored: &Known, version: u64) {
         let mut state = self.state();
-        let is_same = match (&state.known.token, &stored.token) {
+        let is_same_token = match (&state.known.token, &stored.token) {
             (Some(known), Some(stored)) => known.has_same_access_token(stored),
             (known, stored) => known.is_none() && stored.is_none(),
+        };
+        let is_same = match &stored.chain.refresh_token {
+            Some(refresh_token) => is_same_token && state.known.chain.is_next(refresh_token),
+            None => is_same_token && state.known.chain.refresh_token.is_none(),
         };
         state.known.version = version;
         state.is_unstored &= !is_same;
@@ -780,6 +869,7 @@ impl Login {
     /// Publishes what is known in the background until the store has it, under this lease as long as that is the newest one.
     /// The task ends with the provider.
     fn publish_later(self: &Arc<Self>, lease: Option<Lease>) {
+        let span = observability::current_span();
         // Held until the new task is stored, otherwise two callers could each start one.
         let mut state = self.state();
         if lease.is_none() && state.more().publisher.as_ref().is_some_and(|task| !task.is_finished()) {
@@ -810,8 +900,7 @@ impl Login {
                 published.unwrap_or_else(|error| share.reporter.not_stored(&error));
             }
         };
-        let publish = observability::within(observability::current_span(), publish);
-        state.more().publisher = Some(tokio::spawn(publish));
+        state.more().publisher = Some(tokio::spawn(observability::within(span, publish)));
     }
 
     /// Publishes what is known under a lease, which is kept if the store fails.
@@ -869,7 +958,8 @@ impl Login {
     /// Whether a refresh token of a login would be lost with this process: it is being exchanged, or not stored.
     pub(crate) fn has_unstored_login(&self) -> bool {
         let state = self.state();
-        state.is_login && (state.exchange().is_some() || state.is_unstored)
+        let is_pending = state.pending().is_some_and(|pending| !pending.is_configured);
+        state.is_login && (state.exchange().is_some() || state.is_unstored || is_pending)
     }
 
     /// The outage of the store, if there is one. `None` without a store.

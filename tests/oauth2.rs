@@ -189,12 +189,16 @@ async fn another(provider: &TokenProvider) -> Result<Token, Error> {
 }
 
 async fn fetch(source: &impl TokenSource) -> Result<Token, SourceError> {
-    source.fetch(&TokenRequest::new(RefreshReason::Missing).with_refresh_token("seed")).await
+    let request = TokenRequest::new(RefreshReason::Missing);
+    let is_login = format!("{:?}", source.credential()).contains("is_login: true");
+    source.fetch(&if is_login { request.with_refresh_token("seed") } else { request }).await
 }
 
 async fn renewed(source: &OAuth2, previous: &Token) -> Result<Token, SourceError> {
     let request = TokenRequest::new(RefreshReason::Expired).with_previous(previous.clone());
-    source.fetch(&request.with_refresh_token(previous.refresh_token().unwrap_or("seed"))).await
+    let is_login = format!("{source:?}").contains(r#"grant: "refresh_token""#);
+    let refresh_token = previous.refresh_token().unwrap_or("seed");
+    source.fetch(&if is_login { request.with_refresh_token(refresh_token) } else { request }).await
 }
 
 fn kind(error: &Error) -> SourceErrorKind {
@@ -947,7 +951,20 @@ async fn each_answer_decides_about_refresh_token() {
         (400, r#"{"error":"invalid_scope"}"#, Client(Configuration)),
         (400, r#"{"error":"unsupported_grant_type"}"#, Client(Configuration)),
         (404, "", Client(Configuration)),
-        (404, r#"{"error":"not_found"}"#, Client(Configuration)),
+        (404, r#"{"error":"user_not_found"}"#, Doubt),
+        (410, r#"{"message":"gone"}"#, Doubt),
+        (403, r#"{"error":"unknown_client_session"}"#, Doubt),
+        (400, r#"{"access_token":"","error":"invalid_grant"}"#, Ended),
+        (400, r#"{"access_token":null,"code":"bad_refresh_token"}"#, Ended),
+        (400, r#"{"code":400,"error_code":"refresh_token_not_found","msg":"canary"}"#, Ended),
+        (400, r#"{"code":400,"error_code":"refresh_token_already_used"}"#, Ended),
+        (400, r#"{"error":"invalidGrant"}"#, Ended),
+        (400, r#"{"errorCode":"RefreshTokenExpired"}"#, Ended),
+        (400, r#"{"errors":[{"code":"invalid_refresh_token"}]}"#, Ended),
+        (400, r#"{"error":{"code":400,"message":"TOKEN_EXPIRED","status":"INVALID_ARGUMENT"}}"#, Doubt),
+        (400, r#"{"error":"token_revoked"}"#, Ended),
+        (400, r#"{"error":"invalid_grant_type"}"#, Doubt),
+        (401, r#"{"error":"access_token_expired"}"#, Doubt),
         (302, "", Client(Configuration)),
         (400, "", Outage),
         (400, "<html>", Outage),

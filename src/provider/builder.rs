@@ -283,6 +283,10 @@ impl Parts {
             return Err(Error::out_of_range("name", "at least one character long", "none"));
         }
         self.login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
+        if self.login.is_some() && self.role == Role::Reader {
+            let text = "a reader must have no login: it uses the tokens in its store";
+            return Err(Error::InvalidOption(text.into()));
+        }
         if self.store.is_none() && self.role != Role::Member {
             let text = format!("role {:?} needs a store: set one with store()", self.role);
             return Err(Error::InvalidOption(text.into()));

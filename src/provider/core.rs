@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     builder::Config,
     decide::{Decision, Need, Snapshot, decide},
-    state::{AskedAt, Ended, NotEnded, Refresh, State},
+    state::{AskedAt, Ended, NotEnded, PAUSE, Refresh, State},
     status::Status,
 };
 use crate::{
@@ -294,10 +294,11 @@ impl Core {
         self.report_expiry();
     }
 
-    /// Asks again at once after a permanent failure, but at most once per shortest cool-down. Returns from when on.
+    /// Asks again at once after a permanent failure, here or of another process, but once per second at most. Returns from
+    /// when on.
     pub(super) fn ask_again(&self) -> Option<Instant> {
-        let at = self.state().forgive(self.config.cool_down.0, Instant::now());
-        at.inspect(|_| self.login.ask_again())
+        self.login.ask_again();
+        self.state().forgive(PAUSE * 10, Instant::now())
     }
 
     /// Removes the current token. Its refresh token is kept for the next refresh.

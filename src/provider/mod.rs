@@ -408,7 +408,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
 /// A provider is a source: for the subject of [`OAuth2::token_exchange`](crate::OAuth2::token_exchange), such as a user's login.
 ///
-/// Its tokens are requested as by any other caller, and keep their refresh token here.
+/// Its tokens are requested as by any other caller, and keep their refresh token here. A token that was exchanged for one of
+/// the login before [`log_in`](TokenProvider::log_in) is used until it expires: then
+/// [invalidate](TokenProvider::invalidate) it.
 impl TokenSource for TokenProvider {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let token = self.token().await.map_err(|error| match error {
@@ -419,7 +421,8 @@ impl TokenSource for TokenProvider {
     }
 
     fn credential(&self) -> Credential {
-        self.core().login.source.credential().of_provider()
+        let login = &self.core().login;
+        login.source.credential().of_provider(login.current())
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {

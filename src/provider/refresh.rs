@@ -136,6 +136,10 @@ impl RefreshTask {
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
+            if core.state().logins != self.asked.logins {
+                // It says nothing of the login that has begun.
+                continue;
+            }
             let delay = core.back_off(refresh, &error);
             let error = Error::from(error);
             // The first caller that needs the token has joined: the source is asked once more for that caller.

@@ -71,8 +71,9 @@ impl Credential {
     }
 
     /// Returns the credential of a provider, which has the refresh token of its login.
-    pub(crate) fn of_provider(self) -> Self {
-        Self { is_login: false, ..self }
+    pub(crate) fn of_provider(self, login: Option<String>) -> Self {
+        let credential = if login.is_some() { self.for_token(login) } else { self };
+        Self { is_login: false, ..credential }
     }
 
     pub(crate) fn is_login(&self) -> bool {

@@ -8,12 +8,12 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::StoreError;
 use crate::{
-    chain::{Chain, DOUBT, Known, LoginChain},
+    chain::{Before, Chain, DOUBT, Known, LoginChain},
     source::Credential,
     token::{Token, TokenBuilder},
 };
@@ -88,8 +88,12 @@ impl Record {
         let credential = credential.as_deref();
         let login = chain.login.as_deref();
         let replaced = login.map(|login| login.replaced.clone()).filter(|replaced| !replaced.is_empty());
-        let before = login.and_then(|login| login.before.as_ref());
-        let fields: [(&str, Value); 10] = [
+        let before = login.and_then(|login| login.before.as_ref()).map(|before| {
+            json!({ "refresh_token": secret(&before.refresh_token), "login": before.id, "credential": before.holder })
+        });
+        let judged = login.and_then(|login| login.judged.clone());
+        let judged = judged.as_ref().map(|(of, base)| (of.as_str(), *base));
+        let fields: [(&str, Value); 12] = [
             ("schema", SCHEMA.into()),
             ("access_token", token.map(Token::access_token).into()),
             ("refresh_token", chain.refresh_token.as_ref().map(secret).into()),
@@ -98,8 +102,10 @@ impl Record {
             ("token_credential", credential.and_then(Credential::token).into()),
             ("login", chain.id().into()),
             ("replaced", replaced.into()),
-            ("before", before.map(|(refresh_token, id)| vec![secret(refresh_token), id.clone()]).into()),
-            ("ended", login.and_then(|login| login.ended).into()),
+            ("before", before.into()),
+            ("presented", login.and_then(|login| login.presented).into()),
+            ("judged", judged.map(|(_, base)| base).into()),
+            ("judged_token", judged.map(|(of, _)| of).into()),
         ];
         let fields = fields.iter().filter(|(_, value)| !value.is_null());
         let fields: Vec<_> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
@@ -128,14 +134,17 @@ impl Record {
         let number = |name: &str| fields.get(name).and_then(Value::as_u64);
         let left = |at: u64| Duration::from_secs(at.saturating_sub(since_1970()));
         let refresh_token_left = number("refresh_token_expires_at").map(left);
-        let ended = number("ended");
+        let (presented, base) = (number("presented"), number("judged"));
+        let judged = text(&mut fields, "judged_token").zip(base);
+        let is_judged = judged.is_some();
         let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
         let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
         let before = match fields.remove("before") {
-            Some(Value::Array(mut pair)) => match (pair.pop(), pair.pop()) {
-                (Some(Value::String(id)), Some(Value::String(token))) => Some((token.into(), id)),
-                _ => None,
-            },
+            Some(Value::Object(mut fields)) => {
+                let holder = text(&mut fields, "credential");
+                let before = text(&mut fields, "refresh_token").zip(text(&mut fields, "login"));
+                before.map(|(refresh_token, id)| Before { refresh_token: refresh_token.into(), id, holder })
+            }
             _ => None,
         };
         let refresh_token = refresh_token.map(SecretString::from);
@@ -154,8 +163,9 @@ impl Record {
             token.build().map_err(|error| invalid("contains an invalid token").with_cause(error))
         });
         let doubted_until =
-            self.expires_in.filter(|_| token.is_none()).map(|left| loaded_at + left.min(DOUBT));
-        let login = login.map(|id| Box::new(LoginChain { id, replaced, before, ended, doubted_until }));
+            self.expires_in.filter(|_| token.is_none() && is_judged).map(|left| loaded_at + left.min(DOUBT));
+        let login =
+            login.map(|id| Box::new(LoginChain { id, replaced, before, presented, judged, doubted_until }));
         let credential = Credential::of_record(holder, scope);
         let credential = Some(Arc::new(credential)).filter(|credential| credential.is_known());
         let chain = Chain { refresh_token, login };

@@ -49,7 +49,7 @@ pub(crate) struct Share {
 
 /// When a process that waits for a lease reads, and when it asks for the lease.
 pub(crate) struct Polls {
-    reads: Backoff,
+    pub(crate) reads: Backoff,
     pauses: Backoff,
     next_lease_at: Instant,
 }

@@ -121,7 +121,7 @@ impl TokenResponse {
     /// As [`failure`](Self::failure), with this error code.
     pub(crate) fn failure_of(&self, code: Option<&str>) -> SourceError {
         let content = match &self.fields {
-            Some(fields) => Content::Fields { code, has_token: fields.text("access_token").is_some() },
+            Some(fields) => Content::Fields { code, has_token: fields.has_token() },
             None if self.is_empty() => Content::Empty,
             None => Content::Other,
         };
@@ -177,28 +177,49 @@ impl Fields {
         self.text("refresh_token").filter(|token| !token.is_empty())
     }
 
-    /// Returns the error code in lower case: `error`, or what other servers call it. Some send one that says that there is
-    /// none. One in another form than text has an empty code.
+    pub(crate) fn has_token(&self) -> bool {
+        self.text("access_token").is_some_and(|token| !token.is_empty())
+    }
+
+    /// Returns the error code in lower case, its words separated by `_`: `error`, or what other servers call it. Some send an
+    /// error that says that there is none. One that is no text has an empty code.
     pub(crate) fn code(&self) -> Option<String> {
         let is_none =
             |text: &str| matches!(text.trim(), "" | "0" | "0.0" | "false" | "none" | "null" | "[]" | "{}");
         let text = |error: &Value| error.as_str().map_or_else(|| error.to_string(), str::to_owned);
         let error = self.0.get("error").filter(|error| !is_none(&text(error)));
-        let other = || {
-            ["code", "error_code"].iter().find_map(|name| self.0.get(*name)).filter(|code| code.is_string())
+        let text_of = |fields: &Map<String, Value>| {
+            let names = ["error_code", "errorCode", "code", "type", "status", "message"];
+            names.iter().find_map(|name| Some(words(fields.get(*name)?.as_str()?)))
         };
-        let has_token = self.0.contains_key("access_token");
-        let code = match error.or_else(|| other().filter(|_| !has_token))? {
-            Value::String(code) => code,
-            Value::Object(fields) => {
-                ["code", "type"].iter().find_map(|name| fields.get(*name)?.as_str()).unwrap_or_default()
-            }
-            _ => "",
+        let code = match error {
+            Some(Value::String(code)) => Some(words(code)),
+            Some(Value::Object(fields)) => text_of(fields),
+            _ => None,
         };
-        // Such as `unauthorized.bad_refresh_token`.
-        let code = code.rsplit(['.', ':', '/']).next().unwrap_or_default().trim().to_lowercase();
-        Some(code.replace([' ', '-'], "_"))
+        let first = || self.0.get("errors")?.as_array()?.first()?.as_object().and_then(text_of);
+        let other =
+            || text_of(&self.0).filter(|_| self.0.keys().any(|name| name.to_lowercase().ends_with("code")));
+        let other = || first().or_else(other).filter(|_| !self.has_token());
+        code.or_else(other).or_else(|| error.map(|_| String::new()))
     }
+}
+
+/// Splits a code, such as `unauthorized.bad_refresh_token`, `Bad Request` or `invalidGrant`, into words in lower case, of
+/// which those after the last dot count.
+fn words(code: &str) -> String {
+    let code = code.trim().trim_end_matches('.').rsplit(['.', ':', '/']).next().unwrap_or_default();
+    let mut words = String::new();
+    let mut is_inside = false;
+    for char in code.chars() {
+        if !char.is_alphanumeric() || (is_inside && char.is_uppercase()) {
+            words.push('_');
+        }
+        words.extend(char.to_lowercase().filter(|_| char.is_alphanumeric()));
+        is_inside = char.is_lowercase() || char.is_numeric();
+    }
+    let words: Vec<_> = words.split('_').filter(|word| !word.is_empty()).collect();
+    words.join("_")
 }
 
 impl Drop for Fields {

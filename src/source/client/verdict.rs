@@ -80,8 +80,8 @@ const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
     ]
 };
 
-/// What the name of a code says that a refresh token does not work any more.
-const ENDS: [&str; 8] = ["invalid", "expired", "revoked", "used", "reuse", "bad", "not_found", "unknown"];
+/// The words in a code that say that a grant, a token or a client does not work.
+const NOT: &str = "bad deleted disabled expired inactive incorrect invalid not reuse reused revoked unauthorized unknown used wrong";
 
 impl Verdict {
     fn new(kind: SourceErrorKind, presented: Presented) -> Self {
@@ -117,6 +117,9 @@ impl Verdict {
             }
             (_, Some(known)) => known,
             (400..=499, _) if asks_for_delay => Self::new(Unavailable, Unspent),
+            (404 | 405 | 410 | 415, _) if matches!(content, Content::Fields { .. }) => {
+                Self::new(Configuration, Doubtful)
+            }
             (300..=399 | 404 | 405 | 410 | 415, _) => Self::new(Configuration, Unspent),
             (400, _) if content == Content::Empty => Self::new(Refused, Unclear),
             (400..=499, _) if is_refusal() => Self::new(Refused, Doubtful),
@@ -129,10 +132,11 @@ impl Verdict {
 
     /// Finds a code, or one that it is like.
     fn of_code(code: &str) -> Option<Self> {
-        let is_refresh_token = code.contains("refresh_token") && ENDS.iter().any(|end| code.contains(end));
+        let has = |names: &str| code.split('_').any(|word| names.split(' ').any(|name| name == word));
         let like = match code {
-            _ if is_refresh_token => "invalid_refresh_token",
-            _ if code.contains("client") => "invalid_client",
+            _ if !has(NOT) || has("access api csrf session type user") => code,
+            _ if has("client") => "invalid_client",
+            _ if has("grant token") => "invalid_refresh_token",
             _ => code,
         };
         let find = |code: &str| CODES.into_iter().find(|(name, ..)| *name == code);

@@ -35,7 +35,11 @@ impl TokenSource for OAuth2 {
                 self.check()?;
                 Err(SourceError::login_required("there is no refresh token: a user has to log in"))
             }
-            _ => self.by_credential(request).await,
+            (_, Some(_)) => Err(SourceError::configuration(format!(
+                "the grant {} has no login: use OAuth2::login for one",
+                self.grant.name()
+            ))),
+            (_, None) => self.by_credential(request).await,
         }
     }
 
