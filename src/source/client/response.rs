@@ -200,7 +200,12 @@ impl Fields {
         let first = || self.0.get("errors")?.as_array()?.first()?.as_object().and_then(text_of);
         let other =
             || text_of(&self.0).filter(|_| self.0.keys().any(|name| name.to_lowercase().ends_with("code")));
-        let other = || first().or_else(other).filter(|_| !self.has_token());
+        // Some have it in a text alone.
+        let said = || {
+            let said = ["errmsg", "msg", "message"].iter().find_map(|name| Some(words(self.text(name)?)));
+            said.filter(|said| said.contains("refresh_token"))
+        };
+        let other = || first().or_else(said).or_else(other).filter(|_| !self.has_token());
         code.or_else(other).or_else(|| error.map(|_| String::new()))
     }
 }
