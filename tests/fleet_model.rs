@@ -37,6 +37,10 @@ enum Step {
     Takes(u64),
     /// Another client authenticates with the key.
     Elsewhere,
+    /// The next answers say nothing, of requests that were processed or not.
+    Unclear(Vec<bool>),
+    /// The store loses its lease, as in a failover.
+    LoseLease,
     /// One process is replaced by a new one.
     Restart(usize),
 }
@@ -73,8 +77,11 @@ fn step() -> impl Strategy<Value = Step> {
             Just(Health::Slow),
             Just(Health::ReadOnly),
             Just(Health::Forgetful),
+            Just(Health::Full),
         ].prop_map(Step::Store),
         1 => Just(Step::Flush),
+        1 => Just(Step::LoseLease),
+        1 => prop::collection::vec(any::<bool>(), 1..6).prop_map(Step::Unclear),
         1 => prop_oneof![Just(3_000u64), Just(100_000)].prop_map(Step::Delay),
         1 => takes(),
         1 => Just(Step::Elsewhere),
@@ -103,9 +110,11 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(LEASE).build().unwrap();
     let mut processes = [(); PROCESSES].map(|()| build());
-    let disturbs =
-        |step: &Step| matches!(step, Step::Store(_) | Step::Flush | Step::Delay(_) | Step::Restart(_));
-    let is_calm = !steps.iter().any(disturbs);
+    let is_calm_step = |step: &Step| {
+        use Step::{Ask, AskAll, Challenge, Elsewhere, Pass, Takes};
+        matches!(step, Ask(_) | AskAll | Challenge(_) | Pass(_) | Takes(_) | Elsewhere)
+    };
+    let is_calm = steps.iter().all(is_calm_step);
     for step in steps {
         match step {
             Step::Ask(process) => _ = ask(&processes[process]).await?,
@@ -130,6 +139,8 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Takes(millis) => {
                 endpoint.change(|grants| grants.takes = Some(Duration::from_millis(millis)));
             }
+            Step::Unclear(answers) => endpoint.change(|grants| grants.unclear.extend(answers)),
+            Step::LoseLease => store.lose_lease(),
             Step::Elsewhere => _ = endpoint.authenticate_elsewhere(),
             Step::Restart(process) => processes[process] = build(),
         }
@@ -148,6 +159,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     endpoint.change(|grants| {
         grants.delays.clear();
         grants.takes = None;
+        grants.unclear.clear();
     });
     sleep(3 * MINUTE).await;
     for process in &processes {

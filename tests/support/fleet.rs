@@ -247,6 +247,8 @@ pub struct Grants {
     /// How often a refresh token was presented while another exchange used it.
     pub presented_twice: u64,
     pub lifetime: Option<Duration>,
+    /// The answers to the next requests say nothing: whether each request is processed.
+    pub unclear: VecDeque<bool>,
 }
 
 impl Grants {
@@ -290,9 +292,22 @@ impl Endpoint {
         TokenProvider::builder(Self(Arc::clone(&self.0), stop.clone())).store(store)
     }
 
-    async fn answer<T>(&self, grant: impl FnOnce(&mut Grants) -> T) -> T {
+    async fn answer(
+        &self,
+        grant: impl FnOnce(&mut Grants) -> Result<Token, SourceError>,
+    ) -> Result<Token, SourceError> {
         sleep(self.grants().takes.unwrap_or(POST)).await;
-        let (answer, delay) = { self.change(|grants| (grant(grants), grants.delays.pop_front())) };
+        let (answer, delay) = {
+            self.change(|grants| {
+                let lost = || Err(SourceError::unavailable("no answer"));
+                let answer = match grants.unclear.pop_front() {
+                    None => grant(grants),
+                    Some(false) => lost(),
+                    Some(true) => grant(grants).and_then(|_| lost()),
+                };
+                (answer, grants.delays.pop_front())
+            })
+        };
         if let Some(delay) = delay {
             self.1.stop_for(delay);
             sleep(delay).await;
@@ -328,12 +343,12 @@ impl Drop for Presented {
 impl TokenSource for Endpoint {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let Some(refresh_token) = request.refresh_token() else {
-            return Ok(self
+            return self
                 .answer(|grants| {
                     grants.authentications += 1;
-                    grants.grant()
+                    Ok(grants.grant())
                 })
-                .await);
+                .await;
         };
         let _presented = self.present(refresh_token);
         self.answer(|grants| {
