@@ -74,9 +74,10 @@ impl CoolDown {
 
     /// Begins a pause and returns its end.
     ///
-    /// Starts at `min` again if the last pause ended longer ago than the next one would last.
+    /// Starts at `min` again if the last pause ended longer ago than the longest one would last: callers that come less often
+    /// than the next one lasts would never let it grow.
     pub(super) fn begin(&mut self, now: Instant) -> Instant {
-        if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.next) {
+        if self.until.is_some_and(|until| now.saturating_duration_since(until) > self.max) {
             self.reset();
         }
         // At most an hour: `build` checks it.
