@@ -1,0 +1,306 @@
+//! Which refresh token an exchange presents, and what its answer changes.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+
+use super::{Login, OLD, STORED, check_refresh_token, shared};
+use crate::{
+    chain::{Begun, Chain, DOUBT, Known},
+    error::{Presented, SourceError, SourceErrorKind},
+    observability,
+    source::{Credential, Sent, TokenRequest},
+    store::{Lease, Publication, Share},
+    token::Token,
+};
+
+/// A refresh token is presented again after a tenth of the outage so far, and after this at most.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// A source with a credential uses it after so many answers that say nothing of the refresh token.
+const MAX_UNCLEAR: u32 = 2;
+
+/// An exchange that is counted as unclear, since its answer may be lost. If it is dropped, its drop takes that back unless
+/// the request may have been sent.
+struct Counted<'a> {
+    login: &'a Login,
+    sent: Sent,
+    is_dropped: bool,
+}
+
+impl Counted<'_> {
+    fn answered(mut self) {
+        self.is_dropped = false;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if self.is_dropped && !self.sent.get() {
+            let mut state = self.login.state();
+            state.unclear = state.unclear.saturating_sub(1);
+        }
+    }
+}
+
+impl Login {
+    /// Presents the refresh tokens of the chain, or uses the credential. Each change is known before the next await, at which
+    /// this may be dropped.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        request: &TokenRequest<'_>,
+        under: Option<(&Share, &Lease)>,
+    ) -> Result<Token, SourceError> {
+        loop {
+            self.prepare(under.filter(|_| self.is_login())).await?;
+            let credential = self.source.credential();
+            let asked_at = Instant::now();
+            let Some(refresh_token) = self.next(&credential, asked_at)? else {
+                let token = self.source.fetch(&request.presenting(None, &Sent::unknown())).await?;
+                return Ok(self.granted(None, token, credential));
+            };
+            let counted = Counted { login: self, sent: Sent::unknown(), is_dropped: true };
+            let answer = self.source.fetch(&request.presenting(Some(&refresh_token), &counted.sent)).await;
+            counted.answered();
+            let error = match answer {
+                Ok(token) => return Ok(self.granted(Some(&refresh_token), token, credential)),
+                Err(error) => error,
+            };
+            if let Some((share, _)) = under.filter(|_| self.is_over(&error)) {
+                // Another process may have renewed it meanwhile, whose refresh token must not be lost.
+                let found = self.load(share).await.unwrap_or_default();
+                if let Some(token) = self.adopt_if_newer(share, &found, request.previous()) {
+                    return Ok(token);
+                }
+                if found.is_some_and(|found| self.take_up(&found)) {
+                    continue;
+                }
+            }
+            if let Some(used) = self.failed(&refresh_token, error, asked_at)? {
+                self.reporter.using_login(&used, "the configured one was rejected");
+            }
+        }
+    }
+
+    /// Begins the login that is pending, and stores that a refresh token is presented: if this process ends, another one
+    /// continues with it.
+    pub(super) async fn prepare(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
+        let credential = self.source.credential();
+        let (mut known, begun, is_marked) = {
+            let state = self.state();
+            let mut known = state.known.clone();
+            let begun = match (&state.more, state.pending()) {
+                (Some(more), Some(seed)) => {
+                    check_refresh_token(seed.refresh_token.expose_secret())?;
+                    let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
+                    let is_foreign = foreign.is_some();
+                    if let Some(foreign) = foreign {
+                        known = Known { version: known.version, ..foreign.clone() };
+                    }
+                    let holder = known.holder().map(str::to_owned);
+                    let begun = known.chain.begin(seed, more.skipped.clone(), holder.as_deref(), is_foreign);
+                    if matches!(begun, Begun::New | Begun::Back) {
+                        (known.token, known.credential) = (None, shared(credential));
+                    }
+                    Some((seed.clone(), begun))
+                }
+                _ => None,
+            };
+            let marked = state.more.as_ref().map_or(0, |more| more.marked);
+            let is_begun = matches!(begun, Some((_, Begun::New | Begun::Back)));
+            (known, begun, !is_begun && !state.is_unstored && state.known.version == marked)
+        };
+        let is_doubtful = !known.chain.doubted_for(Instant::now()).is_zero() && !self.state().asks_again;
+        let is_presented = known.chain.refresh_token.is_some() && !is_doubtful;
+        let mut marked = None;
+        if let (Some((share, lease)), Some(login)) = (under, &mut known.chain.login) {
+            // Unless this process has, and its answer was lost.
+            if is_presented && !(is_marked && login.presented.is_some()) {
+                login.presented.get_or_insert(known.version);
+                match share.publish(&known, lease).await {
+                    Ok(Publication::Stored) => marked = Some(lease.fence()),
+                    Ok(Publication::Superseded) => {
+                        return Err(SourceError::unavailable(
+                            "another process has taken over the refresh, before the refresh token was presented",
+                        ));
+                    }
+                    Err(error) => {
+                        return Err(
+                            error.into_source_error("the refresh token of the login cannot be stored")
+                        );
+                    }
+                }
+            }
+        }
+        let used = known.chain.id().unwrap_or_default().to_owned();
+        {
+            let mut state = self.state();
+            if matches!(begun, Some((_, Begun::New | Begun::Back))) {
+                state.reset();
+                state.is_unstored = self.share.is_some();
+            }
+            if let Some(version) = marked {
+                (known.version, state.is_unstored) = (version, false);
+                state.more().marked = version;
+            }
+            if begun.is_some() || marked.is_some() {
+                state.known = known;
+            }
+            if let Some((seed, _)) = &begun {
+                let more = state.more();
+                more.pending.take_if(|pending| pending.id() == seed.id());
+                (more.skipped, more.foreign) = (Vec::new(), None);
+            }
+        }
+        if let Some((seed, begun)) = begun {
+            let reason = match begun {
+                Begun::New if seed.is_configured => "it is configured, and new",
+                Begun::New => "a user has logged in",
+                Begun::Same => STORED,
+                Begun::Old => OLD,
+                Begun::Back => "it is configured again, and no token was granted for the one in its place",
+            };
+            self.reporter.using_login(&used, reason);
+        }
+        Ok(())
+    }
+
+    /// Returns the refresh token to present. `None` if the credential is used.
+    pub(super) fn next(
+        &self,
+        credential: &Credential,
+        now: Instant,
+    ) -> Result<Option<SecretString>, SourceError> {
+        let mut state = self.state();
+        let is_login = state.is_login;
+        let holder = state.known.credential.as_deref().map_or(credential.holder(), Credential::holder);
+        // Those of another account, or whose answers were lost too often.
+        let is_over = holder != credential.holder() || (!is_login && state.unclear >= MAX_UNCLEAR);
+        if is_over {
+            state.known.chain = Chain::default();
+            state.reset();
+        }
+        let next = state.known.chain.refresh_token.clone();
+        let is_doubtful =
+            !std::mem::take(&mut state.asks_again) && !state.known.chain.doubted_for(now).is_zero();
+        if is_login && (is_doubtful || next.is_none()) {
+            let verdict = state.more.as_ref().and_then(|more| more.verdict.clone());
+            return Err(verdict.unwrap_or_else(|| {
+                SourceError::login_required(match is_doubtful {
+                    true => "the refresh token was rejected a moment ago: a user has to log in again",
+                    false => "there is no refresh token that works: a user has to log in again",
+                })
+            }));
+        }
+        // Counted before the answer: it may be lost.
+        state.unclear += u32::from(next.is_some());
+        Ok(next)
+    }
+
+    /// Records a token that was granted, for the refresh token that was presented or for the credential.
+    pub(super) fn granted(
+        &self,
+        presented: Option<&SecretString>,
+        token: Token,
+        credential: Credential,
+    ) -> Token {
+        let mut state = self.state();
+        let next = token.refresh_token().map(SecretString::from);
+        let has_next = next.is_some();
+        match presented {
+            Some(presented) if !state.known.chain.is_next(presented) => return token,
+            Some(_) => state.known.chain.granted(next),
+            None => state.known.chain = Chain { refresh_token: next, ..Chain::default() },
+        }
+        // RFC 6749 §6: without another one, it is kept.
+        let token = match state.known.chain.refresh_token.clone().filter(|_| !has_next) {
+            Some(kept) => token.with_refresh_token(kept),
+            None => token,
+        };
+        // Without a store, only the exchange of a login outlives its refresh.
+        state.known.token = Some(token.clone()).filter(|_| state.is_login || self.share.is_some());
+        state.known.credential = shared(credential);
+        state.is_unstored = self.share.is_some();
+        state.reset();
+        token
+    }
+
+    /// Whether a refresh token is not presented again after this error.
+    pub(super) fn is_over(&self, error: &SourceError) -> bool {
+        let is_lost =
+            || !self.is_login() && self.state().unclear >= MAX_UNCLEAR && error.retry_after().is_none();
+        match error.presented() {
+            Presented::Rejected | Presented::Doubtful => true,
+            Presented::Unclear => is_lost(),
+            Presented::Unspent => false,
+        }
+    }
+
+    /// Records that the exchange of a refresh token has failed. If another refresh token or the credential is used then,
+    /// returns the login that is used.
+    pub(super) fn failed(
+        &self,
+        presented: &SecretString,
+        mut error: SourceError,
+        asked_at: Instant,
+    ) -> Result<Option<String>, SourceError> {
+        let is_login = self.is_login();
+        let is_over = self.is_over(&error);
+        let credential = self.source.credential();
+        let mut state = self.state();
+        if !state.known.chain.is_next(presented) {
+            // What the store has was taken up meanwhile.
+            return if is_over { Ok(None) } else { Err(error) };
+        }
+        let (now, next) = (Instant::now(), error.take_next_refresh_token());
+        let is_replaced = next.is_some();
+        if is_replaced {
+            state.known.chain.granted(next);
+            state.is_unstored = self.share.is_some();
+            state.unclear = 0;
+        }
+        match error.presented() {
+            presented @ (Presented::Rejected | Presented::Doubtful) if is_login && !is_replaced => {
+                let is_doubtful = presented == Presented::Doubtful;
+                let Known { version, chain, .. } = &mut state.known;
+                let (id, version) = (chain.id().unwrap_or_default().to_owned(), *version);
+                let has_fallen_back = chain.fall_back(credential.holder());
+                match chain.login.as_mut().filter(|_| has_fallen_back) {
+                    Some(login) => login.replaced.push(id),
+                    None => chain.judge(version, is_doubtful.then_some(now + DOUBT)),
+                }
+                let used = chain.id().map(str::to_owned);
+                state.is_unstored = self.share.is_some();
+                if has_fallen_back {
+                    return Ok(used);
+                }
+                let further = if is_doubtful { "if that stays so, " } else { "" };
+                let error =
+                    SourceError::login_required(format!("{error}: {further}a user has to log in again"));
+                state.more().verdict = Some(error.clone());
+                Err(error)
+            }
+            _ if is_over && !is_replaced => {
+                state.known.chain = Chain::default();
+                state.unclear = 0;
+                drop(state);
+                observability::credential_used(&error);
+                Ok(None)
+            }
+            presented => {
+                state.unclear -= u32::from(presented == Presented::Unspent && state.unclear > 0);
+                if !error.is_transient() && presented == Presented::Unclear && !is_replaced {
+                    error = error.of_kind(SourceErrorKind::InvalidResponse);
+                }
+                if is_login && error.is_transient() {
+                    let failing_for = now - *state.more().failing_since.get_or_insert(asked_at);
+                    let pause = (failing_for / 10).min(MAX_PAUSE);
+                    let pause = error.retry_after().unwrap_or_default().max(pause);
+                    error = error.with_retry_after(pause);
+                }
+                Err(error)
+            }
+        }
+    }
+}

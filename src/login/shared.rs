@@ -1,0 +1,391 @@
+//! The protocol of a store: which token of another process is used, who asks the source, and what is stored.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Asked, Asking, Login, OLD, STORED, shared};
+use crate::{
+    chain::{Chain, Known, Seed},
+    error::{SourceError, StoreError, StoreErrorKind},
+    observability,
+    retry::Backoff,
+    source::{Credential, RefreshReason, TokenRequest},
+    store::{Lease, POLL_BACKOFF, Publication, Share},
+    token::{LEAST_LIFE, Token},
+};
+
+/// The delay between two attempts to publish a token later, min and max.
+const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+
+/// How long the process that presents a refresh token may take to store what it was granted, once the store works.
+const PUBLISH_GRACE: Duration = Duration::from_secs(3);
+
+impl Login {
+    /// The protocol of [`TokenStore`](crate::store::TokenStore). The outer error means that the source was not asked, because
+    /// the store has failed.
+    pub(super) async fn with_store(
+        self: &Arc<Self>,
+        share: &Share,
+        request: &TokenRequest<'_>,
+        asking: Asking<'_>,
+    ) -> Result<Result<Token, SourceError>, StoreError> {
+        let previous = request.previous();
+        let (mut polls, mut waited) = (share.polls(), Duration::ZERO);
+        let mut presented: Option<(u64, Instant)> = None;
+        loop {
+            let found = self.load(share).await?;
+            if let Some(token) = self.adopt_if_newer(share, &found, previous) {
+                return Ok(Ok(token));
+            }
+            // The process that presents it may be about to store what it was granted, if the store has failed meanwhile.
+            if let Some(version) = self.presented_by_another(&found) {
+                let (seen, since) = presented.get_or_insert((version, Instant::now()));
+                if *seen != version {
+                    (*seen, *since) = (version, Instant::now());
+                }
+                if since.elapsed() < PUBLISH_GRACE {
+                    sleep(polls.reads.next_delay()).await;
+                    continue;
+                }
+            }
+            let leased_at = Instant::now();
+            let Some(lease) = share.lease_or_wait(&mut polls, &mut waited).await? else { continue };
+            // Under the lease: the previous holder may have published since the first read.
+            let found = match self.load(share).await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.release_in_background(lease);
+                    return Err(error);
+                }
+            };
+            if let Some(token) = self.adopt_if_newer(share, &found, previous) {
+                share.release(lease).await;
+                // A store may have taken its time.
+                if token.0.is_expired(Instant::now() + LEAST_LIFE) {
+                    continue;
+                }
+                return Ok(Ok(token));
+            }
+            if leased_at.elapsed() > share.length / 2 {
+                share.release(lease).await;
+                share.record_lease_wait(leased_at.elapsed())?;
+                continue;
+            }
+            share.reset_lease_wait();
+            // Even if its access token has expired, the newest record has the only refresh token that still works.
+            if let Some(found) = &found {
+                self.take_up(found);
+            }
+            asking(Asked::Source);
+            return Ok(self.exchange(request, Some(lease)).await);
+        }
+    }
+
+    /// Returns what the record knows, if it belongs to this credential.
+    pub(super) async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
+        let Some(mut found) = share.load(self.is_login()).await? else { return Ok(None) };
+        let credential = self.source.credential();
+        let token = found.credential.as_deref().and_then(Credential::token);
+        let is_other_token = token != credential.token();
+        let is_foreign = found.holder() != credential.holder();
+        let was_foreign = std::mem::replace(&mut self.state().is_foreign, is_foreign || is_other_token);
+        if (is_foreign || is_other_token) && !was_foreign {
+            self.reporter.foreign_record(found.version);
+        }
+        if is_other_token {
+            found.token = None;
+        }
+        // A wrong configuration has stored its own: the login that it was to replace is one of this credential.
+        if is_foreign && found.chain.fall_back(credential.holder()) {
+            found.credential = shared(credential);
+            return Ok(Some(found));
+        }
+        if is_foreign {
+            self.state().more().foreign = Some(found).filter(|found| found.chain.login.is_some());
+            return Ok(None);
+        }
+        Ok(Some(found))
+    }
+
+    /// Returns the version of a record whose refresh token another process presents, or has presented before it ended.
+    pub(super) fn presented_by_another(&self, found: &Option<Known>) -> Option<u64> {
+        let found = found.as_ref()?;
+        let marked = self.state().more.as_ref().map_or(0, |more| more.marked);
+        (found.chain.is_presented() && found.version != marked).then_some(found.version)
+    }
+
+    /// Uses the token of a record, if it is newer than `previous` and has not expired.
+    pub(super) fn adopt_if_newer(
+        self: &Arc<Self>,
+        share: &Share,
+        found: &Option<Known>,
+        previous: Option<&Token>,
+    ) -> Option<Token> {
+        let found = found.as_ref()?;
+        let token = found.token.clone().filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE))?;
+        let seed = {
+            let mut state = self.state();
+            let is_newer = previous.is_none_or(|previous| !token.has_same_access_token(previous))
+                && !state.known.is_newer_than(found);
+            let knows = |seed: &Seed| found.chain.knows(&seed.id());
+            if !is_newer || !state.pending().is_none_or(knows) {
+                return None;
+            }
+            state.known = found.clone();
+            state.is_login |= found.chain.login.is_some();
+            state.is_unstored = false;
+            state.reset();
+            state.more.as_mut().and_then(|more| more.pending.take())
+        };
+        if let Some(seed) = seed {
+            let used = found.chain.id().unwrap_or_default();
+            self.reporter.using_login(used, if used == seed.id() { STORED } else { OLD });
+        }
+        share.adopted(found.version);
+        if share.health.is_failing() {
+            // A process that only adopts tokens would never learn that the store can be written again. The check goes on
+            // without its future, and its operations record the result.
+            drop(self.check_store());
+        }
+        Some(token)
+    }
+
+    pub(super) fn take_up(&self, found: &Known) -> bool {
+        let mut state = self.state();
+        if state.known.is_newer_than(found) {
+            return false;
+        }
+        // The same refresh token ends no outage.
+        let is_same = found.chain.refresh_token.as_ref().is_some_and(|next| state.known.chain.is_next(next));
+        state.known = found.clone();
+        state.is_unstored = false;
+        state.is_login |= found.chain.login.is_some();
+        if !is_same {
+            state.reset();
+        }
+        true
+    }
+
+    /// Asks the source, and stores what that changes.
+    pub(super) async fn ask_and_publish(
+        self: &Arc<Self>,
+        request: &TokenRequest<'_>,
+        lease: Option<Lease>,
+    ) -> Result<Token, SourceError> {
+        let (Some(share), Some(lease)) = (&self.share, lease) else { return self.ask(request, None).await };
+        let answer = share.extending(&lease, self.ask(request, Some((share, &lease)))).await;
+        let known = {
+            let state = self.state();
+            state.is_unstored.then(|| state.known.clone())
+        };
+        let Some(known) = known else {
+            share.release(lease).await;
+            return answer;
+        };
+        let is_login = self.is_login();
+        let published = match is_login {
+            true => share.publish_for_a_lease(&known, &lease).await,
+            false => share.publish(&known, &lease).await,
+        };
+        match published {
+            Ok(Publication::Stored) => {
+                self.stored(&known, lease.fence());
+                share.release(lease).await;
+            }
+            Ok(Publication::Superseded) => {
+                share.reporter.superseded();
+                // If the newer lease's token is stored already, only its refresh token still works.
+                let found = self.load(share).await.unwrap_or_default();
+                if let Some(token) = self.adopt_if_newer(share, &found, answer.as_ref().ok()) {
+                    return Ok(token);
+                }
+                self.publish_later(None);
+            }
+            Err(error) => {
+                share.reporter.not_stored(&error);
+                // A process that got the lease of a login would present the refresh token that is spent.
+                let (kept, released) = if is_login { (Some(lease), None) } else { (None, Some(lease)) };
+                released.into_iter().for_each(|lease| self.release_in_background(lease));
+                self.publish_later(kept);
+            }
+        }
+        answer
+    }
+
+    /// Asks the source without the store, unless there is time left to wait for the store.
+    pub(super) async fn without_store(
+        self: &Arc<Self>,
+        share: &Share,
+        request: &TokenRequest<'_>,
+        asking: Asking<'_>,
+        error: StoreError,
+    ) -> Result<Token, SourceError> {
+        // The reason is read only now, because a caller that cannot use the token may have joined since.
+        if request.reason() == RefreshReason::Expiring
+            && request.previous().is_some_and(|token| is_in_first_half_of_expiring(token, Instant::now()))
+        {
+            return Err(
+                error.into_source_error("the token store cannot be used, and the current token still works")
+            );
+        }
+        if self.is_login() {
+            let text =
+                "the token store cannot be used, and the refresh token must not be presented without it";
+            return Err(match error.kind() {
+                StoreErrorKind::Unavailable => error.into_source_error(text),
+                // Only an operator can correct it.
+                _ => SourceError::configuration(format!("{text}: {error}")),
+            });
+        }
+        share.reporter.without_store(&error);
+        asking(Asked::Source);
+        let token = self.ask_and_publish(request, None).await?;
+        self.publish_later(None);
+        Ok(token)
+    }
+
+    /// Polls the store, as a reader, until there is a newer token, one lease length has passed, or the store has failed
+    /// permanently.
+    pub(super) async fn wait_for_publisher(
+        self: &Arc<Self>,
+        share: &Share,
+        previous: Option<&Token>,
+        asking: Asking<'_>,
+    ) -> Result<Token, SourceError> {
+        let deadline = Instant::now() + share.length;
+        let mut polls = Backoff::between(POLL_BACKOFF);
+        loop {
+            let mut found = share.load(false).await;
+            // A reader keeps no refresh token.
+            if let Ok(Some(Known { token, chain, .. })) = &mut found {
+                *token = token.take().map(Token::without_refresh_token);
+                *chain = Chain::default();
+            }
+            let usable = found.as_ref().ok().and_then(|found| self.adopt_if_newer(share, found, previous));
+            if let Some(token) = usable {
+                return Ok(token);
+            }
+            let now = Instant::now();
+            let is_permanent = found.as_ref().is_err_and(|error| !error.is_transient());
+            if now >= deadline || is_permanent {
+                asking(Asked::Publisher);
+                return Err(match found {
+                    Err(error) => error.into_source_error("the token store cannot be used"),
+                    Ok(None) => SourceError::unavailable("the store holds no token; is a publisher running?"),
+                    Ok(Some(_)) => SourceError::unavailable("no publisher has stored a newer token yet"),
+                });
+            }
+            sleep_until(deadline.min(now + polls.next_delay())).await;
+        }
+    }
+
+    /// Records that the store has this, and so all that is known unless that has changed meanwhile.
+    pub(super) fn stored(&self, stored: &Known, version: u64) {
+        let mut state = self.state();
+        let is_same_token = match (&state.known.token, &stored.token) {
+            (Some(known), Some(stored)) => known.has_same_access_token(stored),
+            (known, stored) => known.is_none() && stored.is_none(),
+        };
+        let is_same = match &stored.chain.refresh_token {
+            Some(refresh_token) => is_same_token && state.known.chain.is_next(refresh_token),
+            None => is_same_token && state.known.chain.refresh_token.is_none(),
+        };
+        state.known.version = version;
+        state.is_unstored &= !is_same;
+    }
+
+    /// Publishes what is known in the background until the store has it, under this lease as long as that is the newest one.
+    /// The task ends with the provider.
+    pub(super) fn publish_later(self: &Arc<Self>, lease: Option<Lease>) {
+        let span = observability::current_span();
+        // Held until the new task is stored, otherwise two callers could each start one.
+        let mut state = self.state();
+        if lease.is_none() && state.more().publisher.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (login, mut lease) = (Arc::downgrade(self), lease);
+        let publish = async move {
+            let mut delays = Backoff::between(PUBLISH_BACKOFF);
+            loop {
+                if lease.is_none() {
+                    sleep(delays.next_delay()).await;
+                }
+                let Some(login) = login.upgrade() else { return };
+                let Some(share) = &login.share else { return };
+                {
+                    let mut state = login.state();
+                    if !state.is_unstored {
+                        // In the same critical section as the check: otherwise `publish_later` could find this task running
+                        // after it has decided to end.
+                        state.more().publisher = None;
+                        return;
+                    }
+                }
+                let published = match lease.take() {
+                    Some(kept) => login.publish_under(share, kept, &mut lease).await,
+                    None => login.publish_unless_newer(share).await,
+                };
+                published.unwrap_or_else(|error| share.reporter.not_stored(&error));
+            }
+        };
+        state.more().publisher = Some(tokio::spawn(observability::within(span, publish)));
+    }
+
+    /// Publishes what is known under a lease, which is kept if the store fails.
+    pub(super) async fn publish_under(
+        &self,
+        share: &Share,
+        lease: Lease,
+        kept: &mut Option<Lease>,
+    ) -> Result<(), StoreError> {
+        let known = self.state().known.clone();
+        match share.publish_for_a_lease(&known, &lease).await {
+            Ok(Publication::Stored) => {
+                self.stored(&known, lease.fence());
+                share.release(lease).await;
+            }
+            Ok(Publication::Superseded) => {}
+            Err(error) => {
+                *kept = Some(lease);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what is known, unless there is a newer record or another process has the lease.
+    pub(super) async fn publish_unless_newer(&self, share: &Share) -> Result<(), StoreError> {
+        let Some(lease) = share.lease().await? else { return Ok(()) };
+        let published = async {
+            let found = self.load(share).await?;
+            if found.is_some_and(|found| self.take_up(&found)) {
+                share.health.nothing_to_publish();
+                return Ok(());
+            }
+            let known = self.state().known.clone();
+            if share.publish(&known, &lease).await? == Publication::Stored {
+                self.stored(&known, lease.fence());
+            }
+            Ok(())
+        };
+        let published = published.await;
+        share.release(lease).await;
+        published
+    }
+
+    /// Releases the lease in the background, so that callers do not wait for a store that has just failed.
+    pub(super) fn release_in_background(self: &Arc<Self>, lease: Lease) {
+        let login = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Some(share) = &login.share {
+                share.release(lease).await;
+            }
+        });
+    }
+}
+
+fn is_in_first_half_of_expiring(token: &Token, now: Instant) -> bool {
+    let (Some(refresh_at), Some(expires_at)) = (token.refresh_at(), token.expires_at()) else { return false };
+    now < refresh_at + expires_at.saturating_duration_since(refresh_at) / 2
+}
