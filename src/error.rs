@@ -276,7 +276,8 @@ pub enum SourceErrorKind {
     /// The credential was rejected (RFC 6749 §5.2 `invalid_grant`, `invalid_client`). Permanent until it is replaced.
     Rejected,
     /// The refresh token of a user's login was rejected: a user has to log in. Permanent until the provider gets the refresh
-    /// token of the login ([`TokenProvider::log_in`](crate::TokenProvider::log_in)).
+    /// token of the login ([`TokenProvider::log_in`](crate::TokenProvider::log_in)), or until a refresh token whose
+    /// rejection is [doubtful](crate::TokenSource::fetch) works again.
     ///
     /// ```
     /// use tower_bearer::{BoxError, Error, SourceErrorKind};

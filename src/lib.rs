@@ -74,7 +74,7 @@
 //! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
 //! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
 //! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
-//! | `store` | no | `store::TokenStore`: several processes share one token, in a store of your own |
+//! | `store` | no | nothing: the module [`store`] is always there. The next three enable it |
 //! | `file-store` | no | `store::FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
 //! | `redis` | no | `store::RedisStore`, for the processes of many hosts |
 //! | `encryption` | no | `store::EncryptedStore`, which encrypts what another store keeps |
@@ -89,8 +89,8 @@
 //!
 //! # Several processes
 //!
-//! Each provider serves one process. Processes that use one credential share its token in a store (feature `store`): in
-//! Redis, in a file, or in a store of your own. See [`guide::fleet`].
+//! Each provider serves one process. Processes that use one credential, or one user's login, share its token in a
+//! [`store`]: in Redis, in a file, or in a store of your own. See [`guide::fleet`].
 //!
 //! # Many tenants
 //!

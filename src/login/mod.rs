@@ -164,6 +164,10 @@ impl Login {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_reader(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.role == Role::Reader)
+    }
+
     /// Whether the refresh tokens are those of a user's login: nothing else gives a token.
     pub(crate) fn is_login(&self) -> bool {
         self.state().is_login
@@ -177,8 +181,7 @@ impl Login {
             let mut state = self.state();
             let is_pending = state.pending().is_some_and(|pending| pending.id() == id);
             let is_skipped = state.more.as_ref().is_some_and(|more| more.skipped.contains(&id));
-            let is_reader = self.share.as_ref().is_some_and(|share| share.role == Role::Reader);
-            if !(is_pending || is_skipped || is_reader || state.known.chain.knows(&id)) {
+            if !(is_pending || is_skipped || self.is_reader() || state.known.chain.knows(&id)) {
                 let skipped = state.more().pending.replace(seed).map(|skipped| skipped.id());
                 state.more().skipped.extend(skipped);
                 state.is_login = true;
@@ -192,7 +195,13 @@ impl Login {
             state.asks_again |= used == id;
             used
         };
-        let reason = if used == id { "it is used already" } else { "it was replaced before" };
+        let reason = if self.is_reader() {
+            "a reader uses the tokens in its store"
+        } else if used == id {
+            "it is used already"
+        } else {
+            "it was replaced before"
+        };
         self.reporter.login_ignored(&used, reason);
         false
     }
@@ -258,8 +267,7 @@ impl Login {
         let state = self.state();
         let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
         let of = state.known.credential.as_deref().and_then(Credential::token);
-        let is_ours =
-            of == credential.token() || self.share.as_ref().is_some_and(|share| share.role == Role::Reader);
+        let is_ours = of == credential.token() || self.is_reader();
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
         let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
         (is_ours && is_another && works).then_some((token, state.is_unstored))

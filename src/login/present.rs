@@ -68,7 +68,7 @@ impl Login {
                 Err(error) => error,
             };
             if let Some((share, _)) = under.filter(|_| self.is_over(&error)) {
-                // Another process may have renewed it meanwhile, whose refresh token must not be lost.
+                // Another process may have been granted another one meanwhile, which must not be lost.
                 let found = self.load(share).await.unwrap_or_default();
                 if let Some(token) = self.adopt_if_newer(share, &found, request.previous()) {
                     return Ok(token);

@@ -165,24 +165,44 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///   whatever becomes of its callers and of the [refresh](Self::refresh_timeout). If the runtime of the task is not driven
     ///   for 10 s, the exchange is given up, and another one begins;
     /// - presents it again after anything but a verdict: after the backoff and a tenth of the outage so far, a minute at
-    ///   most, without a limit on the count ([`TokenSource::fetch`]);
+    ///   most, without a limit on the count ([`TokenSource::fetch`]). Each process counts the outage for itself;
     /// - uses nothing else. The source's credential, if it has one, does not give a token of the user.
+    ///
+    /// # A login in a store
     ///
     /// A process that restarts has only the first refresh token, which is spent. A [store](Self::store) has the newest, for
     /// the next process or for several: give each user one of their own. With a store,
     ///
-    /// - a refresh token is stored before it is presented, and the next one before its access token is used. If the store
-    ///   fails then, this is tried again for one [lease](Self::lease), and in the background after that;
-    /// - no refresh token is presented while the store cannot be read, or grants no lease. The current token is used until it
+    /// - a refresh token is presented under a lease, after the store has recorded that ([`TokenStore`]). No refresh token is
+    ///   presented while the store cannot be read or written, or grants no lease. The current token is used until it
     ///   expires;
+    /// - the next refresh token is stored before its access token is used. If the store fails then, this is tried again for
+    ///   one [lease](Self::lease). After that the access token is used, and the process keeps the lease until the store has
+    ///   the refresh token. An access token whose whole lifetime has passed by then counts as one without a lifetime;
     /// - a record that cannot be read, such as with another encryption key, is a failure of the store, and is not replaced.
     ///
-    /// A record remembers the last 16 logins that it replaced. A refresh token of the configuration is ignored if its login
-    /// is one of them, or is the one that is used. Any other begins a login, at once. If that is rejected, the login
-    /// before is used again, since a typing error must not cost it. A refresh token of [`log_in`] replaces it for good. An
-    /// INFO event says which login is used, and why.
+    /// # Which login is used
     ///
-    /// A refresh token that is not valid is an error of [`build`](Self::build).
+    /// A record has the login that is used, and remembers the last 16 that it has replaced. A refresh token of the
+    /// configuration is ignored if it began one of these. Any other begins a login, at once, and so does a new one of
+    /// [`log_in`]. An INFO event says which login is used, and why.
+    ///
+    /// A typing error in a configuration must not cost the login that works. So the login before is kept until a token is
+    /// granted for the configured one. It is used again if the configured one is rejected or doubtful, which is then not
+    /// presented again, and if the configuration is corrected: the refresh token, the server or the client's id. A login of
+    /// [`log_in`] may be that of another user: after it, the login before is not used again.
+    ///
+    /// # What ends a login besides a rejection
+    ///
+    /// - An answer is lost, and the server does not accept a spent refresh token for long enough
+    ///   ([`OAuth2`](crate::OAuth2#refresh-tokens)). If the process has ended with its answer, another one presents the same
+    ///   refresh token after the lease.
+    /// - An exchange takes longer than a lease, and the store cannot be reached for so long meanwhile: another process may
+    ///   present the same refresh token.
+    ///
+    /// # Errors
+    ///
+    /// A refresh token that is not valid, and one for a [reader](Role::Reader), is an error of [`build`](Self::build).
     ///
     /// [`TokenSource::fetch`]: crate::TokenSource::fetch
     /// [`log_in`]: crate::TokenProvider::log_in
@@ -196,7 +216,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// Any number of processes then cost the auth endpoint one call per expiry; [`TokenStore`] documents how, and what
     /// happens when the store fails. A token is used only by a process with the same
-    /// [credential](crate::TokenSource::credential).
+    /// [credential](crate::TokenSource::credential), or by a [reader](Role::Reader).
     ///
     /// Without a store, processes that use one api.video key invalidate each other's refresh tokens: see
     /// [`ApiVideo`](crate::ApiVideo#method.key_only).
@@ -212,13 +232,13 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self
     }
 
-    /// Sets how long the lease of a process that renews the token lasts. Default: 10 s. From 100 ms to an hour.
+    /// Sets how long the lease of a process that refreshes the token lasts. Default: 10 s. From 100 ms to an hour.
     ///
     /// The process extends its lease while it asks its source, so that an exchange may take longer. If the process is
-    /// killed, another one refreshes at most a second after the end of the lease. If a process gets no lease for
-    /// five lease lengths, the store counts as failed ([`TokenStore`]): set the lease to at least a fifth of the longest exchange. With a store that cannot extend a lease
-    /// ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one costs a rejected refresh and an
-    /// authentication, or a user's login.
+    /// killed, another one refreshes at most a second after the end of the lease. If a process gets no lease for five lease
+    /// lengths, the store counts as failed ([`TokenStore`]): set the lease to at least a fifth of the longest exchange. With
+    /// a store that cannot extend a lease ([`TokenStore::extend`]), set it to more than the longest exchange: a longer one
+    /// costs a rejected refresh and an authentication, or a user's login.
     pub fn lease(mut self, length: Duration) -> Self {
         self.parts.lease = length;
         self

@@ -51,7 +51,7 @@ use crate::{
 /// Holds one credential's current token and refreshes it, once for all callers.
 ///
 /// A provider is a cheap handle: clones share everything, and any number of layers and tasks may use one. One provider
-/// has one credential; two providers never share a token.
+/// has one credential. Two providers share a token only by a [store](TokenProviderBuilder#method.store).
 ///
 /// ```
 /// # async fn run() -> Result<(), tower_bearer::Error> {
@@ -197,8 +197,8 @@ impl TokenProvider {
     ///
     /// # Errors
     ///
-    /// As for [`token`](Self::token): the newest failure. [`Error::Store`](crate::Error) (feature `store`) if the store
-    /// cannot be used, at once if that is permanent.
+    /// As for [`token`](Self::token): the newest failure. [`Error::Store`] if the store cannot be used, at once if that is
+    /// permanent.
     ///
     /// # Cancel safety
     ///
@@ -252,8 +252,9 @@ impl TokenProvider {
     ///
     /// If the login is new, the current token is not used any more, and neither is that of a refresh that is running: callers
     /// wait for a token of the new login, and never get one of the login before again. A login that the provider, or its
-    /// [store](TokenProviderBuilder::store), knows is ignored: the one that is used has replaced it. An INFO event says
-    /// which ([`observability`](crate::observability)). An empty refresh token is none.
+    /// [store](TokenProviderBuilder::store), knows is ignored: it is used already, or the one that is used has replaced it.
+    /// An INFO event says which ([`observability`](crate::observability)). An empty refresh token is none, and a
+    /// [reader](Self::reader) ignores each.
     ///
     /// The refresh token is in memory only until the next exchange, which stores it first: call [`ready`](Self::ready) to
     /// bring that about. One that is not valid is an error of that exchange. In other processes with the same store, the
@@ -277,8 +278,8 @@ impl TokenProvider {
     ///
     /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as
     /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout). An
-    /// exchange of [`OAuth2`](crate::OAuth2#refresh-tokens) that has outlived its refresh, and a token that the store has
-    /// not taken yet, are not waited for.
+    /// exchange of a user's [login](TokenProviderBuilder::login) that has outlived its refresh, and a token that the store
+    /// has not taken yet, are not waited for.
     ///
     /// # Cancel safety
     ///
@@ -372,7 +373,7 @@ impl TokenProvider {
         Arc::strong_count(&self.handle) > 1
     }
 
-    /// Whether something would be lost with this provider: a refresh runs, or a token is not stored yet. Runs no foreign
+    /// Whether something would be lost with this provider: a refresh runs, or a login is not stored yet. Runs no foreign
     /// code.
     pub(crate) fn is_busy(&self) -> bool {
         self.core().is_busy() || self.core().login.has_unstored_login()
@@ -415,7 +416,8 @@ impl TokenSource for TokenProvider {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let token = self.token().await.map_err(|error| match error {
             Error::Source(error) => error,
-            error => SourceError::unavailable(error.to_string()),
+            error if error.is_transient() => SourceError::unavailable(error.to_string()),
+            error => SourceError::configuration(error.to_string()),
         })?;
         Ok(token.without_refresh_token())
     }

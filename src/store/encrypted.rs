@@ -19,10 +19,9 @@ const FORMAT: &str = "sealed-1";
 ///
 /// The cipher is XChaCha20-Poly1305, with a random nonce for each record. A record is bound to the store's
 /// [namespace](TokenStore::namespace) and to its version: a copy in another namespace, or with another version,
-/// cannot be decrypted. The namespace of a `FileStore` is the absolute path of its
-/// file. That of a `RedisStore` has neither the server nor the prefix of the keys: use other encryption keys there. A
-/// record that cannot be decrypted counts as absent, which is
-/// [reported](crate::observability); the next record replaces it.
+/// cannot be decrypted. The namespace of a `FileStore` is the absolute path of its file. That of a `RedisStore` has
+/// neither the server nor the prefix of the keys: use other encryption keys there. A record that cannot be decrypted is
+/// an [invalid one](super::StoreErrorKind::InvalidRecord), which is [reported](crate::observability).
 ///
 /// A record's lifetime and version are not secret. With write access to the store it is possible to delete the
 /// record, restore an earlier one, change its lifetime, or take the lease. That costs calls, but reveals no token. A
@@ -61,8 +60,7 @@ pub struct EncryptedStore<S> {
 /// 2. When all processes have it, use it for encryption and the old key for decryption.
 /// 3. When the record has been replaced, remove the old key.
 ///
-/// For a process that lacks a key the record is absent, so it authenticates once more. If it has a user's
-/// [login](crate::TokenProviderBuilder::login), the record is a failure of the store instead, and stays.
+/// For a process that lacks a key, the record is an [invalid one](super::StoreErrorKind::InvalidRecord).
 ///
 /// Keys are overwritten in memory when they are dropped. `Debug` shows only their ids.
 pub struct EncryptionKeys(Vec<(String, XChaCha20Poly1305)>);

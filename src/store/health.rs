@@ -27,7 +27,8 @@ pub(crate) type StoreOutage = Option<(Duration, StoreError)>;
 /// - a token that could not be stored, when it has been stored, or another process has stored a newer one.
 ///
 /// A token that is stored ends the failures of reads and leases, too. A store that can be read but not written can
-/// therefore be used by a reader, and not by a member or a publisher. An invalid record is not a failure of the store.
+/// therefore be used by a reader, and not by a member or a publisher. An invalid record is not a failure of the store,
+/// except for a user's [login](crate::TokenProviderBuilder::login).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreStatus {

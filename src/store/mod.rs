@@ -5,7 +5,7 @@
 //! | `FileStore` | the processes of one user on one host | `file-store` (Unix, Rust 1.89) |
 //! | `RedisStore` | processes on any number of hosts | `redis` |
 //! | `EncryptedStore` | as the store that it wraps, with encrypted records | `encryption` |
-//! | your own [`TokenStore`] | what it connects | `store` |
+//! | your own [`TokenStore`] | what it connects | none |
 //!
 //! A store keeps one [`Record`] and grants one [`Lease`] at a time. Give it to
 //! [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), and choose the [`Role`] of each process.
@@ -66,11 +66,17 @@ use crate::error::Error;
 /// 3. **reads again**, because the previous holder has usually published a token;
 /// 4. checks that at least **half of the lease is left**, because the process may have been stopped since. If less is
 ///    left, it starts again;
-/// 5. **asks its source**, with the refresh token of the newest record. If that is rejected, it reads once more
-///    before it uses its credential. Meanwhile it **extends** the lease every third of its length, so that an
+/// 5. for a user's [login](crate::TokenProviderBuilder::login), **marks** the refresh token in the record as presented. The
+///    first refresh token of a new login is stored by this step. If it fails, the source is not asked;
+/// 6. **asks its source**, with the refresh token of the newest record. If that is rejected, it reads once more before it
+///    uses its credential, or ends the login. Meanwhile it **extends** the lease every third of its length, so that an
 ///    exchange may take longer than the lease;
-/// 6. **publishes** the new token, with the fence of its lease;
-/// 7. **releases** the lease.
+/// 7. **publishes** the new token, with the fence of its lease;
+/// 8. **releases** the lease.
+///
+/// A refresh token that another process has marked as presented may have been exchanged, and the store may have failed
+/// since. So a process that finds one reads again for 3 s, for what the other one may be about to store, before it asks for
+/// the lease.
 ///
 /// # What makes it right
 ///
@@ -79,29 +85,35 @@ use crate::error::Error;
 /// to a replica that had not received it). The process that asks the source is the one that extends its lease: if it
 /// is killed or stopped, the lease ends by itself.
 ///
-/// Correctness depends on three rules:
+/// Correctness depends on five rules:
 ///
 /// * Only the newest lease can replace a record: its [fence](Lease::fence) is compared and the record set in one step.
+/// * A record belongs to a [credential](crate::Credential), and no process with another one uses it.
 /// * A record is adopted only if it is newer and has not expired.
+/// * A store may lose its newest records. So which of two logins is newer is decided by which one has replaced the other,
+///   and only then by the versions of their records. A rejection of a refresh token does not replace one that was granted
+///   later.
 /// * A token that the API rejects nevertheless is replaced: after its 401 the provider reads the record again, then
 ///   tries the refresh token, then the credential.
 ///
-/// Two holders at once, or a token lost with its holder, cost one rejected refresh token and one more authentication.
+/// Two holders at once, or a token lost with its holder, cost one rejected refresh token and one more authentication. A
+/// user's login has no other authentication: [`login`](crate::TokenProviderBuilder::login) says what ends one.
 ///
 /// # When the store fails
 ///
 /// An operation that takes more than two seconds counts as failed. So does a store that grants no lease for five lease
 /// lengths. The process then refreshes without the store, unless it has a user's
 /// [login](crate::TokenProviderBuilder::login), and reports it
-/// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)); it publishes the
-/// token when the store works again, within about 30 s. During the first half of the expiring period
+/// ([`Status::store`](crate::Status#structfield.store), [`observability`](crate::observability)). It tries to publish the
+/// token every few seconds, until the store has it or a newer one. During the first half of the expiring period
 /// ([`RefreshAhead`](crate::RefreshAhead)) it waits for the store instead, because its own token still works. A reader
 /// cannot refresh without the store. [`StoreStatus`] defines when an outage begins and ends.
 ///
 /// # A store of your own
 ///
-/// Every lock must end by itself: after a time, or with the process that holds it. One instance belongs to one
-/// credential; [`NamespacedStore`] makes instances for others.
+/// Every lock must end by itself: after a time, or with the process that holds it. A record must stay for as long as it is
+/// needed ([`Record::lifetime`], [`Record::outlives_token`]). One instance belongs to one credential; [`NamespacedStore`]
+/// makes instances for others.
 ///
 /// ```
 /// use std::{sync::{Mutex, MutexGuard}, time::Duration};
@@ -213,7 +225,7 @@ pub trait TokenStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::InvalidRecord`] if there is a record that cannot be read. It usually counts as none.
+    /// [`StoreErrorKind::InvalidRecord`] if there is a record that cannot be read.
     ///
     /// # Cancel safety
     ///
@@ -262,7 +274,7 @@ pub trait TokenStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If it is unknown whether the record was written. The provider publishes it again under another lease.
+    /// If it is unknown whether the record was written. The provider publishes it again, under this lease or another one.
     fn publish(
         &self,
         lease: &Lease,

@@ -56,7 +56,8 @@ impl Record {
         self.version
     }
 
-    /// Returns how long the token is valid from now on; `None` if it is valid until the API rejects it.
+    /// Returns how long the token is valid from now on; `None` if it is valid until the API rejects it. If the record has no
+    /// access token, this is for how long its refresh token is doubtful.
     pub fn lifetime(&self) -> Option<Duration> {
         self.expires_in
     }

@@ -174,7 +174,7 @@ pub struct RedisStore {
     /// The name under which this handle asks for the lease next; 0 for a new one.
     ///
     /// A command whose connection was given up may still be performed, and its lease would then be held by nobody. So
-    /// the handle asks under the same name again until it gets the lease, and after it has released it. Whoever asks
+    /// the handle asks under the same name again until it gets the lease, and after it has released it. An operation that asks
     /// meanwhile takes another name: two leases of one handle exclude each other.
     owner: AtomicU64,
 }

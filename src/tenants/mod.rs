@@ -51,8 +51,8 @@
 //! [an hour](TokenProvidersBuilder::idle_timeout). Each use of the group evicts what is idle, so that no task has to run.
 //! Eviction loses nothing:
 //!
-//! - A provider that a request or a handle uses, whose refresh runs, or whose newest token is not stored yet, is kept
-//!   beyond the bound until that is over, and found again by its key.
+//! - A provider that a request or a handle uses, whose refresh runs, or whose login is not stored yet, is kept beyond the
+//!   bound until that is over, and found again by its key.
 //! - A user's login ([`TokenProviderBuilder::login`](crate::TokenProviderBuilder::login)) needs a store in a group, with a
 //!   [namespace](crate::store::NamespacedStore::for_namespace) for each login: without one, its request gets
 //!   [`Error::Factory`](crate::Error::Factory) with an [`Error::InvalidOption`](crate::Error::InvalidOption).

@@ -288,8 +288,8 @@ where
     /// Requests that have it use it to their end, and so do its other handles, unless it is
     /// [shut down](TokenProvider::shutdown). The next use of the key calls the factory.
     ///
-    /// A record in a store stays there: the next provider that uses the store continues with its token, also if another user
-    /// has logged in. Give each login a [namespace](crate::store::NamespacedStore) of its own.
+    /// A record in a store stays there, and the next provider that uses the store continues with its login. If the key may
+    /// then be another user's, give each login a [namespace](crate::store::NamespacedStore) of its own.
     pub fn remove<Q>(&self, key: &Q) -> Option<TokenProvider>
     where
         K: Borrow<Q>,

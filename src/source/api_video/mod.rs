@@ -50,18 +50,18 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 ///
 /// | response to the refresh token | what follows |
 /// |---|---|
-/// | a redirect, or a 4xx other than those below | it is rejected: the API key is used |
-/// | 5xx; a 4xx with a body that is not JSON; a response that is lost, late or unusable | it may be spent: it is presented once more after the backoff, then the API key is used |
 /// | 408, 425, 429, a 4xx with `Retry-After`, or the request was not sent | it is not spent: it is presented again after the backoff |
+/// | any other 4xx with JSON; 404, 405, 410, 415; an empty 401 or 403; a redirect | it is rejected: the API key is used |
+/// | everything else, such as a 5xx, an empty 400, a page, or a response that is lost or late | it may be spent: it is presented once more after the backoff, then the API key is used |
 ///
 /// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is
 /// known exactly whether a request was sent. With [another one](TokenClient::with_service), a request counts as sent
 /// once the service is called, unless its error is a failure to connect.
 ///
 /// Every authentication with the key ends the refresh token before it, whichever process holds that. Two processes on
-/// one key therefore cost each other a rejected refresh and an authentication per renewal. Let several processes share
-/// a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`), or use the key
-/// only ([`key_only`](Self::key_only)).
+/// one key therefore cost each other a rejected refresh and an authentication per expiry. Let several processes share
+/// a store ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store)), or use the key only
+/// ([`key_only`](Self::key_only)).
 ///
 /// Each exchange is bounded, and errors are classified, as [`TokenClient`] documents.
 ///
@@ -170,13 +170,13 @@ impl ApiVideo {
     ///
     /// Use it for several processes on one key that do not share a store. Each authentication with a key ends the
     /// refresh token before it, whichever process holds that. Without this option, every process but the newest
-    /// therefore finds its refresh token dead: each renewal costs a rejected refresh and an authentication, which ends
+    /// therefore finds its refresh token dead: each expiry costs a rejected refresh and an authentication, which ends
     /// the refresh token of the next process. This option avoids the rejected refresh, but sends the key once per
     /// process and expiry. A store that all share costs one refresh per expiry instead
-    /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store), feature `store`).
+    /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store)).
     ///
     /// The access tokens of the other processes remain valid, unless api.video ends them, which its documents do not
-    /// say. If it does, each renewal costs every other process a 401 and a retry, and without a store that does not
+    /// say. If it does, each new token costs every other process a 401 and a retry, and without a store that does not
     /// end.
     pub fn key_only(mut self) -> Self {
         self.key_only = true;

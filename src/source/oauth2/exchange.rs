@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     challenge::Challenge,
-    error::{Presented, SourceError, SourceErrorKind},
+    error::{SourceError, SourceErrorKind},
     token::Token,
 };
 
@@ -67,7 +67,7 @@ impl OAuth2 {
                 response.fields.as_ref().and_then(|fields| fields.text("id_token")).map(str::to_owned);
             let Some(id_token) = id_token else {
                 let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
-                let error = SourceError::configuration(text).with_presented(Presented::Unclear);
+                let error = SourceError::configuration(text);
                 return Err(match response.next_refresh_token() {
                     Some(next) => error.with_next_refresh_token(next),
                     None => error,

@@ -56,7 +56,8 @@ impl TokenSource for OAuth2 {
         self.check()
     }
 
-    /// A refresh token belongs to the server and the client, and an access token also to what it is requested for.
+    /// A refresh token belongs to the server, the client's id and the grant. An access token also belongs to the scopes, the
+    /// resources, the audience, the parameters, and the subject of an exchange. The client's secret is no part of it.
     fn credential(&self) -> Credential {
         let (client_auth, revision) = self.client_auth();
         let holder = [self.server.url(), client_auth.id(), self.grant.name()];
