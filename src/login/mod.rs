@@ -288,7 +288,7 @@ impl Login {
             let more = state.more();
             if more.exchange.is_some() {
                 drop(state);
-                lease.into_iter().for_each(|lease| self.release_in_background(lease));
+                self.release_later(lease);
                 return Err(SourceError::unavailable("another exchange of the login is running"));
             }
             more.exchanges = more.exchanges.wrapping_add(1);

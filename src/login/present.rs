@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Login, OLD, STORED, check_refresh_token, shared};
 use crate::{
-    chain::{Begun, Chain, DOUBT, Known},
+    chain::{Begun, Chain, DOUBT, Known, Seed},
     error::{Presented, SourceError, SourceErrorKind},
     observability,
     source::{Credential, Sent, TokenRequest},
@@ -83,68 +83,26 @@ impl Login {
         }
     }
 
-    /// Begins the login that is pending, and stores that a refresh token is presented: if this process ends, another one
-    /// continues with it.
+    /// Begins the login that is pending, and stores that its refresh token is presented. Nothing has changed if that fails.
     pub(super) async fn prepare(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
-        let credential = self.source.credential();
-        let (mut known, begun, is_marked) = {
-            let state = self.state();
-            let mut known = state.known.clone();
-            let begun = match (&state.more, state.pending()) {
-                (Some(more), Some(seed)) => {
-                    check_refresh_token(seed.refresh_token.expose_secret())?;
-                    let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
-                    let is_foreign = foreign.is_some();
-                    if let Some(foreign) = foreign {
-                        known = Known { version: known.version, ..foreign.clone() };
-                    }
-                    let holder = known.holder().map(str::to_owned);
-                    let begun = known.chain.begin(seed, more.skipped.clone(), holder.as_deref(), is_foreign);
-                    if matches!(begun, Begun::New | Begun::Back) {
-                        (known.token, known.credential) = (None, shared(credential));
-                    }
-                    Some((seed.clone(), begun))
-                }
-                _ => None,
-            };
-            let marked = state.more.as_ref().map_or(0, |more| more.marked);
-            let is_begun = matches!(begun, Some((_, Begun::New | Begun::Back)));
-            (known, begun, !is_begun && !state.is_unstored && state.known.version == marked)
+        let (mut known, begun) = self.begun()?;
+        let has_begun = matches!(begun, Some((_, Begun::New | Begun::Back)));
+        let is_marked = match under {
+            Some((share, lease)) => self.mark(share, lease, &mut known, has_begun).await?,
+            None => false,
         };
-        let is_doubtful = !known.chain.doubted_for(Instant::now()).is_zero() && !self.state().asks_again;
-        let is_presented = known.chain.refresh_token.is_some() && !is_doubtful;
-        let mut marked = None;
-        if let (Some((share, lease)), Some(login)) = (under, &mut known.chain.login) {
-            // Unless this process has, and its answer was lost.
-            if is_presented && !(is_marked && login.presented.is_some()) {
-                login.presented.get_or_insert(known.version);
-                match share.publish(&known, lease).await {
-                    Ok(Publication::Stored) => marked = Some(lease.fence()),
-                    Ok(Publication::Superseded) => {
-                        return Err(SourceError::unavailable(
-                            "another process has taken over the refresh, before the refresh token was presented",
-                        ));
-                    }
-                    Err(error) => {
-                        return Err(
-                            error.into_source_error("the refresh token of the login cannot be stored")
-                        );
-                    }
-                }
-            }
-        }
         let used = known.chain.id().unwrap_or_default().to_owned();
         {
             let mut state = self.state();
-            if matches!(begun, Some((_, Begun::New | Begun::Back))) {
+            if has_begun {
                 state.reset();
                 state.is_unstored = self.share.is_some();
             }
-            if let Some(version) = marked {
-                (known.version, state.is_unstored) = (version, false);
-                state.more().marked = version;
+            if is_marked {
+                state.is_unstored = false;
+                state.more().marked = known.version;
             }
-            if begun.is_some() || marked.is_some() {
+            if has_begun || is_marked {
                 state.known = known;
             }
             if let Some((seed, _)) = &begun {
@@ -164,6 +122,58 @@ impl Login {
             self.reporter.using_login(&used, reason);
         }
         Ok(())
+    }
+
+    /// Returns what is known once the login that is pending has begun, and what has become of that.
+    fn begun(&self) -> Result<(Known, Option<(Seed, Begun)>), SourceError> {
+        let state = self.state();
+        let mut known = state.known.clone();
+        let (Some(more), Some(seed)) = (&state.more, state.pending()) else { return Ok((known, None)) };
+        check_refresh_token(seed.refresh_token.expose_secret())?;
+        let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
+        if let Some(foreign) = foreign {
+            known = Known { version: known.version, ..foreign.clone() };
+        }
+        let holder = known.holder().map(str::to_owned);
+        let begun = known.chain.begin(seed, more.skipped.clone(), holder.as_deref(), foreign.is_some());
+        if matches!(begun, Begun::New | Begun::Back) {
+            (known.token, known.credential) = (None, shared(self.source.credential()));
+        }
+        Ok((known, Some((seed.clone(), begun))))
+    }
+
+    /// Stores that the refresh token is presented: if this process ends, another one continues with it. Returns false if
+    /// there is nothing to store.
+    async fn mark(
+        &self,
+        share: &Share,
+        lease: &Lease,
+        known: &mut Known,
+        has_begun: bool,
+    ) -> Result<bool, SourceError> {
+        let is_doubtful = !known.chain.doubted_for(Instant::now()).is_zero();
+        {
+            let state = self.state();
+            let is_presented = known.chain.refresh_token.is_some() && (!is_doubtful || state.asks_again);
+            let Some(login) = known.chain.login.as_mut().filter(|_| is_presented) else { return Ok(false) };
+            let marked = state.more.as_ref().map_or(0, |more| more.marked);
+            // This process has, and the answer was lost.
+            let is_marked = !has_begun && !state.is_unstored && known.version == marked;
+            if is_marked && login.presented.is_some() {
+                return Ok(false);
+            }
+            login.presented.get_or_insert(known.version);
+        }
+        match share.publish(known, lease).await {
+            Ok(Publication::Stored) => {
+                known.version = lease.fence();
+                Ok(true)
+            }
+            Ok(Publication::Superseded) => Err(SourceError::unavailable(
+                "another process has taken over the refresh, before the refresh token was presented",
+            )),
+            Err(error) => Err(error.into_source_error("the refresh token of the login cannot be stored")),
+        }
     }
 
     /// Returns the refresh token to present. `None` if the credential is used.

@@ -55,7 +55,7 @@ impl Login {
             let found = match self.load(share).await {
                 Ok(found) => found,
                 Err(error) => {
-                    self.release_in_background(lease);
+                    self.release_later(Some(lease));
                     return Err(error);
                 }
             };
@@ -175,24 +175,12 @@ impl Login {
     ) -> Result<Token, SourceError> {
         let (Some(share), Some(lease)) = (&self.share, lease) else { return self.ask(request, None).await };
         let answer = share.extending(&lease, self.ask(request, Some((share, &lease)))).await;
-        let known = {
-            let state = self.state();
-            state.is_unstored.then(|| state.known.clone())
-        };
-        let Some(known) = known else {
+        if !self.state().is_unstored {
             share.release(lease).await;
             return answer;
-        };
-        let is_login = self.is_login();
-        let published = match is_login {
-            true => share.publish_for_a_lease(&known, &lease).await,
-            false => share.publish(&known, &lease).await,
-        };
-        match published {
-            Ok(Publication::Stored) => {
-                self.stored(&known, lease.fence());
-                share.release(lease).await;
-            }
+        }
+        match self.publish_under(share, lease).await {
+            Ok(Publication::Stored) => {}
             Ok(Publication::Superseded) => {
                 share.reporter.superseded();
                 // If the newer lease's token is stored already, only its refresh token still works.
@@ -202,11 +190,12 @@ impl Login {
                 }
                 self.publish_later(None);
             }
-            Err(error) => {
+            Err((error, lease)) => {
                 share.reporter.not_stored(&error);
                 // A process that got the lease of a login would present the refresh token that is spent.
-                let (kept, released) = if is_login { (Some(lease), None) } else { (None, Some(lease)) };
-                released.into_iter().for_each(|lease| self.release_in_background(lease));
+                let (kept, released) =
+                    if self.is_login() { (Some(lease), None) } else { (None, Some(lease)) };
+                self.release_later(released);
                 self.publish_later(kept);
             }
         }
@@ -323,35 +312,38 @@ impl Login {
                     }
                 }
                 let published = match lease.take() {
-                    Some(kept) => login.publish_under(share, kept, &mut lease).await,
-                    None => login.publish_unless_newer(share).await,
+                    Some(kept) => login
+                        .publish_under(share, kept)
+                        .await
+                        .map(drop)
+                        .map_err(|(error, lease)| (error, Some(lease))),
+                    None => login.publish_unless_newer(share).await.map_err(|error| (error, None)),
                 };
-                published.unwrap_or_else(|error| share.reporter.not_stored(&error));
+                if let Err((error, kept)) = published {
+                    share.reporter.not_stored(&error);
+                    lease = kept;
+                }
             }
         };
         state.more().publisher = Some(tokio::spawn(observability::within(span, publish)));
     }
 
-    /// Publishes what is known under a lease, which is kept if the store fails.
-    pub(super) async fn publish_under(
-        &self,
-        share: &Share,
-        lease: Lease,
-        kept: &mut Option<Lease>,
-    ) -> Result<(), StoreError> {
+    /// Publishes what is known under a lease, which is returned if the store fails: for a login, after a lease length.
+    async fn publish_under(&self, share: &Share, lease: Lease) -> Result<Publication, (StoreError, Lease)> {
         let known = self.state().known.clone();
-        match share.publish_for_a_lease(&known, &lease).await {
+        let published = match self.is_login() {
+            true => share.publish_for_a_lease(&known, &lease).await,
+            false => share.publish(&known, &lease).await,
+        };
+        match published {
             Ok(Publication::Stored) => {
                 self.stored(&known, lease.fence());
                 share.release(lease).await;
+                Ok(Publication::Stored)
             }
-            Ok(Publication::Superseded) => {}
-            Err(error) => {
-                *kept = Some(lease);
-                return Err(error);
-            }
+            Ok(superseded) => Ok(superseded),
+            Err(error) => Err((error, lease)),
         }
-        Ok(())
     }
 
     /// Publishes what is known, unless there is a newer record or another process has the lease.
@@ -375,8 +367,8 @@ impl Login {
     }
 
     /// Releases the lease in the background, so that callers do not wait for a store that has just failed.
-    pub(super) fn release_in_background(self: &Arc<Self>, lease: Lease) {
-        let login = Arc::clone(self);
+    pub(super) fn release_later(self: &Arc<Self>, lease: Option<Lease>) {
+        let (login, Some(lease)) = (Arc::clone(self), lease) else { return };
         tokio::spawn(async move {
             if let Some(share) = &login.share {
                 share.release(lease).await;
