@@ -10,6 +10,8 @@
 
 #[path = "../../tests/support/folder.rs"]
 mod folder;
+#[path = "../../tests/support/proxy.rs"]
+mod proxy;
 #[path = "../../tests/support/redis_server.rs"]
 mod redis_server;
 #[allow(dead_code, unreachable_pub)]
@@ -17,6 +19,7 @@ mod worker;
 
 use std::{
     fs::{self, File, Permissions},
+    mem,
     os::unix::fs::PermissionsExt,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -24,6 +27,7 @@ use std::{
 };
 
 use folder::Folder;
+use proxy::Proxy;
 use redis_server::RedisServer;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
@@ -46,6 +50,9 @@ const SLOW_EXPIRIES: u64 = 4;
 /// How long a stopped process stays stopped: longer than its lease.
 const STOPPED: Duration = Duration::from_millis(700);
 
+/// How long after an outage a process may still refresh without the store.
+const HEALS_WITHIN: Duration = Duration::from_secs(5);
+
 /// One row of the table.
 #[derive(Default)]
 struct Row {
@@ -54,6 +61,8 @@ struct Row {
     posts: u64,
     /// The maximum number of POSTs for one of them.
     worst: u64,
+    /// The number of outages after which the processes did not share their tokens in time.
+    unhealed: u64,
     heard: Heard,
 }
 
@@ -141,6 +150,18 @@ impl Fleet {
         Ok(timeout(Duration::from_secs(60) + self.lifetime * 4 * u32::try_from(expiries)?, watched).await?)
     }
 
+    /// Watches the store after an outage. When it has healed, each expiry costs one POST again.
+    async fn watch_healing(&mut self, store: &impl TokenStore) -> Result<(), BoxError> {
+        let until = Instant::now() + HEALS_WITHIN;
+        while Instant::now() < until {
+            self.watch(store, 1).await?;
+        }
+        let (posts, expiries) = (self.row.posts, 3);
+        self.watch(store, expiries).await?;
+        self.row.unhealed += u64::from(self.row.posts - posts > expiries);
+        Ok(())
+    }
+
     /// Ends the processes, and returns the row for the table.
     async fn end(mut self) -> Row {
         self.running.shutdown().await;
@@ -218,14 +239,14 @@ impl Table {
             Some(_) => [row.expiries.to_string(), format!("{each:.2}"), row.worst.to_string()],
             None => ["", "", ""].map(str::to_owned),
         };
-        let Row { posts, worst, heard: Heard { mishaps, requests, lost, expired }, .. } = *row;
+        let Row { posts, worst, unhealed, heard: Heard { mishaps, requests, lost, expired }, .. } = *row;
         println!(
             "{name:<38} {expiries:>8} {posts:>5} {shown:>11} {at_worst:>5} {mishaps:>7} {requests:>8} {lost:>4} \
              {expired:>7}"
         );
         let (most, most_at_worst) = bar.unwrap_or((f64::INFINITY, u64::MAX));
         let missed = lost > 0 || worst > most_at_worst.max(8);
-        if missed || !self.brief && (expired > 0 || worst > most_at_worst || each > most) {
+        if missed || !self.brief && (expired > 0 || unhealed > 0 || worst > most_at_worst || each > most) {
             self.missed.push(name.to_owned());
         }
     }
@@ -275,6 +296,62 @@ async fn over_redis(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
         table.add(&format!("Redis {outage} for {:?}", extent.outage), &fleet.end().await, None);
     }
     Ok(())
+}
+
+/// A path to Redis that is silent, and one that leads to another master.
+async fn behind_a_proxy(table: &mut Table, extent: Extent) -> Result<(), BoxError> {
+    let silences = if extent.brief { 1 } else { 3 };
+    let redis = RedisServer::start().await;
+    let store = RedisStore::new(&redis.url(), "fleet")?;
+    let proxy = Proxy::start(redis.port).await;
+    let mut fleet = Fleet::start(&proxy.url(), 16, 0).await?;
+    fleet.watch(&store, 2).await?;
+    for _ in 0..silences {
+        proxy.freeze();
+        sleep(extent.outage).await;
+        proxy.thaw();
+        fleet.watch_healing(&store).await?;
+    }
+    table.add(&format!("Redis silent {silences} x {:?}", extent.outage), &fleet.end().await, None);
+
+    let failovers = if extent.brief { 1 } else { 6 };
+    let (mut master, mut replica) = tokio::join!(RedisServer::start(), RedisServer::start());
+    replicate(&master, &replica).await?;
+    let proxy = Proxy::start(master.port).await;
+    let timing = Timing { endpoint: LEASE / 2, ..TIMING };
+    let mut fleet = Fleet::start_with(timing, &proxy.url(), 16, 0).await?;
+    fleet.watch(&RedisStore::new(&master.url(), "fleet")?, 2).await?;
+    for failover in 0..failovers {
+        // Meanwhile a process waits for the auth endpoint.
+        answers(&replica, &["EXISTS", "tower-bearer:{fleet}:lease"], "1").await?;
+        replica.run(&["REPLICAOF", "NO", "ONE"]).await;
+        proxy.switch(replica.port);
+        replicate(&replica, &master).await?;
+        if failover % 2 == 1 {
+            // Otherwise the processes stay connected to the old master.
+            proxy.close_all();
+        }
+        mem::swap(&mut master, &mut replica);
+        fleet.watch_healing(&RedisStore::new(&master.url(), "fleet")?).await?;
+    }
+    table.add(&format!("Redis, {failovers} failovers"), &fleet.end().await, Some((1.5, 8)));
+    Ok(())
+}
+
+/// Makes one server the replica of another, and waits until it has its data.
+async fn replicate(master: &RedisServer, replica: &RedisServer) -> Result<(), BoxError> {
+    replica.run(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]).await;
+    answers(replica, &["INFO", "replication"], "master_link_status:up").await
+}
+
+/// Waits until the answer to a command contains `part`.
+async fn answers(redis: &RedisServer, command: &[&str], part: &str) -> Result<(), BoxError> {
+    let asked = async {
+        while !redis.run(command).await.contains(part) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    Ok(timeout(Duration::from_secs(60), asked).await?)
 }
 
 /// An endpoint whose response takes longer than a lease or nearly so, once or, with rejected refresh tokens, twice.
@@ -363,6 +440,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     );
     let mut table = Table::head(extent.brief);
     over_redis(&mut table, extent).await?;
+    behind_a_proxy(&mut table, extent).await?;
     over_files(&mut table, extent).await?;
     with_a_slow_endpoint(&mut table, extent.brief).await?;
     if table.missed.is_empty() {
