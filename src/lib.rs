@@ -83,8 +83,8 @@
 //! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, only a 401 of the request's own origin is a challenge |
 //! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
 //!
-//! Without features, the crate and its dependencies are 33 crates, which take 13 s of CPU time to build. With the default
-//! features they are 61 crates and 27 s, most of it for hyper and rustls, and with all features 166 crates and 87 s.
+//! Without features, the crate and its dependencies are 42 crates, which take 16 s of CPU time to build. With the default
+//! features they are 69 crates and 33 s, most of it for hyper and rustls, and with all features 164 crates and 88 s.
 //! `BENCHMARKING.md` in the repository has the commands.
 //!
 //! # Several processes
