@@ -106,13 +106,19 @@ impl Chain {
         self.id() == Some(id) || self.has_replaced(id)
     }
 
+    /// Whether its login stays the newest one, whatever logins were given.
+    pub(crate) fn stands(&self, given: &[Seed]) -> bool {
+        let mut newest_first = given.iter().rev().map(Seed::id);
+        newest_first.find(|id| !self.has_replaced(id)).is_none_or(|id| self.id() == Some(&id))
+    }
+
     /// Begins the login of a seed, unless it is known. `skipped` are those that it has replaced before they could begin,
     /// `holder` is what the refresh token of this chain belongs to, and `is_foreign` whether that is another credential than
     /// the seed's.
     pub(crate) fn begin(
         &mut self,
         seed: &Seed,
-        skipped: Vec<String>,
+        skipped: impl Iterator<Item = String>,
         holder: Option<&str>,
         is_foreign: bool,
     ) -> Begun {

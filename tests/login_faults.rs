@@ -210,6 +210,26 @@ async fn login_in_use_does_not_bury_pending() {
     assert_eq!(user(&p.token().await.unwrap()), "B", "{:?}", auth.presented());
 }
 
+/// Row 180: as above, with a login that only the store knows.
+#[tokio::test(start_paused = true)]
+async fn login_known_to_store_does_not_bury_pending() {
+    for is_current in [false, true] {
+        let (auth, store) = (Auth::new(&["A", "B", "C"]), MemoryStore::default());
+        let q = auth.process(&store, "A");
+        q.token().await.unwrap();
+        q.log_in("B");
+        q.token().await.unwrap();
+        let p = auth.process(&store, "");
+        p.log_in("C");
+        // This process has not read the store yet.
+        p.log_in(if is_current { "B" } else { "A" });
+        let expected = if is_current { "B" } else { "C" };
+        assert_eq!(user(&p.token().await.unwrap()), expected, "{:?}", auth.presented());
+        q.invalidate();
+        assert_eq!(user(&q.token().await.unwrap()), expected, "{:?}", auth.presented());
+    }
+}
+
 /// Row 180: a caller waits for the refresh of a token that works, a user logs in, and the server rejects the new login.
 #[tokio::test(start_paused = true)]
 async fn waiter_gets_no_token_of_login_before() {

@@ -84,9 +84,8 @@ struct State {
 /// What only a login, or a store that fails, needs.
 #[derive(Default)]
 struct More {
-    /// The refresh token of a login that has not begun, and the logins that it has replaced before they could begin.
-    pending: Option<Seed>,
-    skipped: Vec<String>,
+    /// The refresh tokens of logins that have not begun, the newest last.
+    pending: Vec<Seed>,
     /// The record of another credential's login that was read last.
     foreign: Option<Known>,
     /// The version of the record in which this process has marked its refresh token as presented.
@@ -106,8 +105,9 @@ impl State {
         self.more.get_or_insert_default()
     }
 
+    /// The newest login that has not begun.
     fn pending(&self) -> Option<&Seed> {
-        self.more.as_ref()?.pending.as_ref()
+        self.more.as_ref()?.pending.last()
     }
 
     fn exchange(&self) -> Option<&Exchange> {
@@ -154,7 +154,7 @@ impl Login {
     ) -> Self {
         let mut state = State::default();
         if let Some(refresh_token) = seed {
-            state.more().pending = Some(Seed { refresh_token, is_configured: true });
+            state.more().pending.push(Seed { refresh_token, is_configured: true });
         }
         state.is_login = source.credential().is_login() || state.more.is_some();
         Self { source, share, reporter, state: Mutex::new(state) }
@@ -179,11 +179,9 @@ impl Login {
         let id = seed.id();
         let used = {
             let mut state = self.state();
-            let is_pending = state.pending().is_some_and(|pending| pending.id() == id);
-            let is_skipped = state.more.as_ref().is_some_and(|more| more.skipped.contains(&id));
-            if !(is_pending || is_skipped || self.is_reader() || state.known.chain.knows(&id)) {
-                let skipped = state.more().pending.replace(seed).map(|skipped| skipped.id());
-                state.more().skipped.extend(skipped);
+            let is_pending = state.more().pending.iter().any(|pending| pending.id() == id);
+            if !(is_pending || self.is_reader() || state.known.chain.knows(&id)) {
+                state.more().pending.push(seed);
                 state.is_login = true;
                 return true;
             }

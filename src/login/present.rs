@@ -44,6 +44,19 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// What becomes of the logins that are pending.
+struct Given {
+    count: usize,
+    begun: Begun,
+    is_configured: bool,
+}
+
+impl Given {
+    fn has_begun(&self) -> bool {
+        matches!(self.begun, Begun::New | Begun::Back)
+    }
+}
+
 impl Login {
     /// Presents the refresh tokens of the chain, or uses the credential. Each change is known before the next await, at which
     /// this may be dropped.
@@ -85,8 +98,8 @@ impl Login {
 
     /// Begins the login that is pending, and stores that its refresh token is presented. Nothing has changed if that fails.
     pub(super) async fn prepare(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
-        let (mut known, begun) = self.begun()?;
-        let has_begun = matches!(begun, Some((_, Begun::New | Begun::Back)));
+        let (mut known, given) = self.begin()?;
+        let has_begun = given.as_ref().is_some_and(Given::has_begun);
         let is_marked = match under {
             Some((share, lease)) => self.mark(share, lease, &mut known, has_begun).await?,
             None => false,
@@ -105,15 +118,16 @@ impl Login {
             if has_begun || is_marked {
                 state.known = known;
             }
-            if let Some((seed, _)) = &begun {
+            if let Some(Given { count, .. }) = given {
                 let more = state.more();
-                more.pending.take_if(|pending| pending.id() == seed.id());
-                (more.skipped, more.foreign) = (Vec::new(), None);
+                // Another one may have been given meanwhile.
+                more.pending = more.pending.split_off(count.min(more.pending.len()));
+                more.foreign = None;
             }
         }
-        if let Some((seed, begun)) = begun {
+        if let Some(Given { begun, is_configured, .. }) = given {
             let reason = match begun {
-                Begun::New if seed.is_configured => "it is configured, and new",
+                Begun::New if is_configured => "it is configured, and new",
                 Begun::New => "a user has logged in",
                 Begun::Same => STORED,
                 Begun::Old => OLD,
@@ -124,22 +138,30 @@ impl Login {
         Ok(())
     }
 
-    /// Returns what is known once the login that is pending has begun, and what has become of that.
-    fn begun(&self) -> Result<(Known, Option<(Seed, Begun)>), SourceError> {
+    /// Returns what is known once the newest login that is pending has begun. One that was replaced before does not count.
+    fn begin(&self) -> Result<(Known, Option<Given>), SourceError> {
         let state = self.state();
         let mut known = state.known.clone();
-        let (Some(more), Some(seed)) = (&state.more, state.pending()) else { return Ok((known, None)) };
-        check_refresh_token(seed.refresh_token.expose_secret())?;
+        let Some(more) = &state.more else { return Ok((known, None)) };
         let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
-        if let Some(foreign) = foreign {
+        if let Some(foreign) = foreign.filter(|_| !more.pending.is_empty()) {
             known = Known { version: known.version, ..foreign.clone() };
         }
         let holder = known.holder().map(str::to_owned);
-        let begun = known.chain.begin(seed, more.skipped.clone(), holder.as_deref(), foreign.is_some());
-        if matches!(begun, Begun::New | Begun::Back) {
+        let (count, mut given) = (more.pending.len(), None::<Given>);
+        for (older, seed) in more.pending.iter().enumerate().rev() {
+            check_refresh_token(seed.refresh_token.expose_secret())?;
+            let skipped = more.pending[..older].iter().map(Seed::id);
+            let begun = known.chain.begin(seed, skipped, holder.as_deref(), foreign.is_some());
+            given = Some(Given { count, begun, is_configured: seed.is_configured });
+            if begun != Begun::Old {
+                break;
+            }
+        }
+        if given.as_ref().is_some_and(Given::has_begun) {
             (known.token, known.credential) = (None, shared(self.source.credential()));
         }
-        Ok((known, Some((seed.clone(), begun))))
+        Ok((known, given))
     }
 
     /// Stores that the refresh token is presented: if this process ends, another one continues with it. Returns false if

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Asked, Asking, Login, OLD, STORED, shared};
 use crate::{
-    chain::{Chain, Known, Seed},
+    chain::{Chain, Known},
     error::{SourceError, StoreError, StoreErrorKind},
     observability,
     retry::Backoff,
@@ -128,15 +128,15 @@ impl Login {
             let mut state = self.state();
             let is_newer = previous.is_none_or(|previous| !token.has_same_access_token(previous))
                 && !state.known.is_newer_than(found);
-            let knows = |seed: &Seed| found.chain.knows(&seed.id());
-            if !is_newer || !state.pending().is_none_or(knows) {
+            let given = state.more.as_ref().map_or(&[][..], |more| &more.pending);
+            if !is_newer || !found.chain.stands(given) {
                 return None;
             }
             state.known = found.clone();
             state.is_login |= found.chain.login.is_some();
             state.is_unstored = false;
             state.reset();
-            state.more.as_mut().and_then(|more| more.pending.take())
+            state.more.as_mut().and_then(|more| std::mem::take(&mut more.pending).pop())
         };
         if let Some(seed) = seed {
             let used = found.chain.id().unwrap_or_default();
