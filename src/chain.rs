@@ -48,12 +48,12 @@ pub(crate) struct LoginChain {
     pub(crate) replaced: Vec<String>,
     /// The login that this one replaces once a token is granted for it.
     pub(crate) before: Option<Before>,
-    /// If a process presents the refresh token, the version of the record that it came from.
-    pub(crate) presented: Option<u64>,
-    /// If the refresh token was rejected or is doubtful, its fingerprint, and the version of the record that it came from.
-    /// Without a refresh token, the login has ended.
-    pub(crate) judged: Option<(String, u64)>,
-    /// Until when a doubtful refresh token is not presented.
+    /// Orders the refresh tokens of the login: the version of the record that was the newest one when this was granted. 0 for
+    /// the first.
+    pub(crate) granted_at: u64,
+    /// Whether a process presents the refresh token.
+    pub(crate) is_presented: bool,
+    /// Until when a doubtful refresh token is not presented. Without a refresh token, the login has ended.
     pub(crate) doubted_until: Option<Instant>,
 }
 
@@ -61,6 +61,7 @@ pub(crate) struct LoginChain {
 #[derive(Clone)]
 pub(crate) struct Before {
     pub(crate) refresh_token: SecretString,
+    pub(crate) granted_at: u64,
     pub(crate) id: String,
     /// What its refresh token belongs to ([`Credential`]).
     pub(crate) holder: Option<String>,
@@ -137,6 +138,7 @@ impl Chain {
         let old = self.login.take().map(|login| *login).unwrap_or_default();
         let works = self.refresh_token.take().filter(|_| !old.id.is_empty()).map(|refresh_token| Before {
             refresh_token,
+            granted_at: old.granted_at,
             id: old.id.clone(),
             holder: holder.map(str::to_owned),
         });
@@ -160,7 +162,8 @@ impl Chain {
         };
         let mut replaced = mem::take(&mut login.replaced);
         replaced.retain(|replaced| *replaced != before.id);
-        **login = LoginChain { id: before.id, replaced, ..LoginChain::default() };
+        **login =
+            LoginChain { id: before.id, replaced, granted_at: before.granted_at, ..LoginChain::default() };
         self.refresh_token = Some(before.refresh_token);
         true
     }
@@ -171,23 +174,27 @@ impl Chain {
         next == Some(refresh_token.expose_secret())
     }
 
-    /// Records that a token was granted, with this refresh token if it has a new one (RFC 6749 §6).
-    pub(crate) fn granted(&mut self, next: Option<SecretString>) {
+    /// Whether a login is this chain's, whose first refresh token was replaced since.
+    pub(crate) fn has_spent(&self, seed: &Seed) -> bool {
+        self.id() == Some(&seed.id()) && !self.is_next(&seed.refresh_token)
+    }
+
+    /// Records that a token was granted, with this refresh token if it has a new one (RFC 6749 §6). `version` is that of the
+    /// record that the one before came from.
+    pub(crate) fn granted(&mut self, next: Option<SecretString>, version: u64) {
+        let is_new = next.is_some();
         self.refresh_token = next.or(self.refresh_token.take());
         if let Some(login) = &mut self.login {
             let (id, replaced) = (mem::take(&mut login.id), mem::take(&mut login.replaced));
-            **login = LoginChain { id, replaced, ..LoginChain::default() };
+            let granted_at = if is_new { version.max(login.granted_at + 1) } else { login.granted_at };
+            **login = LoginChain { id, replaced, granted_at, ..LoginChain::default() };
         }
     }
 
     /// Records that the refresh token was rejected, which ends the login, or that it is doubtful until then.
-    pub(crate) fn judge(&mut self, version: u64, doubted_until: Option<Instant>) {
-        let of = self.fingerprint().unwrap_or_default();
+    pub(crate) fn judge(&mut self, doubted_until: Option<Instant>) {
         if let Some(login) = &mut self.login {
-            // Whatever was granted is newer than a seed.
-            let base = if of == login.id { 0 } else { login.presented.take().unwrap_or(version) };
-            login.judged.get_or_insert((of, base));
-            (login.presented, login.doubted_until) = (None, doubted_until);
+            (login.is_presented, login.doubted_until) = (false, doubted_until);
         }
         self.refresh_token.take_if(|_| doubted_until.is_none());
     }
@@ -200,12 +207,7 @@ impl Chain {
 
     /// Whether a process presents the refresh token, as far as is known.
     pub(crate) fn is_presented(&self) -> bool {
-        self.login.as_ref().is_some_and(|login| login.presented.is_some())
-    }
-
-    /// The fingerprint of the refresh token.
-    fn fingerprint(&self) -> Option<String> {
-        self.refresh_token.as_ref().map(|token| fingerprint([token.expose_secret()]))
+        self.login.as_ref().is_some_and(|login| login.is_presented)
     }
 }
 
@@ -217,9 +219,7 @@ impl Known {
 
     /// Whether a record says nothing that this does not know, or knows better.
     pub(crate) fn is_newer_than(&self, found: &Self) -> bool {
-        // What was granted is stored with the version under which the refresh token was marked as presented.
-        let is_granted = self.chain.is_presented() && !found.chain.is_presented();
-        let is_older = found.version < self.version || (found.version == self.version && !is_granted);
+        let is_older = found.version <= self.version;
         match (&self.chain.login, &found.chain.login) {
             // A fleet's login is not replaced by a token of the credential.
             (Some(_), None) => true,
@@ -230,15 +230,32 @@ impl Known {
                     (is_replaced, _) => is_replaced,
                 }
             }
-            _ if is_older => true,
-            // A verdict on a refresh token, or a seed, does not replace one that was granted later.
-            (Some(known), Some(login)) => self.chain.fingerprint().is_some_and(|newest| {
-                let is_later =
-                    login.judged.as_ref().is_some_and(|(of, base)| *of != newest && self.version > *base);
-                let is_seed = found.chain.fingerprint().as_ref() == Some(&login.id);
-                is_later || (is_seed && newest != known.id)
-            }),
-            (None, _) => false,
+            // What is known of an older refresh token, by a process that is late, replaces no newer one. A mark and what
+            // becomes of it may have one version.
+            (Some(_), Some(_)) => found.order() <= self.order(),
+            (None, _) => is_older,
         }
+    }
+
+    fn order(&self) -> (u64, u64, bool) {
+        let granted_at = self.chain.login.as_ref().map_or(0, |login| login.granted_at);
+        (granted_at, self.version, !self.chain.is_presented())
+    }
+
+    /// Takes the refresh token of the login before from what is known of that login, if it is newer there. Returns whether it
+    /// is.
+    pub(crate) fn renew_before(&mut self, other: &Self) -> bool {
+        let before = self.chain.login.as_mut().and_then(|login| login.before.as_mut());
+        let (Some(before), Some(login), Some(refresh_token)) =
+            (before, &other.chain.login, &other.chain.refresh_token)
+        else {
+            return false;
+        };
+        let is_same = login.id == before.id && other.holder() == before.holder.as_deref();
+        let is_newer = is_same && login.granted_at > before.granted_at;
+        if is_newer {
+            (before.refresh_token, before.granted_at) = (refresh_token.clone(), login.granted_at);
+        }
+        is_newer
     }
 }

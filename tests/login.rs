@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet::{Health, MINUTE, MemoryStore, POST};
+use fleet::{Chance, Health, MINUTE, MemoryStore, POST};
 use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -65,17 +65,6 @@ struct State {
     reused: u32,
     /// Whether that is only rejected, and revokes nothing.
     is_lenient: bool,
-}
-
-/// Pseudo-random numbers, the same in each run.
-#[derive(Default)]
-struct Chance(u64);
-
-impl Chance {
-    fn draw(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }
 
 impl Logins {
@@ -858,9 +847,15 @@ async fn record_belongs_to_credential() {
     let other =
         OAuth2::login(Server::token_endpoint("https://login.example/token"), ClientAuth::public("id-2"));
     let other = other.with_client(logins.client());
-    logins.log_in("seed");
-    build(other).unwrap().token().await.unwrap();
-    assert_eq!(logins.presented().last().unwrap(), "seed");
+    let other = build(other).unwrap();
+    // Its first refresh token is spent, and the newest one is not for this client.
+    let error = other.token().await.unwrap_err();
+    assert!(error.to_string().contains("was used with another server, client or key"), "{error}");
+    assert_eq!(logins.presented().last().unwrap(), "refresh-5");
+    logins.log_in("seed-2");
+    other.log_in("seed-2");
+    other.token().await.unwrap();
+    assert_eq!(logins.presented().last().unwrap(), "seed-2");
     assert_eq!(logins.reused(), 0);
 }
 
@@ -942,12 +937,12 @@ async fn ready_asks_again_at_once() {
     let before = logins.presented().len();
     logins.state().refusals.extend(std::iter::repeat_n((403, ""), 1000));
     let begun = Instant::now();
-    while begun.elapsed() < SECOND * 10 {
+    while begun.elapsed() < MINUTE * 10 {
         provider.ready().await.unwrap_err();
-        sleep(SECOND / 10).await;
+        sleep(SECOND).await;
     }
     let asked = 1000 - logins.state().refusals.len();
-    assert!((8..=12).contains(&asked), "{asked}, {before}");
+    assert!((12..=30).contains(&asked), "{asked}, {before}");
 }
 
 /// Row 170: a process whose refresh token is spent is rejected, while another one has a newer one that the store lost.
@@ -964,7 +959,7 @@ async fn laggard_does_not_bury_newer_chain() {
     // The newest write is lost, as in a failover.
     store.change(|kept| kept.record = lost.record);
     assert!(is_login(&laggard.token().await.unwrap_err()));
-    assert!(stored(&store).contains("judged"));
+    assert!(!stored(&store).contains("refresh-1"), "{}", stored(&store));
     advance(MINUTE).await;
     assert_eq!(ahead.token().await.unwrap().access_token(), "access-3");
     advance(SECOND * 30).await;

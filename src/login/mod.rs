@@ -90,10 +90,13 @@ struct More {
     foreign: Option<Known>,
     /// The version of the record in which this process has marked its refresh token as presented.
     marked: u64,
-    /// When the first of the unclear answers was asked for.
-    failing_since: Option<Instant>,
+    failing: Option<Failing>,
     /// Why a user has to log in.
     verdict: Option<SourceError>,
+    /// The error of an exchange that has outlived its refresh, and until when it holds.
+    untaken: Option<(SourceError, Instant)>,
+    /// The version of the record whose refresh token another process presents, and since when that is known.
+    presented: Option<(u64, Instant)>,
     exchange: Option<Exchange>,
     exchanges: u32,
     /// The task that publishes what is known. `None`, or finished, if there is none.
@@ -114,13 +117,28 @@ impl State {
         self.more.as_ref()?.exchange.as_ref()
     }
 
+    /// Why a record's login is used, if that is another one than before.
+    fn change(&self, found: &Known) -> Option<&'static str> {
+        let (known, found) = (self.known.chain.id(), found.chain.id());
+        let reason = if known.is_some() { "another process has logged in" } else { "it is in the store" };
+        (found.is_some() && found != known).then_some(reason)
+    }
+
     /// Ends what was counted: there is a token, or another refresh token.
     fn reset(&mut self) {
         self.unclear = 0;
         if let Some(more) = &mut self.more {
-            (more.failing_since, more.verdict) = (None, None);
+            (more.failing, more.verdict, more.untaken) = (None, None, None);
         }
     }
+}
+
+/// The outage of the source so far, for one refresh token.
+#[derive(Clone, Copy)]
+struct Failing {
+    since: Instant,
+    /// Whether an answer was lost.
+    is_lost: bool,
 }
 
 /// The exchange of a login that is running.
@@ -231,6 +249,9 @@ impl Login {
             }
             return Ok(token);
         }
+        if let Some(error) = self.untaken_error() {
+            return Err(error);
+        }
         let Some(share) = &self.share else {
             asking(Asked::Source);
             return self.exchange(request, None).await;
@@ -245,7 +266,7 @@ impl Login {
     }
 
     /// Waits until no exchange of a login is running, or the runtime of one is not driven. That one is then given up.
-    async fn turn(&self) {
+    pub(crate) async fn turn(&self) {
         loop {
             let (number, alive_until, ended) = match self.state().exchange() {
                 Some(exchange) => (exchange.number, exchange.alive_until, exchange.ended.clone()),
@@ -269,6 +290,16 @@ impl Login {
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
         let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
         (is_ours && is_another && works).then_some((token, state.is_unstored))
+    }
+
+    /// Returns the error of an exchange that no refresh has taken: the refresh that timed out meanwhile could not know when to
+    /// ask again.
+    fn untaken_error(&self) -> Option<SourceError> {
+        let mut state = self.state();
+        let is_due = state.asks_again || state.pending().is_some();
+        let (error, until) = state.more.as_mut()?.untaken.take().filter(|_| !is_due)?;
+        let left = until.checked_duration_since(Instant::now())?;
+        Some(if error.is_transient() { error.with_retry_after(left) } else { error })
     }
 
     /// Asks the source. For a login, in a task that goes on if the refresh is dropped, as long as its runtime is driven.
@@ -298,9 +329,16 @@ impl Login {
         let request = request.clone().into_owned();
         let exchanged = detached(async move {
             let login = &ending.login;
-            login.driven(number, login.ask_and_publish(&request, lease)).await
+            let result = login.driven(number, login.ask_and_publish(&request, lease)).await;
+            if let Some(Err(error)) = &result {
+                let holds_for = error.retry_after().unwrap_or(ALIVE);
+                login.state().more().untaken = Some((error.clone(), Instant::now() + holds_for));
+            }
+            result
         });
-        exchanged.await?.unwrap_or_else(|| {
+        let result = exchanged.await?;
+        self.state().more().untaken = None;
+        result.unwrap_or_else(|| {
             Err(SourceError::unavailable("the token request was given up: its runtime was not driven"))
         })
     }
@@ -323,11 +361,17 @@ impl Login {
         }
     }
 
+    /// Whether no store has the refresh token of a login.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.share.is_none() && self.is_login()
+    }
+
     /// Whether a refresh token of a login would be lost with this process: it is being exchanged, or not stored.
     pub(crate) fn has_unstored_login(&self) -> bool {
         let state = self.state();
         let is_pending = state.pending().is_some_and(|pending| !pending.is_configured);
-        state.is_login && (state.exchange().is_some() || state.is_unstored || is_pending)
+        let is_in_memory = self.share.is_none() || state.is_unstored || is_pending;
+        state.is_login && (state.exchange().is_some() || is_in_memory)
     }
 
     /// The outage of the store, if there is one. `None` without a store.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use super::{Login, OLD, STORED, check_refresh_token, shared};
+use super::{Failing, Login, OLD, STORED, check_refresh_token, shared};
 use crate::{
     chain::{Begun, Chain, DOUBT, Known, Seed},
     error::{Presented, SourceError, SourceErrorKind},
@@ -145,6 +145,13 @@ impl Login {
         let Some(more) = &state.more else { return Ok((known, None)) };
         let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
         if let Some(foreign) = foreign.filter(|_| !more.pending.is_empty()) {
+            let is_spent = |seed: &Seed| foreign.chain.has_spent(seed);
+            if more.pending.last().is_some_and(is_spent) {
+                return Err(SourceError::configuration(
+                    "the refresh token of the login was used with another server, client or key: restore that in the \
+                     configuration, or log in again",
+                ));
+            }
             known = Known { version: known.version, ..foreign.clone() };
         }
         let holder = known.holder().map(str::to_owned);
@@ -181,10 +188,10 @@ impl Login {
             let marked = state.more.as_ref().map_or(0, |more| more.marked);
             // This process has, and the answer was lost.
             let is_marked = !has_begun && !state.is_unstored && known.version == marked;
-            if is_marked && login.presented.is_some() {
+            if is_marked && login.is_presented {
                 return Ok(false);
             }
-            login.presented.get_or_insert(known.version);
+            login.is_presented = true;
         }
         match share.publish(known, lease).await {
             Ok(Publication::Stored) => {
@@ -242,7 +249,12 @@ impl Login {
         let has_next = next.is_some();
         match presented {
             Some(presented) if !state.known.chain.is_next(presented) => return token,
-            Some(_) => state.known.chain.granted(next),
+            Some(_) => {
+                let Known { version, chain, .. } = &mut state.known;
+                chain.granted(next, *version);
+            }
+            // A login has begun since.
+            None if state.is_login => return token,
             None => state.known.chain = Chain { refresh_token: next, ..Chain::default() },
         }
         // RFC 6749 §6: without another one, it is kept.
@@ -260,12 +272,12 @@ impl Login {
 
     /// Whether a refresh token is not presented again after this error.
     pub(super) fn is_over(&self, error: &SourceError) -> bool {
-        let is_lost =
-            || !self.is_login() && self.state().unclear >= MAX_UNCLEAR && error.retry_after().is_none();
         match error.presented() {
             Presented::Rejected | Presented::Doubtful => true,
-            Presented::Unclear => is_lost(),
-            Presented::Unspent => false,
+            _ if self.is_login() => false,
+            Presented::Unclear => self.state().unclear >= MAX_UNCLEAR && error.retry_after().is_none(),
+            // The endpoint may take no refresh token. If the options are wrong, the exchange of the credential says so.
+            Presented::Unspent => error.kind() == SourceErrorKind::Configuration,
         }
     }
 
@@ -288,19 +300,20 @@ impl Login {
         let (now, next) = (Instant::now(), error.take_next_refresh_token());
         let is_replaced = next.is_some();
         if is_replaced {
-            state.known.chain.granted(next);
+            let Known { version, chain, .. } = &mut state.known;
+            chain.granted(next, *version);
             state.is_unstored = self.share.is_some();
             state.unclear = 0;
         }
         match error.presented() {
             presented @ (Presented::Rejected | Presented::Doubtful) if is_login && !is_replaced => {
                 let is_doubtful = presented == Presented::Doubtful;
-                let Known { version, chain, .. } = &mut state.known;
-                let (id, version) = (chain.id().unwrap_or_default().to_owned(), *version);
-                let has_fallen_back = chain.fall_back(credential.holder());
+                let chain = &mut state.known.chain;
+                let id = chain.id().unwrap_or_default().to_owned();
+                let has_fallen_back = !is_doubtful && chain.fall_back(credential.holder());
                 match chain.login.as_mut().filter(|_| has_fallen_back) {
                     Some(login) => login.replaced.push(id),
-                    None => chain.judge(version, is_doubtful.then_some(now + DOUBT)),
+                    None => chain.judge(is_doubtful.then_some(now + DOUBT)),
                 }
                 let used = chain.id().map(str::to_owned);
                 state.is_unstored = self.share.is_some();
@@ -325,11 +338,19 @@ impl Login {
                 if !error.is_transient() && presented == Presented::Unclear && !is_replaced {
                     error = error.of_kind(SourceErrorKind::InvalidResponse);
                 }
-                if is_login && error.is_transient() {
-                    let failing_for = now - *state.more().failing_since.get_or_insert(asked_at);
-                    let pause = (failing_for / 10).min(MAX_PAUSE);
-                    let pause = error.retry_after().unwrap_or_default().max(pause);
-                    error = error.with_retry_after(pause);
+                if is_login {
+                    let more = state.more();
+                    // From the first answer that was lost on: the refresh token may be spent since, and a server accepts it
+                    // again for a short time only.
+                    let is_lost = presented == Presented::Unclear && !error.facts.is_answer;
+                    let failing = more.failing.filter(|failing| failing.is_lost || !is_lost);
+                    let failing = failing.unwrap_or(Failing { since: asked_at, is_lost });
+                    let pause = ((now - failing.since) / 10).min(MAX_PAUSE);
+                    more.failing = Some(failing);
+                    if error.is_transient() {
+                        let pause = error.retry_after().unwrap_or_default().max(pause);
+                        error = error.with_retry_after(pause);
+                    }
                 }
                 Err(error)
             }

@@ -32,22 +32,15 @@ impl Login {
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
         let (mut polls, mut waited) = (share.polls(), Duration::ZERO);
-        let mut presented: Option<(u64, Instant)> = None;
         loop {
             let found = self.load(share).await?;
             if let Some(token) = self.adopt_if_newer(share, &found, previous) {
                 return Ok(Ok(token));
             }
             // The process that presents it may be about to store what it was granted, if the store has failed meanwhile.
-            if let Some(version) = self.presented_by_another(&found) {
-                let (seen, since) = presented.get_or_insert((version, Instant::now()));
-                if *seen != version {
-                    (*seen, *since) = (version, Instant::now());
-                }
-                if since.elapsed() < PUBLISH_GRACE {
-                    sleep(polls.reads.next_delay()).await;
-                    continue;
-                }
+            if self.is_presented_by_another(&found) {
+                sleep(polls.reads.next_delay()).await;
+                continue;
             }
             let leased_at = Instant::now();
             let Some(lease) = share.lease_or_wait(&mut polls, &mut waited).await? else { continue };
@@ -89,7 +82,12 @@ impl Login {
         let token = found.credential.as_deref().and_then(Credential::token);
         let is_other_token = token != credential.token();
         let is_foreign = found.holder() != credential.holder();
-        let was_foreign = std::mem::replace(&mut self.state().is_foreign, is_foreign || is_other_token);
+        let was_foreign = {
+            let mut state = self.state();
+            // What is published of another login comes from the newest record.
+            state.known.renew_before(&found);
+            std::mem::replace(&mut state.is_foreign, is_foreign || is_other_token)
+        };
         if (is_foreign || is_other_token) && !was_foreign {
             self.reporter.foreign_record(found.version);
         }
@@ -108,11 +106,14 @@ impl Login {
         Ok(Some(found))
     }
 
-    /// Returns the version of a record whose refresh token another process presents, or has presented before it ended.
-    pub(super) fn presented_by_another(&self, found: &Option<Known>) -> Option<u64> {
-        let found = found.as_ref()?;
-        let marked = self.state().more.as_ref().map_or(0, |more| more.marked);
-        (found.chain.is_presented() && found.version != marked).then_some(found.version)
+    /// Whether another process presents the refresh token of this record, or has just presented it.
+    fn is_presented_by_another(&self, found: &Option<Known>) -> bool {
+        let Some(found) = found.as_ref().filter(|found| found.chain.is_presented()) else { return false };
+        let (mut state, now) = (self.state(), Instant::now());
+        let more = state.more();
+        let seen = more.presented.filter(|(version, _)| *version == found.version);
+        let (version, since) = *more.presented.insert(seen.unwrap_or((found.version, now)));
+        version != more.marked && now < since + PUBLISH_GRACE
     }
 
     /// Uses the token of a record, if it is newer than `previous` and has not expired.
@@ -124,7 +125,7 @@ impl Login {
     ) -> Option<Token> {
         let found = found.as_ref()?;
         let token = found.token.clone().filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE))?;
-        let seed = {
+        let (seed, change) = {
             let mut state = self.state();
             let is_newer = previous.is_none_or(|previous| !token.has_same_access_token(previous))
                 && !state.known.is_newer_than(found);
@@ -132,16 +133,16 @@ impl Login {
             if !is_newer || !found.chain.stands(given) {
                 return None;
             }
+            let change = state.change(found);
             state.known = found.clone();
             state.is_login |= found.chain.login.is_some();
             state.is_unstored = false;
             state.reset();
-            state.more.as_mut().and_then(|more| std::mem::take(&mut more.pending).pop())
+            (state.more.as_mut().and_then(|more| std::mem::take(&mut more.pending).pop()), change)
         };
-        if let Some(seed) = seed {
-            let used = found.chain.id().unwrap_or_default();
-            self.reporter.using_login(used, if used == seed.id() { STORED } else { OLD });
-        }
+        let used = found.chain.id().unwrap_or_default();
+        let reason = seed.map(|seed| if used == seed.id() { STORED } else { OLD }).or(change);
+        reason.into_iter().for_each(|reason| self.reporter.using_login(used, reason));
         share.adopted(found.version);
         if share.health.is_failing() {
             // A process that only adopts tokens would never learn that the store can be written again. The check goes on
@@ -152,18 +153,28 @@ impl Login {
     }
 
     pub(super) fn take_up(&self, found: &Known) -> bool {
-        let mut state = self.state();
-        if state.known.is_newer_than(found) {
-            return false;
-        }
-        // The same refresh token ends no outage.
-        let is_same = found.chain.refresh_token.as_ref().is_some_and(|next| state.known.chain.is_next(next));
-        state.known = found.clone();
-        state.is_unstored = false;
-        state.is_login |= found.chain.login.is_some();
-        if !is_same {
-            state.reset();
-        }
+        let change = {
+            let mut state = self.state();
+            if state.known.is_newer_than(found) {
+                return false;
+            }
+            // The reason of a login that was given is reported when it begins.
+            let change = state.change(found).filter(|_| state.pending().is_none());
+            // The same refresh token ends no outage.
+            let is_same =
+                found.chain.refresh_token.as_ref().is_some_and(|next| state.known.chain.is_next(next));
+            let mut known = found.clone();
+            // Its process did not know of the newest refresh token of this login.
+            state.is_unstored = known.renew_before(&state.known);
+            state.known = known;
+            state.is_login |= found.chain.login.is_some();
+            if !is_same {
+                state.reset();
+            }
+            change
+        };
+        let used = found.chain.id().unwrap_or_default();
+        change.into_iter().for_each(|reason| self.reporter.using_login(used, reason));
         true
     }
 
@@ -351,11 +362,15 @@ impl Login {
         let Some(lease) = share.lease().await? else { return Ok(()) };
         let published = async {
             let found = self.load(share).await?;
-            if found.is_some_and(|found| self.take_up(&found)) {
+            let is_newer = found.is_some_and(|found| self.take_up(&found));
+            let (known, is_unstored) = {
+                let state = self.state();
+                (state.known.clone(), state.is_unstored)
+            };
+            if is_newer && !is_unstored {
                 share.health.nothing_to_publish();
                 return Ok(());
             }
-            let known = self.state().known.clone();
             if share.publish(&known, &lease).await? == Publication::Stored {
                 self.stored(&known, lease.fence());
             }

@@ -188,9 +188,13 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// [`log_in`]. An INFO event says which login is used, and why.
     ///
     /// A typing error in a configuration must not cost the login that works. So the login before is kept until a token is
-    /// granted for the configured one. It is used again if the configured one is rejected or doubtful, which is then not
-    /// presented again, and if the configuration is corrected: the refresh token, the server or the client's id. A login of
-    /// [`log_in`] may be that of another user: after it, the login before is not used again.
+    /// granted for the configured one. It is used again if the configured one is rejected, which is then not presented again,
+    /// and if the configuration is corrected: the refresh token, the server or the client's id. A login of [`log_in`] may be
+    /// that of another user: after it, the login before is not used again.
+    ///
+    /// The record of another server or client is not used. If it has the configured login with a newer refresh token, the
+    /// configured one is spent: it is not presented, and each exchange fails as
+    /// [`Configuration`](crate::SourceErrorKind::Configuration).
     ///
     /// # What ends a login besides a rejection
     ///

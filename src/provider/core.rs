@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     builder::Config,
     decide::{Decision, Need, Snapshot, decide},
-    state::{AskedAt, Ended, NotEnded, PAUSE, Refresh, State},
+    state::{AskedAt, Ended, NotEnded, Refresh, State},
     status::Status,
 };
 use crate::{
@@ -294,11 +294,11 @@ impl Core {
         self.report_expiry();
     }
 
-    /// Asks again at once after a permanent failure, here or of another process, but once per second at most. Returns from
-    /// when on.
+    /// Asks again at once after a permanent failure, here or of another process, unless that was done a moment ago. Returns
+    /// from when on.
     pub(super) fn ask_again(&self) -> Option<Instant> {
         self.login.ask_again();
-        self.state().forgive(PAUSE * 10, Instant::now())
+        self.state().forgive(Instant::now())
     }
 
     /// Removes the current token. Its refresh token is kept for the next refresh.
@@ -329,6 +329,8 @@ impl Core {
             }
             let end = self.state().background_end(Instant::now());
             OptionFuture::from(end).await;
+            // An exchange of a login that outlives its refresh.
+            self.login.turn().await;
         });
         match self.timer(Instant::now() + self.config.refresh_timeout) {
             Some(timer) => _ = select(at_rest, pin!(timer)).await,

@@ -180,8 +180,9 @@ impl TokenProvider {
 
     /// Waits for the first token, for a start-up check.
     ///
-    /// After a permanent failure, the source is asked again at once, and not only after the cool-down: once per second at
-    /// most.
+    /// After a permanent failure, the source is asked again at once, and not only after the cool-down. If it fails each time,
+    /// this waits for a second before the next time, and twice as long each time, up to a minute: for a probe that calls it
+    /// every second.
     ///
     /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
@@ -396,10 +397,16 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         if parts.role != Role::Reader {
             source.validate()?;
         }
-        let is_login = parts.login.is_some() || source.credential().is_login();
+        let credential = source.credential();
+        let is_login = parts.login.is_some() || credential.is_login();
         if config.group.is_some() && parts.store.is_none() && is_login {
             let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
                         copy of its refresh token";
+            return Err(Error::InvalidOption(text.into()));
+        }
+        if (config.group.is_some() || parts.store.is_some()) && credential.is_in_memory() {
+            let text = "the login that is the subject of the exchange needs a store of its own: that of the exchange keeps \
+                        no refresh token of it";
             return Err(Error::InvalidOption(text.into()));
         }
         let config = config.of_role(parts.role);
@@ -411,7 +418,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 ///
 /// Its tokens are requested as by any other caller, and keep their refresh token here. A token that was exchanged for one of
 /// the login before [`log_in`](TokenProvider::log_in) is used until it expires: then
-/// [invalidate](TokenProvider::invalidate) it.
+/// [invalidate](TokenProvider::invalidate) it. The refresh token of a login is stored by this provider alone: if the one for
+/// the exchange has a store, or is one of a group, this one needs a store, too.
 impl TokenSource for TokenProvider {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let token = self.token().await.map_err(|error| match error {
@@ -424,7 +432,7 @@ impl TokenSource for TokenProvider {
 
     fn credential(&self) -> Credential {
         let login = &self.core().login;
-        login.source.credential().of_provider(login.current())
+        login.source.credential().of_provider(login.current(), login.is_in_memory())
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {

@@ -44,6 +44,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// The shortest time between two decisions of the background task, and between two attempts of `ready`.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
+/// The pause between two attempts of [`ready`](crate::TokenProvider::ready) after a permanent failure, min and max. It doubles.
+const FORGIVING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 #[derive(Default)]
 pub(super) struct State {
     /// Tells this provider's tokens from those of others in this process.
@@ -119,7 +122,8 @@ pub(super) struct Failure {
     /// The revision of the source that a permanent error holds for.
     revision: u64,
     /// When a permanent failure was forgiven last.
-    forgiven_at: Option<Instant>,
+    forgiving: CoolDown,
+    forgiven_until: Option<Instant>,
     backoff: Backoff,
     cool_down: CoolDown,
 }
@@ -213,7 +217,8 @@ impl State {
                 error: error.clone(),
                 not_before: now,
                 revision: 0,
-                forgiven_at: None,
+                forgiving: CoolDown::new(FORGIVING),
+                forgiven_until: None,
                 backoff: config.retry.make_backoff(),
                 cool_down: CoolDown::new(config.cool_down),
             })
@@ -236,12 +241,15 @@ impl State {
         (delay, mem::replace(&mut failure.error, error))
     }
 
-    /// Ends the cool-down of a permanent failure, but at most once per `pause`. Returns when it ends; `None` if there is none.
-    pub(super) fn forgive(&mut self, pause: Duration, now: Instant) -> Option<Instant> {
+    /// Ends the cool-down of a permanent failure, but only after a pause that doubles. Returns when it ends; `None` if there is
+    /// none.
+    pub(super) fn forgive(&mut self, now: Instant) -> Option<Instant> {
         let failure = self.failure.as_mut().filter(|failure| !failure.error.is_transient())?;
-        let at = failure.forgiven_at.map_or(now, |forgiven_at| (forgiven_at + pause).max(now));
-        failure.not_before = failure.not_before.min(at);
-        failure.forgiven_at = Some(at);
+        let at = failure.forgiven_until.map_or(now, |until| until.max(now));
+        if at < failure.not_before {
+            failure.not_before = at;
+            failure.forgiven_until = Some(failure.forgiving.begin(at));
+        }
         Some(failure.not_before)
     }
 

@@ -26,6 +26,8 @@ pub struct Credential {
     token: Option<String>,
     revision: u64,
     is_login: bool,
+    /// Whether it depends on the refresh token of a login that only a provider without a store has.
+    is_in_memory: bool,
 }
 
 impl Credential {
@@ -67,17 +69,21 @@ impl Credential {
         let revision = subject.revision;
         let mut joined = self.for_token(subject.token.as_deref()).with_revision(revision);
         joined.holder.clone_from(&joined.token);
-        joined
+        Self { is_in_memory: subject.is_in_memory, ..joined }
     }
 
     /// Returns the credential of a provider, which has the refresh token of its login.
-    pub(crate) fn of_provider(self, login: Option<String>) -> Self {
+    pub(crate) fn of_provider(self, login: Option<String>, is_in_memory: bool) -> Self {
         let credential = if login.is_some() { self.for_token(login) } else { self };
-        Self { is_login: false, ..credential }
+        Self { is_login: false, is_in_memory, ..credential }
     }
 
     pub(crate) fn is_login(&self) -> bool {
         self.is_login
+    }
+
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.is_in_memory
     }
 
     /// Returns the credential of a record.

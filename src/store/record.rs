@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::StoreError;
 use crate::{
     chain::{Before, Chain, DOUBT, Known, LoginChain},
+    observability::millis,
     source::Credential,
     token::{Token, TokenBuilder},
 };
@@ -90,10 +91,15 @@ impl Record {
         let login = chain.login.as_deref();
         let replaced = login.map(|login| login.replaced.clone()).filter(|replaced| !replaced.is_empty());
         let before = login.and_then(|login| login.before.as_ref()).map(|before| {
-            json!({ "refresh_token": secret(&before.refresh_token), "login": before.id, "credential": before.holder })
+            let Before { refresh_token, granted_at, id, holder } = before;
+            json!({ "refresh_token": secret(refresh_token), "granted_at": granted_at, "login": id, "credential": holder })
         });
-        let judged = login.and_then(|login| login.judged.clone());
-        let judged = judged.as_ref().map(|(of, base)| (of.as_str(), *base));
+        // The store measures how long the token is valid, or if there is none, for how long the refresh token is doubtful.
+        // So both end by one clock.
+        let doubted_for = chain.doubted_for(now);
+        let expires_in = token.map_or(Some(doubted_for), Token::remaining);
+        let left_then =
+            expires_in.filter(|_| !doubted_for.is_zero()).map(|left| left.saturating_sub(doubted_for));
         let fields: [(&str, Value); 12] = [
             ("schema", SCHEMA.into()),
             ("access_token", token.map(Token::access_token).into()),
@@ -104,16 +110,13 @@ impl Record {
             ("login", chain.id().into()),
             ("replaced", replaced.into()),
             ("before", before.into()),
-            ("presented", login.and_then(|login| login.presented).into()),
-            ("judged", judged.map(|(_, base)| base).into()),
-            ("judged_token", judged.map(|(of, _)| of).into()),
+            ("granted_at", login.map(|login| login.granted_at).into()),
+            ("presented", login.map(|login| login.is_presented).filter(|is_presented| *is_presented).into()),
+            ("doubted_until", left_then.map(millis).into()),
         ];
         let fields = fields.iter().filter(|(_, value)| !value.is_null());
         let fields: Vec<_> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
         let text = format!("{{{}}}", fields.join(","));
-        // The store measures for how long a refresh token is doubtful, if there is no token that works.
-        let doubted_for = || Some(chain.doubted_for(now));
-        let expires_in = token.map_or_else(doubted_for, Token::remaining);
         Self { version: fence, expires_in, is_login: chain.login.is_some(), text: text.into() }
     }
 
@@ -129,27 +132,35 @@ impl Record {
             Some(schema) => return Err(invalid(&format!("has schema {schema}, expected {SCHEMA}"))),
             None => return Err(invalid("does not contain a token")),
         }
-        let [access_token, refresh_token, login, holder, scope] =
+        let [access_token, refresh_token, login_id, holder, scope] =
             ["access_token", "refresh_token", "login", "credential", "token_credential"]
                 .map(|name| text(&mut fields, name));
         let number = |name: &str| fields.get(name).and_then(Value::as_u64);
         let left = |at: u64| Duration::from_secs(at.saturating_sub(since_1970()));
         let refresh_token_left = number("refresh_token_expires_at").map(left);
-        let (presented, base) = (number("presented"), number("judged"));
-        let judged = text(&mut fields, "judged_token").zip(base);
-        let is_judged = judged.is_some();
+        let granted_at = number("granted_at").unwrap_or_default();
+        let is_presented = fields.get("presented").is_some_and(|presented| *presented == true);
+        let doubted_for = number("doubted_until")
+            .zip(self.expires_in)
+            .map(|(left_then, left)| left.saturating_sub(Duration::from_millis(left_then)).min(DOUBT));
         let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
         let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
         let before = match fields.remove("before") {
             Some(Value::Object(mut fields)) => {
+                let granted_at = fields.get("granted_at").and_then(Value::as_u64).unwrap_or_default();
                 let holder = text(&mut fields, "credential");
                 let before = text(&mut fields, "refresh_token").zip(text(&mut fields, "login"));
-                before.map(|(refresh_token, id)| Before { refresh_token: refresh_token.into(), id, holder })
+                before.map(|(refresh_token, id)| Before {
+                    refresh_token: refresh_token.into(),
+                    granted_at,
+                    id,
+                    holder,
+                })
             }
             _ => None,
         };
         let refresh_token = refresh_token.map(SecretString::from);
-        if access_token.is_none() && refresh_token.is_none() && login.is_none() {
+        if access_token.is_none() && refresh_token.is_none() && login_id.is_none() {
             return Err(invalid("has no token"));
         }
         let token = access_token.map(|access_token| {
@@ -163,10 +174,10 @@ impl Record {
             }
             token.build().map_err(|error| invalid("contains an invalid token").with_cause(error))
         });
-        let doubted_until =
-            self.expires_in.filter(|_| token.is_none() && is_judged).map(|left| loaded_at + left.min(DOUBT));
+        let doubted_until = doubted_for.map(|left| loaded_at + left);
         let login =
-            login.map(|id| Box::new(LoginChain { id, replaced, before, presented, judged, doubted_until }));
+            LoginChain { replaced, before, granted_at, is_presented, doubted_until, ..LoginChain::default() };
+        let login = login_id.map(|id| Box::new(LoginChain { id, ..login }));
         let credential = Credential::of_record(holder, scope);
         let credential = Some(Arc::new(credential)).filter(|credential| credential.is_known());
         let chain = Chain { refresh_token, login };

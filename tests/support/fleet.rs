@@ -400,3 +400,14 @@ pub async fn trigger_every_store_event(name: &str) {
     let _never_released = store.lease(60 * MINUTE).await.unwrap().unwrap();
     other.refresh(&token).await.unwrap();
 }
+
+/// Pseudo-random numbers, the same in each run.
+#[derive(Default)]
+pub struct Chance(pub u64);
+
+impl Chance {
+    pub fn draw(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}

@@ -9,7 +9,7 @@ use super::{
     ApiVideo, OPTION, failure,
 };
 use crate::{
-    error::{Presented, SourceError, SourceErrorKind},
+    error::{SourceError, SourceErrorKind},
     origins::AllowedOrigins,
     token::Token,
 };
@@ -56,8 +56,6 @@ impl ApiVideo {
                 self.api_base(),
                 response.status().as_u16()
             )),
-            // The endpoint may take no refresh token. If the configuration is wrong, the one for the key reports it.
-            SourceErrorKind::Configuration if !is_key => error.with_presented(Presented::Rejected),
             _ => error,
         })
     }

@@ -1,0 +1,202 @@
+//! An authorization server with several users, in memory: it rotates refresh tokens, has a grace, and ends a user's login when a
+//! spent one is presented.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tokio::time::{Instant, sleep};
+use tower_bearer::{
+    BoxError, Error, OAuth2, SourceErrorKind, Token, TokenClient, TokenProvider, TokenProviderBuilder,
+    oauth2::{ClientAuth, Server},
+};
+
+use super::fleet::{MemoryStore, POST};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Not processed: status, content type, body.
+    Answer(u16, &'static str, &'static str),
+    /// The same, after this.
+    SlowAnswer(Duration, u16, &'static str),
+    /// Not sent.
+    Refused,
+    /// Processed; the answer comes after this.
+    Slow(Duration),
+    /// Processed; the connection breaks after this.
+    Lost(Duration),
+    /// Processed; the access token is not usable.
+    Unusable,
+}
+
+/// An authorization server with several users, which answers as it is told to.
+#[derive(Clone, Default)]
+pub struct Auth(Arc<Mutex<State>>);
+
+#[derive(Default)]
+pub struct State {
+    /// The user of each refresh token, and when it was spent.
+    pub tokens: HashMap<String, (String, Option<Instant>)>,
+    pub granted: u32,
+    pub grace: Duration,
+    pub lenient: bool,
+    pub reused: Vec<String>,
+    pub presented: Vec<(Instant, String)>,
+    pub acts: VecDeque<Act>,
+    /// For each request, instead of `acts`.
+    pub always: Option<Act>,
+    pub lifetime: u32,
+    pub clients: Option<HashSet<String>>,
+}
+
+impl Auth {
+    pub fn new(users: &[&str]) -> Self {
+        let auth = Self::default();
+        auth.state().lifetime = 60;
+        for user in users {
+            auth.user(user);
+        }
+        auth
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn user(&self, user: &str) {
+        self.state().tokens.insert(user.to_owned(), (user.to_owned(), None));
+    }
+
+    pub fn presented(&self) -> Vec<String> {
+        self.state().presented.iter().map(|(_, token)| token.clone()).collect()
+    }
+
+    pub fn grant(&self, refresh_token: &str) -> Option<(String, u32)> {
+        let mut state = self.state();
+        let grace = state.grace;
+        let (user, spent) = state.tokens.get_mut(refresh_token)?;
+        let user = user.clone();
+        if spent.get_or_insert_with(Instant::now).elapsed() > grace {
+            state.reused.push(refresh_token.to_owned());
+            if !state.lenient {
+                state.tokens.retain(|_, (of, _)| *of != user);
+            }
+            return None;
+        }
+        state.granted += 1;
+        let n = state.granted;
+        state.tokens.insert(format!("r-{user}-{n}"), (user.clone(), None));
+        Some((user, n))
+    }
+
+    pub async fn answer(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
+        // api.video's requests have JSON.
+        let json: serde_json::Value = serde_json::from_str(request.body()).unwrap_or_default();
+        let fields: HashMap<String, String> =
+            form_urlencoded::parse(request.body().as_bytes()).into_owned().collect();
+        let refresh_token =
+            json["refreshToken"].as_str().unwrap_or_else(|| &fields["refresh_token"]).to_owned();
+        let act = {
+            let mut state = self.state();
+            state.presented.push((Instant::now(), refresh_token.clone()));
+            let bad = state
+                .clients
+                .as_ref()
+                .is_some_and(|clients| !fields.get("client_id").is_some_and(|id| clients.contains(id)));
+            if bad {
+                Some(Act::Answer(401, "application/json", r#"{"error":"invalid_client"}"#))
+            } else {
+                state.always.clone().or_else(|| state.acts.pop_front())
+            }
+        };
+        let (mut unusable, mut takes) = (false, POST);
+        match act {
+            Some(Act::Answer(status, kind, body)) => {
+                sleep(POST).await;
+                return Ok(Response::builder()
+                    .status(status)
+                    .header("content-type", kind)
+                    .body(Full::from(body))?);
+            }
+            Some(Act::SlowAnswer(takes, status, body)) => {
+                sleep(takes).await;
+                return Ok(Response::builder().status(status).body(Full::from(body))?);
+            }
+            Some(Act::Refused) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+            Some(Act::Lost(takes)) => {
+                self.grant(&refresh_token);
+                sleep(takes).await;
+                return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+            }
+            Some(Act::Slow(by)) => takes = by,
+            Some(Act::Unusable) => unusable = true,
+            None => {}
+        }
+        let granted = self.grant(&refresh_token);
+        sleep(takes).await;
+        let lifetime = self.state().lifetime;
+        let (status, body) = match granted {
+            Some((user, n)) => {
+                let access = if unusable { "not valid".to_owned() } else { format!("acc-{user}-{n}") };
+                let lifetime =
+                    if lifetime == 0 { String::new() } else { format!(r#","expires_in":{lifetime}"#) };
+                (200, format!(r#"{{"access_token":"{access}","refresh_token":"r-{user}-{n}"{lifetime}}}"#))
+            }
+            None => (400, r#"{"error":"invalid_grant"}"#.to_owned()),
+        };
+        Ok(Response::builder()
+            .status(status)
+            .header("content-type", "application/json")
+            .body(Full::from(body))?)
+    }
+
+    pub fn client(&self) -> TokenClient {
+        let auth = self.clone();
+        TokenClient::with_service(tower::service_fn(move |request| {
+            let auth = auth.clone();
+            async move { auth.answer(request).await }
+        }))
+    }
+
+    pub fn source_of(&self, id: &str) -> OAuth2 {
+        let server = Server::token_endpoint("https://login.example/token");
+        OAuth2::login(server, ClientAuth::public(id)).with_client(self.client())
+    }
+
+    pub fn source(&self) -> OAuth2 {
+        self.source_of("id")
+    }
+
+    pub fn builder(&self, seed: &str) -> TokenProviderBuilder<OAuth2> {
+        TokenProvider::builder(self.source()).login(seed)
+    }
+
+    pub fn process(&self, store: &MemoryStore, seed: &str) -> TokenProvider {
+        self.builder(seed).store(store.clone()).build().unwrap()
+    }
+
+    pub fn single(&self, seed: &str) -> TokenProvider {
+        self.builder(seed).build().unwrap()
+    }
+}
+
+pub fn user(token: &Token) -> String {
+    token.access_token().split('-').nth(1).unwrap().to_owned()
+}
+
+pub fn is_login(error: &Error) -> bool {
+    matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired)
+}
+
+pub fn stored(store: &MemoryStore) -> String {
+    store.kept().record.map(|(record, _)| record.text().to_owned()).unwrap_or_default()
+}
