@@ -27,13 +27,14 @@ use tower_service::Service;
 
 pub use self::response::TokenResponse;
 
+pub(crate) use self::transport::Sent;
 #[cfg(feature = "default-client")]
 use self::{
     default_client::DefaultClient,
     tls::{Cryptography, Roots},
 };
-pub(crate) use self::{response::Fields, transport::Sent};
 use self::{
+    response::Fields,
     transport::Transport,
     url::{EXPECTED_URL, check_url},
 };
