@@ -1160,9 +1160,12 @@ async fn refresh_token_of_unusable_response_is_kept() {
     let endpoint = Endpoint::default();
     let provider = logged_in(&endpoint);
     provider.token().await.unwrap();
-    for number in 1..=3 {
-        let body = format!(r#"{{"access_token":"a","token_type":"DPoP","refresh_token":"next-{number}"}}"#);
-        endpoint.clone().responds(200, body);
+    for (number, unusable) in [
+        (1, r#""access_token":"a","token_type":"DPoP""#),
+        (2, r#""access_token":"a\n""#),
+        (3, r#""access_token":"a","error":"partial_scope""#),
+    ] {
+        endpoint.clone().responds(200, format!(r#"{{{unusable},"refresh_token":"next-{number}"}}"#));
         assert_eq!(kind(&another(&provider).await.unwrap_err()), InvalidResponse);
     }
     another(&provider).await.unwrap();

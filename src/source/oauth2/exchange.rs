@@ -53,15 +53,7 @@ impl OAuth2 {
             }
         }
         let mut response = result?;
-        if response.is_failure() {
-            let error = response.failure();
-            // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
-            let is_subject = matches!(self.grant, Grant::TokenExchange { .. })
-                && error.kind() == SourceErrorKind::Configuration
-                && response.code() == Some("invalid_request");
-            return Err(if is_subject { error.of_kind(SourceErrorKind::Rejected) } else { error });
-        }
-        if self.options.use_id_token {
+        if self.options.use_id_token && !response.is_failure() {
             let id_token =
                 response.fields.as_ref().and_then(|fields| fields.text("id_token")).map(str::to_owned);
             let Some(id_token) = id_token else {
@@ -73,7 +65,16 @@ impl OAuth2 {
                 fields.set("access_token", id_token.into());
             }
         }
-        response.granted(self.options.default_lifetime)
+        // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+        let is_subject = |error: &SourceError| {
+            matches!(self.grant, Grant::TokenExchange { .. })
+                && error.kind() == SourceErrorKind::Configuration
+                && response.code() == Some("invalid_request")
+        };
+        response.granted(self.options.default_lifetime).map_err(|error| match is_subject(&error) {
+            true => error.of_kind(SourceErrorKind::Rejected),
+            false => error,
+        })
     }
 
     /// The client, with the time limit of the grant.
