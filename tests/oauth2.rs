@@ -337,6 +337,8 @@ async fn each_answer_has_its_meaning() {
         (400, r#"{"error":""}"#.to_owned(), both(Rejected)),
         (400, r#"{"error":0}"#.to_owned(), both(Rejected)),
         (401, r#"{"message":"canary"}"#.to_owned(), both(Rejected)),
+        (400, r#"{"errors":[{"errorType":"invalid_grant","message":"canary"}]}"#.to_owned(), both(Rejected)),
+        (400, r#"{"code":"canary.refresh_token.expired"}"#.to_owned(), both(Rejected)),
         (401, String::new(), both(Rejected)),
         (403, String::new(), both(Rejected)),
         // No verdict on a credential.
@@ -961,7 +963,7 @@ async fn each_answer_decides_about_refresh_token() {
         (400, r#"{"error":"invalidGrant"}"#, Ended),
         (400, r#"{"errorCode":"RefreshTokenExpired"}"#, Ended),
         (400, r#"{"errors":[{"code":"invalid_refresh_token"}]}"#, Ended),
-        (400, r#"{"error":{"code":400,"message":"TOKEN_EXPIRED","status":"INVALID_ARGUMENT"}}"#, Doubt),
+        (400, r#"{"error":{"code":400,"message":"TOKEN_EXPIRED","status":"INVALID_ARGUMENT"}}"#, Ended),
         (400, r#"{"error":"token_revoked"}"#, Ended),
         (200, r#"{"success":false,"message":"invalid refresh token"}"#, Ended),
         (200, r#"{"errcode":40030,"errmsg":"invalid refresh_token"}"#, Ended),
@@ -969,6 +971,77 @@ async fn each_answer_decides_about_refresh_token() {
         (200, r#"{"success":false,"message":"try later"}"#, Outage),
         (400, r#"{"error":"invalid_grant_type"}"#, Doubt),
         (401, r#"{"error":"access_token_expired"}"#, Doubt),
+        // A text about something else than the refresh token, or of a server that is down.
+        (400, r#"{"error":"Could not process grant, try again"}"#, Doubt),
+        (403, r#"{"error":"invalid_xsrf_token"}"#, Doubt),
+        (400, r#"{"error":"unknown_token_format_requested"}"#, Doubt),
+        (400, r#"{"error":"unknown_token_error"}"#, Doubt),
+        (400, r#"{"error":"refresh_token_not_issued"}"#, Doubt),
+        (400, r#"{"error":"no_valid_refresh_token"}"#, Doubt),
+        (400, r#"{"message":"Something bad happened. Unknown token"}"#, Doubt),
+        (429, r#"{"error":"refresh_token_used_too_often"}"#, Outage),
+        (429, r#"{"error":"refresh_token_revoked"}"#, Outage),
+        (500, r#"{"statusCode":500,"message":"Could not refresh token"}"#, Outage),
+        (500, r#"{"error":"Something went wrong while refreshing the token"}"#, Outage),
+        (500, r#"{"error":"unknown_token_error"}"#, Outage),
+        (500, r#"{"error":"token_not_issued"}"#, Outage),
+        (502, r#"{"error":{"message":"The token store could not be reached"}}"#, Outage),
+        (503, r#"{"message":"Refresh token service is not available"}"#, Outage),
+        (503, r#"{"error":"Token service not available"}"#, Outage),
+        (503, r#"{"error":"Unknown error while issuing token"}"#, Outage),
+        (503, r#"{"error":"grant_not_processed"}"#, Outage),
+        (503, r#"{"message":"Invalid token"}"#, Outage),
+        (504, r#"{"errors":[{"message":"Token endpoint did not respond"}]}"#, Outage),
+        // A text that says no more than that the refresh token is not valid.
+        (400, r#"{"__type":"NotAuthorizedException","message":"Invalid Refresh Token."}"#, Ended),
+        (400, r#"{"__type":"NotAuthorizedException","message":"Refresh Token has been revoked"}"#, Ended),
+        (400, r#"{"__type":"InvalidGrantException"}"#, Ended),
+        (400, r#"{"error":"invalid_grant","error_description":"Token is not active"}"#, Ended),
+        (
+            400,
+            r#"{"error":"bad_request","error_description":"The provided refresh token is no longer valid"}"#,
+            Ended,
+        ),
+        (400, r#"{"message":"The refresh token is expired or revoked"}"#, Ended),
+        (400, r#"{"message":"missing or unknown refresh token"}"#, Ended),
+        (200, r#"{"ok":false,"error":"token_expired"}"#, Ended),
+        // Fitbit, HubSpot, Strava and Twitch; a problem document (RFC 9457).
+        (
+            400,
+            r#"{"errors":[{"errorType":"invalid_grant","message":"Refresh token invalid: canary"}],"success":false}"#,
+            Ended,
+        ),
+        (
+            401,
+            r#"{"errors":[{"errorType":"invalid_client","message":"Client id invalid. Visit"}],"success":false}"#,
+            Client(Rejected),
+        ),
+        (400, r#"{"status":"BAD_REFRESH_TOKEN","message":"missing or unknown refresh token"}"#, Ended),
+        (400, r#"{"status":"BAD_CLIENT_ID","message":"missing or unknown client id"}"#, Client(Rejected)),
+        (
+            400,
+            r#"{"status":"BAD_CLIENT_SECRET","message":"missing or invalid client secret"}"#,
+            Client(Rejected),
+        ),
+        (
+            400,
+            r#"{"message":"Bad Request","errors":[{"resource":"RefreshToken","field":"refresh_token","code":"invalid"}]}"#,
+            Ended,
+        ),
+        (
+            400,
+            r#"{"message":"Bad Request","errors":[{"resource":"Application","field":"client_id","code":"invalid"}]}"#,
+            Client(Rejected),
+        ),
+        (400, r#"{"status":400,"message":"Invalid refresh token"}"#, Ended),
+        (403, r#"{"status":403,"message":"invalid client secret"}"#, Client(Rejected)),
+        (401, r#"{"title":"invalid_grant","status":401,"detail":"canary"}"#, Ended),
+        (400, r#"{"code":"refresh_token.expired"}"#, Ended),
+        (401, r#"{"error":"invalid_client: The client secret is wrong"}"#, Client(Rejected)),
+        (200, r#"{"ok":false,"error":"bad_client_secret"}"#, Client(Rejected)),
+        // A code has precedence over a text.
+        (401, r#"{"detail":"Invalid token","title":"invalid_client"}"#, Client(Rejected)),
+        (200, r#"{"error":"invalid_grant","refresh_token":"canary"}"#, Ended),
         (302, "", Client(Configuration)),
         (400, "", Outage),
         (400, "<html>", Outage),
@@ -1087,9 +1160,12 @@ async fn refresh_token_of_unusable_response_is_kept() {
     let endpoint = Endpoint::default();
     let provider = logged_in(&endpoint);
     provider.token().await.unwrap();
-    for number in 1..=3 {
-        let body = format!(r#"{{"access_token":"a","token_type":"DPoP","refresh_token":"next-{number}"}}"#);
-        endpoint.clone().responds(200, body);
+    for (number, unusable) in [
+        (1, r#""access_token":"a","token_type":"DPoP""#),
+        (2, r#""access_token":"a\n""#),
+        (3, r#""access_token":"a","error":"partial_scope""#),
+    ] {
+        endpoint.clone().responds(200, format!(r#"{{{unusable},"refresh_token":"next-{number}"}}"#));
         assert_eq!(kind(&another(&provider).await.unwrap_err()), InvalidResponse);
     }
     another(&provider).await.unwrap();

@@ -11,6 +11,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::Channel;
 use support::chain;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, advance, sleep},
+};
 use tower_bearer::{
     BoxError, Error, RefreshReason, SourceError, SourceErrorKind, TokenClient, TokenProvider, TokenRequest,
     TokenSource, source_fn,
@@ -102,6 +106,52 @@ async fn slow_body_does_not_hide_status() {
         assert_eq!(error.kind(), kind, "{error}");
         assert_eq!(error.is_timeout(), status == 200, "{error}");
     }
+}
+
+/// Row 146: a process is stopped during an exchange, and goes on after the deadline. The response has arrived meanwhile.
+#[tokio::test(start_paused = true)]
+async fn response_is_read_after_stop() {
+    let second = Duration::from_secs(1);
+    let exchange = |status, takes, content: &'static str| async move {
+        let service = tower::service_fn(move |_: Request<String>| async move {
+            let (head, response) = oneshot::channel();
+            // As the task of a connection, which may be polled after the exchange.
+            tokio::spawn(async move {
+                sleep(takes).await;
+                let (mut body, read) = Channel::<Bytes, BoxError>::new(1);
+                let _ = head.send(Response::builder().status(status).body(read));
+                tokio::task::yield_now().await;
+                let _ = body.send_data(content.into()).await;
+            });
+            Ok::<_, BoxError>(response.await??)
+        });
+        let client = TokenClient::with_service(service).timeout(10 * second);
+        let exchange = tokio::spawn(async move { client.post_json(URL, "{}").await });
+        sleep(second).await;
+        advance(60 * second).await;
+        let resumed = Instant::now();
+        let result = exchange.await.unwrap();
+        assert!(resumed.elapsed() <= 2 * second);
+        result
+    };
+    for takes in [5, 30] {
+        let response = exchange(200, takes * second, r#"{"access_token":"a"}"#).await.unwrap();
+        assert_eq!(response.token().unwrap().access_token(), "a", "{takes}");
+        let error = exchange(400, takes * second, r#"{"error":"invalid_grant"}"#).await.unwrap_err();
+        assert_eq!(error.kind(), SourceErrorKind::Rejected, "{error}");
+    }
+    // A silent peer does not hold up the exchange.
+    assert!(exchange(200, 3600 * second, "").await.unwrap_err().is_timeout());
+}
+
+/// Row 146: the deadline counts for a process that was not stopped.
+#[tokio::test(start_paused = true)]
+async fn silent_endpoint_ends_exchange_at_deadline() {
+    let service =
+        tower::service_fn(|_: Request<String>| std::future::pending::<Result<Response<String>, BoxError>>());
+    let begun = Instant::now();
+    assert!(error_of(&TokenClient::with_service(service), URL).await.is_timeout());
+    assert_eq!(begun.elapsed(), Duration::from_secs(10));
 }
 
 async fn error_of(client: &TokenClient, url: &str) -> SourceError {

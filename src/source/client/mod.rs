@@ -27,13 +27,14 @@ use tower_service::Service;
 
 pub use self::response::TokenResponse;
 
+pub(crate) use self::transport::Sent;
 #[cfg(feature = "default-client")]
 use self::{
     default_client::DefaultClient,
     tls::{Cryptography, Roots},
 };
-pub(crate) use self::{response::Fields, transport::Sent};
 use self::{
+    response::Fields,
     transport::Transport,
     url::{EXPECTED_URL, check_url},
 };
@@ -66,7 +67,9 @@ const RESERVED: &str =
 ///
 /// # What it guarantees
 ///
-/// - One deadline for the whole exchange, from connecting to the end of the response ([`timeout`](Self::timeout)).
+/// - One deadline for the whole exchange, from connecting to the end of the response ([`timeout`](Self::timeout)). If the
+///   process was stopped when it passed, nothing is sent any more, and the response to a request that was sent is read for at
+///   most another second.
 /// - At most 64 KiB of a response are read.
 /// - The default client follows no redirect, because it would send the credential to another URL.
 /// - Plaintext `http` is only used on loopback ([`allow_plaintext`](Self::allow_plaintext)). A URL has no user name.

@@ -1,6 +1,7 @@
 //! [`TokenResponse`]: a response of a token endpoint, and what it means.
 
 use std::{
+    borrow::Cow,
     fmt,
     time::{Duration, Instant},
 };
@@ -9,9 +10,12 @@ use http::{HeaderMap, StatusCode, response::Parts};
 use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde_json::{Map, Value};
 
-use super::{transport::ReadBody, verdict::Content};
+use super::{
+    transport::ReadBody,
+    verdict::{Content, stated_code},
+};
 use crate::{
-    error::{SourceError, content_type, is_page},
+    error::{Presented, SourceError, content_type, is_page},
     observability,
     token::{LEAST_LIFE, Token, TokenBuilder},
 };
@@ -71,21 +75,35 @@ impl TokenResponse {
         self.granted(None)
     }
 
-    /// Returns the token of a successful response. `default_lifetime` counts if its lifetime is not known.
+    /// Returns the token, or what the response says instead. `default_lifetime` counts if the token's is not known.
     pub(crate) fn granted(&self, default_lifetime: Option<Duration>) -> Result<Token, SourceError> {
-        self.read(default_lifetime).map_err(|error| match self.next_refresh_token() {
-            Some(next) if self.status().is_success() => error.with_next_refresh_token(next),
-            _ => error,
-        })
+        self.read(default_lifetime).map_err(|error| self.with_next_refresh_token(error))
     }
 
-    /// The refresh token in the response.
-    pub(crate) fn next_refresh_token(&self) -> Option<&str> {
-        self.fields.as_ref()?.refresh_token()
+    /// Adds the refresh token in the response, whose access token cannot be used, unless the one before is rejected.
+    pub(crate) fn with_next_refresh_token(&self, error: SourceError) -> SourceError {
+        let next = self.fields.as_ref().and_then(Fields::refresh_token);
+        match next.filter(|_| self.status().is_success() && error.presented() != Presented::Rejected) {
+            Some(next) => error.with_next_refresh_token(next),
+            None => error,
+        }
+    }
+
+    /// Whether the response says that there is no token: by its status, or by an error.
+    pub(crate) fn is_failure(&self) -> bool {
+        let says_error = |fields: &Fields| {
+            fields.has_error() || (!fields.has_token() && fields.code(self.status()).is_some())
+        };
+        !self.status().is_success() || self.fields.as_ref().is_none_or(says_error)
+    }
+
+    /// Returns the error code, if it is a known one.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.fields.as_ref()?.code(self.status())
     }
 
     fn read(&self, default_lifetime: Option<Duration>) -> Result<Token, SourceError> {
-        let Some(fields) = self.fields.as_ref().filter(|fields| fields.code().is_none()) else {
+        let Some(fields) = self.fields.as_ref().filter(|_| !self.is_failure()) else {
             return Err(self.failure());
         };
         if fields.0.get("token_type").is_some_and(needs_proof) {
@@ -115,13 +133,15 @@ impl TokenResponse {
 
     /// Returns what the status and the error code say, or that a success is no token response.
     pub(crate) fn failure(&self) -> SourceError {
-        self.failure_of(self.fields.as_ref().and_then(Fields::code).as_deref())
+        self.failure_of(self.code())
     }
 
     /// As [`failure`](Self::failure), with this error code.
-    pub(crate) fn failure_of(&self, code: Option<&str>) -> SourceError {
+    pub(crate) fn failure_of(&self, code: Option<&'static str>) -> SourceError {
         let content = match &self.fields {
-            Some(fields) => Content::Fields { code, has_token: fields.has_token() },
+            Some(fields) => {
+                Content::Fields { code, has_error: fields.has_error(), has_token: fields.has_token() }
+            }
             None if self.is_empty() => Content::Empty,
             None => Content::Other,
         };
@@ -181,50 +201,43 @@ impl Fields {
         self.text("access_token").is_some_and(|token| !token.is_empty())
     }
 
-    /// Returns the error code in lower case, its words separated by `_`: `error`, or what other servers call it. Some send an
-    /// error that says that there is none. One that is no text has an empty code.
-    pub(crate) fn code(&self) -> Option<String> {
-        let is_none =
-            |text: &str| matches!(text.trim(), "" | "0" | "0.0" | "false" | "none" | "null" | "[]" | "{}");
-        let text = |error: &Value| error.as_str().map_or_else(|| error.to_string(), str::to_owned);
-        let error = self.0.get("error").filter(|error| !is_none(&text(error)));
-        let text_of = |fields: &Map<String, Value>| {
-            let names = ["error_code", "errorCode", "code", "type", "status", "message"];
-            names.iter().find_map(|name| Some(words(fields.get(*name)?.as_str()?)))
-        };
-        let code = match error {
-            Some(Value::String(code)) => Some(words(code)),
-            Some(Value::Object(fields)) => text_of(fields),
-            _ => None,
-        };
-        let first = || self.0.get("errors")?.as_array()?.first()?.as_object().and_then(text_of);
-        let other =
-            || text_of(&self.0).filter(|_| self.0.keys().any(|name| name.to_lowercase().ends_with("code")));
-        // Some have it in a text alone.
-        let said = || {
-            let said = ["errmsg", "msg", "message"].iter().find_map(|name| Some(words(self.text(name)?)));
-            said.filter(|said| said.contains("refresh_token"))
-        };
-        let other = || first().or_else(said).or_else(other).filter(|_| !self.has_token());
-        code.or_else(other).or_else(|| error.map(|_| String::new()))
+    /// Whether there is an error: in `error`, or under another name if there is no token. Some servers send one that says that
+    /// there is none.
+    fn has_error(&self) -> bool {
+        let is_error = |name: &str| self.0.get(name).is_some_and(|error| !is_none(error));
+        let is_code = |name: &str| self.text(name).is_some() && is_error(name);
+        let has_other = || is_error("errors") || ["error_code", "errorCode", "code"].into_iter().any(is_code);
+        is_error("error") || (!self.has_token() && has_other())
+    }
+
+    /// Returns the error code, if it is a known one: in `error` or `errors`, or else in any other text.
+    fn code(&self, status: StatusCode) -> Option<&'static str> {
+        let mut texts = Vec::new();
+        for name in ["error", "errors"] {
+            match self.0.get(name).map(|errors| errors.get(0).unwrap_or(errors)) {
+                Some(Value::Object(fields)) => add_texts(fields, &mut texts),
+                Some(Value::String(text)) => texts.push(text.into()),
+                _ => {}
+            }
+        }
+        add_texts(&self.0, &mut texts);
+        stated_code(&texts, status)
     }
 }
 
-/// Splits a code, such as `unauthorized.bad_refresh_token`, `Bad Request` or `invalidGrant`, into words in lower case, of
-/// which those after the last dot count.
-fn words(code: &str) -> String {
-    let code = code.trim().trim_end_matches('.').rsplit(['.', ':', '/']).next().unwrap_or_default();
-    let mut words = String::new();
-    let mut is_inside = false;
-    for char in code.chars() {
-        if !char.is_alphanumeric() || (is_inside && char.is_uppercase()) {
-            words.push('_');
-        }
-        words.extend(char.to_lowercase().filter(|_| char.is_alphanumeric()));
-        is_inside = char.is_lowercase() || char.is_numeric();
+/// Adds the texts of an object, and what it says of a field, such as `{"field": "refresh_token", "code": "invalid"}`.
+fn add_texts<'a>(fields: &'a Map<String, Value>, texts: &mut Vec<Cow<'a, str>>) {
+    let text = |name| fields.get(name).and_then(Value::as_str);
+    texts.extend(fields.values().filter_map(Value::as_str).map(Cow::from));
+    if let (Some(field), Some(code)) = (text("field"), text("code")) {
+        texts.push(format!("{field} {code}").into());
     }
-    let words: Vec<_> = words.split('_').filter(|word| !word.is_empty()).collect();
-    words.join("_")
+}
+
+/// Whether an error says that there is none.
+fn is_none(error: &Value) -> bool {
+    let text = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
+    matches!(text.trim(), "" | "0" | "0.0" | "false" | "none" | "null" | "[]" | "{}")
 }
 
 impl Drop for Fields {

@@ -16,7 +16,7 @@ use http::{Request, Response, header::CONTENT_ENCODING, response::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use secrecy::zeroize::Zeroizing;
-use tokio::time::{Instant, error::Elapsed, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 use tower::{Service, ServiceExt, util::BoxCloneService};
 
 use crate::error::{BoxError, Chain, Facts, SourceError};
@@ -26,6 +26,9 @@ const MAX_RESPONSE: usize = 64 * 1024;
 
 /// How long the body of an error is waited for. The status is known by then.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a response is waited for at most, if the process was stopped when the deadline passed.
+const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const COMPRESSIONS: [&str; 5] = ["gzip", "deflate", "compress", "br", "zstd"];
 
@@ -125,8 +128,9 @@ impl Transport {
             service.call(request).await
         };
         let mut answer = pin!(answer);
-        // A runtime that was not driven may go on after the deadline. Nothing may be sent then.
-        let answer = poll_fn(|cx| match Instant::now() < deadline {
+        // A process that was stopped, or a runtime that was not driven, may go on after the deadline. Then nothing may be sent,
+        // but the response to what was sent is still read.
+        let answer = poll_fn(|cx| match Instant::now() < deadline || sent.get() {
             true => answer.as_mut().poll(cx),
             false => Poll::Pending,
         });
@@ -139,14 +143,25 @@ impl Transport {
             let body = match head.status.as_u16() {
                 200..=299 => Some(read(unread, is_plain).await?),
                 400..=599 => {
-                    let soon = deadline.min(Instant::now() + ERROR_BODY_TIMEOUT);
-                    timeout_at(soon, read(unread, is_plain)).await.ok().and_then(Result::ok)
+                    let left = match deadline.saturating_duration_since(Instant::now()) {
+                        Duration::ZERO => LATE_TIMEOUT,
+                        left => left.min(ERROR_BODY_TIMEOUT),
+                    };
+                    let reading = timeout(left, read(unread, is_plain));
+                    reading.await.ok().and_then(Result::ok)
                 }
                 _ => None,
             };
             Ok((head, body))
         };
-        let result = timeout_at(deadline, exchange).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        let mut exchange = pin!(exchange);
+        let mut result = timeout_at(deadline, exchange.as_mut()).await;
+        if result.is_err() && sent.get() {
+            // If the timer is late, the response may have arrived meanwhile, perhaps with the next refresh token. The task of
+            // the connection has yet to read it.
+            result = timeout(deadline.elapsed().min(LATE_TIMEOUT), exchange).await;
+        }
+        let result = result.unwrap_or_else(|elapsed| Err(elapsed.into()));
         result.map_err(|error: BoxError| self.failed(error.as_ref(), limit, sent))
     }
 

@@ -1,5 +1,7 @@
 //! [`Verdict`]: what the failed response of a token endpoint says of the grant, and of the refresh token in it.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, StatusCode};
 
 use crate::{
@@ -19,10 +21,13 @@ struct Verdict {
 
 /// What is known of the body of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content<'a> {
-    /// A JSON object or a form, with this error code, and whether there is an access token beside it.
+pub(super) enum Content {
+    /// A JSON object or a form.
     Fields {
-        code: Option<&'a str>,
+        /// The [`stated_code`].
+        code: Option<&'static str>,
+        /// Whether it says that there is an error, perhaps without a known code.
+        has_error: bool,
         has_token: bool,
     },
     Empty,
@@ -80,8 +85,101 @@ const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
     ]
 };
 
-/// The words in a code that say that a grant, a token or a client does not work.
-const NOT: &str = "bad deleted disabled expired inactive incorrect invalid not reuse reused revoked unauthorized unknown used wrong";
+/// What a server says does not work: the nouns, and the code for it.
+const NOUNS: [(&str, &str); 2] = [
+    ("refresh_token token grant", "invalid_refresh_token"),
+    ("client client_id client_secret client_credentials", "invalid_client"),
+];
+
+/// The words before or after a noun that say so.
+const NEGATIONS: &str =
+    "bad deleted expired inactive incorrect invalid reuse reused revoked unknown used wrong";
+
+/// The words that say so after `not` or `no longer`.
+const AFFIRMATIONS: &str = "active exist found known recognized valid";
+
+/// The words that change nothing, as in "the provided refresh token has already been used", "missing or unknown refresh
+/// token", and the name `InvalidGrantException`.
+const FILLERS: &str =
+    "a already an and been does exception given has is missing or provided supplied the was your";
+
+/// The maximum length of a text that is a code or like one, in bytes.
+const MAX_TEXT: usize = 128;
+
+/// Whether a server that responds with this status may be down. Anything may respond in its place then.
+fn is_outage(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429 | 500..=599)
+}
+
+/// Returns the code that a response with this status states in one of `texts`. A code itself has precedence over a text that
+/// is [like](like_code) one, which is no evidence in an outage.
+pub(super) fn stated_code(texts: &[Cow<'_, str>], status: StatusCode) -> Option<&'static str> {
+    let is_code = |text: &str| codes().find(|code| code.eq_ignore_ascii_case(text.trim()));
+    let like = || texts.iter().filter(|_| !is_outage(status)).find_map(|text| like_code(text));
+    texts.iter().find_map(|text| is_code(text)).or_else(like)
+}
+
+fn codes() -> impl Iterator<Item = &'static str> {
+    CODES.into_iter().map(|(code, ..)| code)
+}
+
+/// Returns the code that a text is like, such as `Invalid Grant`. Of a code with a prefix or with prose behind it, such as
+/// `unauthorized.bad_refresh_token` and `invalid_client: it is disabled`, the code alone counts too.
+fn like_code(text: &str) -> Option<&'static str> {
+    let code = text.split_once(": ").map_or(text, |(code, _)| code).trim();
+    let code = code.rsplit(['.', ':', '/']).next().filter(|_| !code.contains(' '));
+    let texts = [Some(text), code].into_iter().flatten().filter(|text| text.len() <= MAX_TEXT);
+    texts.map(words).find_map(|words| codes().find(|code| is(&words, code)).or_else(|| negated(&words)))
+}
+
+/// Returns the code for a noun and its negation, with nothing else beside them.
+fn negated(words: &[&str]) -> Option<&'static str> {
+    let words: Vec<_> = words.iter().copied().filter(|word| !has(FILLERS, word)).collect();
+    let is_negated = |noun: &str| {
+        let len = noun.split('_').count();
+        words.len() > len && {
+            let (first, after) = words.split_at(len);
+            let (before, last) = words.split_at(words.len() - len);
+            (is(first, noun) && negate(after)) || (is(last, noun) && negate(before))
+        }
+    };
+    NOUNS.into_iter().find(|(nouns, _)| nouns.split(' ').any(is_negated)).map(|(_, code)| code)
+}
+
+/// Splits a text into words, such as `bad_refresh_token`, `Bad Request` and `invalidGrant`.
+fn words(text: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for mut rest in text.split(|char: char| !char.is_alphanumeric()) {
+        let is_end = |pair: &[u8]| !pair[0].is_ascii_uppercase() && pair[1].is_ascii_uppercase();
+        while let Some(end) = rest.as_bytes().windows(2).position(is_end) {
+            words.push(&rest[..=end]);
+            rest = &rest[end + 1..];
+        }
+        words.push(rest);
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Whether these are the words of `name`, which are separated by `_`, in any case.
+fn is(words: &[&str], name: &str) -> bool {
+    words.len() == name.split('_').count()
+        && words.iter().zip(name.split('_')).all(|(word, other)| word.eq_ignore_ascii_case(other))
+}
+
+fn has(list: &str, word: &str) -> bool {
+    list.split(' ').any(|other| word.eq_ignore_ascii_case(other))
+}
+
+/// Whether there are words, and all of them are negations.
+fn negate(words: &[&str]) -> bool {
+    let (list, rest) = match words {
+        [no, longer, rest @ ..] if is(&[no, longer], "no_longer") => (AFFIRMATIONS, rest),
+        [not, rest @ ..] if has("not", not) => (AFFIRMATIONS, rest),
+        rest => (NEGATIONS, rest),
+    };
+    rest.split_first().is_some_and(|(word, rest)| has(list, word) && (rest.is_empty() || negate(rest)))
+}
 
 impl Verdict {
     fn new(kind: SourceErrorKind, presented: Presented) -> Self {
@@ -89,15 +187,17 @@ impl Verdict {
     }
 
     /// Every rule about the answer to a grant is here. The first one that matches counts.
-    fn of(status: StatusCode, content: Content<'_>, asks_for_delay: bool, is_firewall: bool) -> Self {
+    fn of(status: StatusCode, content: Content, asks_for_delay: bool, is_firewall: bool) -> Self {
         use Presented::{Doubtful, Rejected, Unclear, Unspent};
         use SourceErrorKind::{Configuration, InvalidResponse, Rejected as Refused, Unavailable};
 
-        let (code, has_token) = match content {
-            Content::Fields { code, has_token } => (code, has_token),
-            _ => (None, false),
+        let (code, has_error, has_token) = match content {
+            Content::Fields { code, has_error, has_token } => (code, has_error, has_token),
+            _ => (None, false, false),
         };
-        let known = code.and_then(Self::of_code);
+        let known = CODES.into_iter().find(|(name, ..)| Some(*name) == code);
+        let known =
+            known.map(|(name, kind, presented, hint)| Self { kind, presented, code: Some((name, hint)) });
         let is_refusal = || match content {
             Content::Fields { .. } => true,
             Content::Empty | Content::Unread => matches!(status.as_u16(), 400 | 401 | 403),
@@ -105,8 +205,7 @@ impl Verdict {
         };
         let verdict = match (status.as_u16(), known) {
             _ if is_firewall => Self::new(InvalidResponse, Unclear),
-            // A server that is down may answer with anything, but it knows its refresh tokens.
-            (408 | 425 | 429 | 500..=599, Some(Self { presented: Rejected, .. })) => {
+            (_, Some(Self { presented: Rejected, .. })) if is_outage(status) => {
                 Self::new(Unavailable, Rejected)
             }
             (408 | 425 | 429, _) => Self::new(Unavailable, Unspent),
@@ -123,25 +222,11 @@ impl Verdict {
             (300..=399 | 404 | 405 | 410 | 415, _) => Self::new(Configuration, Unspent),
             (400, _) if content == Content::Empty => Self::new(Refused, Unclear),
             (400..=499, _) if is_refusal() => Self::new(Refused, Doubtful),
-            (200..=299, _) if code.is_some() => Self::new(Refused, Doubtful),
+            (200..=299, _) if has_error => Self::new(Refused, Doubtful),
             _ => Self::new(InvalidResponse, Unclear),
         };
         // With a token beside the error, the grant may have been processed.
         if has_token { Self::new(InvalidResponse, Unclear) } else { verdict }
-    }
-
-    /// Finds a code, or one that it is like.
-    fn of_code(code: &str) -> Option<Self> {
-        let has = |names: &str| code.split('_').any(|word| names.split(' ').any(|name| name == word));
-        let like = match code {
-            _ if !has(NOT) || has("access api csrf session type user") => code,
-            _ if has("client") => "invalid_client",
-            _ if has("grant token") => "invalid_refresh_token",
-            _ => code,
-        };
-        let find = |code: &str| CODES.into_iter().find(|(name, ..)| *name == code);
-        let (name, kind, presented, hint) = find(code).or_else(|| find(like))?;
-        Some(Self { kind, presented, code: Some((name, hint)) })
     }
 }
 
@@ -183,7 +268,7 @@ impl SourceError {
     pub(super) fn of_response(
         status: StatusCode,
         headers: &HeaderMap,
-        content: Content<'_>,
+        content: Content,
         endpoint: &str,
         option: &str,
     ) -> Self {
@@ -194,7 +279,9 @@ impl SourceError {
             Verdict::of(status, content, asked_for.is_some(), is_firewall);
         let code = status.as_u16();
         let message = match (kind, known) {
-            (_, Some((name, hint))) => format!("{endpoint} responded with HTTP {code} {name}: {hint}"),
+            (_, Some((name, hint))) => {
+                format!("{endpoint} responded with HTTP {code} {name}: {hint}")
+            }
             (SourceErrorKind::Rejected, _) if content == Content::Empty => {
                 format!("{endpoint} rejected the request (HTTP {code}), without a reason")
             }

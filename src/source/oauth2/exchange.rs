@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     super::{
         TokenRequest, check_text,
-        client::{Fields, Sent, TokenClient, TokenResponse},
+        client::{Sent, TokenClient, TokenResponse},
     },
     form::{Form, base64_of_any_form},
     options::{Grant, OAuth2},
@@ -53,32 +53,28 @@ impl OAuth2 {
             }
         }
         let mut response = result?;
-        let code = response.fields.as_ref().and_then(Fields::code);
-        if !response.status().is_success() || code.is_some() {
-            let error = response.failure();
-            // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
-            let is_subject = matches!(self.grant, Grant::TokenExchange { .. })
-                && error.kind() == SourceErrorKind::Configuration
-                && code.as_deref() == Some("invalid_request");
-            return Err(if is_subject { error.of_kind(SourceErrorKind::Rejected) } else { error });
-        }
-        if self.options.use_id_token {
+        if self.options.use_id_token && !response.is_failure() {
             let id_token =
                 response.fields.as_ref().and_then(|fields| fields.text("id_token")).map(str::to_owned);
             let Some(id_token) = id_token else {
                 let text = response.described("has no id_token: ask for the scope openid, also in a refresh");
-                let error = SourceError::configuration(text);
-                return Err(match response.next_refresh_token() {
-                    Some(next) => error.with_next_refresh_token(next),
-                    None => error,
-                });
+                return Err(response.with_next_refresh_token(SourceError::configuration(text)));
             };
             if let Some(fields) = response.fields.as_mut() {
                 fields.set("expires_in", id_token_lifetime(&id_token).into());
                 fields.set("access_token", id_token.into());
             }
         }
-        response.granted(self.options.default_lifetime)
+        // RFC 8693 §2.2.2: also the code for a subject token that is not valid.
+        let is_subject = |error: &SourceError| {
+            matches!(self.grant, Grant::TokenExchange { .. })
+                && error.kind() == SourceErrorKind::Configuration
+                && response.code() == Some("invalid_request")
+        };
+        response.granted(self.options.default_lifetime).map_err(|error| match is_subject(&error) {
+            true => error.of_kind(SourceErrorKind::Rejected),
+            false => error,
+        })
     }
 
     /// The client, with the time limit of the grant.
