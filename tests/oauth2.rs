@@ -971,6 +971,8 @@ async fn each_answer_decides_about_refresh_token() {
         (200, r#"{"success":false,"message":"try later"}"#, Outage),
         (400, r#"{"error":"invalid_grant_type"}"#, Doubt),
         (401, r#"{"error":"access_token_expired"}"#, Doubt),
+        (401, r#"{"error":"Unauthorized","message":"Invalid token"}"#, Doubt),
+        (401, r#"{"message":"The token has expired"}"#, Doubt),
         // A text about something else than the refresh token, or of a server that is down.
         (400, r#"{"error":"Could not process grant, try again"}"#, Doubt),
         (403, r#"{"error":"invalid_xsrf_token"}"#, Doubt),

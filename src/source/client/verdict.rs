@@ -87,7 +87,7 @@ const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
 
 /// What a server says does not work: the nouns, and the code for it.
 const NOUNS: [(&str, &str); 2] = [
-    ("refresh_token token grant", "invalid_refresh_token"),
+    ("refresh_token grant token", "invalid_refresh_token"),
     ("client client_id client_secret client_credentials", "invalid_client"),
 ];
 
@@ -129,7 +129,13 @@ fn like_code(text: &str) -> Option<&'static str> {
     let code = text.split_once(": ").map_or(text, |(code, _)| code).trim();
     let code = code.rsplit(['.', ':', '/']).next().filter(|_| !code.contains(' '));
     let texts = [Some(text), code].into_iter().flatten().filter(|text| text.len() <= MAX_TEXT);
-    texts.map(words).find_map(|words| codes().find(|code| is(&words, code)).or_else(|| negated(&words)))
+    texts.map(|text| (words(text), text.contains(' '))).find_map(|(words, is_prose)| {
+        let says = |word: &str| words.iter().any(|other| word.eq_ignore_ascii_case(other));
+        // In prose, it may be a token of another kind.
+        let is_other = is_prose && says("token") && !says("refresh");
+        let code = || codes().find(|code| is(&words, code)).or_else(|| negated(&words));
+        if is_other { None } else { code() }
+    })
 }
 
 /// Returns the code for a noun and its negation, with nothing else beside them.

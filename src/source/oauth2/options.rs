@@ -51,11 +51,12 @@ use super::{
 /// | `invalid_grant`, `invalid_token`, `bad_refresh_token`, `invalid_refresh_token`, `refresh_token_expired` with any status; their like, unless with 408, 425, 429 or 5xx | the login has ended: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | another rejection: a 4xx in JSON with an unknown code or none, an empty 401 or 403, `invalid_request`, `access_denied`, `interaction_required` and its like, a 200 with an unknown `error`, `unauthorized_client` with 403 | [`LoginRequired`](crate::SourceErrorKind::LoginRequired); the refresh token is kept, and presented once a minute at most |
 /// | `invalid_client`, `unauthorized_client` and their like; an error of the configuration | the client is rejected, or set up wrongly; the refresh token is kept |
-/// | everything else: none that is complete and in time, 408, 425, 429, 5xx, HTML, a success without a token | it is presented again after the backoff and a tenth of the outage, a minute at most |
+/// | everything else: none that is complete and in time, 408, 425, 429, 5xx, HTML, a success without a token | it is presented again after the backoff and a tenth of the outage, a minute at most. Once an answer is lost, the outage counts from there |
 ///
 /// Servers state a code under many names, so it is looked for in `error`, in the fields of `error` or of the first of
-/// `errors`, and in every other text. The like of a code is a text that says only that the refresh token, the token, the
-/// grant or the client is not valid, such as `refresh_token_revoked` or `The refresh token has expired.`
+/// `errors`, and in every other text. The like of a code is a text that says only that the refresh token, the grant or
+/// the client is not valid, such as `refresh_token_revoked` or `The refresh token has expired.` Of any token, only a code
+/// such as `token_expired` says so, and no prose.
 ///
 /// If an answer is lost, the refresh token may be spent. Presenting it again heals if the server accepts a spent one for
 /// 30 s: the [timeout](TokenClient::timeout) (20 s for a login), the backoff, and a tenth of the outage. A server that
