@@ -86,7 +86,7 @@ impl Login {
                 if let Some(token) = self.adopt_if_newer(share, &found, request.previous()) {
                     return Ok(token);
                 }
-                if found.is_some_and(|found| self.take_up(&found)) {
+                if found.is_some_and(|found| self.take_up(&found, false)) {
                     continue;
                 }
             }

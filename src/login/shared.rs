@@ -68,7 +68,7 @@ impl Login {
             share.reset_lease_wait();
             // Even if its access token has expired, the newest record has the only refresh token that still works.
             if let Some(found) = &found {
-                self.take_up(found);
+                self.take_up(found, false);
             }
             asking(Asked::Source);
             return Ok(self.exchange(request, Some(lease)).await);
@@ -125,24 +125,10 @@ impl Login {
     ) -> Option<Token> {
         let found = found.as_ref()?;
         let token = found.token.clone().filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE))?;
-        let (seed, change) = {
-            let mut state = self.state();
-            let is_newer = previous.is_none_or(|previous| !token.has_same_access_token(previous))
-                && !state.known.is_newer_than(found);
-            let given = state.more.as_ref().map_or(&[][..], |more| &more.pending);
-            if !is_newer || !found.chain.stands(given) {
-                return None;
-            }
-            let change = state.change(found);
-            state.known = found.clone();
-            state.is_login |= found.chain.login.is_some();
-            state.is_unstored = false;
-            state.reset();
-            (state.more.as_mut().and_then(|more| std::mem::take(&mut more.pending).pop()), change)
-        };
-        let used = found.chain.id().unwrap_or_default();
-        let reason = seed.map(|seed| if used == seed.id() { STORED } else { OLD }).or(change);
-        reason.into_iter().for_each(|reason| self.reporter.using_login(used, reason));
+        let is_another = previous.is_none_or(|previous| !token.has_same_access_token(previous));
+        if !is_another || !self.take_up(found, true) {
+            return None;
+        }
         share.adopted(found.version);
         if share.health.is_failing() {
             // A process that only adopts tokens would never learn that the store can be written again. The check goes on
@@ -152,29 +138,36 @@ impl Login {
         Some(token)
     }
 
-    pub(super) fn take_up(&self, found: &Known) -> bool {
-        let change = {
+    /// Continues with what a record knows, unless this process knows better. `adopts`: its token is used, so it must be one of
+    /// the newest login that was given.
+    pub(super) fn take_up(&self, found: &Known, adopts: bool) -> bool {
+        let used = found.chain.id().unwrap_or_default();
+        let reason = {
             let mut state = self.state();
-            if state.known.is_newer_than(found) {
+            let given = state.more.as_ref().map_or(&[][..], |more| &more.pending);
+            if state.known.is_newer_than(found) || (adopts && !found.chain.stands(given)) {
                 return false;
             }
-            // The reason of a login that was given is reported when it begins.
-            let change = state.change(found).filter(|_| state.pending().is_none());
+            // Otherwise the reason is reported when the login that was given begins.
+            let mut reason = state.change(found).filter(|_| given.is_empty());
             // The same refresh token ends no outage.
             let is_same =
                 found.chain.refresh_token.as_ref().is_some_and(|next| state.known.chain.is_next(next));
             let mut known = found.clone();
-            // Its process did not know of the newest refresh token of this login.
+            // Its process did not know of the newest refresh token of the login before.
             state.is_unstored = known.renew_before(&state.known);
             state.known = known;
             state.is_login |= found.chain.login.is_some();
-            if !is_same {
+            if adopts || !is_same {
                 state.reset();
             }
-            change
+            if let Some(more) = state.more.as_mut().filter(|_| adopts) {
+                let seed = std::mem::take(&mut more.pending).pop();
+                reason = seed.map(|seed| if used == seed.id() { STORED } else { OLD }).or(reason);
+            }
+            reason
         };
-        let used = found.chain.id().unwrap_or_default();
-        change.into_iter().for_each(|reason| self.reporter.using_login(used, reason));
+        reason.into_iter().for_each(|reason| self.reporter.using_login(used, reason));
         true
     }
 
@@ -362,7 +355,7 @@ impl Login {
         let Some(lease) = share.lease().await? else { return Ok(()) };
         let published = async {
             let found = self.load(share).await?;
-            let is_newer = found.is_some_and(|found| self.take_up(&found));
+            let is_newer = found.is_some_and(|found| self.take_up(&found, false));
             let (known, is_unstored) = {
                 let state = self.state();
                 (state.known.clone(), state.is_unstored)

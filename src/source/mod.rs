@@ -101,7 +101,8 @@ pub trait TokenSource: Send + Sync + 'static {
     /// |---|---|
     /// | [`LoginRequired`](crate::SourceErrorKind::LoginRequired), or [`with_rejected_refresh_token`](SourceError::with_rejected_refresh_token) | the refresh token is not presented again |
     /// | [`Rejected`](crate::SourceErrorKind::Rejected) | the refresh token of a login is kept, and presented once a minute at most |
-    /// | [`Configuration`](crate::SourceErrorKind::Configuration), or [`with_unspent_refresh_token`](SourceError::with_unspent_refresh_token) | it is kept |
+    /// | [`Configuration`](crate::SourceErrorKind::Configuration) | the refresh token of a login is kept; otherwise the credential is used |
+    /// | [`with_unspent_refresh_token`](SourceError::with_unspent_refresh_token) | it is kept |
     /// | a transient one | it is presented again after the backoff; if there is a credential, that is used after the second one |
     /// | [`with_next_refresh_token`](SourceError::with_next_refresh_token) | the next one is presented after the backoff |
     ///
