@@ -186,6 +186,31 @@ async fn ingress_ends_no_login() {
     }
 }
 
+/// Row 186: the key is replaced while a user is logged in, and is restored.
+#[cfg(feature = "api-video")]
+#[tokio::test(start_paused = true)]
+async fn other_key_does_not_end_login() {
+    use tower_bearer::ApiVideo;
+    for has_store in [false, true] {
+        let (auth, store) = with_grace(&["A"]);
+        let source = Arc::new(ApiVideo::new("key").with_client(auth.client()));
+        let mut builder = TokenProvider::builder(Arc::clone(&source)).login("A");
+        if has_store {
+            builder = builder.store(store);
+        }
+        let provider = builder.build().unwrap();
+        provider.token().await.unwrap();
+        advance(MINUTE).await;
+        source.set_key("other");
+        let error = provider.token().await.unwrap_err();
+        assert!(error.to_string().contains("was used with another server, client or key"), "{error}");
+        advance(MINUTE).await;
+        source.set_key("key");
+        provider.token().await.unwrap();
+        assert_eq!(auth.presented(), ["A", "r-A-1"]);
+    }
+}
+
 /// Row 188: an exchange of the credential, on a runtime that is not driven meanwhile, ends after a login has begun.
 #[test]
 fn late_token_of_credential_does_not_replace_login() {

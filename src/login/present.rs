@@ -57,6 +57,13 @@ impl Given {
     }
 }
 
+fn other_credential() -> SourceError {
+    SourceError::configuration(
+        "the refresh token of the login was used with another server, client or key: restore that in the \
+         configuration, or log in again",
+    )
+}
+
 impl Login {
     /// Presents the refresh tokens of the chain, or uses the credential. Each change is known before the next await, at which
     /// this may be dropped.
@@ -147,10 +154,7 @@ impl Login {
         if let Some(foreign) = foreign.filter(|_| !more.pending.is_empty()) {
             let is_spent = |seed: &Seed| foreign.chain.has_spent(seed);
             if more.pending.last().is_some_and(is_spent) {
-                return Err(SourceError::configuration(
-                    "the refresh token of the login was used with another server, client or key: restore that in the \
-                     configuration, or log in again",
-                ));
+                return Err(other_credential());
             }
             known = Known { version: known.version, ..foreign.clone() };
         }
@@ -165,8 +169,11 @@ impl Login {
                 break;
             }
         }
+        let credential = self.source.credential();
         if given.as_ref().is_some_and(Given::has_begun) {
-            (known.token, known.credential) = (None, shared(self.source.credential()));
+            (known.token, known.credential) = (None, shared(credential));
+        } else if known.chain.login.is_some() && known.holder() != credential.holder() {
+            return Err(other_credential());
         }
         Ok((known, given))
     }
