@@ -39,7 +39,8 @@ pub enum Error {
     Source(SourceError),
 
     /// The store that processes share cannot be used. Only [`TokenProvider::ready`](crate::TokenProvider::ready) returns
-    /// it: a request needs a token, not the store.
+    /// it: a request needs a token, not the store. If the store fails for a user's
+    /// [login](crate::TokenProviderBuilder::login), the error of a request is a [`Source`](Self::Source).
     ///
     /// The text includes the message of the [`StoreError`], whose cause is the [`source`](StdError::source).
     Store(StoreError),

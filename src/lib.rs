@@ -100,9 +100,9 @@
 //! # Where next
 //!
 //! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
-//! [`replay`] for bodies that are not `Clone`, `OAuth2` for an OAuth 2.0 authorization server, [`TokenClient`], [`source_fn`]
-//! and [`TokenSource`] for another token service, [`observability`] for
-//! events and metrics, `testing` for tests.
+//! [`replay`] for bodies that are not `Clone`, [`guide::oauth2`] for an OAuth 2.0 authorization server and for a user's login,
+//! [`TokenClient`], [`source_fn`] and [`TokenSource`] for another token service, [`observability`] for events and metrics,
+//! `testing` for tests.
 //!
 //! # Runtime
 //!

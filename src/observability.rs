@@ -37,6 +37,10 @@
 //! | `credential rejected; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `credential rejected; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `credential rejected; failing requests until the cool-down ends` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `configuration is wrong; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
+//! | `configuration is wrong; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `configuration is wrong; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
+//! | `configuration is wrong; failing requests until the cool-down ends` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `login required; the current token still works` | WARN, repeated DEBUG | `error`, `took_ms`, `works_for_ms` (absent without a lifetime), `failed_refreshes` |
 //! | `login required; the API challenges the current token` | ERROR, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
 //! | `login required; no token is available` | WARN, repeated DEBUG | `error`, `took_ms`, `failed_refreshes` |
@@ -54,6 +58,7 @@
 //! | `the stored token belongs to another credential; not using it` | INFO, once in a row | `record` |
 //! | `waiting for another process's lease` | TRACE | |
 //! | `token stored` | DEBUG | `record` |
+//! | `stored that the refresh token is presented` | DEBUG | `record` |
 //! | `token not stored; a newer lease exists` | WARN | |
 //! | `token not stored; retrying later` | DEBUG | `error` |
 //! | `store record is invalid; treating it as absent` | WARN, repeated DEBUG | `error` |
@@ -78,6 +83,19 @@
 //!
 //! The `reason` for not retrying is `retries_exhausted`, `body_not_replayable`, `no_token` (there is no other: the
 //! refresh's own events say why), `budget_exhausted`, or `no_runtime` (there is no timer for the backoff).
+//!
+//! A user's [login](crate::TokenProviderBuilder::login) is used because
+//!
+//! - `a user has logged in`: it is that of [`log_in`](crate::TokenProvider::log_in);
+//! - `it is configured, and new`: the store, if there is one, does not know it;
+//! - `it is in the store`, or `another process has logged in`: the store has another one than this process;
+//! - `it is known, with a newer refresh token`: the one that was given began the login that is used;
+//! - `it has replaced the one that was given`: another login was given later;
+//! - `the configured one was rejected`, or `it is configured again, and no token was granted for the one in its place`: it
+//!   is the login before.
+//!
+//! A login is ignored because `it is used already`, because `it was replaced before`, or because `a reader uses the tokens in
+//! its store`.
 //!
 //! # Many tenants
 //!
@@ -386,7 +404,10 @@ impl Reporter {
             Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired => {
                 ("login required", "failing requests")
             }
-            _ => ("credential rejected", "failing requests until the cool-down ends"),
+            Error::Source(error) if error.kind() == SourceErrorKind::Rejected => {
+                ("credential rejected", "failing requests until the cool-down ends")
+            }
+            _ => ("configuration is wrong", "failing requests until the cool-down ends"),
         };
         let (left, works_for, is_error) = match left {
             TokenLeft::Works(remaining) => ("the current token still works", remaining, false),
@@ -602,6 +623,10 @@ impl Reporter {
     pub(crate) fn stored(&self, record: u64) {
         event!(DEBUG, record, "token stored");
         self.store("stored");
+    }
+
+    pub(crate) fn marked(&self, record: u64) {
+        event!(DEBUG, record, "stored that the refresh token is presented");
     }
 
     pub(crate) fn superseded(&self) {

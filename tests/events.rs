@@ -164,37 +164,39 @@ async fn trigger_every_event() {
         assert!(videos.refresh(&current).await.is_err());
         sleep(second * 20).await;
     }
-    // A login is required, while the token works and after that.
-    let log_in = || Act::Fail(SourceError::login_required("the refresh token was rejected"));
-    let source = Source::living(HOUR)
-        .then(Act::Live(HOUR))
-        .then(log_in())
-        .then(log_in())
-        .then(log_in())
-        .then(log_in());
-    let videos = provider(&source);
-    videos.token().await.unwrap();
-    let challenged = provider(&Source::new().then(Act::Live(HOUR)).then(log_in()).then(log_in()));
-    let first = challenged.token().await.unwrap();
-    for _ in 0..2 {
-        assert!(challenged.refresh(&first).await.is_err());
-        sleep(second * 5).await;
-    }
-    advance(HOUR * 95 / 100).await;
-    for _ in 0..2 {
+    // A login is required, or the configuration is wrong, while the token works and after that.
+    let failures = [
+        SourceError::login_required("the refresh token was rejected"),
+        SourceError::configuration("no such path"),
+    ];
+    for failure in failures {
+        let fail = || Act::Fail(failure.clone());
+        let source =
+            Source::living(HOUR).then(Act::Live(HOUR)).then(fail()).then(fail()).then(fail()).then(fail());
+        let videos = provider(&source);
         videos.token().await.unwrap();
+        let challenged = provider(&Source::new().then(Act::Live(HOUR)).then(fail()).then(fail()));
+        let first = challenged.token().await.unwrap();
+        for _ in 0..2 {
+            assert!(challenged.refresh(&first).await.is_err());
+            sleep(second * 5).await;
+        }
+        advance(HOUR * 95 / 100).await;
+        for _ in 0..2 {
+            videos.token().await.unwrap();
+            sleep(second * 5).await;
+        }
+        advance(HOUR).await;
+        for _ in 0..2 {
+            assert!(videos.token().await.is_err());
+            sleep(second * 20).await;
+        }
+        // Nobody needs the token of a provider that keeps fresh.
+        let idle = Source::new().then(fail()).then(fail()).then(fail());
+        let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
         sleep(second * 5).await;
+        idle.shutdown().await;
     }
-    advance(HOUR).await;
-    for _ in 0..2 {
-        assert!(videos.token().await.is_err());
-        sleep(second * 20).await;
-    }
-    // Nobody needs the token of a provider that keeps fresh.
-    let idle = Source::new().then(log_in()).then(log_in()).then(log_in());
-    let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
-    sleep(second * 5).await;
-    idle.shutdown().await;
     let idle = Source::new().then(reject()).then(reject()).then(reject());
     let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
     sleep(second * 5).await;
@@ -291,9 +293,10 @@ async fn trigger_every_event() {
     let token = videos.token().await.unwrap();
     videos.refresh(&token).await.unwrap();
 
-    // A user logs in; the login is given again.
+    // A user logs in, and the store says that the refresh token is presented. The login is given again.
     let login = source_fn(|_| async { Ok(Token::builder("access-1").refresh_token("refresh-1").build()?) });
-    let login = TokenProvider::builder(login).login("canary-seed").name("videos").build().unwrap();
+    let login = TokenProvider::builder(login).login("canary-seed").store(fleet::MemoryStore::default());
+    let login = login.name("videos").build().unwrap();
     login.token().await.unwrap();
     login.log_in("canary-seed");
 

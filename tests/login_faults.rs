@@ -313,13 +313,18 @@ async fn client_credentials_do_not_give_token_of_user() {
     let source =
         OAuth2::client_credentials(Server::token_endpoint("https://a/t"), ClientAuth::basic("i", "s"))
             .with_client(TokenClient::with_service(service));
-    let Ok(p) = TokenProvider::builder(source).login("user").build() else { return };
-    let got = p.token().await;
-    assert!(
-        got.is_err(),
-        "the client's token for a user's login: {:?}",
-        got.map(|t| t.access_token().to_owned())
-    );
+    let source = Arc::new(source);
+    let error = TokenProvider::builder(Arc::clone(&source)).login("user").build().unwrap_err();
+    assert!(error.to_string().contains("takes no refresh token of a login"), "{error}");
+    let store = MemoryStore::default();
+    let build = || TokenProvider::builder(Arc::clone(&source)).store(store.clone()).build().unwrap();
+    let provider = build();
+    provider.token().await.unwrap();
+    provider.log_in("user");
+    let error = provider.token().await.unwrap_err();
+    assert!(error.to_string().contains("takes no refresh token of a login"), "{error}");
+    // The login is not stored: a restart works again.
+    build().token().await.unwrap();
 }
 
 /// Row 183: the store is down for longer than a lease during an exchange.

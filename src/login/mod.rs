@@ -29,6 +29,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+pub(crate) use self::present::NO_LOGINS;
 use crate::{
     chain::{Known, Seed},
     detached::detached,

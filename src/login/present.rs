@@ -57,6 +57,10 @@ impl Given {
     }
 }
 
+/// A login was given to a source that presents no refresh token.
+pub(crate) const NO_LOGINS: &str = "the source takes no refresh token of a login: give the login to a provider of its \
+                                    own, whose source does, such as OAuth2::login";
+
 fn other_credential() -> SourceError {
     SourceError::configuration(
         "the refresh token of the login was used with another server, client or key: restore that in the \
@@ -151,12 +155,19 @@ impl Login {
         let mut known = state.known.clone();
         let Some(more) = &state.more else { return Ok((known, None)) };
         let foreign = more.foreign.as_ref().filter(|_| known.chain.login.is_none());
+        if foreign.is_some() && more.pending.is_empty() && state.is_login {
+            return Err(other_credential());
+        }
         if let Some(foreign) = foreign.filter(|_| !more.pending.is_empty()) {
             let is_spent = |seed: &Seed| foreign.chain.has_spent(seed);
             if more.pending.last().is_some_and(is_spent) {
                 return Err(other_credential());
             }
             known = Known { version: known.version, ..foreign.clone() };
+        }
+        let credential = self.source.credential();
+        if credential.takes_no_login() && !more.pending.is_empty() {
+            return Err(SourceError::configuration(NO_LOGINS));
         }
         let holder = known.holder().map(str::to_owned);
         let (count, mut given) = (more.pending.len(), None::<Given>);
@@ -169,7 +180,6 @@ impl Login {
                 break;
             }
         }
-        let credential = self.source.credential();
         if given.as_ref().is_some_and(Given::has_begun) {
             (known.token, known.credential) = (None, shared(credential));
         } else if known.chain.login.is_some() && known.holder() != credential.holder() {

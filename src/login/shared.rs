@@ -77,7 +77,9 @@ impl Login {
 
     /// Returns what the record knows, if it belongs to this credential.
     pub(super) async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
-        let Some(mut found) = share.load(self.is_login()).await? else { return Ok(None) };
+        let found = share.load(self.is_login()).await?;
+        self.state().more.as_mut().map(|more| more.foreign.take());
+        let Some(mut found) = found else { return Ok(None) };
         let credential = self.source.credential();
         let token = found.credential.as_deref().and_then(Credential::token);
         let is_other_token = token != credential.token();

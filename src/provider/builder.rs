@@ -158,14 +158,16 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// # A user's login
     ///
-    /// The refresh token of a login is worth more than that of a credential: if it is lost, a user has to log in again.
-    /// Many servers rotate it, and end the login if one that is spent is presented. So the provider
+    /// A *login* is a first refresh token and all that the server grants for it, one after the other. The first one
+    /// identifies it. If the newest is lost, a user has to log in again. Many servers end the login if one is presented that
+    /// is spent. So the provider
     ///
-    /// - presents the newest one, in one exchange at a time, which runs in a task of its own. That ends with the exchange,
-    ///   whatever becomes of its callers and of the [refresh](Self::refresh_timeout). If the runtime of the task is not driven
-    ///   for 10 s, the exchange is given up, and another one begins;
-    /// - presents it again after anything but a verdict: after the backoff and a tenth of the outage so far, a minute at
-    ///   most, without a limit on the count ([`TokenSource::fetch`]). Each process counts the outage for itself;
+    /// - presents the newest one, in one exchange at a time. A task of its own runs the exchange to its end, also when the
+    ///   callers or the [refresh](Self::refresh_timeout) have ended. Only if the runtime of that task is not driven for 10 s,
+    ///   the exchange is given up, and another one begins;
+    /// - presents the same one again if the answer is lost or does not say that it is not valid ([`TokenSource::fetch`] has
+    ///   the list). It waits for the backoff and a tenth of the outage so far, a minute at most. The count has no limit. Each
+    ///   process counts the outage for itself;
     /// - uses nothing else. The source's credential, if it has one, does not give a token of the user.
     ///
     /// # A login in a store
@@ -176,37 +178,49 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// - a refresh token is presented under a lease, after the store has recorded that ([`TokenStore`]). No refresh token is
     ///   presented while the store cannot be read or written, or grants no lease. The current token is used until it
     ///   expires;
-    /// - the next refresh token is stored before its access token is used. If the store fails then, this is tried again for
-    ///   one [lease](Self::lease). After that the access token is used, and the process keeps the lease until the store has
+    /// - the next refresh token is stored before its access token is used: when [`token`](crate::TokenProvider::token) has
+    ///   returned, the program may end. If the store fails then, this is tried again for one [lease](Self::lease). After that the access token is used, and the process keeps the lease until the store has
     ///   the refresh token. An access token whose whole lifetime has passed by then counts as one without a lifetime;
     /// - a record that cannot be read, such as with another encryption key, is a failure of the store, and is not replaced.
     ///
     /// # Which login is used
     ///
-    /// A record has the login that is used, and remembers the last 16 that it has replaced. A refresh token of the
-    /// configuration is ignored if it began one of these. Any other begins a login, at once, and so does a new one of
-    /// [`log_in`]. An INFO event says which login is used, and why.
+    /// A record has the login that is used, and remembers the last 16 that it has replaced. What becomes of a refresh token
+    /// that is given, here or by [`log_in`]:
     ///
-    /// A typing error in a configuration must not cost the login that works. So the login before is kept until a token is
-    /// granted for the configured one. It is used again if the configured one is rejected, which is then not presented again,
-    /// and if the configuration is corrected: the refresh token, the server or the client's id. A login of [`log_in`] may be
-    /// that of another user: after it, the login before is not used again.
+    /// | the login that it began | it |
+    /// |---|---|
+    /// | is used already | is ignored |
+    /// | is one of those that were replaced | is ignored |
+    /// | is new | replaces the login that is used |
     ///
-    /// The record of another server or client is not used. If it has the configured login with a newer refresh token, the
-    /// configured one is spent: it is not presented, and each exchange fails as
-    /// [`Configuration`](crate::SourceErrorKind::Configuration).
+    /// An INFO event says which login is used, and why ([`observability`](crate::observability)).
+    ///
+    /// The login before a configured one is kept until a token is granted for the configured one: a typing error in a
+    /// configuration must not cost the login that works. It is used again if the configured one is rejected, which is then
+    /// not presented again, or if the configuration is corrected, be it the refresh token, the server or the client's id. If
+    /// the rejection is [doubtful](crate::OAuth2#refresh-tokens), the configured one stays. A login of [`log_in`] may be that
+    /// of another user, so the login before it is not used again.
+    ///
+    /// The record of another server or client is not used. If its login is the configured one, or none is configured, each
+    /// exchange fails as [`Configuration`](crate::SourceErrorKind::Configuration), and no refresh token is presented: restore
+    /// the configuration, or log in.
     ///
     /// # What ends a login besides a rejection
     ///
     /// - An answer is lost, and the server does not accept a spent refresh token for long enough
     ///   ([`OAuth2`](crate::OAuth2#refresh-tokens)). If the process has ended with its answer, another one presents the same
     ///   refresh token after the lease.
+    /// - The store loses its newest record, such as by a flush, an eviction, or a failover to a replica that had not received
+    ///   it. A process that runs and has the refresh token stores it again. If none does, it is lost.
     /// - An exchange takes longer than a lease, and the store cannot be reached for so long meanwhile: another process may
     ///   present the same refresh token.
     ///
     /// # Errors
     ///
-    /// A refresh token that is not valid, and one for a [reader](Role::Reader), is an error of [`build`](Self::build).
+    /// Each of these is an error of [`build`](Self::build): a refresh token that is not valid, one for a
+    /// [reader](Role::Reader), and one for a source that takes none, such as
+    /// [`OAuth2::client_credentials`](crate::OAuth2::client_credentials).
     ///
     /// [`TokenSource::fetch`]: crate::TokenSource::fetch
     /// [`log_in`]: crate::TokenProvider::log_in

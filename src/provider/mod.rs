@@ -38,7 +38,7 @@ use self::{
 use crate::{
     challenge::Challenge,
     error::{Error, SourceError},
-    login::Login,
+    login::{Login, NO_LOGINS},
     observability::Reporter,
     origins::AllowedOrigins,
     retry::Backoff,
@@ -178,11 +178,11 @@ impl TokenProvider {
         self.obtain(Need::Other { than: challenged.id(), challenge: None, by_program: true }).await
     }
 
-    /// Waits for the first token, for a start-up check.
+    /// Waits for the first token. Call it once, when the program starts. A health check reads [`status`](Self::status)
+    /// instead.
     ///
     /// After a permanent failure, the source is asked again at once, and not only after the cool-down. If it fails each time,
-    /// this waits for a second before the next time, and twice as long each time, up to a minute: for a probe that calls it
-    /// every second.
+    /// this waits for a second before the next time, and twice as long each time, up to a minute.
     ///
     /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
     /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
@@ -192,7 +192,8 @@ impl TokenProvider {
     /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
     /// to read it, a member and a publisher also to write it. Usually the first token has shown that already. Otherwise
     /// this reads, leases and releases, with backoff until the refresh timeout is over. A program that may start while
-    /// its store is down calls [`token`](Self::token) instead, which does not need the store.
+    /// its store is down calls [`token`](Self::token) instead, which needs the store only for a
+    /// user's [login](TokenProviderBuilder::login).
     ///
     /// The last refresh that this waits for may take another refresh timeout.
     ///
@@ -258,8 +259,9 @@ impl TokenProvider {
     /// [reader](Self::reader) ignores each.
     ///
     /// The refresh token is in memory only until the next exchange, which stores it first: call [`ready`](Self::ready) to
-    /// bring that about. One that is not valid is an error of that exchange. In other processes with the same store, the
-    /// login counts from their next refresh on.
+    /// bring that about. Before that it is lost if the program ends, with or without a [`shutdown`](Self::shutdown). If it is
+    /// not valid, or the source takes none, each exchange fails until another login is given. In other processes with the same
+    /// store, the login counts from their next refresh on.
     ///
     /// The rules for a login are those of [`TokenProviderBuilder::login`].
     pub fn log_in(&self, refresh_token: impl Into<String>) {
@@ -269,7 +271,7 @@ impl TokenProvider {
     /// Removes the current token, because it is known not to work any more: the next caller waits for another.
     ///
     /// For a 401 of an API there is [`refresh`](Self::refresh), which loses nothing if it fails. The refresh token is
-    /// kept for the next refresh. A running refresh continues, and its token will be used.
+    /// kept for the next refresh. A running refresh continues, and callers get its token.
     pub fn invalidate(&self) {
         self.core().invalidate();
     }
@@ -280,7 +282,7 @@ impl TokenProvider {
     /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as
     /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout). An
     /// exchange of a user's [login](TokenProviderBuilder::login) that has outlived its refresh, and a token that the store
-    /// has not taken yet, are not waited for.
+    /// has not taken yet, are not waited for. A login that no exchange has presented yet is lost.
     ///
     /// # Cancel safety
     ///
@@ -398,6 +400,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
             source.validate()?;
         }
         let credential = source.credential();
+        if parts.login.is_some() && credential.takes_no_login() {
+            return Err(Error::InvalidOption(format!("TokenProviderBuilder::login: {NO_LOGINS}").into()));
+        }
         let is_login = parts.login.is_some() || credential.is_login();
         if config.group.is_some() && parts.store.is_none() && is_login {
             let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
@@ -417,8 +422,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 /// A provider is a source: for the subject of [`OAuth2::token_exchange`](crate::OAuth2::token_exchange), such as a user's login.
 ///
 /// Its tokens are requested as by any other caller, and keep their refresh token here. A token that was exchanged for one of
-/// the login before [`log_in`](TokenProvider::log_in) is used until it expires: then
-/// [invalidate](TokenProvider::invalidate) it. The refresh token of a login is stored by this provider alone: if the one for
+/// the login before [`log_in`](TokenProvider::log_in) is used until it expires, unless the provider for the exchange is told
+/// to [invalidate](TokenProvider::invalidate) it. The refresh token of a login is stored by this provider alone: if the one for
 /// the exchange has a store, or is one of a group, this one needs a store, too.
 impl TokenSource for TokenProvider {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {

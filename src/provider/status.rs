@@ -17,7 +17,8 @@ pub struct Status {
     pub remaining: Option<Duration>,
     /// Whether a refresh is running.
     pub refreshing: bool,
-    /// How long the source is not asked because of a failure; `None` if it may be asked now.
+    /// How long the source is not asked because of a failure; `None` if it may be asked now. If a login is
+    /// [required](crate::SourceErrorKind::LoginRequired), no time brings a token, but [`log_in`](crate::TokenProvider::log_in).
     pub retry_in: Option<Duration>,
     /// How many refreshes have asked the token source. One that adopts the token of another process is not counted. A
     /// reader's is counted if no process has stored a token in time.

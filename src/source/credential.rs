@@ -26,14 +26,17 @@ pub struct Credential {
     token: Option<String>,
     revision: u64,
     is_login: bool,
+    takes_no_login: bool,
     /// Whether it depends on the refresh token of a login that only a provider without a store has.
     is_in_memory: bool,
 }
 
 impl Credential {
-    /// Makes a credential from all that a refresh token depends on, such as the server, the client's id and a key.
+    /// Makes a credential from all that a refresh token depends on: the server, and what names the account there, such as the
+    /// client's id, or an API key that stands for it.
     ///
-    /// A secret that may be replaced for the same account, such as that of a client, is not a part of it.
+    /// A secret that may be replaced for the same account, such as that of a client, is no part of it: then refresh tokens
+    /// would be lost with each replacement.
     pub fn new<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Self {
         let holder = Some(fingerprint(parts));
         Self { token: holder.clone(), holder, ..Self::default() }
@@ -75,11 +78,20 @@ impl Credential {
     /// Returns the credential of a provider, which has the refresh token of its login.
     pub(crate) fn of_provider(self, login: Option<String>, is_in_memory: bool) -> Self {
         let credential = if login.is_some() { self.for_token(login) } else { self };
-        Self { is_login: false, is_in_memory, ..credential }
+        Self { is_login: false, is_in_memory, ..credential.without_logins() }
     }
 
     pub(crate) fn is_login(&self) -> bool {
         self.is_login
+    }
+
+    /// Says that the source presents no refresh token of a login.
+    pub(crate) fn without_logins(self) -> Self {
+        Self { takes_no_login: true, ..self }
+    }
+
+    pub(crate) fn takes_no_login(&self) -> bool {
+        self.takes_no_login
     }
 
     pub(crate) fn is_in_memory(&self) -> bool {

@@ -100,7 +100,7 @@ pub trait TokenSource: Send + Sync + 'static {
     /// | error | what follows |
     /// |---|---|
     /// | [`LoginRequired`](crate::SourceErrorKind::LoginRequired), or [`with_rejected_refresh_token`](SourceError::with_rejected_refresh_token) | the refresh token is not presented again |
-    /// | [`Rejected`](crate::SourceErrorKind::Rejected) | the refresh token of a login is kept, and presented once a minute at most |
+    /// | [`Rejected`](crate::SourceErrorKind::Rejected) | the rejection of a login is [doubtful](crate::OAuth2#refresh-tokens): its refresh token is kept, and presented once a minute at most, and by [`ready`](crate::TokenProvider::ready) |
     /// | [`Configuration`](crate::SourceErrorKind::Configuration) | the refresh token of a login is kept; otherwise the credential is used |
     /// | [`with_unspent_refresh_token`](SourceError::with_unspent_refresh_token) | it is kept |
     /// | a transient one | it is presented again after the backoff; if there is a credential, that is used after the second one |

@@ -62,7 +62,7 @@ const STICKY: u32 = 0o1000;
 /// use tower_bearer::{ApiVideo, TokenProvider, store::FileStore};
 ///
 /// let home = std::env::var("HOME").unwrap_or_default();
-/// let store = FileStore::new(format!("{home}/.cache/your-tool/token"));
+/// let store = FileStore::new(format!("{home}/.local/state/your-tool/token"));
 /// let provider = TokenProvider::builder(ApiVideo::new("your-api-key")).store(store).build()?;
 /// # Ok::<(), tower_bearer::Error>(())
 /// ```

@@ -209,7 +209,10 @@ impl Share {
         match &published {
             Ok(Publication::Stored) => {
                 self.health.succeeded(Operation::Publish);
-                self.reporter.stored(lease.fence());
+                match known.chain.is_presented() {
+                    true => self.reporter.marked(lease.fence()),
+                    false => self.reporter.stored(lease.fence()),
+                }
             }
             Ok(Publication::Superseded) => {}
             Err(error) => self.health.failed(Operation::Publish, error),

@@ -69,9 +69,9 @@ impl TokenSource for OAuth2 {
         match &self.grant {
             Grant::Login => credential.of_login(),
             Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) => {
-                credential.of_subject(&subject.credential())
+                credential.of_subject(&subject.credential()).without_logins()
             }
-            Grant::ClientCredentials => credential,
+            Grant::ClientCredentials => credential.without_logins(),
         }
     }
 }

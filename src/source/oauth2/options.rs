@@ -49,7 +49,7 @@ use super::{
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
 /// | `invalid_grant`, `invalid_token`, `bad_refresh_token`, `invalid_refresh_token`, `refresh_token_expired` with any status; their like, unless with 408, 425, 429 or 5xx | the login has ended: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
-/// | another rejection: a 4xx in JSON with an unknown code or none, an empty 401 or 403, `invalid_request`, `access_denied`, `interaction_required` and its like, a 200 with an unknown `error`, `unauthorized_client` with 403 | [`LoginRequired`](crate::SourceErrorKind::LoginRequired); the refresh token is kept, and presented once a minute at most |
+/// | another rejection, which is *doubtful*, since it does not name the refresh token: a 4xx in JSON with an unknown code or none, an empty 401 or 403, `invalid_request`, `access_denied`, `interaction_required` and its like, a 200 with an unknown `error`, `unauthorized_client` with 403 | [`LoginRequired`](crate::SourceErrorKind::LoginRequired); the refresh token is kept, and presented once a minute at most, and by [`ready`](crate::TokenProvider::ready) |
 /// | `invalid_client`, `unauthorized_client` and their like; an error of the configuration | the client is rejected, or set up wrongly; the refresh token is kept |
 /// | everything else: none that is complete and in time, 408, 425, 429, 5xx, HTML, a success without a token | it is presented again after the backoff and a tenth of the outage, a minute at most. Once an answer is lost, the outage counts from there |
 ///
@@ -59,10 +59,14 @@ use super::{
 /// such as `token_expired` says so, and no prose.
 ///
 /// If an answer is lost, the refresh token may be spent. Presenting it again heals if the server accepts a spent one for
-/// 30 s: the [timeout](TokenClient::timeout) (20 s for a login), the backoff, and a tenth of the outage. A server that
-/// detects reuse may end the login instead.
+/// 30 s, which is the [timeout](TokenClient::timeout) (20 s for a login), the backoff, and a tenth of the outage; in a
+/// store, also for five seconds more than the [lease](crate::TokenProviderBuilder::lease). A server that detects reuse may
+/// end the login instead.
 ///
 /// # Errors
+///
+/// What follows holds for the other grants, and for a login's response that the table above does not name or calls a
+/// failure of the client, of the configuration, or everything else.
 ///
 /// | response of the token endpoint | kind |
 /// |---|---|
@@ -141,8 +145,9 @@ impl OAuth2 {
     /// [`source_fn`](crate::source_fn) calls a closure, `Assertion` (feature `oauth2-jwt`) signs a JWT, and
     /// [`StaticToken`](crate::StaticToken) has a fixed value. Its type is a JWT
     /// ([`subject_token_type`](Self::subject_token_type)). A user's login is one as a
-    /// [`TokenProvider`](crate::TokenProvider), which has its refresh token. Further parameters of RFC 8693, such as
-    /// `actor_token`, are set by [`parameter`](Self::parameter).
+    /// [`TokenProvider`](crate::TokenProvider), which has its refresh token. If both have a store, each has its own, or its
+    /// own [namespace](crate::store::NamespacedStore): in the same one, each would wait for the lease of the other. Further
+    /// parameters of RFC 8693, such as `actor_token`, are set by [`parameter`](Self::parameter).
     pub fn token_exchange(server: Server, client: ClientAuth, subject: impl TokenSource) -> Self {
         let token_type = "urn:ietf:params:oauth:token-type:jwt".to_owned();
         Self::new(Grant::TokenExchange { subject: Arc::new(subject), token_type }, server, client)
