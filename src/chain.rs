@@ -46,7 +46,7 @@ pub(crate) struct LoginChain {
     pub(crate) id: String,
     /// The logins that this one has replaced, the newest last.
     pub(crate) replaced: Vec<String>,
-    /// The login that this one replaces once a token is granted for it.
+    /// The login that this one replaces once a token is granted for it. Until then it is none of `replaced`.
     pub(crate) before: Option<Before>,
     /// Orders the refresh tokens of the login: the version of the record that was the newest one when this was granted. 0 for
     /// the first.
@@ -127,11 +127,13 @@ impl Chain {
         if self.id() == Some(&id) && !is_foreign {
             return Begun::Same;
         }
-        if self.has_replaced(&id) && !is_foreign {
+        let is_before = |login: &LoginChain| login.before.as_ref().is_some_and(|before| before.id == id);
+        if self.login.as_deref().is_some_and(is_before) && !is_foreign {
             // A configuration that was corrected.
-            let is_before = |login: &LoginChain| login.before.as_ref().is_some_and(|before| before.id == id);
-            let is_back = self.login.as_deref().is_some_and(is_before) && self.fall_back(holder);
-            return if is_back { Begun::Back } else { Begun::Old };
+            return if self.fall_back(holder) { Begun::Back } else { Begun::Old };
+        }
+        if self.has_replaced(&id) && !is_foreign {
+            return Begun::Old;
         }
         // A wrong configuration must not cost the login that works. A user who logs in may be another one.
         let keeps = seed.is_configured || is_foreign;
@@ -142,13 +144,15 @@ impl Chain {
             id: old.id.clone(),
             holder: holder.map(str::to_owned),
         });
+        // One that no token was granted for has replaced none.
+        let is_kept = keeps && (old.before.is_some() || works.is_some());
+        let before = old.before.or(works);
+        let gone = [before.as_ref().map(|before| before.id.clone()), Some(old.id)];
+        let gone = gone.into_iter().flatten().filter(|id| !is_kept && !id.is_empty());
         let mut login = LoginChain { replaced: old.replaced, id, ..LoginChain::default() };
-        login.before = old.before.or(works).filter(|_| keeps);
-        let LoginChain { id, replaced, .. } = &mut login;
-        replaced.extend(skipped);
-        replaced.extend((!old.id.is_empty()).then_some(old.id));
-        replaced.retain(|replaced| replaced != id);
-        replaced.drain(..replaced.len().saturating_sub(MAX_REPLACED));
+        login.replaced.retain(|replaced| *replaced != login.id);
+        skipped.chain(gone).for_each(|gone| login.replaces(gone));
+        login.before = before.filter(|_| keeps);
         self.refresh_token = Some(seed.refresh_token.clone());
         self.login = Some(Box::new(login));
         Begun::New
@@ -185,9 +189,19 @@ impl Chain {
         let is_new = next.is_some();
         self.refresh_token = next.or(self.refresh_token.take());
         if let Some(login) = &mut self.login {
-            let (id, replaced) = (mem::take(&mut login.id), mem::take(&mut login.replaced));
-            let granted_at = if is_new { version.max(login.granted_at + 1) } else { login.granted_at };
-            **login = LoginChain { id, replaced, granted_at, ..LoginChain::default() };
+            if let Some(before) = login.before.take() {
+                login.replaces(before.id);
+            }
+            let after = version.max(login.granted_at.saturating_add(1));
+            login.granted_at = if is_new { after } else { login.granted_at };
+            (login.is_presented, login.doubted_until) = (false, None);
+        }
+    }
+
+    /// Records that a process presents the refresh token: its answer decides whether it is still doubtful.
+    pub(crate) fn presented(&mut self) {
+        if let Some(login) = &mut self.login {
+            (login.is_presented, login.doubted_until) = (true, None);
         }
     }
 
@@ -208,6 +222,15 @@ impl Chain {
     /// Whether a process presents the refresh token, as far as is known.
     pub(crate) fn is_presented(&self) -> bool {
         self.login.as_ref().is_some_and(|login| login.is_presented)
+    }
+}
+
+impl LoginChain {
+    /// Remembers a login that this one has replaced.
+    pub(crate) fn replaces(&mut self, id: String) {
+        self.replaced.retain(|replaced| *replaced != id);
+        self.replaced.extend(Some(id).filter(|id| *id != self.id));
+        self.replaced.drain(..self.replaced.len().saturating_sub(MAX_REPLACED));
     }
 }
 
@@ -246,16 +269,19 @@ impl Known {
     /// is.
     pub(crate) fn renew_before(&mut self, other: &Self) -> bool {
         let before = self.chain.login.as_mut().and_then(|login| login.before.as_mut());
-        let (Some(before), Some(login), Some(refresh_token)) =
-            (before, &other.chain.login, &other.chain.refresh_token)
-        else {
-            return false;
-        };
-        let is_same = login.id == before.id && other.holder() == before.holder.as_deref();
-        let is_newer = is_same && login.granted_at > before.granted_at;
-        if is_newer {
-            (before.refresh_token, before.granted_at) = (refresh_token.clone(), login.granted_at);
-        }
+        let (Some(before), Some(login)) = (before, &other.chain.login) else { return false };
+        let newest = other.chain.refresh_token.clone().map(|refresh_token| Before {
+            refresh_token,
+            granted_at: login.granted_at,
+            id: login.id.clone(),
+            holder: other.holder().map(str::to_owned),
+        });
+        let is_same = |other: &Before| other.id == before.id && other.holder == before.holder;
+        let known = [newest, login.before.clone()].into_iter().flatten().filter(is_same);
+        let newer =
+            known.filter(|other| other.granted_at > before.granted_at).max_by_key(|other| other.granted_at);
+        let is_newer = newer.is_some();
+        *before = newer.unwrap_or_else(|| before.clone());
         is_newer
     }
 }

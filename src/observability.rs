@@ -88,8 +88,8 @@
 //!
 //! - `a user has logged in`: it is that of [`log_in`](crate::TokenProvider::log_in);
 //! - `it is configured, and new`: the store, if there is one, does not know it;
-//! - `it is in the store`, or `another process has logged in`: the store has another one than this process;
-//! - `it is known, with a newer refresh token`: the one that was given began the login that is used;
+//! - `it is in the store`, or `another process has begun it`: the store has another one than this process;
+//! - `it is known already`: the one that was given began the login that is used;
 //! - `it has replaced the one that was given`: another login was given later;
 //! - `the configured one was rejected`, or `it is configured again, and no token was granted for the one in its place`: it
 //!   is the login before.

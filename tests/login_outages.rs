@@ -435,7 +435,7 @@ async fn login_of_another_process_has_line() {
         }
         record.clear();
         assert_eq!(user(&other.token().await.unwrap()), "B");
-        assert_eq!(lines(), ["another process has logged in"]);
+        assert_eq!(lines(), ["another process has begun it"]);
         record.clear();
         auth.process(&store, "").token().await.unwrap();
         assert_eq!(lines(), ["it is in the store"]);

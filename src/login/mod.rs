@@ -22,7 +22,7 @@ use std::{
 };
 
 use futures_util::future::{FutureExt, Shared};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::oneshot,
     task::JoinHandle,
@@ -98,8 +98,12 @@ struct More {
     untaken: Option<(SourceError, Instant)>,
     /// The version of the record whose refresh token another process presents, and since when that is known.
     presented: Option<(u64, Instant)>,
+    /// Whether the store granted no lease because it has failed.
+    cannot_write: bool,
     exchange: Option<Exchange>,
     exchanges: u32,
+    /// How often another login was given, or was used.
+    changes: u32,
     /// The task that publishes what is known. `None`, or finished, if there is none.
     publisher: Option<JoinHandle<()>>,
 }
@@ -114,6 +118,20 @@ impl State {
         self.more.as_ref()?.pending.last()
     }
 
+    /// Replaces what is known.
+    fn replace(&mut self, known: Known) {
+        if known.chain.id() != self.known.chain.id() {
+            self.changed();
+        }
+        self.known = known;
+    }
+
+    /// Records that another login was given, or is used.
+    fn changed(&mut self) {
+        let more = self.more();
+        more.changes = more.changes.wrapping_add(1);
+    }
+
     fn exchange(&self) -> Option<&Exchange> {
         self.more.as_ref()?.exchange.as_ref()
     }
@@ -121,7 +139,7 @@ impl State {
     /// Why a record's login is used, if that is another one than before.
     fn change(&self, found: &Known) -> Option<&'static str> {
         let (known, found) = (self.known.chain.id(), found.chain.id());
-        let reason = if known.is_some() { "another process has logged in" } else { "it is in the store" };
+        let reason = if known.is_some() { "another process has begun it" } else { "it is in the store" };
         (found.is_some() && found != known).then_some(reason)
     }
 
@@ -198,10 +216,16 @@ impl Login {
         let id = seed.id();
         let used = {
             let mut state = self.state();
+            // It cannot begin, and would fail each exchange.
+            state
+                .more()
+                .pending
+                .retain(|pending| check_refresh_token(pending.refresh_token.expose_secret()).is_ok());
             let is_pending = state.more().pending.iter().any(|pending| pending.id() == id);
             if !(is_pending || self.is_reader() || state.known.chain.knows(&id)) {
                 state.more().pending.push(seed);
                 state.is_login = true;
+                state.changed();
                 return true;
             }
             let used = match state.pending() {
@@ -228,10 +252,18 @@ impl Login {
         self.state().asks_again = true;
     }
 
-    /// The login that the next token is one of.
-    pub(crate) fn current(&self) -> Option<String> {
+    /// The credential of the tokens, which are those of the login that is used.
+    pub(crate) fn credential(&self) -> Credential {
+        let credential = self.source.credential();
         let state = self.state();
-        state.pending().map(Seed::id).or_else(|| state.known.chain.id().map(str::to_owned))
+        let pending = state.pending().map(Seed::id);
+        let used = state.known.chain.id().map(str::to_owned);
+        // The store may have another login than the one that was given, or any at all.
+        let may_be_in_store = self.share.is_some() && state.known.version == 0;
+        let is_open = pending.is_some() || (used.is_none() && (state.is_login || may_be_in_store));
+        let changes = state.more.as_ref().map_or(0, |more| more.changes);
+        let credential = credential.of_login_used(pending.or(used), is_open).with_revision(changes.into());
+        if self.share.is_none() && state.is_login { credential.in_memory() } else { credential }
     }
 
     /// Returns a token that replaces the one of `request`, in one attempt.
@@ -241,13 +273,14 @@ impl Login {
         asking: Asking<'_>,
     ) -> Result<Token, SourceError> {
         self.turn().await;
-        if let Some((token, is_unstored)) = self.untaken(request.previous()) {
-            if let Some(share) = self.share.as_ref().filter(|_| is_unstored) {
-                // With a runtime for each call, a task would not get to it.
-                if self.publish_unless_newer(share).await.is_err() {
-                    self.publish_later(None);
-                }
+        let untaken = self.untaken(request.previous());
+        if let (Some(_), Some(share)) = (&untaken, &self.share) {
+            // With a runtime for each call, a task would not get to it.
+            if self.state().is_unstored && self.publish_unless_newer(share).await.is_err() {
+                self.publish_later(None);
             }
+        }
+        if let Some(token) = untaken.filter(|_| self.share.is_none()) {
             return Ok(token);
         }
         if let Some(error) = self.untaken_error() {
@@ -262,7 +295,14 @@ impl Login {
         }
         match self.with_store(share, request, asking).await {
             Ok(result) => result,
-            Err(error) => self.without_store(share, request, asking, error).await,
+            Err(error) => {
+                // The process that presents a refresh token can store what it was granted only when the store works.
+                self.state().more.as_mut().map(|more| more.presented.take());
+                match self.untaken(request.previous()) {
+                    Some(token) => Ok(token),
+                    None => self.without_store(share, request, asking, error).await,
+                }
+            }
         }
     }
 
@@ -281,8 +321,8 @@ impl Login {
         }
     }
 
-    /// Returns a token that no refresh has taken, because its refresh has timed out, and whether it is to be stored.
-    fn untaken(&self, previous: Option<&Token>) -> Option<(Token, bool)> {
+    /// Returns a token that no refresh has taken, because its refresh has timed out.
+    fn untaken(&self, previous: Option<&Token>) -> Option<Token> {
         let credential = self.source.credential();
         let state = self.state();
         let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
@@ -290,7 +330,7 @@ impl Login {
         let is_ours = of == credential.token() || self.is_reader();
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
         let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
-        (is_ours && is_another && works).then_some((token, state.is_unstored))
+        (is_ours && is_another && works).then_some(token)
     }
 
     /// Returns the error of an exchange that no refresh has taken: the refresh that timed out meanwhile could not know when to
@@ -362,11 +402,6 @@ impl Login {
         }
     }
 
-    /// Whether no store has the refresh token of a login.
-    pub(crate) fn is_in_memory(&self) -> bool {
-        self.share.is_none() && self.is_login()
-    }
-
     /// Whether a refresh token of a login would be lost with this process: it is being exchanged, or not stored.
     pub(crate) fn has_unstored_login(&self) -> bool {
         let state = self.state();
@@ -390,7 +425,8 @@ impl Login {
         let login = Arc::clone(self);
         let check = async move {
             match &login.share {
-                Some(share) => share.check(login.is_login()).await,
+                Some(share) if share.role == Role::Reader => share.check(false, |_| Ok(())).await,
+                Some(share) => share.check(login.is_login(), |found| login.check_owner(found)).await,
                 None => Ok(()),
             }
         };
@@ -422,5 +458,5 @@ fn shared(credential: Credential) -> Option<Arc<Credential>> {
 }
 
 /// Why the refresh token of a login that was given is not presented.
-const STORED: &str = "it is known, with a newer refresh token";
+const STORED: &str = "it is known already";
 const OLD: &str = "it has replaced the one that was given";

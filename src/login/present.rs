@@ -18,6 +18,9 @@ use crate::{
 /// A refresh token is presented again after a tenth of the outage so far, and after this at most.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// The pause after a permanent failure, while a lost answer may be healed.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
 /// A source with a credential uses it after so many answers that say nothing of the refresh token.
 const MAX_UNCLEAR: u32 = 2;
 
@@ -77,12 +80,13 @@ impl Login {
         under: Option<(&Share, &Lease)>,
     ) -> Result<Token, SourceError> {
         loop {
-            self.prepare(under.filter(|_| self.is_login())).await?;
+            // Once for each attempt: it may change meanwhile, and be changed back.
             let credential = self.source.credential();
+            self.prepare(&credential, under.filter(|_| self.is_login())).await?;
             let asked_at = Instant::now();
             let Some(refresh_token) = self.next(&credential, asked_at)? else {
                 let token = self.source.fetch(&request.presenting(None, &Sent::unknown())).await?;
-                return Ok(self.granted(None, token, credential));
+                return Ok(self.granted(None, token, credential.at_grant(self.source.credential())));
             };
             let counted = Counted { login: self, sent: Sent::unknown(), is_dropped: true };
             let answer = self.source.fetch(&request.presenting(Some(&refresh_token), &counted.sent)).await;
@@ -101,15 +105,19 @@ impl Login {
                     continue;
                 }
             }
-            if let Some(used) = self.failed(&refresh_token, error, asked_at)? {
+            if let Some(used) = self.failed(&refresh_token, &credential, error, asked_at)? {
                 self.reporter.using_login(&used, "the configured one was rejected");
             }
         }
     }
 
     /// Begins the login that is pending, and stores that its refresh token is presented. Nothing has changed if that fails.
-    pub(super) async fn prepare(&self, under: Option<(&Share, &Lease)>) -> Result<(), SourceError> {
-        let (mut known, given) = self.begin()?;
+    pub(super) async fn prepare(
+        &self,
+        credential: &Credential,
+        under: Option<(&Share, &Lease)>,
+    ) -> Result<(), SourceError> {
+        let (mut known, given) = self.begin(credential)?;
         let has_begun = given.as_ref().is_some_and(Given::has_begun);
         let is_marked = match under {
             Some((share, lease)) => self.mark(share, lease, &mut known, has_begun).await?,
@@ -127,7 +135,7 @@ impl Login {
                 state.more().marked = known.version;
             }
             if has_begun || is_marked {
-                state.known = known;
+                state.replace(known);
             }
             if let Some(Given { count, .. }) = given {
                 let more = state.more();
@@ -150,7 +158,7 @@ impl Login {
     }
 
     /// Returns what is known once the newest login that is pending has begun. One that was replaced before does not count.
-    fn begin(&self) -> Result<(Known, Option<Given>), SourceError> {
+    fn begin(&self, credential: &Credential) -> Result<(Known, Option<Given>), SourceError> {
         let state = self.state();
         let mut known = state.known.clone();
         let Some(more) = &state.more else { return Ok((known, None)) };
@@ -165,7 +173,6 @@ impl Login {
             }
             known = Known { version: known.version, ..foreign.clone() };
         }
-        let credential = self.source.credential();
         if credential.takes_no_login() && !more.pending.is_empty() {
             return Err(SourceError::configuration(NO_LOGINS));
         }
@@ -181,7 +188,7 @@ impl Login {
             }
         }
         if given.as_ref().is_some_and(Given::has_begun) {
-            (known.token, known.credential) = (None, shared(credential));
+            (known.token, known.credential) = (None, shared(credential.clone()));
         } else if known.chain.login.is_some() && known.holder() != credential.holder() {
             return Err(other_credential());
         }
@@ -201,15 +208,15 @@ impl Login {
         {
             let state = self.state();
             let is_presented = known.chain.refresh_token.is_some() && (!is_doubtful || state.asks_again);
-            let Some(login) = known.chain.login.as_mut().filter(|_| is_presented) else { return Ok(false) };
+            let Some(login) = known.chain.login.as_ref().filter(|_| is_presented) else { return Ok(false) };
             let marked = state.more.as_ref().map_or(0, |more| more.marked);
             // This process has, and the answer was lost.
             let is_marked = !has_begun && !state.is_unstored && known.version == marked;
             if is_marked && login.is_presented {
                 return Ok(false);
             }
-            login.is_presented = true;
         }
+        known.chain.presented();
         match share.publish(known, lease).await {
             Ok(Publication::Stored) => {
                 known.version = lease.fence();
@@ -238,8 +245,8 @@ impl Login {
             state.reset();
         }
         let next = state.known.chain.refresh_token.clone();
-        let is_doubtful =
-            !std::mem::take(&mut state.asks_again) && !state.known.chain.doubted_for(now).is_zero();
+        let is_doubted = !state.known.chain.doubted_for(now).is_zero();
+        let is_doubtful = !std::mem::take(&mut state.asks_again) && is_doubted;
         if is_login && (is_doubtful || next.is_none()) {
             let verdict = state.more.as_ref().and_then(|more| more.verdict.clone());
             return Err(verdict.unwrap_or_else(|| {
@@ -251,6 +258,9 @@ impl Login {
         }
         // Counted before the answer: it may be lost.
         state.unclear += u32::from(next.is_some());
+        if is_doubted {
+            state.known.chain.presented();
+        }
         Ok(next)
     }
 
@@ -284,6 +294,7 @@ impl Login {
         state.known.credential = shared(credential);
         state.is_unstored = self.share.is_some();
         state.reset();
+        state.asks_again = false;
         token
     }
 
@@ -303,12 +314,12 @@ impl Login {
     pub(super) fn failed(
         &self,
         presented: &SecretString,
+        credential: &Credential,
         mut error: SourceError,
         asked_at: Instant,
     ) -> Result<Option<String>, SourceError> {
         let is_login = self.is_login();
         let is_over = self.is_over(&error);
-        let credential = self.source.credential();
         let mut state = self.state();
         if !state.known.chain.is_next(presented) {
             // What the store has was taken up meanwhile.
@@ -329,12 +340,13 @@ impl Login {
                 let id = chain.id().unwrap_or_default().to_owned();
                 let has_fallen_back = !is_doubtful && chain.fall_back(credential.holder());
                 match chain.login.as_mut().filter(|_| has_fallen_back) {
-                    Some(login) => login.replaced.push(id),
+                    Some(login) => login.replaces(id),
                     None => chain.judge(is_doubtful.then_some(now + DOUBT)),
                 }
                 let used = chain.id().map(str::to_owned);
                 state.is_unstored = self.share.is_some();
                 if has_fallen_back {
+                    state.changed();
                     return Ok(used);
                 }
                 let further = if is_doubtful { "if that stays so, " } else { "" };
@@ -362,11 +374,15 @@ impl Login {
                     let is_lost = presented == Presented::Unclear && !error.facts.is_answer;
                     let failing = more.failing.filter(|failing| failing.is_lost || !is_lost);
                     let failing = failing.unwrap_or(Failing { since: asked_at, is_lost });
-                    let pause = ((now - failing.since) / 10).min(MAX_PAUSE);
+                    let lasted = now - failing.since;
+                    let pause = (lasted / 10).min(MAX_PAUSE);
                     more.failing = Some(failing);
                     if error.is_transient() {
                         let pause = error.retry_after().unwrap_or_default().max(pause);
                         error = error.with_retry_after(pause);
+                    } else if failing.is_lost && lasted < MAX_PAUSE {
+                        // Not only after the cool-down: the server accepts the refresh token again for a short time.
+                        error = error.with_retry_after(pause.max(MIN_PAUSE));
                     }
                 }
                 Err(error)

@@ -21,6 +21,9 @@ const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Durat
 /// How long the process that presents a refresh token may take to store what it was granted, once the store works.
 const PUBLISH_GRACE: Duration = Duration::from_secs(3);
 
+/// A store that is set up wrongly is asked again after this: a server that starts may reject a password for a moment.
+const HEALS_WITHIN: Duration = Duration::from_secs(3);
+
 impl Login {
     /// The protocol of [`TokenStore`](crate::store::TokenStore). The outer error means that the source was not asked, because
     /// the store has failed.
@@ -34,7 +37,7 @@ impl Login {
         let (mut polls, mut waited) = (share.polls(), Duration::ZERO);
         loop {
             let found = self.load(share).await?;
-            if let Some(token) = self.adopt_if_newer(share, &found, previous) {
+            if let Some(token) = self.newest(share, &found, previous) {
                 return Ok(Ok(token));
             }
             // The process that presents it may be about to store what it was granted, if the store has failed meanwhile.
@@ -43,7 +46,11 @@ impl Login {
                 continue;
             }
             let leased_at = Instant::now();
-            let Some(lease) = share.lease_or_wait(&mut polls, &mut waited).await? else { continue };
+            let leased = share.lease_or_wait(&mut polls, &mut waited).await;
+            if leased.is_err() {
+                self.state().more().cannot_write = true;
+            }
+            let Some(lease) = leased? else { continue };
             // Under the lease: the previous holder may have published since the first read.
             let found = match self.load(share).await {
                 Ok(found) => found,
@@ -66,10 +73,19 @@ impl Login {
                 continue;
             }
             share.reset_lease_wait();
+            // If the store could not be written, it waits anew: the other process could not, either.
+            if std::mem::take(&mut self.state().more().cannot_write) {
+                self.state().more().presented = None;
+            }
+            if self.is_presented_by_another(&found) {
+                share.release(lease).await;
+                continue;
+            }
             // Even if its access token has expired, the newest record has the only refresh token that still works.
             if let Some(found) = &found {
                 self.take_up(found, false);
             }
+            self.compare_with(&found);
             asking(Asked::Source);
             return Ok(self.exchange(request, Some(lease)).await);
         }
@@ -77,12 +93,12 @@ impl Login {
 
     /// Returns what the record knows, if it belongs to this credential.
     pub(super) async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
-        let found = share.load(self.is_login()).await?;
+        let found = share.load(self.is_login(), |found| self.check_owner(found)).await?;
         self.state().more.as_mut().map(|more| more.foreign.take());
         let Some(mut found) = found else { return Ok(None) };
         let credential = self.source.credential();
         let token = found.credential.as_deref().and_then(Credential::token);
-        let is_other_token = token != credential.token();
+        let is_other_token = token != credential.token() || credential.is_open();
         let is_foreign = found.holder() != credential.holder();
         let was_foreign = {
             let mut state = self.state();
@@ -90,7 +106,7 @@ impl Login {
             state.known.renew_before(&found);
             std::mem::replace(&mut state.is_foreign, is_foreign || is_other_token)
         };
-        if (is_foreign || is_other_token) && !was_foreign {
+        if (is_foreign || is_other_token) && !was_foreign && !credential.is_open() {
             self.reporter.foreign_record(found.version);
         }
         if is_other_token {
@@ -108,6 +124,28 @@ impl Login {
         Ok(Some(found))
     }
 
+    /// Fails if the record has a login that this process must not replace: it was given none.
+    pub(super) fn check_owner(&self, found: &Known) -> Result<(), StoreError> {
+        let credential = self.source.credential();
+        let Some(login) = &found.chain.login else { return Ok(()) };
+        let before = login.before.as_ref().and_then(|before| before.holder.as_deref());
+        let is_ours = [found.holder(), before].contains(&credential.holder());
+        if !credential.takes_no_login() && (is_ours || self.is_login()) {
+            return Ok(());
+        }
+        Err(StoreError::configuration(
+            "the record has a user's login, of another source, server, client or key: restore that in the configuration, \
+             use another store, or delete the record",
+        ))
+    }
+
+    /// The store has lost what this process knows, if its record is another one.
+    fn compare_with(&self, found: &Option<Known>) {
+        let mut state = self.state();
+        let is_lost = found.as_ref().is_none_or(|found| found.version != state.known.version);
+        state.is_unstored |= is_lost && state.known.chain.login.is_some();
+    }
+
     /// Whether another process presents the refresh token of this record, or has just presented it.
     fn is_presented_by_another(&self, found: &Option<Known>) -> bool {
         let Some(found) = found.as_ref().filter(|found| found.chain.is_presented()) else { return false };
@@ -116,6 +154,18 @@ impl Login {
         let seen = more.presented.filter(|(version, _)| *version == found.version);
         let (version, since) = *more.presented.insert(seen.unwrap_or((found.version, now)));
         version != more.marked && now < since + PUBLISH_GRACE
+    }
+
+    /// Uses the token of a record, or one that no refresh has taken if that is newer.
+    fn newest(
+        self: &Arc<Self>,
+        share: &Share,
+        found: &Option<Known>,
+        previous: Option<&Token>,
+    ) -> Option<Token> {
+        let adopted = self.adopt_if_newer(share, found, previous);
+        let stands = || found.as_ref().is_none_or(|found| self.state().known.is_newer_than(found));
+        adopted.or_else(|| self.untaken(previous).filter(|_| stands()))
     }
 
     /// Uses the token of a record, if it is newer than `previous` and has not expired.
@@ -158,11 +208,12 @@ impl Login {
             let mut known = found.clone();
             // Its process did not know of the newest refresh token of the login before.
             state.is_unstored = known.renew_before(&state.known);
-            state.known = known;
+            state.replace(known);
             state.is_login |= found.chain.login.is_some();
             if adopts || !is_same {
                 state.reset();
             }
+            state.asks_again &= !adopts;
             if let Some(more) = state.more.as_mut().filter(|_| adopts) {
                 let seed = std::mem::take(&mut more.pending).pop();
                 reason = seed.map(|seed| if used == seed.id() { STORED } else { OLD }).or(reason);
@@ -230,7 +281,7 @@ impl Login {
             return Err(match error.kind() {
                 StoreErrorKind::Unavailable => error.into_source_error(text),
                 // Only an operator can correct it.
-                _ => SourceError::configuration(format!("{text}: {error}")),
+                _ => SourceError::configuration(format!("{text}: {error}")).with_retry_after(HEALS_WITHIN),
             });
         }
         share.reporter.without_store(&error);
@@ -251,13 +302,13 @@ impl Login {
         let deadline = Instant::now() + share.length;
         let mut polls = Backoff::between(POLL_BACKOFF);
         loop {
-            let mut found = share.load(false).await;
+            let mut found = share.load(false, |_| Ok(())).await;
             // A reader keeps no refresh token.
             if let Ok(Some(Known { token, chain, .. })) = &mut found {
                 *token = token.take().map(Token::without_refresh_token);
                 *chain = Chain::default();
             }
-            let usable = found.as_ref().ok().and_then(|found| self.adopt_if_newer(share, found, previous));
+            let usable = found.as_ref().ok().and_then(|found| self.newest(share, found, previous));
             if let Some(token) = usable {
                 return Ok(token);
             }

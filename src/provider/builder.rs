@@ -168,7 +168,9 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// - presents the same one again if the answer is lost or does not say that it is not valid ([`TokenSource::fetch`] has
     ///   the list). It waits for the backoff and a tenth of the outage so far, a minute at most. The count has no limit. Each
     ///   process counts the outage for itself;
-    /// - uses nothing else. The source's credential, if it has one, does not give a token of the user.
+    /// - uses nothing else. The source's credential, if it has one, does not give a token of the user. Give the login to each
+    ///   process then: one that has none, and cannot read the store, does not know that there is a login, and uses the
+    ///   credential.
     ///
     /// # A login in a store
     ///
@@ -191,7 +193,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// | the login that it began | it |
     /// |---|---|
     /// | is used already | is ignored |
-    /// | is one of those that were replaced | is ignored |
+    /// | is one of those that were replaced, after a token was granted for the next one or by [`log_in`] | is ignored |
     /// | is new | replaces the login that is used |
     ///
     /// An INFO event says which login is used, and why ([`observability`](crate::observability)).
@@ -204,7 +206,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///
     /// The record of another server or client is not used. If its login is the configured one, or none is configured, each
     /// exchange fails as [`Configuration`](crate::SourceErrorKind::Configuration), and no refresh token is presented: restore
-    /// the configuration, or log in.
+    /// the configuration, or log in. A program that has no login does not replace the record of one: for it the
+    /// [store has failed](TokenStore#when-the-store-fails).
     ///
     /// # What ends a login besides a rejection
     ///
@@ -219,7 +222,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     /// # Errors
     ///
     /// Each of these is an error of [`build`](Self::build): a refresh token that is not valid, one for a
-    /// [reader](Role::Reader), and one for a source that takes none, such as
+    /// [reader](Role::Reader), and one for a source of this crate that presents none, such as
     /// [`OAuth2::client_credentials`](crate::OAuth2::client_credentials).
     ///
     /// [`TokenSource::fetch`]: crate::TokenSource::fetch

@@ -280,9 +280,9 @@ impl TokenProvider {
     /// refresh, so that its refresh token is not lost. A refresh that waits for its next attempt ends at once.
     ///
     /// The current token is still given until it expires; after that, callers get [`Error::ShutDown`]. This takes as
-    /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout). An
-    /// exchange of a user's [login](TokenProviderBuilder::login) that has outlived its refresh, and a token that the store
-    /// has not taken yet, are not waited for. A login that no exchange has presented yet is lost.
+    /// long as the source's running exchange, and at most the [refresh timeout](TokenProviderBuilder::refresh_timeout). A
+    /// token that the store has not taken yet is not waited for. A [login](Self::log_in) that no exchange has presented yet is
+    /// lost.
     ///
     /// # Cancel safety
     ///
@@ -436,8 +436,7 @@ impl TokenSource for TokenProvider {
     }
 
     fn credential(&self) -> Credential {
-        let login = &self.core().login;
-        login.source.credential().of_provider(login.current(), login.is_in_memory())
+        self.core().login.credential()
     }
 
     fn allowed_origins(&self) -> AllowedOrigins {

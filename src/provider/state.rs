@@ -320,7 +320,9 @@ impl State {
         }
         let failure = self.failure(error, config, now);
         if !error.is_transient() {
-            failure.not_before = failure.cool_down.begin(now);
+            let ends_at = failure.cool_down.begin(now);
+            let asked_for = if let Error::Source(error) = error { error.retry_after() } else { None };
+            failure.not_before = asked_for.map_or(ends_at, |delay| ends_at.min(now + delay));
             failure.revision = refresh.revision;
         } else if !matches!(error, Error::Source(_)) {
             // An attempt that has failed has begun its backoff itself. A short refresh could not wait for a long one.

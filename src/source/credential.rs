@@ -29,6 +29,8 @@ pub struct Credential {
     takes_no_login: bool,
     /// Whether it depends on the refresh token of a login that only a provider without a store has.
     is_in_memory: bool,
+    /// Whether it depends on a login that is not known yet: no record is one of it.
+    is_open: bool,
 }
 
 impl Credential {
@@ -72,13 +74,32 @@ impl Credential {
         let revision = subject.revision;
         let mut joined = self.for_token(subject.token.as_deref()).with_revision(revision);
         joined.holder.clone_from(&joined.token);
-        Self { is_in_memory: subject.is_in_memory, ..joined }
+        Self { is_in_memory: subject.is_in_memory, is_open: subject.is_open, ..joined }
     }
 
     /// Returns the credential of a provider, which has the refresh token of its login.
-    pub(crate) fn of_provider(self, login: Option<String>, is_in_memory: bool) -> Self {
+    pub(crate) fn of_login_used(self, login: Option<String>, is_open: bool) -> Self {
         let credential = if login.is_some() { self.for_token(login) } else { self };
-        Self { is_login: false, is_in_memory, ..credential.without_logins() }
+        Self { is_login: false, is_open, ..credential.without_logins() }
+    }
+
+    /// Says that only a provider without a store has the refresh token.
+    pub(crate) fn in_memory(self) -> Self {
+        Self { is_in_memory: true, ..self }
+    }
+
+    /// Returns what a token was granted to, which was asked for with this: the one that is known at the grant, unless another
+    /// login was used meanwhile, or a secret was replaced.
+    pub(crate) fn at_grant(self, granted: Self) -> Self {
+        match granted.revision.wrapping_sub(self.revision) {
+            0 => self,
+            1 if self.is_open && !granted.is_open => granted,
+            _ => Self { is_open: true, ..self },
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
     }
 
     pub(crate) fn is_login(&self) -> bool {

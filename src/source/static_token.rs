@@ -56,7 +56,7 @@ impl TokenSource for StaticToken {
     }
 
     fn credential(&self) -> Credential {
-        Credential::new([self.0.expose_secret()])
+        Credential::new([self.0.expose_secret()]).without_logins()
     }
 }
 

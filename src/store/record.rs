@@ -58,7 +58,8 @@ impl Record {
     }
 
     /// Returns how long the token is valid from now on; `None` if it is valid until the API rejects it. If the record has no
-    /// access token, this is for how long its refresh token is doubtful.
+    /// access token, or its refresh token is [doubtful](crate::OAuth2#refresh-tokens), this is for how long that lasts, if that
+    /// is longer.
     pub fn lifetime(&self) -> Option<Duration> {
         self.expires_in
     }
@@ -94,25 +95,35 @@ impl Record {
             let Before { refresh_token, granted_at, id, holder } = before;
             json!({ "refresh_token": secret(refresh_token), "granted_at": granted_at, "login": id, "credential": holder })
         });
-        // The store measures how long the token is valid, or if there is none, for how long the refresh token is doubtful.
-        // So both end by one clock.
-        let doubted_for = chain.doubted_for(now);
-        let expires_in = token.map_or(Some(doubted_for), Token::remaining);
-        let left_then =
-            expires_in.filter(|_| !doubted_for.is_zero()).map(|left| left.saturating_sub(doubted_for));
-        let fields: [(&str, Value); 12] = [
+        // The store measures how long the token is valid, and for how long the refresh token is doubtful, by one clock: the
+        // lifetime is the longer of the two, and the record has what is left of it when the other one ends.
+        let doubted_for = Some(chain.doubted_for(now)).filter(|left| !left.is_zero());
+        let works_for = token.map_or(Some(Duration::ZERO), Token::remaining);
+        let expires_in =
+            doubted_for.map_or(works_for, |doubted| Some(doubted.max(works_for.unwrap_or_default())));
+        let left_after = |span: Duration| millis(expires_in.unwrap_or_default().saturating_sub(span));
+        let expires =
+            doubted_for.map(|_| works_for.map_or(Value::from("never"), |works| left_after(works).into()));
+        let fields: [(&str, Value); 13] = [
             ("schema", SCHEMA.into()),
             ("access_token", token.map(Token::access_token).into()),
             ("refresh_token", chain.refresh_token.as_ref().map(secret).into()),
             ("refresh_token_expires_at", ends_at.map(seconds_since_1970).into()),
             ("credential", credential.and_then(Credential::holder).into()),
-            ("token_credential", credential.and_then(Credential::token).into()),
+            // Of one that was not known at the grant, no token is used by another process.
+            (
+                "token_credential",
+                credential
+                    .and_then(|credential| if credential.is_open() { Some("") } else { credential.token() })
+                    .into(),
+            ),
             ("login", chain.id().into()),
             ("replaced", replaced.into()),
             ("before", before.into()),
             ("granted_at", login.map(|login| login.granted_at).into()),
             ("presented", login.map(|login| login.is_presented).filter(|is_presented| *is_presented).into()),
-            ("doubted_until", left_then.map(millis).into()),
+            ("doubted_until", doubted_for.map(left_after).into()),
+            ("expires", expires.into()),
         ];
         let fields = fields.iter().filter(|(_, value)| !value.is_null());
         let fields: Vec<_> = fields.map(|(name, value)| format!("\"{name}\":{value}")).collect();
@@ -140,9 +151,10 @@ impl Record {
         let refresh_token_left = number("refresh_token_expires_at").map(left);
         let granted_at = number("granted_at").unwrap_or_default();
         let is_presented = fields.get("presented").is_some_and(|presented| *presented == true);
-        let doubted_for = number("doubted_until")
-            .zip(self.expires_in)
-            .map(|(left_then, left)| left.saturating_sub(Duration::from_millis(left_then)).min(DOUBT));
+        let until = |at: u64| self.expires_in.map(|left| left.saturating_sub(Duration::from_millis(at)));
+        let doubted_for = number("doubted_until").and_then(until).map(|left| left.min(DOUBT));
+        let lasts = fields.get("expires").is_some_and(Value::is_string);
+        let works_for = until(number("expires").unwrap_or_default()).filter(|_| !lasts);
         let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
         let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
         let before = match fields.remove("before") {
@@ -165,7 +177,7 @@ impl Record {
         }
         let token = access_token.map(|access_token| {
             let mut token = Token::builder(access_token).requested_at(loaded_at.into_std());
-            if let Some(left) = self.expires_in {
+            if let Some(left) = works_for {
                 token = token.expires_in(left);
             }
             if let Some(refresh_token) = &refresh_token {

@@ -65,12 +65,17 @@ impl Share {
         Self { store, role, length, health, reporter, lease_wait: Mutex::default() }
     }
 
-    /// Returns what the record knows. `is_login`: whether its refresh token is needed. Otherwise a record that cannot be
-    /// read counts as none.
-    pub(crate) async fn load(&self, is_login: bool) -> Result<Option<Known>, StoreError> {
+    /// Returns what the record knows, if that passes `check`. `is_login`: whether its refresh token is needed. Otherwise a
+    /// record that cannot be read counts as none.
+    pub(crate) async fn load(
+        &self,
+        is_login: bool,
+        check: impl FnOnce(&Known) -> Result<(), StoreError>,
+    ) -> Result<Option<Known>, StoreError> {
         let loaded_at = Instant::now();
         let found = with_limit(OPERATION_TIMEOUT, self.store.load()).await;
         let found = found.and_then(|record| record.map(|record| record.known(loaded_at)).transpose());
+        let found = found.and_then(|found| found.as_ref().map_or(Ok(()), check).map(|()| found));
         match &found {
             Err(error) if error.kind() == StoreErrorKind::InvalidRecord && !is_login => {
                 self.health.succeeded(Operation::Load);
@@ -162,8 +167,12 @@ impl Share {
 
     /// Checks that the store can be read, and written unless this is a reader. A publication that has failed is repeated
     /// in the background, and fails the check until it succeeds.
-    pub(crate) async fn check(&self, is_login: bool) -> Result<(), StoreError> {
-        self.load(is_login).await?;
+    pub(crate) async fn check(
+        &self,
+        is_login: bool,
+        check: impl FnOnce(&Known) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.load(is_login, check).await?;
         if self.role != Role::Reader {
             if let Some(lease) = self.lease().await? {
                 self.reset_lease_wait();

@@ -51,11 +51,13 @@ pub struct Record {
 impl Record {
     /// Records the events of this thread from now on.
     ///
-    /// Only one test records at a time, and it starts before the first event: `tracing` caches for the whole process
-    /// which events are enabled.
+    /// Only one test records at a time. `tracing` caches for the whole process which events are enabled: another subscriber,
+    /// which ignores them, enables all on the threads of other tests.
     pub fn start() -> (Self, (DefaultGuard, MutexGuard<'static, ()>)) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails if it is set already.
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let record = Self::default();
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(record.clone()));
         (record, (guard, turn))

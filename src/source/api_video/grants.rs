@@ -79,7 +79,9 @@ impl TokenSource for ApiVideo {
     /// All tokens are those of the key and its environment.
     fn credential(&self) -> Credential {
         let key = self.key();
-        Credential::new([self.api_base().to_string().as_str(), key.unchecked()]).with_revision(key.revision)
+        let credential = Credential::new([self.api_base().to_string().as_str(), key.unchecked()]);
+        let credential = if self.key_only { credential.without_logins() } else { credential };
+        credential.with_revision(key.revision)
     }
 
     /// The origin of the base URL, which the API shares.

@@ -319,8 +319,9 @@ impl SourceError {
             }
         };
         let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-        let facts =
-            Facts { is_answer: !status.is_redirection(), presented: Some(presented), ..Facts::default() };
+        // A gateway says nothing of what the server behind it has done.
+        let is_answer = !status.is_redirection() && !matches!(code, 500 | 502 | 504);
+        let facts = Facts { is_answer, presented: Some(presented), ..Facts::default() };
         let error = Self::new(kind, message).with_facts(facts);
         retry_after.into_iter().fold(error, Self::with_retry_after)
     }

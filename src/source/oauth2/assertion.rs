@@ -303,7 +303,7 @@ impl TokenSource for Assertion {
     /// The key may be replaced for the same issuer.
     fn credential(&self) -> Credential {
         let claims = self.claims.iter().flat_map(|(name, value)| [name.clone(), value.to_string()]);
-        Credential::new(claims)
+        Credential::new(claims).without_logins()
     }
 
     fn validate(&self) -> Result<(), SourceError> {

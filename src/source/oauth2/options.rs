@@ -48,7 +48,7 @@ use super::{
 /// | a token with a refresh token | the new refresh token replaces the old one |
 /// | a token without one | the refresh token is kept (RFC 6749 §6) |
 /// | an access token that cannot be used, with a refresh token | the new refresh token is presented after the backoff |
-/// | `invalid_grant`, `invalid_token`, `bad_refresh_token`, `invalid_refresh_token`, `refresh_token_expired` with any status; their like, unless with 408, 425, 429 or 5xx | the login has ended: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
+/// | `invalid_grant`, `invalid_token`, `bad_refresh_token`, `invalid_refresh_token`, `refresh_token_expired`, `expired_token` with any status; their like, unless with 408, 425, 429 or 5xx | the login has ended: [`LoginRequired`](crate::SourceErrorKind::LoginRequired) |
 /// | another rejection, which is *doubtful*, since it does not name the refresh token: a 4xx in JSON with an unknown code or none, an empty 401 or 403, `invalid_request`, `access_denied`, `interaction_required` and its like, a 200 with an unknown `error`, `unauthorized_client` with 403 | [`LoginRequired`](crate::SourceErrorKind::LoginRequired); the refresh token is kept, and presented once a minute at most, and by [`ready`](crate::TokenProvider::ready) |
 /// | `invalid_client`, `unauthorized_client` and their like; an error of the configuration | the client is rejected, or set up wrongly; the refresh token is kept |
 /// | everything else: none that is complete and in time, 408, 425, 429, 5xx, HTML, a success without a token | it is presented again after the backoff and a tenth of the outage, a minute at most. Once an answer is lost, the outage counts from there |
@@ -58,10 +58,10 @@ use super::{
 /// the client is not valid, such as `refresh_token_revoked` or `The refresh token has expired.` Of any token, only a code
 /// such as `token_expired` says so, and no prose.
 ///
-/// If an answer is lost, the refresh token may be spent. Presenting it again heals if the server accepts a spent one for
-/// 30 s, which is the [timeout](TokenClient::timeout) (20 s for a login), the backoff, and a tenth of the outage; in a
-/// store, also for five seconds more than the [lease](crate::TokenProviderBuilder::lease). A server that detects reuse may
-/// end the login instead.
+/// If an answer is lost, the refresh token may be spent. Presenting it again heals the first loss of an outage if the
+/// server accepts a spent one for 30 s, which is the [timeout](TokenClient::timeout) (20 s for a login), the backoff, and a
+/// tenth of the outage; in a store, also for five seconds more than the [lease](crate::TokenProviderBuilder::lease). A server
+/// that detects reuse may end the login instead.
 ///
 /// # Errors
 ///
