@@ -251,7 +251,7 @@ pub(crate) struct Facts {
     pub(crate) is_unsent: bool,
     pub(crate) is_connect: bool,
     pub(crate) is_timeout: bool,
-    /// Whether the status of a response is the reason.
+    /// Whether the status of a response is the reason, and is one that says what became of the request.
     pub(crate) is_answer: bool,
     /// What became of a refresh token in the request. `None` if only the kind says it.
     pub(crate) presented: Option<Presented>,

@@ -307,6 +307,23 @@ async fn exchange_for_logins_of_two_stores() {
     assert!(got.access_token().contains("-B-"), "{}", got.access_token());
 }
 
+/// Row 197: a program that starts uses the stored token of its login, once it knows that.
+#[tokio::test(start_paused = true)]
+async fn exchange_uses_stored_token_of_its_login() {
+    let (auth, store) = with_grace(&["A"]);
+    let subjects = MemoryStore::default();
+    for stored in [None, Some(false), Some(true)] {
+        let subject = auth.process(&subjects, "A");
+        if stored == Some(true) {
+            subject.ready().await.unwrap();
+        }
+        let outer = exchange(subject).store(store.clone()).build().unwrap();
+        let left = outer.token().await.unwrap().remaining().unwrap();
+        assert_eq!(left < SECOND * 3590, stored == Some(true), "{stored:?} {left:?}");
+        advance(SECOND * 20).await;
+    }
+}
+
 /// Row 197: the login of the subject has ended, and a user logs in.
 #[tokio::test(start_paused = true)]
 async fn exchange_follows_login_at_once() {

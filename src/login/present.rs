@@ -146,10 +146,10 @@ impl Login {
         }
         if let Some(Given { begun, is_configured, .. }) = given {
             let reason = match begun {
-                Begun::New if is_configured => "it is configured, and new",
-                Begun::New => "a user has logged in",
                 Begun::Same => STORED,
                 Begun::Old => OLD,
+                _ if !is_configured => "a user has logged in",
+                Begun::New => "it is configured, and new",
                 Begun::Back => "it is configured again, and no token was granted for the one in its place",
             };
             self.reporter.using_login(&used, reason);

@@ -74,8 +74,8 @@ impl Login {
             }
             share.reset_lease_wait();
             // If the store could not be written, it waits anew: the other process could not, either.
-            if std::mem::take(&mut self.state().more().cannot_write) {
-                self.state().more().presented = None;
+            if let Some(more) = self.state().more.as_mut().filter(|more| more.cannot_write) {
+                (more.cannot_write, more.presented) = (false, None);
             }
             if self.is_presented_by_another(&found) {
                 share.release(lease).await;

@@ -319,7 +319,7 @@ impl SourceError {
             }
         };
         let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
-        // A gateway says nothing of what the server behind it has done.
+        // These may come from a gateway, or after the request was processed.
         let is_answer = !status.is_redirection() && !matches!(code, 500 | 502 | 504);
         let facts = Facts { is_answer, presented: Some(presented), ..Facts::default() };
         let error = Self::new(kind, message).with_facts(facts);
