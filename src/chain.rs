@@ -48,6 +48,8 @@ pub(crate) struct LoginChain {
     pub(crate) replaced: Vec<String>,
     /// The login that this one replaces once a token is granted for it. Until then it is none of `replaced`.
     pub(crate) before: Option<Before>,
+    /// The logins that were given since the login before, and that no token was granted for.
+    pub(crate) tried: Vec<String>,
     /// Orders the refresh tokens of the login: the version of the record that was the newest one when this was granted. 0 for
     /// the first.
     pub(crate) granted_at: u64,
@@ -144,15 +146,17 @@ impl Chain {
             id: old.id.clone(),
             holder: holder.map(str::to_owned),
         });
-        // One that no token was granted for has replaced none.
-        let is_kept = keeps && (old.before.is_some() || works.is_some());
-        let before = old.before.or(works);
-        let gone = [before.as_ref().map(|before| before.id.clone()), Some(old.id)];
-        let gone = gone.into_iter().flatten().filter(|id| !is_kept && !id.is_empty());
-        let mut login = LoginChain { replaced: old.replaced, id, ..LoginChain::default() };
+        let mut login = LoginChain { replaced: old.replaced, tried: old.tried, id, ..LoginChain::default() };
         login.replaced.retain(|replaced| *replaced != login.id);
-        skipped.chain(gone).for_each(|gone| login.replaces(gone));
-        login.before = before.filter(|_| keeps);
+        skipped.for_each(|id| login.replaces(id));
+        if old.before.is_some() || (works.is_none() && !old.id.is_empty()) {
+            login.tried.push(old.id);
+            login.tried.drain(..login.tried.len().saturating_sub(MAX_REPLACED));
+        }
+        login.before = old.before.or(works);
+        if !keeps || login.before.is_none() {
+            login.replace_all();
+        }
         self.refresh_token = Some(seed.refresh_token.clone());
         self.login = Some(Box::new(login));
         Begun::New
@@ -178,9 +182,12 @@ impl Chain {
         next == Some(refresh_token.expose_secret())
     }
 
-    /// Whether a login is this chain's, whose first refresh token was replaced since.
+    /// Whether a login is this chain's, or the one before, whose first refresh token was replaced since.
     pub(crate) fn has_spent(&self, seed: &Seed) -> bool {
-        self.id() == Some(&seed.id()) && !self.is_next(&seed.refresh_token)
+        let (id, first) = (seed.id(), seed.refresh_token.expose_secret());
+        let before = self.login.as_ref().and_then(|login| login.before.as_ref());
+        let is_spent = |before: &Before| before.id == id && before.refresh_token.expose_secret() != first;
+        before.is_some_and(is_spent) || (self.id() == Some(&id) && !self.is_next(&seed.refresh_token))
     }
 
     /// Records that a token was granted, with this refresh token if it has a new one (RFC 6749 §6). `version` is that of the
@@ -189,9 +196,7 @@ impl Chain {
         let is_new = next.is_some();
         self.refresh_token = next.or(self.refresh_token.take());
         if let Some(login) = &mut self.login {
-            if let Some(before) = login.before.take() {
-                login.replaces(before.id);
-            }
+            login.replace_all();
             let after = version.max(login.granted_at.saturating_add(1));
             login.granted_at = if is_new { after } else { login.granted_at };
             (login.is_presented, login.doubted_until) = (false, None);
@@ -231,6 +236,13 @@ impl LoginChain {
         self.replaced.retain(|replaced| *replaced != id);
         self.replaced.extend(Some(id).filter(|id| *id != self.id));
         self.replaced.drain(..self.replaced.len().saturating_sub(MAX_REPLACED));
+    }
+
+    /// Records that nothing leads back to the login before.
+    fn replace_all(&mut self) {
+        let before = self.before.take().map(|before| before.id);
+        let tried = mem::take(&mut self.tried);
+        before.into_iter().chain(tried).for_each(|id| self.replaces(id));
     }
 }
 

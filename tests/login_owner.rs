@@ -26,8 +26,9 @@ use log::Record;
 use logins::{Act, Auth, SECOND, stored, user};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
-    ApiVideo, BoxError, OAuth2, StaticToken, TokenClient, TokenProvider, TokenProviderBuilder,
+    ApiVideo, BoxError, OAuth2, StaticToken, Token, TokenClient, TokenProvider, TokenProviderBuilder,
     oauth2::{ClientAuth, Server},
+    source_fn,
 };
 
 /// A server that accepts a spent refresh token for 30 s.
@@ -788,4 +789,185 @@ async fn extreme_record_makes_no_panic() {
         let second = process.token().await;
         assert!(first.is_ok() && second.is_ok(), "{to}: {first:?} {second:?}");
     }
+}
+
+/// Row 194: a program with another client runs, and the login of another one is granted.
+#[tokio::test(start_paused = true)]
+async fn wrong_client_costs_no_login_that_was_granted() {
+    let (auth, store) = with_grace(&["A", "D"]);
+    auth.state().clients = Some(["id".to_owned()].into());
+    let wrong =
+        TokenProvider::builder(auth.source_of("id2")).login("A").store(store.clone()).build().unwrap();
+    let _ = wrong.token().await;
+    sleep(SECOND * 10).await;
+    let right = auth.process(&store, "A");
+    right.token().await.unwrap();
+    sleep(SECOND * 10).await;
+    let _ = wrong.token().await;
+    drop((right, wrong));
+    sleep(MINUTE).await;
+    let got = auth.process(&store, "A").token().await;
+    assert!(got.is_ok() && auth.state().reused.is_empty(), "{:?} {:?}", got.is_ok(), auth.presented());
+}
+
+/// Row 194: a program with another client and another login runs on, while others restart.
+#[tokio::test(start_paused = true)]
+async fn wrong_client_costs_no_stored_token() {
+    let (auth, store) = with_grace(&["A", "D"]);
+    auth.state().lifetime = 3600;
+    auth.state().clients = Some(["id".to_owned()].into());
+    let right = auth.process(&store, "A");
+    right.token().await.unwrap();
+    sleep(MINUTE).await;
+    let wrong =
+        TokenProvider::builder(auth.source_of("id2")).login("D").store(store.clone()).build().unwrap();
+    let _ = wrong.token().await;
+    let mut replicas = vec![];
+    for _ in 0..10 {
+        sleep(MINUTE * 2).await;
+        let replica = auth.process(&store, "A");
+        let _ = replica.token().await.unwrap();
+        let _ = wrong.token().await;
+        replicas.push(replica);
+    }
+    assert!(auth.state().granted <= 2, "{} {}", auth.state().granted, stored(&store));
+}
+
+/// Row 194: a source of one's own says nothing of its credential.
+#[tokio::test(start_paused = true)]
+async fn login_is_not_replaced_by_source_without_credential() {
+    let (auth, store) = with_grace(&["A"]);
+    let one = auth.process(&store, "A");
+    one.token().await.unwrap();
+    drop(one);
+    advance(MINUTE).await;
+    let wrong = TokenProvider::builder(source_fn(|_| async { Ok(Token::builder("plain-0").build()?) }))
+        .store(store.clone())
+        .build()
+        .unwrap();
+    let _ = wrong.token().await;
+    drop(wrong);
+    advance(MINUTE).await;
+    let got = auth.process(&store, "A").token().await;
+    assert!(got.is_ok() && auth.state().reused.is_empty(), "{got:?} {:?}", auth.presented());
+}
+
+/// As the server, for its client.
+fn client_credentials(auth: &Auth) -> OAuth2 {
+    let server = Server::token_endpoint("https://login.example/token");
+    OAuth2::client_credentials(server, ClientAuth::basic("id", "secret")).with_client(with_keys(auth))
+}
+
+/// Row 194: the record has a login that has ended.
+#[tokio::test(start_paused = true)]
+async fn record_of_ended_login_is_replaced() {
+    let (auth, store) = with_grace(&["A"]);
+    let one = auth.process(&store, "A");
+    one.token().await.unwrap();
+    advance(MINUTE).await;
+    auth.state().tokens.clear();
+    one.token().await.unwrap_err();
+    drop(one);
+    sleep(MINUTE).await;
+    let build = || TokenProvider::builder(client_credentials(&auth)).store(store.clone()).build().unwrap();
+    let (one, other) = (build(), build());
+    let a = one.token().await.unwrap();
+    sleep(SECOND * 10).await;
+    let b = other.token().await.unwrap();
+    assert_eq!(a.access_token(), b.access_token());
+}
+
+/// Row 198: a login without a token is replaced by another one, and a process restarts with the first.
+#[tokio::test(start_paused = true)]
+async fn configuration_that_was_replaced_stays_so() {
+    let (auth, store) = with_grace(&["A", "C", "D"]);
+    auth.process(&store, "A").token().await.unwrap();
+    advance(MINUTE).await;
+    auth.state().always = Some(Act::Answer(503, "text/plain", ""));
+    auth.process(&store, "C").token().await.unwrap_err();
+    sleep(MINUTE).await;
+    auth.state().always = None;
+    let d = auth.process(&store, "D");
+    assert_eq!(user(&d.ready().await.unwrap()), "D");
+    advance(MINUTE).await;
+    // A replica that was not updated restarts.
+    let stale = auth.process(&store, "C");
+    let _ = stale.ready().await;
+    advance(MINUTE).await;
+    let got = d.ready().await.map(|t| user(&t));
+    advance(MINUTE).await;
+    let restarted = auth.process(&store, "D").ready().await.map(|t| user(&t));
+    assert_eq!((got.unwrap().as_str(), restarted.unwrap().as_str()), ("D", "D"));
+}
+
+/// Row 186: the first refresh token of the login before, with another client.
+#[tokio::test(start_paused = true)]
+async fn first_refresh_token_of_login_before_is_not_presented() {
+    let (auth, store) = with_grace(&["A", "C"]);
+    let one = auth.process(&store, "A");
+    one.token().await.unwrap();
+    advance(MINUTE * 2).await;
+    auth.state().always = Some(Act::Answer(503, "text/plain", ""));
+    auth.process(&store, "C").token().await.unwrap_err();
+    sleep(MINUTE).await;
+    auth.state().always = None;
+    let other =
+        TokenProvider::builder(auth.source_of("id2")).login("A").store(store.clone()).build().unwrap();
+    let _ = other.token().await;
+    assert!(auth.state().reused.is_empty(), "{:?}", auth.presented());
+}
+
+/// Row 197: the subject is a reader, which does not know whose login it uses.
+#[tokio::test(start_paused = true)]
+async fn exchange_for_reader() {
+    let (auth, store) = with_grace(&["A", "B"]);
+    let subjects = MemoryStore::default();
+    let tool = auth.process(&subjects, "A");
+    tool.ready().await.unwrap();
+    let subject = || TokenProvider::reader(subjects.clone()).build().unwrap();
+    let s = subject();
+    s.ready().await.unwrap();
+    let outer = exchange(s).store(store.clone()).build().unwrap();
+    assert!(outer.token().await.unwrap().access_token().contains("-A-"));
+    drop(outer);
+    tool.log_in("B");
+    tool.ready().await.unwrap();
+    let s = subject();
+    assert_eq!(user(&s.ready().await.unwrap()), "B");
+    let outer = exchange(s).store(store.clone()).build().unwrap();
+    let got = outer.token().await.unwrap();
+    assert!(got.access_token().contains("-B-"), "{}", got.access_token());
+}
+
+/// Row 197: processes share what they exchange for tokens of a client.
+#[tokio::test(start_paused = true)]
+async fn exchange_for_client_is_shared() {
+    let (auth, store) = with_grace(&[]);
+    let subjects = MemoryStore::default();
+    for is_first in [true, false] {
+        let subject =
+            TokenProvider::builder(client_credentials(&auth)).store(subjects.clone()).build().unwrap();
+        let outer = exchange(subject).store(store.clone()).build().unwrap();
+        let left = outer.token().await.unwrap().remaining().unwrap();
+        assert_eq!(left > SECOND * 3590, is_first, "{left:?}");
+        advance(SECOND * 20).await;
+    }
+}
+
+/// Row 195: the client's secret is replaced while a token is granted.
+#[tokio::test(start_paused = true)]
+async fn secret_is_replaced_during_grant() {
+    let (auth, store) = with_grace(&[]);
+    let source = Arc::new(client_credentials(&auth));
+    let one = TokenProvider::builder(Arc::clone(&source)).store(store.clone()).build().unwrap();
+    let running = tokio::spawn({
+        let one = one.clone();
+        async move { one.token().await }
+    });
+    sleep(SECOND / 10).await;
+    source.set_secret("secret2");
+    running.await.unwrap().unwrap();
+    let other = TokenProvider::builder(client_credentials(&auth)).store(store.clone()).build().unwrap();
+    other.token().await.unwrap();
+    assert_eq!(auth.state().granted, 1);
 }

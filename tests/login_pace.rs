@@ -10,7 +10,7 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -22,8 +22,9 @@ use http_body_util::Full;
 use logins::{Act, Auth, SECOND, stored};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
-    BoxError, OAuth2, TokenClient, TokenProvider,
+    BoxError, OAuth2, SourceError, TokenClient, TokenProvider,
     oauth2::{ClientAuth, Server},
+    source_fn,
 };
 
 /// A server that accepts a spent refresh token for 30 s.
@@ -406,4 +407,69 @@ async fn login_heals_soon_after_store() {
         let worst = slowest_recovery(health).await;
         assert!(worst <= SECOND * 11 / 2, "{health:?}: {worst:?}");
     }
+}
+
+/// Row 200: a token was not taken by its refresh, and the store fails or is flushed.
+#[tokio::test(start_paused = true)]
+async fn untaken_token_is_stored_again() {
+    for case in [1, 2, 4, 0, 3] {
+        let (auth, store) = with_grace(&["A"]);
+        auth.state().lifetime = 3600;
+        let one = auth.builder("A").store(store.clone()).refresh_timeout(SECOND * 2).build().unwrap();
+        auth.state().acts.push_back(Act::Slow(SECOND * 5));
+        one.token().await.unwrap_err();
+        match case {
+            1 => store.set(Health::Down),
+            2 => store.set(Health::ReadOnly),
+            _ => {}
+        }
+        sleep(SECOND * 10).await;
+        match case {
+            0 => store.flush(),
+            3 => {
+                store.flush();
+                store.set(Health::Down)
+            }
+            4 => store.set(Health::Misconfigured),
+            _ => {}
+        }
+        let mut got = one.token().await;
+        for _ in 0..60 {
+            if got.is_ok() {
+                break;
+            }
+            sleep(SECOND).await;
+            got = one.token().await;
+        }
+        assert!(got.is_ok(), "{case} {got:?}");
+        store.set(Health::Good);
+        sleep(MINUTE).await;
+        let other = auth.process(&store, "A").token().await;
+        assert!(
+            other.is_ok() && auth.state().reused.is_empty(),
+            "{case} {other:?} {:?} {}",
+            auth.presented(),
+            stored(&store)
+        );
+    }
+}
+
+/// Row 199: a source that asks for no delay after a permanent failure is asked after the shortest cool-down.
+#[tokio::test(start_paused = true)]
+async fn permanent_failure_has_shortest_cool_down() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let source = source_fn({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            async { Err(SourceError::rejected("the key was rejected").with_retry_after(Duration::ZERO)) }
+        }
+    });
+    let provider = TokenProvider::new(source);
+    for _ in 0..60 {
+        provider.token().await.unwrap_err();
+        sleep(SECOND / 4).await;
+    }
+    let asked = asked.load(Ordering::SeqCst);
+    assert!((10..=16).contains(&asked), "{asked}");
 }

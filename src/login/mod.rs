@@ -259,8 +259,11 @@ impl Login {
         let pending = state.pending().map(Seed::id);
         let used = state.known.chain.id().map(str::to_owned);
         // The store may have another login than the one that was given, or any at all.
-        let may_be_in_store = self.share.is_some() && state.known.version == 0;
-        let is_open = pending.is_some() || (used.is_none() && (state.is_login || may_be_in_store));
+        let may_be_in_store =
+            self.share.is_some() && state.known.version == 0 && !credential.takes_no_login();
+        let is_unknown = used.is_none() && (state.is_login || may_be_in_store);
+        // A reader does not know whose tokens it uses.
+        let is_open = pending.is_some() || is_unknown || self.is_reader();
         let changes = state.more.as_ref().map_or(0, |more| more.changes);
         let credential = credential.of_login_used(pending.or(used), is_open).with_revision(changes.into());
         if self.share.is_none() && state.is_login { credential.in_memory() } else { credential }
@@ -299,7 +302,10 @@ impl Login {
                 // The process that presents a refresh token can store what it was granted only when the store works.
                 self.state().more.as_mut().map(|more| more.presented.take());
                 match self.untaken(request.previous()) {
-                    Some(token) => Ok(token),
+                    Some(token) => {
+                        self.store_again(&None);
+                        Ok(token)
+                    }
                     None => self.without_store(share, request, asking, error).await,
                 }
             }

@@ -18,9 +18,6 @@ use crate::{
 /// A refresh token is presented again after a tenth of the outage so far, and after this at most.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// The pause after a permanent failure, while a lost answer may be healed.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-
 /// A source with a credential uses it after so many answers that say nothing of the refresh token.
 const MAX_UNCLEAR: u32 = 2;
 
@@ -382,7 +379,7 @@ impl Login {
                         error = error.with_retry_after(pause);
                     } else if failing.is_lost && lasted < MAX_PAUSE {
                         // Not only after the cool-down: the server accepts the refresh token again for a short time.
-                        error = error.with_retry_after(pause.max(MIN_PAUSE));
+                        error = error.with_retry_after(pause);
                     }
                 }
                 Err(error)

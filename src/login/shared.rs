@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Asked, Asking, Login, OLD, STORED, shared};
 use crate::{
-    chain::{Chain, Known},
+    chain::{Before, Chain, Known},
     error::{SourceError, StoreError, StoreErrorKind},
     observability,
     retry::Backoff,
@@ -95,7 +95,10 @@ impl Login {
     pub(super) async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
         let found = share.load(self.is_login(), |found| self.check_owner(found)).await?;
         self.state().more.as_mut().map(|more| more.foreign.take());
-        let Some(mut found) = found else { return Ok(None) };
+        let Some(mut found) = found else {
+            self.state().is_foreign = false;
+            return Ok(None);
+        };
         let credential = self.source.credential();
         let token = found.credential.as_deref().and_then(Credential::token);
         let is_other_token = token != credential.token() || credential.is_open();
@@ -128,9 +131,11 @@ impl Login {
     pub(super) fn check_owner(&self, found: &Known) -> Result<(), StoreError> {
         let credential = self.source.credential();
         let Some(login) = &found.chain.login else { return Ok(()) };
-        let before = login.before.as_ref().and_then(|before| before.holder.as_deref());
-        let is_ours = [found.holder(), before].contains(&credential.holder());
-        if !credential.takes_no_login() && (is_ours || self.is_login()) {
+        let is_before = |before: &Before| before.holder.as_deref() == credential.holder();
+        let is_ours = found.holder() == credential.holder() || login.before.as_ref().is_some_and(is_before);
+        let has_ended = found.chain.refresh_token.is_none() && login.before.is_none();
+        let may_use = !credential.takes_no_login() && (is_ours || self.is_login());
+        if may_use || (has_ended && !is_ours) {
             return Ok(());
         }
         Err(StoreError::configuration(
@@ -142,8 +147,19 @@ impl Login {
     /// The store has lost what this process knows, if its record is another one.
     fn compare_with(&self, found: &Option<Known>) {
         let mut state = self.state();
-        let is_lost = found.as_ref().is_none_or(|found| found.version != state.known.version);
+        let is_lost = match found {
+            Some(found) => found.version != state.known.version,
+            None => !state.is_foreign,
+        };
         state.is_unstored |= is_lost && state.known.chain.login.is_some();
+    }
+
+    /// Stores what is known in the background, if the store has lost it.
+    pub(super) fn store_again(self: &Arc<Self>, found: &Option<Known>) {
+        self.compare_with(found);
+        if self.state().is_unstored {
+            self.publish_later(None);
+        }
     }
 
     /// Whether another process presents the refresh token of this record, or has just presented it.
@@ -163,9 +179,13 @@ impl Login {
         found: &Option<Known>,
         previous: Option<&Token>,
     ) -> Option<Token> {
-        let adopted = self.adopt_if_newer(share, found, previous);
-        let stands = || found.as_ref().is_none_or(|found| self.state().known.is_newer_than(found));
-        adopted.or_else(|| self.untaken(previous).filter(|_| stands()))
+        if let Some(token) = self.adopt_if_newer(share, found, previous) {
+            return Some(token);
+        }
+        let stands = found.as_ref().is_none_or(|found| self.state().known.is_newer_than(found));
+        let token = self.untaken(previous).filter(|_| stands)?;
+        self.store_again(found);
+        Some(token)
     }
 
     /// Uses the token of a record, if it is newer than `previous` and has not expired.
@@ -405,6 +425,8 @@ impl Login {
 
     /// Publishes what is known, unless there is a newer record or another process has the lease.
     pub(super) async fn publish_unless_newer(&self, share: &Share) -> Result<(), StoreError> {
+        // Without the lease at first, which a record of somebody else's login does not need.
+        self.load(share).await?;
         let Some(lease) = share.lease().await? else { return Ok(()) };
         let published = async {
             let found = self.load(share).await?;

@@ -215,7 +215,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     ///   ([`OAuth2`](crate::OAuth2#refresh-tokens)). If the process has ended with its answer, another one presents the same
     ///   refresh token after the lease.
     /// - The store loses its newest record, such as by a flush, an eviction, or a failover to a replica that had not received
-    ///   it. A process that runs and has the refresh token stores it again. If none does, it is lost.
+    ///   it. A process that runs and has the refresh token stores it again with its next refresh. Without one, it is lost.
     /// - An exchange takes longer than a lease, and the store cannot be reached for so long meanwhile: another process may
     ///   present the same refresh token.
     ///

@@ -322,7 +322,8 @@ impl State {
         if !error.is_transient() {
             let ends_at = failure.cool_down.begin(now);
             let asked_for = if let Error::Source(error) = error { error.retry_after() } else { None };
-            failure.not_before = asked_for.map_or(ends_at, |delay| ends_at.min(now + delay));
+            let asked_for = asked_for.map_or(ends_at, |delay| now + delay.max(config.cool_down.0));
+            failure.not_before = asked_for.min(ends_at);
             failure.revision = refresh.revision;
         } else if !matches!(error, Error::Source(_)) {
             // An attempt that has failed has begun its backoff itself. A short refresh could not wait for a long one.

@@ -92,8 +92,10 @@ impl Credential {
     /// login was used meanwhile, or a secret was replaced.
     pub(crate) fn at_grant(self, granted: Self) -> Self {
         match granted.revision.wrapping_sub(self.revision) {
+            // It has only become known.
+            0 | 1 if self.is_open && !granted.is_open => granted,
             0 => self,
-            1 if self.is_open && !granted.is_open => granted,
+            _ if self.token == granted.token && !granted.is_open => self,
             _ => Self { is_open: true, ..self },
         }
     }

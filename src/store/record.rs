@@ -90,7 +90,7 @@ impl Record {
         let ends_at = token.and_then(Token::refresh_token_expires_at);
         let credential = credential.as_deref();
         let login = chain.login.as_deref();
-        let replaced = login.map(|login| login.replaced.clone()).filter(|replaced| !replaced.is_empty());
+        let ids = |of: fn(&LoginChain) -> &Vec<String>| login.map(of).filter(|ids| !ids.is_empty()).cloned();
         let before = login.and_then(|login| login.before.as_ref()).map(|before| {
             let Before { refresh_token, granted_at, id, holder } = before;
             json!({ "refresh_token": secret(refresh_token), "granted_at": granted_at, "login": id, "credential": holder })
@@ -104,7 +104,7 @@ impl Record {
         let left_after = |span: Duration| millis(expires_in.unwrap_or_default().saturating_sub(span));
         let expires =
             doubted_for.map(|_| works_for.map_or(Value::from("never"), |works| left_after(works).into()));
-        let fields: [(&str, Value); 13] = [
+        let fields: [(&str, Value); 14] = [
             ("schema", SCHEMA.into()),
             ("access_token", token.map(Token::access_token).into()),
             ("refresh_token", chain.refresh_token.as_ref().map(secret).into()),
@@ -118,7 +118,8 @@ impl Record {
                     .into(),
             ),
             ("login", chain.id().into()),
-            ("replaced", replaced.into()),
+            ("replaced", ids(|login| &login.replaced).into()),
+            ("tried", ids(|login| &login.tried).into()),
             ("before", before.into()),
             ("granted_at", login.map(|login| login.granted_at).into()),
             ("presented", login.map(|login| login.is_presented).filter(|is_presented| *is_presented).into()),
@@ -155,8 +156,10 @@ impl Record {
         let doubted_for = number("doubted_until").and_then(until).map(|left| left.min(DOUBT));
         let lasts = fields.get("expires").is_some_and(Value::is_string);
         let works_for = until(number("expires").unwrap_or_default()).filter(|_| !lasts);
-        let replaced = fields.get("replaced").and_then(Value::as_array).into_iter().flatten();
-        let replaced = replaced.filter_map(|login| login.as_str().map(str::to_owned)).collect();
+        let [replaced, tried] = ["replaced", "tried"].map(|name| {
+            let ids = fields.get(name).and_then(Value::as_array).into_iter().flatten();
+            ids.filter_map(|login| login.as_str().map(str::to_owned)).collect()
+        });
         let before = match fields.remove("before") {
             Some(Value::Object(mut fields)) => {
                 let granted_at = fields.get("granted_at").and_then(Value::as_u64).unwrap_or_default();
@@ -187,8 +190,15 @@ impl Record {
             token.build().map_err(|error| invalid("contains an invalid token").with_cause(error))
         });
         let doubted_until = doubted_for.map(|left| loaded_at + left);
-        let login =
-            LoginChain { replaced, before, granted_at, is_presented, doubted_until, ..LoginChain::default() };
+        let login = LoginChain {
+            replaced,
+            before,
+            tried,
+            granted_at,
+            is_presented,
+            doubted_until,
+            ..LoginChain::default()
+        };
         let login = login_id.map(|id| Box::new(LoginChain { id, ..login }));
         let credential = Credential::of_record(holder, scope);
         let credential = Some(Arc::new(credential)).filter(|credential| credential.is_known());
