@@ -101,6 +101,19 @@ impl Chain {
         self.login.as_ref().map(|login| &*login.id)
     }
 
+    /// The login that its login is to replace.
+    pub(crate) fn before(&self) -> Option<&Before> {
+        self.login.as_ref()?.before.as_ref()
+    }
+
+    /// Its login, as one that another is to replace.
+    fn as_before(&self, holder: Option<&str>) -> Option<Before> {
+        let login = self.login.as_ref()?;
+        let refresh_token = self.refresh_token.clone()?;
+        let holder = holder.map(str::to_owned);
+        Some(Before { refresh_token, granted_at: login.granted_at, id: login.id.clone(), holder })
+    }
+
     fn has_replaced(&self, id: &str) -> bool {
         self.login.as_ref().is_some_and(|login| login.replaced.iter().any(|replaced| replaced == id))
     }
@@ -129,8 +142,7 @@ impl Chain {
         if self.id() == Some(&id) && !is_foreign {
             return Begun::Same;
         }
-        let is_before = |login: &LoginChain| login.before.as_ref().is_some_and(|before| before.id == id);
-        if self.login.as_deref().is_some_and(is_before) && !is_foreign {
+        if self.before().is_some_and(|before| before.id == id) && !is_foreign {
             // A configuration that was corrected.
             return if self.fall_back(holder) { Begun::Back } else { Begun::Old };
         }
@@ -139,13 +151,8 @@ impl Chain {
         }
         // A wrong configuration must not cost the login that works. A user who logs in may be another one.
         let keeps = seed.is_configured || is_foreign;
+        let works = self.as_before(holder);
         let old = self.login.take().map(|login| *login).unwrap_or_default();
-        let works = self.refresh_token.take().filter(|_| !old.id.is_empty()).map(|refresh_token| Before {
-            refresh_token,
-            granted_at: old.granted_at,
-            id: old.id.clone(),
-            holder: holder.map(str::to_owned),
-        });
         let mut login = LoginChain { replaced: old.replaced, tried: old.tried, id, ..LoginChain::default() };
         login.replaced.retain(|replaced| *replaced != login.id);
         skipped.for_each(|id| login.replaces(id));
@@ -185,9 +192,8 @@ impl Chain {
     /// Whether a login is this chain's, or the one before, whose first refresh token was replaced since.
     pub(crate) fn has_spent(&self, seed: &Seed) -> bool {
         let (id, first) = (seed.id(), seed.refresh_token.expose_secret());
-        let before = self.login.as_ref().and_then(|login| login.before.as_ref());
         let is_spent = |before: &Before| before.id == id && before.refresh_token.expose_secret() != first;
-        before.is_some_and(is_spent) || (self.id() == Some(&id) && !self.is_next(&seed.refresh_token))
+        self.before().is_some_and(is_spent) || (self.id() == Some(&id) && !self.is_next(&seed.refresh_token))
     }
 
     /// Records that a token was granted, with this refresh token if it has a new one (RFC 6749 §6). `version` is that of the
@@ -280,20 +286,16 @@ impl Known {
     /// Takes the refresh token of the login before from what is known of that login, if it is newer there. Returns whether it
     /// is.
     pub(crate) fn renew_before(&mut self, other: &Self) -> bool {
-        let before = self.chain.login.as_mut().and_then(|login| login.before.as_mut());
-        let (Some(before), Some(login)) = (before, &other.chain.login) else { return false };
-        let newest = other.chain.refresh_token.clone().map(|refresh_token| Before {
-            refresh_token,
-            granted_at: login.granted_at,
-            id: login.id.clone(),
-            holder: other.holder().map(str::to_owned),
-        });
-        let is_same = |other: &Before| other.id == before.id && other.holder == before.holder;
-        let known = [newest, login.before.clone()].into_iter().flatten().filter(is_same);
-        let newer =
-            known.filter(|other| other.granted_at > before.granted_at).max_by_key(|other| other.granted_at);
-        let is_newer = newer.is_some();
-        *before = newer.unwrap_or_else(|| before.clone());
-        is_newer
+        let Some(before) = self.chain.login.as_mut().and_then(|login| login.before.as_mut()) else {
+            return false;
+        };
+        let known = [other.chain.as_before(other.holder()), other.chain.before().cloned()];
+        let is_newer = |other: &Before| {
+            other.id == before.id && other.holder == before.holder && other.granted_at > before.granted_at
+        };
+        let newest = known.into_iter().flatten().filter(is_newer).max_by_key(|other| other.granted_at);
+        let Some(newest) = newest else { return false };
+        *before = newest;
+        true
     }
 }

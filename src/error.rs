@@ -415,7 +415,8 @@ impl SourceError {
     /// Sets the delay that the source asked for (`Retry-After`, RFC 9110 §10.2.3).
     ///
     /// The provider waits at least this long before the next attempt, but at most a minute. After a permanent failure it
-    /// waits at most this long, and at least for the shortest cool-down: the [cool-down](crate::TokenProviderBuilder::cool_down) may be longer.
+    /// waits at most this long, even if the [cool-down](crate::TokenProviderBuilder::cool_down) is longer, and at least for the
+    /// shortest cool-down.
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use fleet::{Health, MINUTE, MemoryStore, POST};
 use http::{Request, Response};
 use http_body_util::Full;
-use logins::{Act, Auth, SECOND, is_login, stored, user};
+use logins::{Act, Auth, SECOND, exchange, is_login, stored, user};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
-    BoxError, OAuth2, TokenClient, TokenProvider, TokenProviderBuilder,
+    BoxError, OAuth2, TokenClient, TokenProvider,
     oauth2::{ClientAuth, Server},
     store::{Role, TokenStore},
 };
@@ -153,18 +153,6 @@ async fn typing_error_in_client_id_costs_no_login() {
         auth.presented(),
         stored(&store)
     );
-}
-
-fn exchange(login: TokenProvider) -> TokenProviderBuilder<OAuth2> {
-    let exchanged = tower::service_fn(|request: Request<String>| async move {
-        let fields: HashMap<String, String> =
-            form_urlencoded::parse(request.body().as_bytes()).into_owned().collect();
-        let body = format!(r#"{{"access_token":"for-{}","expires_in":3600}}"#, fields["subject_token"]);
-        Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(body)))
-    });
-    let server = Server::token_endpoint("https://sts.example/token");
-    let source = OAuth2::token_exchange(server, ClientAuth::none(), login);
-    TokenProvider::builder(source.with_client(TokenClient::with_service(exchanged)))
 }
 
 /// Row 166: the subject of an exchange is the login of another user, on the same store.

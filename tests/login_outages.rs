@@ -16,7 +16,7 @@ use std::{
 
 use fleet::{Chance, MINUTE, MemoryStore};
 use log::Record;
-use logins::{Act, Auth, SECOND, stored, user};
+use logins::{Act, Auth, SECOND, refreshing, stored, user, with_grace};
 use tokio::{
     runtime::Builder,
     sync::Notify,
@@ -27,21 +27,6 @@ use tower_bearer::{
     oauth2::{ClientAuth, Server},
     source_fn,
 };
-
-/// A server that accepts a spent refresh token for 30 s.
-fn with_grace(users: &[&str]) -> (Auth, MemoryStore) {
-    let auth = Auth::new(users);
-    auth.state().grace = SECOND * 30;
-    (auth, MemoryStore::default())
-}
-
-/// A refresh of this process is running.
-async fn refreshing(process: &TokenProvider, auth: &Auth, takes: Duration) {
-    auth.state().acts.push_back(Act::Slow(takes));
-    let process = process.clone();
-    tokio::spawn(async move { process.token().await });
-    sleep(SECOND).await;
-}
 
 /// Row 185: a failover loses the lease of an exchange, and another process presents the same refresh token, in vain.
 #[tokio::test(start_paused = true)]

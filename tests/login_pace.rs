@@ -16,31 +16,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet::{Health, MINUTE, MemoryStore};
+use fleet::{Health, MINUTE};
 use http::{Request, Response};
 use http_body_util::Full;
-use logins::{Act, Auth, SECOND, stored};
+use logins::{Act, SECOND, refreshing, stored, with_grace};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
     BoxError, OAuth2, SourceError, TokenClient, TokenProvider,
     oauth2::{ClientAuth, Server},
     source_fn,
 };
-
-/// A server that accepts a spent refresh token for 30 s.
-fn with_grace(users: &[&str]) -> (Auth, MemoryStore) {
-    let auth = Auth::new(users);
-    auth.state().grace = SECOND * 30;
-    (auth, MemoryStore::default())
-}
-
-/// A refresh of this process is running.
-async fn refreshing(process: &TokenProvider, auth: &Auth, takes: Duration) {
-    auth.state().acts.push_back(Act::Slow(takes));
-    let process = process.clone();
-    tokio::spawn(async move { process.token().await });
-    sleep(SECOND).await;
-}
 
 /// Row 199: late in an outage, the server processes the request, and a gateway answers.
 #[tokio::test(start_paused = true)]

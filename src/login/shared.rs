@@ -130,10 +130,13 @@ impl Login {
     /// Fails if the record has a login that this process must not replace: it was given none.
     pub(super) fn check_owner(&self, found: &Known) -> Result<(), StoreError> {
         let credential = self.source.credential();
-        let Some(login) = &found.chain.login else { return Ok(()) };
+        if found.chain.login.is_none() {
+            return Ok(());
+        }
+        let before = found.chain.before();
         let is_before = |before: &Before| before.holder.as_deref() == credential.holder();
-        let is_ours = found.holder() == credential.holder() || login.before.as_ref().is_some_and(is_before);
-        let has_ended = found.chain.refresh_token.is_none() && login.before.is_none();
+        let is_ours = found.holder() == credential.holder() || before.is_some_and(is_before);
+        let has_ended = found.chain.refresh_token.is_none() && before.is_none();
         let may_use = !credential.takes_no_login() && (is_ours || self.is_login());
         if may_use || (has_ended && !is_ours) {
             return Ok(());

@@ -422,10 +422,10 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 /// A provider is a source: for the subject of [`OAuth2::token_exchange`](crate::OAuth2::token_exchange), such as a user's login.
 ///
 /// Its tokens are requested as by any other caller, and keep their refresh token here. A token that was exchanged for one of
-/// the login before [`log_in`](TokenProvider::log_in) is used until it expires, unless the provider for the exchange is told
-/// to [invalidate](TokenProvider::invalidate) it. A stored one is used only once this provider knows its login, so a program
-/// that starts exchanges one itself, unless it calls [`ready`](TokenProvider::ready) here first. The refresh token of a login is stored by this provider alone: if the one for
-/// the exchange has a store, or is one of a group, this one needs a store, too.
+/// the login before [`log_in`](TokenProvider::log_in) is used until it expires: then
+/// [invalidate](TokenProvider::invalidate) it. A stored one is used only once this provider knows its login, so a program that
+/// starts exchanges one itself, unless it calls [`ready`](TokenProvider::ready) here first. The refresh token of a login is
+/// stored by this provider alone: if the one for the exchange has a store, or is one of a group, this one needs a store, too.
 impl TokenSource for TokenProvider {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let token = self.token().await.map_err(|error| match error {

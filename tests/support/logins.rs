@@ -189,6 +189,34 @@ impl Auth {
     }
 }
 
+/// A server that accepts a spent refresh token for 30 s.
+pub fn with_grace(users: &[&str]) -> (Auth, MemoryStore) {
+    let auth = Auth::new(users);
+    auth.state().grace = SECOND * 30;
+    (auth, MemoryStore::default())
+}
+
+/// A refresh of this process is running.
+pub async fn refreshing(process: &TokenProvider, auth: &Auth, takes: Duration) {
+    auth.state().acts.push_back(Act::Slow(takes));
+    let process = process.clone();
+    tokio::spawn(async move { process.token().await });
+    sleep(SECOND).await;
+}
+
+/// Exchanges the token of a login.
+pub fn exchange(login: TokenProvider) -> TokenProviderBuilder<OAuth2> {
+    let exchanged = tower::service_fn(|request: Request<String>| async move {
+        let fields: HashMap<String, String> =
+            form_urlencoded::parse(request.body().as_bytes()).into_owned().collect();
+        let body = format!(r#"{{"access_token":"for-{}","expires_in":3600}}"#, fields["subject_token"]);
+        Ok::<_, BoxError>(Response::new(Full::<Bytes>::from(body)))
+    });
+    let server = Server::token_endpoint("https://sts.example/token");
+    let source = OAuth2::token_exchange(server, ClientAuth::none(), login);
+    TokenProvider::builder(source.with_client(TokenClient::with_service(exchanged)))
+}
+
 pub fn user(token: &Token) -> String {
     token.access_token().split('-').nth(1).unwrap().to_owned()
 }
