@@ -15,7 +15,8 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use rustls::{ClientConfig, RootCertStore};
-use tower_bearer::{BoxError, TokenClient, testing::AuthServer, tls::Roots};
+use tower_bearer::{BoxError, TokenClient, tls::Roots};
+use tower_bearer_testing::AuthServer;
 
 /// The clients take turns, so that what else the machine does is the same for each.
 const BLOCK: u32 = 50;

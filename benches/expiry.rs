@@ -31,8 +31,8 @@ use tokio::{sync::Mutex, task::JoinSet, time::MissedTickBehavior};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, RefreshReason, Token, TokenProvider, TokenRequest, TokenSource,
-    testing::{AuthServer, Fault, Route},
 };
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const CALLERS: usize = 64;
 /// The time between two requests of one caller.

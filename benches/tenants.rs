@@ -31,8 +31,8 @@ use tower::{Layer, Service};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, OAuth2, Token, TokenClient, TokenProvider, TokenProviders, TokenSource,
     oauth2::{ClientAuth, Server},
-    testing::AuthServer,
 };
+use tower_bearer_testing::AuthServer;
 
 #[path = "support/mod.rs"]
 mod support;

@@ -31,7 +31,8 @@ use tower::{
         rng::{HasherRng, Rng},
     },
 };
-use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider};
+use tower_bearer_testing::AuthServer;
 use tower_http::auth::AddAuthorizationLayer;
 
 #[path = "support/mod.rs"]

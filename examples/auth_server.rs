@@ -12,7 +12,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use tower_bearer::{BoxError, testing::AuthServer};
+use tower_bearer::BoxError;
+use tower_bearer_testing::AuthServer;
 
 const USAGE: &str = "usage: auth_server [--port PORT] [--token-lifetime SECONDS] [--api-key KEY] [--tls]";
 

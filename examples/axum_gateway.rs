@@ -18,7 +18,8 @@ use http::{
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, ServiceBuilder};
-use tower_bearer::{ApiVideo, BearerAuthLayer, ExistingAuthorization, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, ExistingAuthorization, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 /// The maximum number of bytes of an upload that is kept for a retry.
 const KEPT: usize = 16 << 20;

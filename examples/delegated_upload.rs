@@ -16,7 +16,8 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, NoBearer, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, NoBearer, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 const TTL: Duration = Duration::from_secs(2);
 

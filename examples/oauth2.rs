@@ -15,8 +15,8 @@ use tower::{Layer, ServiceExt};
 use tower_bearer::{
     BearerAuthLayer, BoxError, OAuth2, TokenProvider,
     oauth2::{Assertion, ClientAuth, Server, SigningKey},
-    testing::{AuthServer, Fault, Route},
 };
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const REQUESTS: usize = 200;
 

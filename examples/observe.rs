@@ -22,10 +22,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::time::{Instant, advance};
 use tower::{Service, ServiceExt};
-use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, TokenProvider,
-    testing::{AuthServer, Fault, Route},
-};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 use tower_layer::Layer as _;
 use tracing::{Event, Subscriber, field::Field};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};

@@ -18,7 +18,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use tower::{Service, ServiceBuilder, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 const REQUESTS: usize = 1000;
 

@@ -22,10 +22,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use peak_alloc::PeakAlloc;
 use tokio::{task::JoinSet, time::sleep};
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, Error, RetryPolicy, TokenClient, TokenProvider,
-    testing::{AuthServer, Fault, Route},
-};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, Error, RetryPolicy, TokenClient, TokenProvider};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;

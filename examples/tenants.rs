@@ -30,8 +30,9 @@ use tokio::time::{Instant, advance, sleep, sleep_until, timeout};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuth, BearerAuthLayer, BoxError, Error, SourceErrorKind, Token, TokenClient,
-    TokenProvider, TokenProviders, source_fn, testing::AuthServer,
+    TokenProvider, TokenProviders, source_fn,
 };
+use tower_bearer_testing::AuthServer;
 
 const ACCOUNTS: u32 = 1000;
 /// How many requests are under way at one moment.

@@ -19,7 +19,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use indicatif::{ProgressBar, ProgressStyle};
 use ring::digest::{SHA256, digest};
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 /// The minimum size of a chunk at api.video, except for the last one.
 const CHUNK: usize = 5 << 20;

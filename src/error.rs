@@ -79,8 +79,6 @@ pub enum Error {
     /// The request has no key that selects its token provider ([`BearerAuthLayer::by_key`]).
     ///
     /// [`BearerAuthLayer::by_key`]: crate::BearerAuthLayer::by_key
-    #[cfg(feature = "tenants")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
     MissingKey,
 
     /// The factory of [`TokenProviders`](crate::TokenProviders) returned this error: there is no token provider for the
@@ -88,8 +86,6 @@ pub enum Error {
     ///
     /// The text includes the factory's error, whose cause is the [`source`](StdError::source). Use `downcast_ref` for its
     /// type.
-    #[cfg(feature = "tenants")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
     Factory(Arc<dyn StdError + Send + Sync>),
 
     /// An option is out of its range. The text has the option, the accepted values, and the value unless it is a
@@ -122,9 +118,7 @@ impl fmt::Display for Error {
             Self::TooManyHeaders => {
                 f.write_str("the request has too many headers to add an Authorization header")
             }
-            #[cfg(feature = "tenants")]
             Self::MissingKey => f.write_str("the request has no key that selects its token provider"),
-            #[cfg(feature = "tenants")]
             Self::Factory(error) => {
                 write!(f, "no token provider could be made for the request's key: {error}")
             }
@@ -139,7 +133,6 @@ impl StdError for Error {
             // Its message is part of this error's text.
             Self::Source(error) => error.source(),
             Self::Store(error) => error.source(),
-            #[cfg(feature = "tenants")]
             Self::Factory(error) => error.source(),
             Self::ChallengeDropped(Some(error)) => error.source(),
             _ => None,
@@ -167,7 +160,6 @@ impl Error {
             Self::TimedOut(_) | Self::Interrupted | Self::ChallengeDropped(None) => true,
             Self::ChallengeDropped(Some(error)) => error.is_transient(),
             Self::NoRuntime | Self::ShutDown | Self::TooManyHeaders | Self::InvalidOption(_) => false,
-            #[cfg(feature = "tenants")]
             Self::MissingKey | Self::Factory(_) => false,
         }
     }
@@ -208,9 +200,7 @@ impl Error {
             Self::ShutDown => "shut_down",
             Self::ChallengeDropped(_) => "challenge_dropped",
             Self::TooManyHeaders => "too_many_headers",
-            #[cfg(feature = "tenants")]
             Self::MissingKey => "missing_key",
-            #[cfg(feature = "tenants")]
             Self::Factory(_) => "factory",
             Self::InvalidOption(_) => "invalid_option",
         }

@@ -97,7 +97,6 @@ impl BearerAuthLayer {
     /// Its origin is the only one that gets the token. An empty or ill-formed key is an error of the first request to it, and
     /// so is a missing feature `default-client`. For the sandbox, and for all other options, use
     /// [`with_provider`](Self::with_provider) and [`ApiVideo`](crate::ApiVideo).
-    #[cfg(feature = "api-video")]
     pub fn new(api_key: impl Into<String>) -> Self {
         Self::with_provider(TokenProvider::new(crate::ApiVideo::new(api_key)))
     }

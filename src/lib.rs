@@ -13,7 +13,6 @@
 //! README.md lists the dependencies of this example.
 //!
 //! ```no_run
-//! # #[cfg(feature = "api-video")]
 //! # async fn run() -> Result<(), tower_bearer::BoxError> {
 //! use bytes::Bytes;
 //! use http::Request;
@@ -60,28 +59,25 @@
 //! # Features
 //!
 //! Features only add items. Two things affect other code. `tower-http` changes
-//! which 401 is a challenge. `default-client`, `redis` and `test-util` enable rustls with ring, `aws-lc-rs` with
+//! which 401 is a challenge. `default-client` enables rustls with ring, `aws-lc-rs` with
 //! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and
 //! panics. Such a program installs one at its start (`CryptoProvider::install_default`).
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `api-video` | yes | `ApiVideo`, the source for api.video's disposable bearer tokens |
 //! | `default-client` | yes | the HTTP client of [`TokenClient::new`], which the sources use unless they are given another: hyper-util over rustls with ring and Mozilla's roots |
 //! | `tracing` | yes | spans and events, as [`observability`] lists them |
-//! | `oauth2` | no | `OAuth2`, the source for any OAuth 2.0 authorization server; needs no TLS |
-//! | `oauth2-jwt` | no | `oauth2::Assertion`: signed JWTs, for the client authentication `private_key_jwt` and for JWT bearer |
 //! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
+//! | `oauth2-jwt` | no | `oauth2::Assertion`: signed JWTs, for the client authentication `private_key_jwt` and for JWT bearer |
 //! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
 //! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
-//! | `store` | no | nothing: the module [`store`] is always there. The next three enable it |
-//! | `file-store` | no | `store::FileStore`, for the processes of one host; needs Unix, and Rust 1.89 |
-//! | `redis` | no | `store::RedisStore`, for the processes of many hosts |
-//! | `encryption` | no | `store::EncryptedStore`, which encrypts what another store keeps |
 //! | `tenants` | no | `TokenProviders` and `BearerAuthLayer::by_key`: one layer for many tenants, each with its own token |
 //! | `reqwest` | no | `ReqwestService`, which makes a reqwest client a tower service |
 //! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, only a 401 of the request's own origin is a challenge |
-//! | `test-util` | no | `testing::AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack |
+//!
+//! The stores and the test server are packages of their own: [`tower-bearer-store`](https://docs.rs/tower-bearer-store) has
+//! `FileStore`, `RedisStore` and `EncryptedStore`, and [`tower-bearer-testing`](https://docs.rs/tower-bearer-testing) has
+//! `AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack.
 //!
 //! Without features, the crate and its dependencies are 42 crates, which take 16 s of CPU time to build. With the default
 //! features they are 69 crates and 33 s, most of it for hyper and rustls, and with all features 164 crates and 88 s.
@@ -102,7 +98,7 @@
 //! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
 //! [`replay`] for bodies that are not `Clone`, [`guide::oauth2`] for an OAuth 2.0 authorization server and for a user's login,
 //! [`TokenClient`], [`source_fn`] and [`TokenSource`] for another token service, [`observability`] for events and metrics,
-//! `testing` for tests.
+//! [`tower-bearer-testing`](https://docs.rs/tower-bearer-testing) for tests.
 //!
 //! # Runtime
 //!
@@ -141,12 +137,8 @@ mod sync;
 #[cfg(feature = "tenants")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
 pub mod tenants;
-#[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
-pub mod testing;
 mod timer;
 mod token;
-#[cfg(feature = "api-video")]
 mod upload_token;
 mod www_authenticate;
 
@@ -156,8 +148,6 @@ pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
 #[cfg(feature = "default-client")]
 #[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
 pub use self::source::client::tls;
-#[cfg(feature = "oauth2")]
-#[cfg_attr(docsrs, doc(cfg(feature = "oauth2")))]
 pub use self::source::oauth2::{self, OAuth2};
 #[cfg(feature = "tenants")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
@@ -180,11 +170,9 @@ pub use self::{
     },
     token::{Token, TokenBuilder},
 };
-#[cfg(feature = "api-video")]
-#[cfg_attr(docsrs, doc(cfg(feature = "api-video")))]
 pub use self::{source::api_video::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.
-#[cfg(all(doctest, feature = "api-video", feature = "oauth2"))]
+#[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

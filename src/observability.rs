@@ -138,7 +138,7 @@
 //! A request with a token that works, whose response is no challenge, costs no event and no metric.
 // Each feature leaves some of these functions without a caller, or their parameters without a use.
 #![cfg_attr(
-    not(all(feature = "tracing", feature = "metrics", feature = "api-video", feature = "tenants")),
+    not(all(feature = "tracing", feature = "metrics", feature = "tenants")),
     allow(dead_code, unused_variables, clippy::if_same_then_else)
 )]
 

@@ -1,6 +1,6 @@
 //! Faults of the auth endpoint, over real sockets: each ends in a token or in a typed error with the reason.
 
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -20,8 +20,8 @@ use support::chain;
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, Error, RetryPolicy, SourceErrorKind, Token, TokenClient, TokenProvider,
-    testing::{AuthServer, Counters, Fault, Route},
 };
+use tower_bearer_testing::{AuthServer, Counters, Fault, Route};
 
 /// A provider with a short backoff. Its source has a short timeout, so that a test waits only for the fault.
 fn impatient(source: ApiVideo) -> TokenProvider {

@@ -4,7 +4,7 @@
 //! type of the crate, in whole chains of errors, in the TRACE events of this crate, hyper-util, h2 and rustls, in
 //! panics, and in the output of the examples.
 
-#![cfg(all(feature = "api-video", feature = "tracing", feature = "default-client"))]
+#![cfg(all(feature = "tracing", feature = "default-client"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -28,9 +28,10 @@ use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenClient,
     TokenProvider, TokenRequest, TokenSource,
     oauth2::{ClientAuth, Server},
-    store::{EncryptedStore, EncryptionKeys, TokenStore},
-    testing::{AuthServer, Fault, Route},
+    store::TokenStore,
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},

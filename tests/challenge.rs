@@ -1,5 +1,5 @@
 //! What the layer does on a 401, and which responses it passes through.
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -21,8 +21,8 @@ use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError, Token,
     TokenClient, TokenProvider, challenge, source_fn,
-    testing::{AuthServer, Fault, Route},
 };
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 /// An API that accepts only the second token, and a layer whose provider has the first.
 async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {

@@ -14,9 +14,9 @@ use folder::Folder;
 use rustls::{NamedGroup, crypto::CryptoProvider, server::Acceptor};
 use tower_bearer::{
     ApiVideo, BoxError, RefreshReason, TokenClient, TokenProvider, TokenRequest, TokenSource,
-    testing::AuthServer,
     tls::{Cryptography, Roots},
 };
+use tower_bearer_testing::AuthServer;
 
 const SERVER: &str = "TOWER_BEARER_TEST_SERVER";
 const API_KEY: &str = "TOWER_BEARER_TEST_API_KEY";
@@ -78,19 +78,6 @@ async fn cryptography_is_chosen_by_call() -> Result<(), BoxError> {
             offered_by(source.with_client(TokenClient::new().cryptography(Cryptography::AwsLcRs))).await?;
         assert!(offered.contains(&NamedGroup::X25519MLKEM768) && offered != ring, "{offered:?}");
     }
-    Ok(())
-}
-
-/// A feature alone does not change the cryptography of a store either.
-#[cfg(all(feature = "aws-lc-rs", feature = "redis"))]
-#[tokio::test]
-async fn redis_store_installs_ring() -> Result<(), BoxError> {
-    use tower_bearer::store::{RedisStore, TokenStore};
-
-    assert!(CryptoProvider::get_default().is_none());
-    let _ = RedisStore::new("rediss://127.0.0.1:1", "videos")?.load().await;
-    let installed = CryptoProvider::get_default().ok_or("no default provider")?;
-    assert_eq!(groups_of(installed), groups_of(&rustls::crypto::ring::default_provider()));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Delegated uploads over real sockets: an upload token is created with the provider's token, and used without it.
 
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -11,10 +11,8 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use support::{chain, http1};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{
-    ApiVideo, BearerAuthLayer, Error, NoBearer, SourceErrorKind, TokenProvider, UploadToken,
-    testing::{AuthServer, Fault, Route},
-};
+use tower_bearer::{ApiVideo, BearerAuthLayer, Error, NoBearer, SourceErrorKind, TokenProvider, UploadToken};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const TTL: Duration = Duration::from_secs(600);
 

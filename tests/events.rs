@@ -1,5 +1,5 @@
 //! Every documented event is emitted with its fields, and no other event is.
-#![cfg(all(feature = "api-video", feature = "tracing", feature = "default-client"))]
+#![cfg(all(feature = "tracing", feature = "default-client"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;

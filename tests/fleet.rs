@@ -10,11 +10,9 @@ use fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, Stop, record_text};
 use tokio::time::{Instant, advance, sleep};
 use tower_bearer::{
     Error, Freshness, RetryPolicy, SourceErrorKind, Token, TokenProvider,
-    store::{
-        EncryptedStore, EncryptionKeys, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
-        TokenStore,
-    },
+    store::{Lease, Publication, Record, Role, StoreError, StoreErrorKind, TokenStore},
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -1184,7 +1182,6 @@ async fn store_error_has_cause_once() {
 
 /// Row 166: a restart with another account's key, or in another environment, does not use the token of the first; nor does
 /// a key that replaces another one present its refresh token.
-#[cfg(feature = "api-video")]
 #[tokio::test(start_paused = true)]
 async fn record_of_another_key_is_not_adopted() {
     use std::sync::{Arc, Mutex};

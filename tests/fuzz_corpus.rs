@@ -1,7 +1,5 @@
 //! Runs the fuzz targets on their corpus and on small mutations of it, quickly and on any compiler.
 
-#![cfg(feature = "api-video")]
-
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/lib.rs"]
 mod targets;

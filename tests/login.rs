@@ -1,5 +1,4 @@
 //! Processes that share the login of a user: one refresh token, which a server revokes if it is presented twice.
-#![cfg(all(feature = "oauth2", feature = "store"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -24,8 +23,9 @@ use tokio::{
 use tower_bearer::{
     BoxError, Error, OAuth2, SourceErrorKind, Token, TokenClient, TokenProvider, TokenProviderBuilder,
     oauth2::{ClientAuth, Server},
-    store::{EncryptedStore, EncryptionKeys, Extension, Lease, Publication, Record, StoreError, TokenStore},
+    store::{Extension, Lease, Publication, Record, StoreError, TokenStore},
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,5 @@
 //! Logins of several users that meet faults of a store, of an authorization server, or of a configuration: no login is lost,
 //! and nobody gets the token of another user.
-#![cfg(feature = "oauth2")]
 
 #[path = "support/fleet.rs"]
 mod fleet;

@@ -1,5 +1,4 @@
 //! Logins in outages: of the authorization server, of the store, and while two programs or two configurations use one store.
-#![cfg(feature = "oauth2")]
 
 #[path = "support/fleet.rs"]
 mod fleet;
@@ -149,7 +148,6 @@ async fn other_name_of_server() {
 }
 
 /// Row 187: an ingress answers in place of api.video while a user is logged in.
-#[cfg(feature = "api-video")]
 #[tokio::test(start_paused = true)]
 async fn ingress_ends_no_login() {
     use tower_bearer::ApiVideo;
@@ -172,7 +170,6 @@ async fn ingress_ends_no_login() {
 }
 
 /// Row 186: the key is replaced while a user is logged in, and is restored.
-#[cfg(feature = "api-video")]
 #[tokio::test(start_paused = true)]
 async fn other_key_does_not_end_login() {
     use tower_bearer::ApiVideo;

@@ -1,5 +1,4 @@
 //! Whose login is used: beside programs with another credential, after corrections, and in an exchange.
-#![cfg(all(feature = "oauth2", feature = "api-video"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;

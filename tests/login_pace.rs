@@ -1,5 +1,4 @@
 //! When the refresh token of a login is presented: after a lost answer, a doubtful one, and a failure of the store.
-#![cfg(all(feature = "oauth2", feature = "api-video"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;

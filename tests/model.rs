@@ -5,7 +5,6 @@
 //!
 //! `PROPTEST_CASES=100000 cargo test --test model` runs more sequences. proptest records the shrunk sequence of a
 //! failure in `tests/model.proptest-regressions`, and runs it first from then on.
-#![cfg(feature = "api-video")]
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! [`OAuth2`]: what each grant sends, what a response of the token endpoint means, and which refresh token is presented.
-#![cfg(all(feature = "oauth2-jwt", feature = "api-video", feature = "default-client"))]
+#![cfg(all(feature = "oauth2-jwt", feature = "default-client"))]
 
 mod support;
 
@@ -29,8 +29,8 @@ use tower_bearer::{
     challenge::Challenge,
     oauth2::{Assertion, ClientAuth, Server, SigningKey},
     source_fn,
-    testing::AuthServer,
 };
+use tower_bearer_testing::AuthServer;
 
 use SourceErrorKind::{Configuration, InvalidResponse, LoginRequired, Rejected, Unavailable};
 
@@ -1513,7 +1513,7 @@ async fn api_accepts_token_of_each_grant() {
     assert_eq!(counters.metadata_requests, 6);
 }
 
-/// Row 121: the claims and the header of an assertion, and a key of each kind. `tests/auth_server.rs` and `interop` verify the
+/// Row 121: the claims and the header of an assertion, and a key of each kind. `crates/tower-bearer-testing/tests/auth_server.rs` and `interop` verify the
 /// signatures.
 #[tokio::test]
 async fn each_assertion_is_new() {

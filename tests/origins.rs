@@ -181,7 +181,6 @@ async fn layer_origins_override_source() {
     }
 }
 
-#[cfg(feature = "api-video")]
 #[tokio::test(start_paused = true)]
 async fn api_videos_tokens_are_for_its_own_origin() {
     use http_body_util::Full;

@@ -1,5 +1,5 @@
 //! What an outage writes to the log: a few lines, however long it lasts, with the count of what they stand for.
-#![cfg(all(feature = "api-video", feature = "tracing", feature = "default-client"))]
+#![cfg(all(feature = "tracing", feature = "default-client"))]
 
 #[path = "support/fleet.rs"]
 mod fleet;

@@ -1,5 +1,5 @@
 //! A body is replayed byte for byte, over real sockets, even if the 401 arrives while the body is still being sent.
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -21,11 +21,8 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use support::{Act, Api, Source};
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{
-    ApiVideo, BearerAuthLayer, BoxError, SourceError, TokenProvider,
-    replay::ReplayBody,
-    testing::{AuthServer, Upload},
-};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, SourceError, TokenProvider, replay::ReplayBody};
+use tower_bearer_testing::{AuthServer, Upload};
 
 /// A body of many different frames, with trailers. It yields to the runtime between frames, as a file does.
 struct Video {
@@ -264,8 +261,8 @@ async fn early_401_holds_upload_below_limit() {
         let layer = layer(&server);
         let id = video_id(&server, &layer).await;
         server.revoke_access_tokens();
-        let slow = tower_bearer::testing::Fault::Delay(Duration::from_millis(300));
-        server.inject(tower_bearer::testing::Route::RefreshGrant, slow);
+        let slow = tower_bearer_testing::Fault::Delay(Duration::from_millis(300));
+        server.inject(tower_bearer_testing::Route::RefreshGrant, slow);
         // The upload is 16 MB. The socket buffers far less than the limit before the response is read.
         let service = layer.buffered(12 << 20).layer(client);
         let response = service.oneshot(upload(&server, &id, Video::new(FRAMES))).await.unwrap();

@@ -1,6 +1,6 @@
 //! `buffered` keeps its memory within the limit, whatever the body's frames are. The tests have their own file and run
 //! one at a time, because the allocator counts for the whole process.
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 #[allow(dead_code)]
 #[path = "../examples/axum_gateway.rs"]

@@ -1,6 +1,6 @@
 //! No secret is in anything that can be printed, nor in the table of an HTTP/2 connection.
 
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -22,8 +22,8 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     AllowedOrigins, ApiVideo, BearerAuthLayer, SourceError, Token, TokenClient, TokenProvider,
-    testing::AuthServer,
 };
+use tower_bearer_testing::AuthServer;
 
 #[derive(Default)]
 struct Shown(String);

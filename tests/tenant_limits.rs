@@ -1,5 +1,5 @@
 //! What a group of providers refuses, what it evicts, and where a request's own token may go.
-#![cfg(all(feature = "store", feature = "tenants"))]
+#![cfg(feature = "tenants")]
 
 #[path = "support/fleet.rs"]
 mod fleet;

@@ -1,5 +1,5 @@
 //! Many tenants on one layer: each request has the token of its own tenant, and no tenant costs another anything.
-#![cfg(all(feature = "store", feature = "tenants"))]
+#![cfg(feature = "tenants")]
 
 #[path = "support/fleet.rs"]
 mod fleet;

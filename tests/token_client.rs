@@ -231,7 +231,7 @@ async fn header_of_request_has_precedence() {
 }
 
 /// Row 162: without the default client, a source of the crate has to be given one.
-#[cfg(all(not(feature = "default-client"), feature = "oauth2"))]
+#[cfg(not(feature = "default-client"))]
 #[tokio::test]
 async fn missing_client_is_typed_error() {
     use tower_bearer::{

@@ -1,7 +1,7 @@
 //! One exchange with a token endpoint, over real sockets: nothing of an earlier exchange makes a later one fail, and what a
 //! request has is the same for each source.
 
-#![cfg(all(feature = "oauth2", feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 #[path = "support/token_server.rs"]
@@ -25,9 +25,9 @@ use tower_bearer::{
     TokenProvider, TokenRequest, TokenSource,
     oauth2::{ClientAuth, Server},
     source_fn,
-    testing::AuthServer,
     tls::Roots,
 };
+use tower_bearer_testing::AuthServer;
 
 const TOKEN: &str = r#"{"access_token":"a","token_type":"Bearer","expires_in":3600,"refresh_token":"r"}"#;
 

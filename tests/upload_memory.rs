@@ -1,6 +1,6 @@
 //! A gigabyte through `buffered` costs no more memory than the limit. The test has its own file, because the allocator
 //! counts for the whole process.
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 
@@ -17,7 +17,8 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use peak_alloc::PeakAlloc;
 use tower::{Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;

@@ -1,6 +1,6 @@
 //! One rule for validation: setters accept any value, `build()` checks all of them, and where there is no `build()` the
 //! first request reports the same error.
-#![cfg(all(feature = "api-video", feature = "default-client"))]
+#![cfg(feature = "default-client")]
 
 mod support;
 

@@ -19,10 +19,9 @@ use tower_bearer::{
     ApiVideo, BearerAuthLayer, RefreshReason, RetryPolicy, SourceError, SourceErrorKind, Token, TokenClient,
     TokenProvider, TokenRequest, TokenSource,
     challenge::Challenge,
-    store::{
-        EncryptedStore, EncryptionKeys, Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore,
-    },
+    store::{Lease, Publication, Record, StoreError, StoreErrorKind, TokenStore},
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 
 fn on_a_paused_clock<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

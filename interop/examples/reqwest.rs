@@ -9,7 +9,8 @@
 
 use serde_json::json;
 use tower::{BoxError, Layer, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider};
+use tower_bearer_testing::AuthServer;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {

@@ -20,10 +20,8 @@ use http::{
     HeaderMap, StatusCode,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
-use tower_bearer::{
-    SourceError, Token, TokenRequest, TokenSource,
-    testing::{AuthServer, Counters},
-};
+use tower_bearer::{SourceError, Token, TokenRequest, TokenSource};
+use tower_bearer_testing::{AuthServer, Counters};
 
 /// The number of calls that use a revoked token at once.
 pub const CALLS: usize = 200;

@@ -20,8 +20,9 @@ use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tokio::sync::mpsc;
 use tower::BoxError;
-use tower_bearer::{ApiVideo, TokenProvider, testing::AuthServer};
+use tower_bearer::{ApiVideo, TokenProvider};
 use tower_bearer_interop::{Issuer, recovers_with_one_refresh, recovers_with_one_refresh_api_video, serve};
+use tower_bearer_testing::AuthServer;
 
 async fn listen(gateway: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

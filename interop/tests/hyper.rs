@@ -20,9 +20,9 @@ use tower::{
 use tower_bearer::{
     ApiVideo, BearerAuth, BearerAuthLayer, TokenClient, TokenProvider,
     replay::{Buffered, ReplayBody},
-    testing::{AuthServer, Counters},
 };
 use tower_bearer_interop::{CALLS, all_at_once, recovers_with_one_refresh_api_video};
+use tower_bearer_testing::{AuthServer, Counters};
 
 type Body = Full<Bytes>;
 type HttpClient = Client<HttpConnector, Body>;

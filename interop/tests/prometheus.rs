@@ -28,9 +28,9 @@ use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuth, BearerAuthLayer, BoxError, TokenProvider, TokenProviderBuilder,
     replay::{Cloned, NoReplay},
-    store::RedisStore,
-    testing::{AuthServer, Fault, Route},
 };
+use tower_bearer_store::RedisStore;
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const ALERTS: &str = include_str!("../../examples/prometheus/alerts.yml");
 const DASHBOARD: &str = include_str!("../../examples/prometheus/dashboard.json");

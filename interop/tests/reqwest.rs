@@ -5,11 +5,9 @@ use futures_util::stream;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider,
-    testing::AuthServer,
-};
+use tower_bearer::{AllowedOrigins, ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider};
 use tower_bearer_interop::{Issuer, recovers_with_one_refresh, recovers_with_one_refresh_api_video, serve};
+use tower_bearer_testing::AuthServer;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cloneable_body_needs_no_replay() {

@@ -11,7 +11,7 @@ use crate::{
     server::{setup, start},
 };
 
-async fn peer(info: &Info) -> Result<(tower_bearer::testing::AuthServer, Arc<dyn Peer>), BoxError> {
+async fn peer(info: &Info) -> Result<(tower_bearer_testing::AuthServer, Arc<dyn Peer>), BoxError> {
     let server = start(Duration::from_secs(3600)).await?;
     let peer = (info.build)(setup(&server, None).await?).await?;
     // The first token.

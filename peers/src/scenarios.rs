@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tower_bearer::testing::{AuthServer, Fault, Route};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 use crate::{
     BoxError, happy,

@@ -9,7 +9,7 @@ use http::{
     header::{CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use tokio::net::TcpListener;
-use tower_bearer::testing::{AuthServer, Fault, Route};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 use crate::{BoxError, peer::Setup};
 

@@ -10,13 +10,7 @@
 
 // The pages link to items of all features. The documentation is published with all of them.
 #![cfg_attr(
-    not(all(
-        feature = "api-video",
-        feature = "encryption",
-        feature = "file-store",
-        feature = "oauth2-jwt",
-        feature = "redis"
-    )),
+    not(all(feature = "default-client", feature = "oauth2-jwt", feature = "tenants")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 

@@ -69,7 +69,6 @@ impl Credential {
     }
 
     /// Adds the credential of a source whose token is presented, and its revision.
-    #[cfg(feature = "oauth2")]
     pub(crate) fn of_subject(self, subject: &Self) -> Self {
         let revision = subject.revision;
         let mut joined = self.for_token(subject.token.as_deref()).with_revision(revision);

@@ -3,12 +3,10 @@
 //! A source makes one attempt per call and returns its result. The provider decides when to call it, how often, and with
 //! which refresh token.
 
-#[cfg(feature = "api-video")]
 pub(crate) mod api_video;
 pub(crate) mod client;
 mod credential;
 mod no_source;
-#[cfg(feature = "oauth2")]
 pub mod oauth2;
 mod request;
 mod source_fn;
@@ -173,7 +171,6 @@ pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceErro
 /// A [`TokenSource`] that can be a trait object, so that the provider and the layer have no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
     fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a>;
-    #[cfg(feature = "oauth2")]
     fn validate(&self) -> Result<(), SourceError>;
     fn credential(&self) -> Credential;
     fn allowed_origins(&self) -> AllowedOrigins;
@@ -184,7 +181,6 @@ impl<T: TokenSource> DynTokenSource for T {
         Box::pin(TokenSource::fetch(self, request))
     }
 
-    #[cfg(feature = "oauth2")]
     fn validate(&self) -> Result<(), SourceError> {
         TokenSource::validate(self)
     }

@@ -1,41 +1,20 @@
 //! Token stores: several processes that use one credential share one token.
 //!
-//! | store | shares a token between | feature |
-//! |---|---|---|
-//! | `FileStore` | the processes of one user on one host | `file-store` (Unix, Rust 1.89) |
-//! | `RedisStore` | processes on any number of hosts | `redis` |
-//! | `EncryptedStore` | as the store that it wraps, with encrypted records | `encryption` |
-//! | your own [`TokenStore`] | what it connects | none |
+//! The package [`tower-bearer-store`](https://docs.rs/tower-bearer-store) has a store in a file, one in Redis, and one that
+//! encrypts the records of another. A store of your own implements [`TokenStore`].
 //!
 //! A store keeps one [`Record`] and grants one [`Lease`] at a time. Give it to
 //! [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), and choose the [`Role`] of each process.
 //! [`TokenStore`] documents the protocol and what happens when the store fails. For many credentials, such as one per
 //! tenant, a [`NamespacedStore`] keeps their records in one place.
 
-#[cfg(feature = "encryption")]
-mod encrypted;
-// For std's file locks.
-#[clippy::msrv = "1.89"]
-#[cfg(all(feature = "file-store", unix))]
-mod file;
 mod health;
 mod record;
-#[cfg(feature = "redis")]
-mod redis;
 mod share;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-#[cfg(feature = "encryption")]
-#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
-pub use self::encrypted::{EncryptedStore, EncryptionKeys};
-#[cfg(all(feature = "file-store", unix))]
-#[cfg_attr(docsrs, doc(cfg(all(feature = "file-store", unix))))]
-pub use self::file::FileStore;
 pub(crate) use self::health::StoreOutage;
-#[cfg(feature = "redis")]
-#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis::RedisStore;
 pub(crate) use self::share::{POLL_BACKOFF, Share};
 pub use self::{
     health::StoreStatus,
@@ -332,7 +311,6 @@ impl<T: TokenStore> TokenStore for Arc<T> {
 /// Handles share the connection, the folder or the keys, and the options, of the store that they are made from.
 ///
 /// ```
-/// # #[cfg(feature = "api-video")]
 /// # mod example {
 /// use tower_bearer::{ApiVideo, Error, TokenProvider, store::NamespacedStore};
 ///

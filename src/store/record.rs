@@ -75,10 +75,9 @@ impl Record {
         self.text.expose_secret()
     }
 
-    /// Replaces the text.
-    #[cfg(feature = "encryption")]
-    pub(super) fn with_text(self, text: String) -> Self {
-        Self { text: text.into(), ..self }
+    /// Replaces the text, and keeps the rest: for a store that encrypts what another store keeps.
+    pub fn with_text(self, text: impl Into<String>) -> Self {
+        Self { text: text.into().into(), ..self }
     }
 
     /// Creates the record of what is known, published under the lease with this `fence`.

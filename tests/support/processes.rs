@@ -15,8 +15,8 @@ use tower::{Layer, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, TokenProvider, TokenProviderBuilder, TokenSource,
     store::{Lease, TokenStore},
-    testing::AuthServer,
 };
+use tower_bearer_testing::AuthServer;
 
 const STORE: &str = "TEST_STORE";
 const SERVER: &str = "TEST_SERVER";

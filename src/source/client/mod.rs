@@ -324,7 +324,6 @@ impl TokenClient {
     }
 
     /// Returns the client with this timeout unless the user has set one, and at most with the other one.
-    #[cfg(feature = "oauth2")]
     pub(crate) fn bounded(&self, default: Duration, most: Duration) -> Self {
         self.clone().timeout(self.timeout.unwrap_or(default).min(most))
     }

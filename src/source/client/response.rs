@@ -187,7 +187,6 @@ impl Fields {
         self.0.get(name)?.as_str()
     }
 
-    #[cfg(feature = "oauth2")]
     pub(crate) fn set(&mut self, name: &str, value: Value) {
         self.0.insert(name.to_owned(), value);
     }

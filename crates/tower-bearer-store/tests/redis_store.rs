@@ -1,14 +1,15 @@
 //! `RedisStore` with a real Redis, which must be installed: see `support/redis_server.rs`.
-#![cfg(all(unix, feature = "api-video", feature = "redis", feature = "default-client"))]
+#![cfg(all(unix, feature = "redis"))]
 
-#[path = "support/folder.rs"]
+#[path = "../../../tests/support/folder.rs"]
 mod folder;
-#[path = "support/processes.rs"]
+#[path = "../../../tests/support/processes.rs"]
 mod processes;
-#[path = "support/proxy.rs"]
+#[path = "../../../tests/support/proxy.rs"]
 mod proxy;
-#[path = "support/redis_server.rs"]
+#[path = "../../../tests/support/redis_server.rs"]
 mod redis_server;
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::{
@@ -31,12 +32,10 @@ use tower_bearer::{
     ApiVideo, Error, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider, TokenRequest,
     TokenSource,
     oauth2::{ClientAuth, Server},
-    store::{
-        EncryptedStore, EncryptionKeys, Extension, Lease, NamespacedStore, Publication, Record, RedisStore,
-        StoreErrorKind, TokenStore,
-    },
-    testing::{AuthServer, Fault, Route},
+    store::{Extension, Lease, NamespacedStore, Publication, Record, StoreErrorKind, TokenStore},
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys, RedisStore};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const KEY: &str = "tower-bearer:{videos}:record";
@@ -814,7 +813,7 @@ async fn trusts_only_given_root_over_tls() {
 #[tokio::test]
 async fn documented_acl_rights_suffice() {
     let redis = RedisServer::start().await;
-    let documentation = include_str!("../src/store/redis.rs");
+    let documentation = include_str!("../src/redis/mod.rs");
     let mut rights = documentation.lines().filter_map(|line| line.strip_prefix("/// ~tower-bearer:* "));
     for user in ["bearer", "reader"] {
         let rights: Vec<_> = rights.next().unwrap().split(' ').collect();
@@ -902,7 +901,7 @@ async fn ready_waits_for_redis() {
 #[tokio::test]
 async fn ready_finds_wrong_configuration() {
     let redis = RedisServer::start().await;
-    let documentation = include_str!("../src/store/redis.rs");
+    let documentation = include_str!("../src/redis/mod.rs");
     let rights = documentation.lines().filter_map(|line| line.strip_prefix("/// ~tower-bearer:* ")).nth(1);
     let rights: Vec<_> = rights.unwrap().split(' ').collect();
     let reader = ["ACL", "SETUSER", "reader", "on", ">canary", "~tower-bearer:*"];
@@ -1056,7 +1055,7 @@ fn out_of_range_options_are_errors() {
 #[test]
 fn fleet_example_prints_no_secret() {
     let output = std::process::Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--example", "fleet", "--features", "file-store,redis"])
+        .args(["run", "--quiet", "-p", "tower-bearer-store", "--example", "fleet", "--all-features"])
         .output()
         .unwrap();
     let text =

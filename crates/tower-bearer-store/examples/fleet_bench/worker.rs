@@ -25,9 +25,10 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, Credential, RefreshAhead, SourceError, Token, TokenProvider,
     TokenProviderBuilder, TokenRequest, TokenSource,
-    store::{FileStore, RedisStore, Role, TokenStore},
-    testing::AuthServer,
+    store::{Role, TokenStore},
 };
+use tower_bearer_store::{FileStore, RedisStore};
+use tower_bearer_testing::AuthServer;
 
 /// The environment variable that makes this program a worker, and names its store.
 const STORE: &str = "FLEET_STORE";

@@ -1,10 +1,10 @@
 //! A publisher and eight other processes share one token in Redis. Halfway through, the publisher is killed.
 //!
 //! ```text
-//! cargo run --example fleet --features file-store,redis     # needs redis-server
+//! cargo run -p tower-bearer-store --all-features --example fleet     # needs redis-server
 //! ```
 
-#[path = "../tests/support/redis_server.rs"]
+#[path = "../../../tests/support/redis_server.rs"]
 mod redis_server;
 #[allow(dead_code, unreachable_pub)]
 #[path = "fleet_bench/worker.rs"]
@@ -27,9 +27,10 @@ use tokio::{
 };
 use tower_bearer::{
     BoxError,
-    store::{RedisStore, Role, TokenStore},
-    testing::AuthServer,
+    store::{Role, TokenStore},
 };
+use tower_bearer_store::RedisStore;
+use tower_bearer_testing::AuthServer;
 use worker::{Job, Tally};
 
 const LIFETIME: Duration = Duration::from_secs(2);

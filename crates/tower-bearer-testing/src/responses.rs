@@ -14,7 +14,7 @@ use super::{
     authority::{Granted, Rate},
     oauth2::TokenError,
 };
-use crate::error::BoxError;
+use crate::BoxError;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
 

@@ -1,10 +1,9 @@
 //! `FileStore` with real files, locks and processes.
-#![cfg(all(unix, feature = "api-video", feature = "file-store", feature = "default-client"))]
-#![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
+#![cfg(all(unix, feature = "file"))]
 
-#[path = "support/folder.rs"]
+#[path = "../../../tests/support/folder.rs"]
 mod folder;
-#[path = "support/processes.rs"]
+#[path = "../../../tests/support/processes.rs"]
 mod processes;
 
 use std::{
@@ -25,12 +24,10 @@ use processes::Process;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tower_bearer::{
     ApiVideo, Error, StaticToken, TokenProvider,
-    store::{
-        EncryptedStore, EncryptionKeys, Extension, FileStore, Lease, NamespacedStore, Publication, Record,
-        StoreError, StoreErrorKind, TokenStore,
-    },
-    testing::{AuthServer, Fault, Route},
+    store::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, StoreErrorKind, TokenStore},
 };
+use tower_bearer_store::{EncryptedStore, EncryptionKeys, FileStore};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -9,8 +9,12 @@ use chacha20poly1305::{
 };
 use secrecy::zeroize::Zeroizing;
 
-use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore};
-use crate::error::Error;
+use tower_bearer::{
+    Error,
+    store::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore},
+};
+
+use crate::invalid;
 
 /// The prefix of an encrypted text, with the version of the format.
 const FORMAT: &str = "sealed-1";
@@ -21,7 +25,7 @@ const FORMAT: &str = "sealed-1";
 /// [namespace](TokenStore::namespace) and to its version: a copy in another namespace, or with another version,
 /// cannot be decrypted. The namespace of a `FileStore` is the absolute path of its file. That of a `RedisStore` has
 /// neither the server nor the prefix of the keys: use other encryption keys there. A record that cannot be decrypted is
-/// an [invalid one](super::StoreErrorKind::InvalidRecord), which is [reported](crate::observability).
+/// an [invalid one](tower_bearer::store::StoreErrorKind::InvalidRecord), which is [reported](tower_bearer::observability).
 ///
 /// A record's lifetime and version are not secret. With write access to the store it is possible to delete the
 /// record, restore an earlier one, change its lifetime, or take the lease. That costs calls, but reveals no token. A
@@ -29,7 +33,7 @@ const FORMAT: &str = "sealed-1";
 /// token that the API rejects.
 ///
 /// ```
-/// use tower_bearer::store::{EncryptedStore, EncryptionKeys};
+/// use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 /// # use std::time::Duration;
 /// # use tower_bearer::store::{Lease, Publication, Record, StoreError, TokenStore};
 /// # fn your_key() -> [u8; 32] { [7; 32] }
@@ -60,7 +64,7 @@ pub struct EncryptedStore<S> {
 /// 2. When all processes have it, use it for encryption and the old key for decryption.
 /// 3. When the record has been replaced, remove the old key.
 ///
-/// For a process that lacks a key, the record is an [invalid one](super::StoreErrorKind::InvalidRecord).
+/// For a process that lacks a key, the record is an [invalid one](tower_bearer::store::StoreErrorKind::InvalidRecord).
 ///
 /// Keys are overwritten in memory when they are dropped. `Debug` shows only their ids.
 pub struct EncryptionKeys(Vec<(String, XChaCha20Poly1305)>);
@@ -81,7 +85,7 @@ impl EncryptionKeys {
     /// Adds a key that only decrypts records. Its id must differ from the others and follow the rule of
     /// [`new`](Self::new).
     ///
-    /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build) checks the id.
+    /// [`TokenProviderBuilder::build`](tower_bearer::TokenProviderBuilder::build) checks the id.
     pub fn and_open_with(mut self, id: impl Into<String>, key: &[u8; 32]) -> Self {
         self.0.push((id.into(), XChaCha20Poly1305::new(key.into())));
         self
@@ -91,17 +95,12 @@ impl EncryptionKeys {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         for (position, (id, _)) in self.0.iter().enumerate() {
             if !(1..=64).contains(&id.len()) || !id.bytes().all(fits) {
-                return Err(Error::InvalidOption(
-                    format!(
-                        "an encryption key's id must be 1 to 64 characters of A-Z a-z 0-9 - _ ., got {id:?}"
-                    )
-                    .into(),
-                ));
+                return Err(invalid(format!(
+                    "an encryption key's id must be 1 to 64 characters of A-Z a-z 0-9 - _ ., got {id:?}"
+                )));
             }
             if self.0[..position].iter().any(|(other, _)| other == id) {
-                return Err(Error::InvalidOption(
-                    format!("the ids of encryption keys must differ, got {id:?} twice").into(),
-                ));
+                return Err(invalid(format!("the ids of encryption keys must differ, got {id:?} twice")));
             }
         }
         Ok(())
@@ -141,18 +140,20 @@ impl<S: TokenStore> EncryptedStore<S> {
     }
 
     fn open(&self, record: Record) -> Result<Record, StoreError> {
-        let invalid = |what: &'static str| StoreError::invalid_record(what);
+        let not_a_record = |what: &'static str| StoreError::invalid_record(what);
         let mut parts = record.text().split(':');
         let (format, id, sealed) = (parts.next(), parts.next(), parts.next());
         let (Some(FORMAT), Some(id), Some(sealed), None) = (format, id, sealed, parts.next()) else {
-            return Err(invalid("the stored record is not encrypted"));
+            return Err(not_a_record("the stored record is not encrypted"));
         };
         let key = self
             .keys
             .find(id)
-            .ok_or_else(|| invalid("the stored record is encrypted with an unknown key"))?;
+            .ok_or_else(|| not_a_record("the stored record is encrypted with an unknown key"))?;
         let cannot = || {
-            invalid("the stored record cannot be decrypted: it was changed, or is a copy of another record")
+            not_a_record(
+                "the stored record cannot be decrypted: it was changed, or is a copy of another record",
+            )
         };
         let sealed = BASE64_STANDARD.decode(sealed).map_err(|_| cannot())?;
         let (nonce, sealed) = sealed.split_at_checked(size_of::<XNonce>()).ok_or_else(cannot)?;

@@ -2,17 +2,17 @@
 //! Uses real processes, a real Redis, and files.
 //!
 //! ```text
-//! cargo run --release --example fleet_bench --features file-store,redis                 # needs redis-server
-//! cargo run --release --example fleet_bench --features file-store,redis -- --brief
+//! cargo run --release -p tower-bearer-store --all-features --example fleet_bench                 # needs redis-server
+//! cargo run --release -p tower-bearer-store --all-features --example fleet_bench -- --brief
 //! ```
 
 #![allow(clippy::incompatible_msrv)] // A file store needs Rust 1.89.
 
-#[path = "../../tests/support/folder.rs"]
+#[path = "../../../../tests/support/folder.rs"]
 mod folder;
-#[path = "../../tests/support/proxy.rs"]
+#[path = "../../../../tests/support/proxy.rs"]
 mod proxy;
-#[path = "../../tests/support/redis_server.rs"]
+#[path = "../../../../tests/support/redis_server.rs"]
 mod redis_server;
 #[allow(dead_code, unreachable_pub)]
 mod worker;
@@ -37,9 +37,10 @@ use tokio::{
 };
 use tower_bearer::{
     BoxError,
-    store::{FileStore, RedisStore, Role, TokenStore},
-    testing::{AuthServer, Fault, Route},
+    store::{Role, TokenStore},
 };
+use tower_bearer_store::{FileStore, RedisStore};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 use worker::{Job, STOPPING, Tally};
 
 const LIFETIME: Duration = Duration::from_millis(1500);

@@ -1,4 +1,4 @@
-//! [`AuthServer`]: an api.video-compatible server on loopback, for the tests of your own stack (feature `test-util`).
+//! [`AuthServer`]: an api.video-compatible server on loopback, for the tests of your own stack.
 //!
 //! It is a real hyper server on a real socket, with HTTP/1.1, HTTP/2 and optionally TLS. It follows api.video's
 //! contract: both grants, refresh tokens that are spent by their use and by an authentication with the key, tokens that
@@ -7,9 +7,9 @@
 //! accepts. In addition, tests can inject faults, revoke tokens, and count every kind of call.
 //!
 //! ```
-//! # #[cfg(feature = "api-video")]
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_bearer::{ApiVideo, TokenProvider, testing::{AuthServer, Fault, Route}};
+//! use tower_bearer::{ApiVideo, TokenProvider};
+//! use tower_bearer_testing::{AuthServer, Fault, Route};
 //!
 //! let server = AuthServer::start().await?;
 //! let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
@@ -22,7 +22,6 @@
 //! assert_eq!(server.counters().api_key_grants, 2);
 //! # Ok(())
 //! # }
-//! # #[cfg(feature = "api-video")]
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run()).unwrap();
 //! ```
 //!
@@ -118,6 +117,8 @@ use self::{
     routes::Server,
 };
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// A running server. Its drop ends it and all its connections. See the [module](self).
 #[derive(Debug)]
 pub struct AuthServer {
@@ -145,7 +146,7 @@ impl AuthServer {
         AuthServerBuilder { authority: Authority::new(), port: 0, tls: false, challenge_late: false }
     }
 
-    /// Returns the URL of the server: a base URL for [`ApiVideo`](crate::ApiVideo) and for requests.
+    /// Returns the URL of the server: a base URL for `ApiVideo` of tower-bearer and for requests.
     pub fn uri(&self) -> Uri {
         self.issuer().parse().expect("an address is an authority")
     }

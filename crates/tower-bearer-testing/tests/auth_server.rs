@@ -1,6 +1,6 @@
 //! The test server follows api.video's contract and OAuth 2.0, and injects the faults that a test asks for.
 
-mod support;
+mod client;
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use ring::{
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use serde_json::{Value, json};
-use tower_bearer::testing::{AuthServer, Fault, Route};
+use tower_bearer_testing::{AuthServer, Fault, Route};
 
 struct Answer {
     status: StatusCode,
@@ -36,11 +36,11 @@ impl Answer {
 
 async fn send(server: &AuthServer, request: Request<Full<Bytes>>) -> Result<Answer, String> {
     let response = match server.certificate() {
-        Some(certificate) => support::https(certificate).request(request).await,
-        None => support::http1().request(request).await,
+        Some(certificate) => client::https(certificate).request(request).await,
+        None => client::http1().request(request).await,
     };
-    let (head, body) = response.map_err(|error| support::chain(&error))?.into_parts();
-    let body = body.collect().await.map_err(|error| support::chain(&error))?.to_bytes();
+    let (head, body) = response.map_err(|error| client::chain(&error))?.into_parts();
+    let body = body.collect().await.map_err(|error| client::chain(&error))?.to_bytes();
     Ok(Answer { status: head.status, headers: head.headers, body })
 }
 

@@ -1,29 +1,32 @@
 //! [`RedisStore`]: one token for processes on any number of hosts, in Redis.
+//!
+//! [`scripts`] has what is run there, and [`connection`] how the store connects.
+
+mod connection;
+mod scripts;
 
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
-    io,
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script,
-    ScriptInvocation, ServerErrorKind, TlsCertificates, aio::MultiplexedConnection,
-};
-use rustls::crypto::CryptoProvider;
-use tokio::{
-    sync::OnceCell,
-    time::{Instant, timeout},
+use redis::{ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation};
+use tokio::time::Instant;
+use tower_bearer::{
+    Error,
+    store::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore},
 };
 
-use super::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, TokenStore};
-use crate::{error::Error, observability::millis};
+use self::{
+    connection::{Newest, Options, is_configuration, open},
+    scripts::SCRIPTS,
+};
+use crate::{invalid, millis};
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,79 +36,11 @@ const KEY_PREFIX: &str = "tower-bearer:";
 /// How long Redis keeps a record after its token has expired, unless it is needed then.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// KEYS: the record, the lease. Returns the version, the remaining lifetime in ms or an empty string, and the text;
-/// or nil.
-///
-/// The hash's field for the version is `generation`: renaming it would make existing records unreadable.
-const LOAD: &str = r"
-    local found = redis.call('HMGET', KEYS[1], 'generation', 'expires_at', 'text')
-    if not found[1] or not found[3] then return false end
-    local left, expires_at = found[2] or '', tonumber(found[2])
-    if expires_at then
-        local time = redis.call('TIME')
-        left = string.format('%.0f', math.max(0, expires_at - (time[1] * 1000 + math.floor(time[2] / 1000))))
-    end
-    return {found[1], left, found[3]}
-";
-
-/// KEYS: the record, the lease. ARGV: the lease's length and the record's retention, in ms, and the lease's owner.
-/// Returns the fence and Redis' time in ms; or nil.
-///
-/// The fence is based on the clock, so that it is greater than any fence that was lost in a flush or a failover. A
-/// stored fence that is not a number, or is beyond the integers that Lua represents exactly, was not written by this
-/// crate and is ignored. So is a lease without an expiry.
-///
-/// A lease of the same owner is granted again, with its fence: its grant did not arrive. The SET of a key that exists
-/// has no effect, but makes a replica answer READONLY instead of reporting a lease of its former master.
-const LEASE: &str = r"
-    local time = redis.call('TIME')
-    local newest = redis.call('HMGET', KEYS[1], 'fence', 'owner')
-    local last = tonumber(newest[1]) or 0
-    if not (last < 2 ^ 53) then last = 0 end
-    local fence = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
-    if redis.call('PTTL', KEYS[2]) >= 0 then
-        if newest[2] ~= ARGV[3] or redis.call('GET', KEYS[2]) ~= newest[1] then
-            redis.call('SET', KEYS[2], fence, 'NX')
-            return false
-        end
-        fence = newest[1]
-    end
-    local kept = redis.call('PTTL', KEYS[1])
-    redis.call('HSET', KEYS[1], 'fence', fence, 'owner', ARGV[3])
-    if kept == -2 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-    redis.call('SET', KEYS[2], fence, 'PX', ARGV[1])
-    return {fence, string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))}
-";
-
-/// KEYS: the record, the lease. ARGV: the fence, the token's expiry in Redis' time in ms or an empty string, the
-/// text, the retention in ms or an empty string. Returns whether the record is stored.
-///
-/// If the stored fence was lost, the record is stored, because no lease was granted since.
-const PUBLISH: &str = r"
-    local newest = tonumber(redis.call('HGET', KEYS[1], 'fence'))
-    if newest and newest > tonumber(ARGV[1]) then return 0 end
-    redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[1], 'expires_at', ARGV[2], 'text', ARGV[3])
-    if ARGV[4] == '' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-    return 1
-";
-
-/// KEYS: the record, the lease. ARGV: the fence, the lease's length in ms. Returns whether the lease was extended.
-const EXTEND: &str = r"
-    if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-    redis.call('PEXPIRE', KEYS[2], ARGV[2])
-    return 1
-";
-
-/// KEYS: the record, the lease. ARGV: the fence.
-const RELEASE: &str = r"
-    if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
-    return 1
-";
-
 /// Keeps the token in Redis 5 or newer, or a compatible server, for processes on any number of hosts.
 ///
 /// ```
-/// use tower_bearer::{ApiVideo, TokenProvider, store::RedisStore};
+/// use tower_bearer::{ApiVideo, TokenProvider};
+/// use tower_bearer_store::RedisStore;
 ///
 /// # async fn run() -> Result<(), tower_bearer::Error> {
 /// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "api.video")?;
@@ -122,7 +57,7 @@ const RELEASE: &str = r"
 /// days after its token has expired. It keeps the record of a user's login, and that of a token without a known
 /// lifetime: delete the keys of a credential that is no longer used.
 ///
-/// Read access to these keys reveals the token. [`EncryptedStore`](super::EncryptedStore) encrypts it (feature
+/// Read access to these keys reveals the token. [`EncryptedStore`](crate::EncryptedStore) encrypts it (feature
 /// `encryption`). Members and publishers need the rights of the first line, readers those of the second:
 ///
 /// ```text
@@ -137,7 +72,7 @@ const RELEASE: &str = r"
 /// may have a lease at once; the newer one has the greater fence, because fences are based on the clock. If it was a
 /// record, the next holder finds the previous one, whose refresh token no longer works, and authenticates once. Data
 /// loss costs only calls ([`TokenStore`](TokenStore#what-makes-it-right)), unless there is nothing to authenticate with: a
-/// lost record of a user's [login](crate::TokenProviderBuilder::login) may cost it. Turn on persistence for it.
+/// lost record of a user's [login](tower_bearer::TokenProviderBuilder::login) may cost it. Turn on persistence for it.
 ///
 /// # Connections
 ///
@@ -153,7 +88,8 @@ const RELEASE: &str = r"
 /// connection of its own. In a cluster, the namespaces are on different nodes, so handles need a proxy.
 ///
 /// ```
-/// use tower_bearer::{ApiVideo, TokenProvider, store::{NamespacedStore, RedisStore}};
+/// use tower_bearer::{ApiVideo, TokenProvider, store::NamespacedStore};
+/// use tower_bearer_store::RedisStore;
 ///
 /// # fn run() -> Result<(), tower_bearer::Error> {
 /// let store = RedisStore::new("rediss://user:password@redis.example:6380/0", "tenants")?;
@@ -179,38 +115,6 @@ pub struct RedisStore {
     owner: AtomicU64,
 }
 
-/// The newest connection. The first operation opens it, and its task runs on that operation's runtime.
-type Newest = ArcSwap<OnceCell<MultiplexedConnection>>;
-
-#[derive(Clone)]
-struct Options {
-    prefix: String,
-    client: Client,
-    /// The PEM of the trusted roots; `None` for the operating system's.
-    root_certificates: Option<Vec<u8>>,
-    connection_timeout: Duration,
-    response_timeout: Duration,
-}
-
-/// The connection that an operation uses. If the operation fails, or is dropped, the next one opens another connection.
-///
-/// The peer may be silent, demoted or gone, and the connection's runtime may not be driven any more. No error tells
-/// these apart from a failure that another connection would not cure.
-struct InUse<'a> {
-    newest: &'a Newest,
-    connection: Arc<OnceCell<MultiplexedConnection>>,
-    works: bool,
-}
-
-impl Drop for InUse<'_> {
-    fn drop(&mut self) {
-        if !self.works {
-            // Has no effect if another operation has replaced the connection already.
-            self.newest.compare_and_swap(&self.connection, Arc::default());
-        }
-    }
-}
-
 /// What a lease was granted with. An expiry computed from the two times does not depend on how long the answer, or a
 /// later command, takes.
 struct Granted {
@@ -227,22 +131,6 @@ impl Granted {
     }
 }
 
-struct Scripts {
-    load: Script,
-    lease: Script,
-    extend: Script,
-    publish: Script,
-    release: Script,
-}
-
-static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
-    load: Script::new(LOAD),
-    lease: Script::new(LEASE),
-    extend: Script::new(EXTEND),
-    publish: Script::new(PUBLISH),
-    release: Script::new(RELEASE),
-});
-
 impl RedisStore {
     /// Creates a store at `url` (`redis://`, `rediss://` for TLS, or `redis+unix://`) with the record of the credential
     /// named `namespace`.
@@ -256,11 +144,10 @@ impl RedisStore {
         let namespace = namespace.into();
         check_namespace(&namespace)?;
         let client = open(url).map_err(|got| {
-            Error::out_of_range(
-                "RedisStore::new: url",
-                "redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or redis+unix:///path",
-                got,
-            )
+            invalid(format!(
+                "RedisStore::new: url must be redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or \
+                 redis+unix:///path, got {got}"
+            ))
         })?;
         let options = Options {
             prefix: KEY_PREFIX.into(),
@@ -322,28 +209,8 @@ impl RedisStore {
         self.send(invocation).await.map_err(|error| self.failed(&error))
     }
 
-    /// Runs a script. If that fails at once on a connection that was open before, it is run again on a new one, which
-    /// may lead to another server. Each script may run twice.
     async fn send<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, RedisError> {
-        let mut is_second = false;
-        loop {
-            let newest = &*self.connection;
-            let mut used = InUse { newest, connection: newest.load_full(), works: false };
-            let was_open = used.connection.initialized();
-            let result = async {
-                // The connection may be opened by an operation whose runtime is not driven any more.
-                let opened = used.connection.get_or_try_init(|| self.options.connect());
-                let opened = timeout(self.options.connection_timeout, opened).await;
-                let opened = opened.map_err(|_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut)));
-                invocation.invoke_async(&mut opened??.clone()).await
-            };
-            let result = result.await;
-            used.works = result.is_ok();
-            match result {
-                Err(error) if was_open && !is_second && !error.is_timeout() => is_second = true,
-                result => return result,
-            }
-        }
+        self.options.send(&self.connection, invocation).await
     }
 
     /// Returns the error of an operation. Its text says where, and why. It has no source, so that a chain of sources
@@ -372,81 +239,14 @@ impl RedisStore {
     }
 }
 
-impl Options {
-    /// Creates the client that trusts the root certificates.
-    fn client(&self) -> Result<Client, RedisError> {
-        let Some(pem) = &self.root_certificates else { return Ok(self.client.clone()) };
-        let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) };
-        Client::build_with_tls(self.client.get_connection_info().clone(), certificates)
-    }
-
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let address = self.client.get_connection_info().addr();
-        if matches!(address, ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none() {
-            // An error means that another thread has installed one meanwhile, which is fine.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connection_timeout))
-            .set_response_timeout(Some(self.response_timeout));
-        self.client()?.get_multiplexed_async_connection_with_config(&config).await
-    }
-}
-
 fn check_namespace(namespace: &str) -> Result<(), Error> {
     let fits = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
     if !(1..=200).contains(&namespace.len()) || !namespace.bytes().all(fits) {
-        return Err(Error::InvalidOption(
-            format!(
-                "namespace must be 1 to 200 visible ASCII characters without {{ and }}, got {namespace:?}"
-            )
-            .into(),
-        ));
+        return Err(invalid(format!(
+            "namespace must be 1 to 200 visible ASCII characters without {{ and }}, got {namespace:?}"
+        )));
     }
     Ok(())
-}
-
-/// Opens a client, which connects later. The error says what is wrong with the URL, without its user name and password.
-fn open(url: &str) -> Result<Client, String> {
-    // Of a text that cannot be parsed, only a known scheme is shown: any other part may be a secret.
-    let Some(parsed) = redis::parse_redis_url(url) else {
-        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
-        return Err(match scheme {
-            "redis" | "rediss" | "redis+unix" | "unix" | "valkey" | "valkeys" | "valkey+unix" => format!(
-                "an invalid URL with the scheme {scheme}: check the host and the port, and percent-encode the special \
-                 characters of the password"
-            ),
-            _ => "another scheme".into(),
-        });
-    };
-    let (scheme, path) = (parsed.scheme(), parsed.path());
-    let host = parsed.host_str().unwrap_or_default();
-    let has_host = !scheme.ends_with("unix");
-    let after_host = [path, parsed.query().unwrap_or_default(), parsed.fragment().unwrap_or_default()];
-    if has_host && after_host.iter().any(|part| part.contains('@')) {
-        // A password with one of `/?#` ends the host early: the part before it would be shown as the host.
-        return Err(format!(
-            "{scheme}:// with @ after the host: percent-encode the special characters of the password"
-        ));
-    }
-    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let shown = format!("{scheme}://{host}{port}{path}");
-    let database = path.trim_matches('/');
-    if has_host && host.is_empty() {
-        return Err(format!("{shown}, which has no host"));
-    }
-    if parsed.port() == Some(0) {
-        return Err(format!("{shown}, whose port is 0"));
-    }
-    if has_host && !database.is_empty() && !database.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(format!("{shown}, whose database is not a number"));
-    }
-    // redis-rs' own message is dropped, because it may quote a part that is not shown here.
-    match Client::open(url) {
-        Ok(client) if client.get_connection_info().redis_settings().db() >= 0 => Ok(client),
-        Ok(_) => Err(format!("{shown}, whose database is less than 0")),
-        Err(_) => Err(format!("{shown}, which redis-rs rejects")),
-    }
 }
 
 impl TokenStore for RedisStore {
@@ -458,22 +258,18 @@ impl TokenStore for RedisStore {
         check_namespace(&self.namespace)?;
         let options = &self.options;
         if options.prefix.contains(['{', '}']) {
-            return Err(Error::InvalidOption(
-                format!("RedisStore::key_prefix must not contain {{ or }}, got {:?}", options.prefix).into(),
-            ));
+            let prefix = &options.prefix;
+            return Err(invalid(format!("RedisStore::key_prefix must not contain {{ or }}, got {prefix:?}")));
         }
         for timeout in [options.connection_timeout, options.response_timeout] {
             if timeout.is_zero() || timeout > MAX_TIMEOUT {
-                return Err(Error::InvalidOption(
-                    format!("RedisStore::timeouts must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}")
-                        .into(),
-                ));
+                return Err(invalid(format!(
+                    "RedisStore::timeouts must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}"
+                )));
             }
         }
         options.client().map_err(|_| {
-            Error::InvalidOption(
-                "RedisStore::root_certificates must be PEM, and needs a rediss:// URL".into(),
-            )
+            invalid("RedisStore::root_certificates must be PEM, and needs a rediss:// URL".to_owned())
         })?;
         Ok(())
     }
@@ -555,24 +351,6 @@ fn read(parts: [Vec<u8>; 3]) -> Option<Record> {
         "" => Some(record),
         left => Some(record.expires_in(Duration::from_millis(left.parse().ok()?))),
     }
-}
-
-/// Whether only a change of the configuration helps: of the URL, of the user's rights, or of the trusted roots.
-fn is_configuration(error: &RedisError) -> bool {
-    /// What has no code of its own. The first two are rights that a script lacks, before and since Redis 7.2.
-    const DETAILS: [&str; 3] =
-        ["The user executing the script can't", "ACL failure in script", "DB index is out of range"];
-
-    matches!(
-        error.kind(),
-        ErrorKind::AuthenticationFailed
-            | ErrorKind::InvalidClientConfig
-            | ErrorKind::RESP3NotSupported
-            | ErrorKind::Server(ServerErrorKind::NoPerm)
-    ) || matches!(error.code(), Some("NOAUTH" | "NOPERM" | "WRONGPASS"))
-        || error.detail().is_some_and(|detail| DETAILS.iter().any(|known| detail.contains(known)))
-        // rustls' error, which redis-rs passes on within an I/O error.
-        || (error.is_io_error() && error.to_string().starts_with("invalid peer certificate"))
 }
 
 impl fmt::Debug for RedisStore {

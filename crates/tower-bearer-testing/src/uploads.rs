@@ -17,7 +17,7 @@ use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
 use super::random::hex;
-use crate::error::BoxError;
+use crate::BoxError;
 
 /// A complete upload.
 #[derive(Clone, Debug)]
