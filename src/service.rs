@@ -262,18 +262,20 @@ impl<S, R> BearerAuth<S, R> {
         let is_sent_again = spare.is_some() && via.options.retry.retries() > 0;
         let need = if is_sent_again { Need::Any } else { Need::Settled };
         let (kept, mut request) = (head.zip(spare), Request::from_parts(parts, body));
-        let mut waiting = via.provider().obtain(need);
-        if let Some(token) = waiting.take_token() {
+        let waiting = match via.provider().obtain(need).take_token() {
             // The caller's own header would have been kept before.
-            let (headers, header) = (request.headers_mut(), token.0.header());
-            if authorize(headers, header, ExistingAuthorization::Replace).is_some() {
-                let origin = self.shared.origin(request.uri());
-                let response = self.inner.call(request);
-                return ResponseFuture::sending(response, token.id().generation, origin, kept, via);
+            Ok(token) => {
+                let (headers, header) = (request.headers_mut(), token.0.header());
+                if authorize(headers, header, ExistingAuthorization::Replace).is_some() {
+                    let origin = self.shared.origin(request.uri());
+                    let response = self.inner.call(request);
+                    return ResponseFuture::sending(response, token.id().generation, origin, kept, via);
+                }
+                self.inner = self.shared.service();
+                return ResponseFuture::failed(Error::TooManyHeaders, via);
             }
-            self.inner = self.shared.service();
-            return ResponseFuture::failed(Error::TooManyHeaders, via);
-        }
+            Err(waiting) => waiting,
+        };
         via.provider().reporter().waiting();
         // While it waits, it holds no permit, which the token source may need.
         self.inner = self.shared.service();

@@ -6,7 +6,10 @@ use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::{error::TokenError, refresh_ahead::RefreshAhead};
+use crate::{
+    error::{MAX_TOKEN_LEN, TokenError},
+    refresh_ahead::RefreshAhead,
+};
 
 const SCHEME: &str = "Bearer ";
 
@@ -90,7 +93,7 @@ impl Inner {
 
 impl Token {
     /// The maximum length of a token in bytes.
-    pub const MAX_LEN: usize = 16 * 1024;
+    pub const MAX_LEN: usize = MAX_TOKEN_LEN;
 
     /// Returns a builder for a token with this access token.
     pub fn builder(access_token: impl Into<String>) -> TokenBuilder {

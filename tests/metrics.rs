@@ -26,7 +26,7 @@ use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenPro
 ///
 /// Checks that the documentation has a row for it, whose text is the one that the recorder was given.
 fn metrics_of(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
-    let documentation = include_str!("../src/observability.rs");
+    let documentation = include_str!("../src/observability/mod.rs");
     let metrics = snapshotter.snapshot().into_vec().into_iter();
     let recorded = metrics.map(|(key, unit, description, value)| {
         let (name, text) = (key.key().name(), description.unwrap());

@@ -243,17 +243,14 @@ where
                         break Err(error.into());
                     }
                     let Some(mut unsent) = unsent.take() else { polled_again() };
-                    let token = match provider.fresh() {
-                        Some(token) => token,
-                        None => {
-                            let mut waiting = provider.obtain(pending.need(&via.options));
-                            let Some(token) = waiting.take_token() else {
-                                // It expired, or was challenged, before the service was ready. The service is dropped:
-                                // it may hold a permit.
-                                self.set(Self::waiting(waiting, unsent, provider));
-                                continue;
-                            };
-                            token
+                    let need = || provider.obtain(pending.need(&via.options)).take_token();
+                    let token = match provider.fresh().map_or_else(need, Ok) {
+                        Ok(token) => token,
+                        Err(waiting) => {
+                            // It expired, or was challenged, before the service was ready. The service is dropped: it may
+                            // hold a permit.
+                            self.set(Self::waiting(waiting, unsent, provider));
+                            continue;
                         }
                     };
                     // A request whose own header is kept does not come here.

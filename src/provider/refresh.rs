@@ -1,17 +1,20 @@
 //! [`obtain`]: from a need to the task that refreshes the token, and the future that waits for it.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, Ready, ready},
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use tokio::{
     runtime::Handle,
-    time::{Instant, Sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -40,28 +43,31 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let decided = decide(None).or_else(|| decide(Some(core.login.source.credential().revision())));
     // With a revision, there is always a decision.
     let Some((decision, current, running, waiter)) = decided else {
-        return Waiting::decided(core, Err(Error::Interrupted));
+        return Waiting::decided(Err(Error::Interrupted));
     };
     if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
         core.reporter().left_alone(token);
     }
     // A challenged token is no answer to its challenge.
     let uses_current = current.is_some() && !matches!(need, Need::Other { .. });
+    let wait = |refresh: &Refresh, waiter, may_be_lost| {
+        let wait = wait(Arc::clone(core), waiter, refresh.deadline, uses_current);
+        Waiting { outcome: Either::Right(Box::pin(wait)), may_be_lost }
+    };
     match (decision, current, running.zip(waiter)) {
-        (Decision::Join(_), _, Some((refresh, waiter))) => Waiting::on(core, &refresh, waiter, uses_current),
+        (Decision::Join(_), _, Some((refresh, waiter))) => wait(&refresh, waiter, false),
         (Decision::Start { waits, may_be_lost, .. }, current, Some((refresh, waiter))) => {
-            let mut waiting = match current {
-                Some(token) if !waits => Waiting::decided(core, Ok(token)),
-                _ => Waiting::on(core, &refresh, waiter, uses_current),
+            let waiting = match current {
+                Some(token) if !waits => Waiting::decided(Ok(token)),
+                _ => wait(&refresh, waiter, may_be_lost),
             };
-            waiting.may_be_lost = may_be_lost;
             start(core, refresh, runtime);
             waiting
         }
-        (Decision::Fail(error), ..) => Waiting::decided(core, Err(error)),
-        (_, Some(token), _) => Waiting::decided(core, Ok(token)),
+        (Decision::Fail(error), ..) => Waiting::decided(Err(error)),
+        (_, Some(token), _) => Waiting::decided(Ok(token)),
         // A decision for the current token needs one, and a refresh that was joined or started is running.
-        (_, None, _) => Waiting::decided(core, Err(Error::Interrupted)),
+        (_, None, _) => Waiting::decided(Err(Error::Interrupted)),
     }
 }
 
@@ -188,76 +194,50 @@ impl Drop for RefreshTask {
     }
 }
 
-pin_project! {
-    /// Resolves with what a need leads to.
-    ///
-    /// Each waiter has its own deadline: nobody may drive the runtime of the refresh any more. Outside of a tokio
-    /// runtime there is no timer, and no bound.
-    pub(crate) struct Waiting {
-        core: Arc<Core>,
-        // What was decided without a refresh.
-        decided: Option<Outcome>,
-        waiter: Option<Waiter>,
-        deadline: Instant,
-        #[pin]
-        deadline_timer: Option<Sleep>,
-        // Whether the current token is used if the refresh fails: it worked when this began to wait.
-        uses_current: bool,
-        // Whether the refresh is lost if the caller, who has started it, does not wait.
-        pub(crate) may_be_lost: bool,
-    }
+/// Resolves with what a need leads to.
+pub(crate) struct Waiting {
+    /// What was decided without a refresh, or the [wait] for one.
+    outcome: Either<Ready<Outcome>, Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    /// Whether the refresh is lost if the caller, who has started it, does not wait.
+    pub(crate) may_be_lost: bool,
 }
 
 impl Waiting {
-    fn decided(core: &Arc<Core>, outcome: Outcome) -> Self {
-        Self {
-            core: Arc::clone(core),
-            decided: Some(outcome),
-            waiter: None,
-            deadline: Instant::now(),
-            deadline_timer: None,
-            uses_current: false,
-            may_be_lost: false,
-        }
-    }
-
-    fn on(core: &Arc<Core>, refresh: &Refresh, waiter: Waiter, uses_current: bool) -> Self {
-        Self {
-            waiter: Some(waiter),
-            deadline: refresh.deadline + SLACK,
-            uses_current,
-            decided: None,
-            ..Self::decided(core, Err(Error::Interrupted))
-        }
+    fn decided(outcome: Outcome) -> Self {
+        Self { outcome: Either::Left(ready(outcome)), may_be_lost: false }
     }
 
     /// Takes the token, if there is one without a wait.
-    pub(crate) fn take_token(&mut self) -> Option<Token> {
-        self.decided.take_if(|outcome| outcome.is_ok())?.ok()
+    pub(crate) fn take_token(self) -> Result<Token, Self> {
+        match self.outcome {
+            Either::Left(decided) => decided.into_inner().map_err(|error| Self::decided(Err(error))),
+            waiting => Err(Self { outcome: waiting, ..self }),
+        }
     }
 }
 
 impl Future for Waiting {
     type Output = Outcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let mut this = self.project();
-        let Some(waiter) = this.waiter else {
-            return Poll::Ready(this.decided.take().unwrap_or(Err(Error::Interrupted)));
-        };
-        let outcome = match Pin::new(waiter).poll(cx) {
-            Poll::Ready(outcome) => outcome.unwrap_or(Err(Error::Interrupted)),
-            Poll::Pending => {
-                if this.deadline_timer.is_none() {
-                    this.deadline_timer.set(this.core.timer(*this.deadline));
-                }
-                let Some(timer) = this.deadline_timer.as_pin_mut() else { return Poll::Pending };
-                ready!(timer.poll(cx));
-                Err(this.core.timed_out(*this.deadline - SLACK - this.core.config.refresh_timeout))
-            }
-        };
-        // Not the one of then: a login may have begun.
-        let current = || this.core.current().filter(|_| *this.uses_current);
-        Poll::Ready(outcome.or_else(|error| current().ok_or(error)))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.outcome.poll_unpin(cx)
     }
+}
+
+/// Waits for a refresh. `uses_current`: the current token is used if it fails, since it worked when this began to wait.
+///
+/// Each waiter has its own deadline: nobody may drive the runtime of the refresh any more. Outside of a tokio runtime there
+/// is no timer, and no bound.
+async fn wait(core: Arc<Core>, waiter: Waiter, deadline: Instant, uses_current: bool) -> Outcome {
+    let interrupted = |_| Err(Error::Interrupted);
+    let outcome = match core.timer(deadline + SLACK) {
+        None => waiter.await.unwrap_or_else(interrupted),
+        Some(timer) => match select(waiter, pin!(timer)).await {
+            Either::Left((outcome, _)) => outcome.unwrap_or_else(interrupted),
+            Either::Right(_) => Err(core.timed_out(deadline - core.config.refresh_timeout)),
+        },
+    };
+    // Not the one of then: a login may have begun.
+    let current = || core.current().filter(|_| uses_current);
+    outcome.or_else(|error| current().ok_or(error))
 }

@@ -148,7 +148,7 @@ impl<K: Clone + Eq + Hash> Lifecycle<K, TokenProvider> for Park<K> {
 
 impl<K> Drop for Shared<K> {
     fn drop(&mut self) {
-        self.nobody.reporter().providers(0, false);
+        self.nobody.reporter().providers(0);
     }
 }
 
@@ -439,7 +439,7 @@ where
         }
         for (_, provider) in &dropped {
             provider.reporter().evicted(reason);
-            self.reporter().count_eviction(reason);
+            self.reporter().count("tower_bearer_evictions_total", &[("reason", reason)]);
         }
         self.report_number();
     }
@@ -449,7 +449,10 @@ where
         let number = self.number();
         let exceeds = number > self.max_providers;
         let is_news = self.exceeds.swap(exceeds, Ordering::Relaxed) != exceeds && exceeds;
-        self.reporter().providers(number, is_news);
+        self.reporter().providers(number);
+        if is_news {
+            self.reporter().exceeds_bound(number);
+        }
     }
 }
 

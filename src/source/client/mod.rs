@@ -3,12 +3,13 @@
 //! - `transport`: sends a request by the default client or the user's, within a deadline.
 //! - `default_client`: the client that is used unless the user sets one, and `tls`: its roots and cryptography.
 //! - `response`: what a response means.
-//! - `verdict`: the table of what a response that is no token means.
+//! - `verdict`: the table of what a response that is no token means, and `stated_code`: which code it states.
 //! - `url`: whether a credential may be sent to a URL.
 
 #[cfg(feature = "default-client")]
 mod default_client;
 mod response;
+mod stated_code;
 #[cfg(feature = "default-client")]
 pub mod tls;
 mod transport;

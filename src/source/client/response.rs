@@ -11,11 +11,12 @@ use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde_json::{Map, Value};
 
 use super::{
+    stated_code::stated_code,
     transport::ReadBody,
-    verdict::{Content, stated_code},
+    verdict::{Content, content_type, is_page},
 };
 use crate::{
-    error::{Presented, SourceError, content_type, is_page},
+    error::{Presented, SourceError},
     observability,
     token::{LEAST_LIFE, Token, TokenBuilder},
 };

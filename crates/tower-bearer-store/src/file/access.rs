@@ -12,7 +12,8 @@ use secrecy::zeroize::Zeroizing;
 use serde::{Deserialize, de::DeserializeOwned};
 use tower_bearer::store::StoreError;
 
-use super::files::SCHEMA;
+/// The schema of the files. A file with another schema counts as absent.
+pub(super) const SCHEMA: u32 = 1;
 
 /// The maximum length of a file that is read.
 const MAX_LEN: u64 = 512 * 1024;
@@ -33,7 +34,7 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> Result<Option<File
     check_directory(path)?;
     // Without NONBLOCK, opening a named pipe would wait for its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+    let file = match options.custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {

@@ -20,13 +20,10 @@ use serde::{Deserialize, Serialize};
 use tower_bearer::store::{Extension, Lease, Publication, Record, StoreError, StoreErrorKind};
 
 use super::{
-    access::{cannot, directory, open, open_or_create, read},
+    access::{SCHEMA, cannot, directory, open, open_or_create, read},
     beside,
 };
 use crate::millis;
-
-/// The schema of the files. A file with another schema counts as absent.
-pub(super) const SCHEMA: u32 = 1;
 
 /// A fence from here on was not written by this crate: the clock does not reach it for two centuries.
 const INVALID_FENCE: u64 = 1 << 53;
