@@ -13,7 +13,7 @@ use crate::{
     authorization::ExistingAuthorization,
     bounds::CloneService,
     challenge::{ChallengeRule, ResponseHead},
-    config::Config,
+    layer_options::LayerOptions,
     origins::AllowedOrigins,
     provider::TokenProvider,
     replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
@@ -88,7 +88,7 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct BearerAuthLayer<R = Cloned> {
-    options: Config<R>,
+    options: LayerOptions<R>,
 }
 
 impl BearerAuthLayer {
@@ -104,7 +104,7 @@ impl BearerAuthLayer {
     /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.
     pub fn with_provider(provider: TokenProvider) -> Self {
         let origins = provider.core().allowed_origins.clone();
-        Self { options: Config::new(Providers { default: provider, select: None }, Some(origins)) }
+        Self { options: LayerOptions::new(Providers { default: provider, select: None }, Some(origins)) }
     }
 
     /// Makes a layer that adds to each request the token of its tenant. `key_of` reads the tenant's key from the head of the
@@ -152,7 +152,7 @@ impl BearerAuthLayer {
             let key = key_of(head).ok_or(Error::MissingKey)?;
             providers.get::<Q>(&key)
         };
-        Self { options: Config::new(Providers { default, select: Some(Arc::new(select)) }, None) }
+        Self { options: LayerOptions::new(Providers { default, select: Some(Arc::new(select)) }, None) }
     }
 }
 

@@ -12,9 +12,9 @@ use tower_service::Service;
 use crate::{
     authorization::{Authorized, ExistingAuthorization, authorize},
     bounds::HttpService,
-    config::Config,
     error::{BoxError, Error},
     future::{ResponseFuture, Shared, Via},
+    layer_options::LayerOptions,
     origins::OriginHash,
     per_request::AuthOverride,
     provider::{Need, TokenProvider},
@@ -70,7 +70,7 @@ impl<S, R> BearerAuth<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(inner: S, options: Config<R>) -> Self {
+    pub(crate) fn new(inner: S, options: LayerOptions<R>) -> Self {
         let cache = options.providers.default.core().cache();
         let shared = Arc::new(Shared::new(inner.clone(), options));
         Self { inner, cache, shared }

@@ -150,6 +150,11 @@ impl From<SourceError> for Error {
 }
 
 impl Error {
+    /// Fails unless the options are valid. The text has the option, the accepted values, and the value unless it is a secret.
+    pub(crate) fn check(is_valid: bool, text: impl FnOnce() -> String) -> Result<(), Self> {
+        if is_valid { Ok(()) } else { Err(Self::InvalidOption(text().into())) }
+    }
+
     /// Says which option is out of its range, what is accepted, and the value.
     pub(crate) fn out_of_range(option: &str, accepted: &str, value: impl fmt::Display) -> Self {
         Self::InvalidOption(format!("{option} must be {accepted}, got {value}").into())
@@ -210,9 +215,9 @@ impl Error {
 }
 
 /// An error and its sources, outermost first.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn StdError);
+pub(crate) struct ErrorChain<'a>(pub(crate) &'a dyn StdError);
 
-impl fmt::Display for Chain<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
         let mut source = self.0.source();

@@ -63,7 +63,7 @@ pin_project! {
     // with a projection is `Send` for all lifetimes.
     pub struct ResponseFuture<S, R, B, F, ReqBody, ResBody, K> {
         #[pin]
-        state: State<S, F, Request<ReqBody>, ResBody>,
+        state: Stage<S, F, Request<ReqBody>, ResBody>,
         pending: PendingRequest<K>,
         via: Via<S, R>,
         body: PhantomData<fn(B)>,
@@ -72,8 +72,8 @@ pin_project! {
 
 pin_project! {
     // Every request pays for the size of this, and for dropping it: all but the happy path is behind a pointer.
-    #[project = StateProj]
-    enum State<S, F, Req, ResBody> {
+    #[project = StageProj]
+    enum Stage<S, F, Req, ResBody> {
         Sending {
             #[pin]
             response: F,
@@ -95,7 +95,7 @@ impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBod
         via: Via<S, R>,
     ) -> Self {
         let pending = PendingRequest::new(token, origin, kept);
-        Self { state: State::Sending { response }, pending, via, body: PhantomData }
+        Self { state: Stage::Sending { response }, pending, via, body: PhantomData }
     }
 
     /// A request that waits for a token.
@@ -107,14 +107,14 @@ impl<S, R, B, F, ReqBody, ResBody, K> ResponseFuture<S, R, B, F, ReqBody, ResBod
     ) -> Self {
         let pending = PendingRequest::new(0, via.origin(request.uri()), kept);
         let unsent = Unsent { request, delay: Duration::ZERO, backoff: None };
-        let state = State::slow_path(SlowPath::waiting(token, unsent, via.provider()));
+        let state = Stage::slow_path(SlowPath::waiting(token, unsent, via.provider()));
         Self { state, pending, via, body: PhantomData }
     }
 
     /// A request that was not sent.
     pub(crate) fn failed(error: Error, via: Via<S, R>) -> Self {
         let pending = PendingRequest::new(0, OriginHash::NONE, None);
-        let state = State::slow_path(SlowPath::Ended { error: Some(error) });
+        let state = Stage::slow_path(SlowPath::Ended { error: Some(error) });
         Self { state, pending, via, body: PhantomData }
     }
 }
@@ -135,7 +135,7 @@ where
         let mut this = self.project();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Sending { response } => {
+                StageProj::Sending { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
                     if !this.pending.is_challenged_by(this.via, &response) {
                         return Poll::Ready(Ok(response));
@@ -143,13 +143,13 @@ where
                     // Drops the service that was ready before the retry waits for readiness. Otherwise a
                     // `ConcurrencyLimit(1)` would never get ready.
                     match SlowPath::challenged(this.pending, this.via, response) {
-                        Ok(slow_path) => this.state.set(State::slow_path(slow_path)),
+                        Ok(slow_path) => this.state.set(Stage::slow_path(slow_path)),
                         Err(challenge) => return Poll::Ready(Ok(challenge)),
                     }
                 }
-                StateProj::SlowPath { slow_path } => {
+                StageProj::SlowPath { slow_path } => {
                     match ready!(slow_path.as_mut().poll(this.pending, this.via, cx)) {
-                        Ok(response) => this.state.set(State::Sending { response }),
+                        Ok(response) => this.state.set(Stage::Sending { response }),
                         Err(result) => return Poll::Ready(result),
                     }
                 }
@@ -158,7 +158,7 @@ where
     }
 }
 
-impl<S, F, Req, ResBody> State<S, F, Req, ResBody> {
+impl<S, F, Req, ResBody> Stage<S, F, Req, ResBody> {
     #[cold]
     fn slow_path(slow_path: SlowPath<S, Req, ResBody>) -> Self {
         Self::SlowPath { slow_path: Box::pin(slow_path) }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::shared::Via;
 use crate::{
-    config::Config,
+    layer_options::LayerOptions,
     origins::OriginHash,
     provider::Need,
     replay::{Head, Replay},
@@ -73,7 +73,7 @@ impl<K> PendingRequest<K> {
     }
 
     /// What the request needs for its next attempt.
-    pub(super) fn need<R>(&self, options: &Config<R>) -> Need {
+    pub(super) fn need<R>(&self, options: &LayerOptions<R>) -> Need {
         let is_sent_again = self.kept.is_some() && self.retries() < options.retry.retries();
         if is_sent_again { Need::Any } else { Need::Settled }
     }
@@ -118,7 +118,7 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
     /// Stops the body of the running attempt where it is, if the request may be sent again.
     ///
     /// It is [released](Self::release) before long.
-    pub(super) fn hold<R, B>(&self, options: &Config<R>) -> Result<(), NotRetried>
+    pub(super) fn hold<R, B>(&self, options: &LayerOptions<R>) -> Result<(), NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {
@@ -132,7 +132,7 @@ impl<H: Head, Spare> PendingRequest<(H, Spare)> {
     }
 
     /// Holds the body of the running attempt no longer. If the attempt `ends`, its next poll is an error; else it continues.
-    pub(super) fn release<R, B>(&self, options: &Config<R>, ends: bool)
+    pub(super) fn release<R, B>(&self, options: &LayerOptions<R>, ends: bool)
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {

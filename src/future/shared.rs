@@ -12,8 +12,8 @@ use std::{
 use http::{Response, Uri};
 
 use crate::{
-    config::Config,
     error::Error,
+    layer_options::LayerOptions,
     origins::{self, OriginHash},
     provider::TokenProvider,
 };
@@ -23,7 +23,7 @@ const MAX_REPORTED: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
 pub(crate) struct Shared<S, R> {
-    pub(crate) options: Config<R>,
+    pub(crate) options: LayerOptions<R>,
     /// An option out of its range: the error of every request, since the layer's methods cannot fail.
     pub(crate) invalid: Option<Error>,
     /// What the service of a retry is cloned from. It is never made ready, so that it holds no permit of a
@@ -39,7 +39,7 @@ impl<S, R> Shared<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(service: S, options: Config<R>) -> Self {
+    pub(crate) fn new(service: S, options: LayerOptions<R>) -> Self {
         Self {
             invalid: options.validate().err(),
             options,

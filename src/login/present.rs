@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use super::{Failing, Login, OLD, STORED, check_refresh_token, shared};
+use super::{Login, check_refresh_token, memory::Failing};
 use crate::{
     chain::{Begun, Chain, DOUBT, Known, Seed},
     error::{Presented, SourceError, SourceErrorKind},
     observability,
     source::{Credential, Sent, TokenRequest},
-    store::{Lease, Publication, Share},
+    store::{Lease, Publication, StoreAccess},
     token::Token,
 };
 
@@ -61,6 +61,15 @@ impl Given {
 pub(crate) const NO_LOGINS: &str = "the source takes no refresh token of a login: give the login to a provider of its \
                                     own, whose source does, such as OAuth2::login";
 
+/// Returns the credential of what is known. The default takes no memory.
+pub(super) fn shared(credential: Credential) -> Option<Arc<Credential>> {
+    credential.is_known().then(|| Arc::new(credential))
+}
+
+/// Why the refresh token of a login that was given is not presented.
+pub(super) const STORED: &str = "it is known already";
+pub(super) const OLD: &str = "it has replaced the one that was given";
+
 fn other_credential() -> SourceError {
     SourceError::configuration(
         "the refresh token of the login was used with another server, client or key: restore that in the \
@@ -74,7 +83,7 @@ impl Login {
     pub(super) async fn ask(
         self: &Arc<Self>,
         request: &TokenRequest<'_>,
-        under: Option<(&Share, &Lease)>,
+        under: Option<(&StoreAccess, &Lease)>,
     ) -> Result<Token, SourceError> {
         loop {
             // Once for each attempt: it may change meanwhile, and be changed back.
@@ -92,10 +101,10 @@ impl Login {
                 Ok(token) => return Ok(self.granted(Some(&refresh_token), token, credential)),
                 Err(error) => error,
             };
-            if let Some((share, _)) = under.filter(|_| self.is_over(&error)) {
+            if let Some((store, _)) = under.filter(|_| self.is_over(&error)) {
                 // Another process may have been granted another one meanwhile, which must not be lost.
-                let found = self.load(share).await.unwrap_or_default();
-                if let Some(token) = self.adopt_if_newer(share, &found, request.previous()) {
+                let found = self.load(store).await.unwrap_or_default();
+                if let Some(token) = self.adopt_if_newer(store, &found, request.previous()) {
                     return Ok(token);
                 }
                 if found.is_some_and(|found| self.take_up(&found, false)) {
@@ -112,12 +121,12 @@ impl Login {
     pub(super) async fn prepare(
         &self,
         credential: &Credential,
-        under: Option<(&Share, &Lease)>,
+        under: Option<(&StoreAccess, &Lease)>,
     ) -> Result<(), SourceError> {
         let (mut known, given) = self.begin(credential)?;
         let has_begun = given.as_ref().is_some_and(Given::has_begun);
         let is_marked = match under {
-            Some((share, lease)) => self.mark(share, lease, &mut known, has_begun).await?,
+            Some((store, lease)) => self.mark(store, lease, &mut known, has_begun).await?,
             None => false,
         };
         let used = known.chain.id().unwrap_or_default().to_owned();
@@ -125,7 +134,7 @@ impl Login {
             let mut state = self.state();
             if has_begun {
                 state.reset();
-                state.is_unstored = self.share.is_some();
+                state.is_unstored = self.store.is_some();
             }
             if is_marked {
                 state.is_unstored = false;
@@ -196,7 +205,7 @@ impl Login {
     /// there is nothing to store.
     async fn mark(
         &self,
-        share: &Share,
+        store: &StoreAccess,
         lease: &Lease,
         known: &mut Known,
         has_begun: bool,
@@ -214,7 +223,7 @@ impl Login {
             }
         }
         known.chain.presented();
-        match share.publish(known, lease).await {
+        match store.publish(known, lease).await {
             Ok(Publication::Stored) => {
                 known.version = lease.fence();
                 Ok(true)
@@ -287,9 +296,9 @@ impl Login {
             None => token,
         };
         // Without a store, only the exchange of a login outlives its refresh.
-        state.known.token = Some(token.clone()).filter(|_| state.is_login || self.share.is_some());
+        state.known.token = Some(token.clone()).filter(|_| state.is_login || self.store.is_some());
         state.known.credential = shared(credential);
-        state.is_unstored = self.share.is_some();
+        state.is_unstored = self.store.is_some();
         state.reset();
         state.asks_again = false;
         token
@@ -327,7 +336,7 @@ impl Login {
         if is_replaced {
             let Known { version, chain, .. } = &mut state.known;
             chain.granted(next, *version);
-            state.is_unstored = self.share.is_some();
+            state.is_unstored = self.store.is_some();
             state.unclear = 0;
         }
         match error.presented() {
@@ -341,7 +350,7 @@ impl Login {
                     None => chain.judge(is_doubtful.then_some(now + DOUBT)),
                 }
                 let used = chain.id().map(str::to_owned);
-                state.is_unstored = self.share.is_some();
+                state.is_unstored = self.store.is_some();
                 if has_fallen_back {
                     state.changed();
                     return Ok(used);

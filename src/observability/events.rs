@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Reporter, millis};
 use crate::{
-    error::{Chain, Error, SourceError, StoreError},
+    error::{Error, ErrorChain, SourceError, StoreError},
     token::Token,
 };
 
@@ -49,7 +49,7 @@ macro_rules! events {
 events! { of refresh
     asking(attempt: u32) DEBUG { attempt } "asking the token source";
     retrying_refresh(attempt: u32, attempts: u32, delay_ms: u64, error: &Error, is_news: bool) WARN if is_news
-        { attempt, attempts, delay_ms, kind = error.name(), error = display(Chain(error)) }
+        { attempt, attempts, delay_ms, kind = error.name(), error = display(ErrorChain(error)) }
         "refresh failed (attempt {attempt} of {attempts}), next try in {delay_ms} ms";
     using_login(login: &str, reason: &'static str) INFO { login = login.get(..8), reason } "using a login";
     token_published(token: &Token, took: Duration) INFO
@@ -61,10 +61,10 @@ events! { of refresh
         { generation = token.generation() } "source returned the challenged access token";
     refresh_failed(text: &str, error: &Error, took: Duration, works_for: Option<Duration>, failed_refreshes: u64, is_news: bool)
         WARN if is_news
-        { error = display(Chain(error)), took_ms = millis(took), works_for_ms = works_for.map(millis), failed_refreshes }
+        { error = display(ErrorChain(error)), took_ms = millis(took), works_for_ms = works_for.map(millis), failed_refreshes }
         "{text}";
     callers_fail(text: &str, error: &Error, took: Duration, failed_refreshes: u64, is_news: bool) ERROR if is_news
-        { error = display(Chain(error)), took_ms = millis(took), failed_refreshes } "{text}";
+        { error = display(ErrorChain(error)), took_ms = millis(took), failed_refreshes } "{text}";
     recovered(failed_refreshes: u64, failed_requests: u64, lasted: Duration) INFO
         { failed_refreshes, failed_requests, lasted_ms = millis(lasted) } "token refresh recovered";
 
@@ -76,24 +76,24 @@ events! { of refresh
     marked(record: u64) DEBUG { record } "stored that the refresh token is presented";
     superseded() WARN {} "token not stored; a newer lease exists"
         counts "tower_bearer_store_total" "outcome" = "superseded";
-    not_stored(error: &StoreError) DEBUG { error = display(Chain(error)) } "token not stored; retrying later"
+    not_stored(error: &StoreError) DEBUG { error = display(ErrorChain(error)) } "token not stored; retrying later"
         counts "tower_bearer_store_total" "outcome" = "not_stored";
     invalid_record(error: &StoreError, is_news: bool) WARN if is_news
-        { error = display(Chain(error)) } "store record is invalid; treating it as absent"
+        { error = display(ErrorChain(error)) } "store record is invalid; treating it as absent"
         counts "tower_bearer_store_total" "outcome" = "invalid_record";
-    without_store(error: &StoreError) DEBUG { error = display(Chain(error)) } "refreshing without the token store"
+    without_store(error: &StoreError) DEBUG { error = display(ErrorChain(error)) } "refreshing without the token store"
         counts "tower_bearer_store_total" "outcome" = "without_store";
 }
 
 // Outside of it.
 events! { of provider
-    store_failing(error: &StoreError) WARN { error = display(Chain(error)) } "token store cannot be used";
+    store_failing(error: &StoreError) WARN { error = display(ErrorChain(error)) } "token store cannot be used";
     store_recovered(lasted: Duration, failures: u64) INFO
         { failures, lasted_ms = millis(lasted) } "token store can be used again";
     origin_not_allowed(origin: &str) WARN { origin } "origin is not allowed; sending the request without the token";
     waiting() DEBUG {} "request waits for a token" counts "tower_bearer_waits_total";
     request_has_failed(error: &Error, reason: &'static str, failed_requests: u64, is_news: bool) ERROR if is_news
-        { error = display(Chain(error)), reason, failed_requests } "request failed; no token is available"
+        { error = display(ErrorChain(error)), reason, failed_requests } "request failed; no token is available"
         counts "tower_bearer_failed_requests_total" "reason" = reason;
     challenged(token: u32, status: StatusCode, retries: u32) DEBUG
         { generation = token, status = status.as_u16(), attempt = retries + 1 } "request challenged";
@@ -113,7 +113,7 @@ events! { of provider
 }
 
 pub(crate) fn credential_used(error: &SourceError) {
-    event!(INFO, error = %Chain(error), "refresh token not accepted; using the credential");
+    event!(INFO, error = %ErrorChain(error), "refresh token not accepted; using the credential");
 }
 
 pub(crate) fn lifetime_ignored(default: Option<Duration>) {
@@ -122,7 +122,7 @@ pub(crate) fn lifetime_ignored(default: Option<Duration>) {
 
 pub(crate) fn token_file_unreadable(error: &SourceError, failures: u64) {
     let text = "token file cannot be read; keeping the last good token";
-    event!(WARN if failures == 1, error = %Chain(error), failures, "{text}");
+    event!(WARN if failures == 1, error = %ErrorChain(error), failures, "{text}");
 }
 
 pub(crate) fn token_file_readable(failures: u64) {

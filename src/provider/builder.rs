@@ -1,44 +1,51 @@
-//! [`TokenProviderBuilder`]: the options of a provider. [`Config`]: what they are, their defaults and their validation.
+//! [`TokenProviderBuilder`]: sets the options of a provider, and builds it.
 
-use std::{
-    fmt,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
+use super::{
+    TokenProvider,
+    options::{Group, ProviderOptions, ProviderParts},
+};
 use crate::{
-    error::{Error, seconds},
-    login::check_refresh_token,
-    observability::Reporter,
+    error::Error,
+    login::NO_LOGINS,
     refresh_ahead::RefreshAhead,
     retry::{RetryBudget, RetryPolicy},
-    source::TokenSource,
-    store::{DynTokenStore, Role, TokenStore},
+    source::{NoSource, TokenSource},
+    store::{Role, TokenStore},
 };
 
-/// The name of all providers without one.
-static DEFAULT_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
+impl TokenProvider {
+    /// Starts to build a provider with other options.
+    pub fn builder<T: TokenSource>(source: T) -> TokenProviderBuilder<T> {
+        TokenProviderBuilder { source, parts: ProviderParts::default(), config: ProviderOptions::default() }
+    }
 
-const HOUR: Duration = Duration::from_secs(60 * 60);
+    /// Starts to build a provider without a credential: it uses the tokens that other processes publish in `store`
+    /// ([`Role::Reader`]).
+    ///
+    /// Its source names no origins: name them with
+    /// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). By default the token goes to every
+    /// `https` origin, and to loopback.
+    pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<NoSource> {
+        Self::builder(NoSource::new()).store(store).role(Role::Reader)
+    }
+}
 
 /// Builds a [`TokenProvider`](crate::TokenProvider); see [`TokenProvider::builder`](crate::TokenProvider::builder).
 ///
 /// The setters accept any value; [`build`](Self::build) checks all of them.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TokenProviderBuilder<T> {
-    pub(super) source: T,
-    pub(super) parts: Parts,
-    pub(super) config: Config,
+    source: T,
+    parts: ProviderParts,
+    config: ProviderOptions,
 }
 
 impl<T: TokenSource> TokenProviderBuilder<T> {
-    pub(super) fn new(source: T) -> Self {
-        Self { source, parts: Parts::default(), config: Config::default() }
-    }
-
     /// Names the provider in events and metrics ([`observability`](crate::observability)). Default: `default`. At least
     /// one character.
     ///
@@ -264,133 +271,45 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
         self.parts.lease = length;
         self
     }
+
+    /// Builds the provider. Nothing is fetched before the first request, unless the provider is to
+    /// [keep fresh](Self::keep_fresh).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
+    /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
+    /// up wrongly ([`TokenSource::validate`]).
+    pub fn build(self) -> Result<TokenProvider, Error> {
+        let Self { source, parts, config } = self;
+        parts.validate()?;
+        config.validate()?;
+        if parts.role != Role::Reader {
+            source.validate()?;
+        }
+        let credential = source.credential();
+        Error::check(parts.login.is_none() || !credential.takes_no_login(), || {
+            format!("TokenProviderBuilder::login: {NO_LOGINS}")
+        })?;
+        let (is_in_group, has_store) = (config.group.is_some(), parts.store.is_some());
+        let is_login = parts.login.is_some() || credential.is_login();
+        Error::check(!is_login || !is_in_group || has_store, || {
+            "a login in a group of providers needs a store: an idle provider is evicted, and with it the only copy of its \
+             refresh token"
+                .to_owned()
+        })?;
+        Error::check(!credential.is_in_memory() || !(is_in_group || has_store), || {
+            "the login that is the subject of the exchange needs a store of its own: that of the exchange keeps no refresh \
+             token of it"
+                .to_owned()
+        })?;
+        let config = config.of_role(parts.role);
+        Ok(TokenProvider::made_of(source, parts, config))
+    }
 }
 
 impl<T> fmt::Debug for TokenProviderBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenProviderBuilder").field("name", &self.parts.name).finish_non_exhaustive()
-    }
-}
-
-/// What a provider is made of, besides its source and its options.
-pub(super) struct Parts {
-    /// `None` for the group's name, or the default.
-    pub(super) name: Option<Arc<str>>,
-    /// The refresh token of a user's login.
-    pub(super) login: Option<SecretString>,
-    pub(super) store: Option<Arc<dyn DynTokenStore>>,
-    pub(super) role: Role,
-    /// The length of a lease.
-    pub(super) lease: Duration,
-}
-
-pub(super) struct Config {
-    /// The tenants that the provider belongs to.
-    pub(super) group: Option<Arc<Group>>,
-    pub(super) refresh_ahead: RefreshAhead,
-    pub(super) keep_fresh: bool,
-    pub(super) refresh_timeout: Duration,
-    /// `None` for that of the caller.
-    pub(super) runtime: Option<Handle>,
-    pub(super) retry: RetryPolicy,
-    /// `None` for no limit.
-    pub(super) retry_budget: Option<RetryBudget>,
-    /// The shortest and the longest.
-    pub(super) cool_down: (Duration, Duration),
-}
-
-/// The group that the providers of many tenants belong to.
-pub(crate) struct Group {
-    pub(crate) name: Arc<str>,
-    /// Whether the name is the label of the metrics of all providers. Otherwise that is each one's own name.
-    pub(crate) is_label: bool,
-    /// Evicts the providers that are idle.
-    pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl Parts {
-    pub(super) fn reporter(&self, config: &Config) -> Reporter {
-        let group = config.group.as_ref();
-        let name = self.name.as_ref().or(group.map(|group| &group.name));
-        let name = name.unwrap_or(&DEFAULT_NAME);
-        Reporter::new(
-            Arc::clone(name),
-            group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)),
-        )
-    }
-
-    pub(super) fn validate(&self) -> Result<(), Error> {
-        if self.name.as_ref().is_some_and(|name| name.is_empty()) {
-            return Err(Error::out_of_range("name", "at least one character long", "none"));
-        }
-        self.login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
-        if self.login.is_some() && self.role == Role::Reader {
-            let text = "a reader must have no login: it uses the tokens in its store";
-            return Err(Error::InvalidOption(text.into()));
-        }
-        if self.store.is_none() && self.role != Role::Member {
-            let text = format!("role {:?} needs a store: set one with store()", self.role);
-            return Err(Error::InvalidOption(text.into()));
-        }
-        if self.lease < Duration::from_millis(100) || self.lease > HOUR {
-            return Err(Error::out_of_range("lease", ">= 0.1s and <= 1h", seconds(self.lease)));
-        }
-        self.store.as_ref().map_or(Ok(()), |store| store.validate())
-    }
-}
-
-impl Default for Parts {
-    fn default() -> Self {
-        Self { name: None, login: None, store: None, role: Role::Member, lease: Duration::from_secs(10) }
-    }
-}
-
-impl Config {
-    pub(super) fn validate(&self) -> Result<(), Error> {
-        self.refresh_ahead.validate()?;
-        self.retry.validate()?;
-        self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
-        if self.refresh_timeout.is_zero() || self.refresh_timeout > HOUR {
-            let got = seconds(self.refresh_timeout);
-            return Err(Error::out_of_range("refresh_timeout", "> 0 and <= 1h", got));
-        }
-        let (min, max) = self.cool_down;
-        if min.is_zero() || min > max || max > HOUR {
-            let (min, max) = (seconds(min), seconds(max));
-            let text = format!("cool_down: need 0 < min <= max <= 1h, got {min} and {max}");
-            return Err(Error::InvalidOption(text.into()));
-        }
-        Ok(())
-    }
-
-    /// The runtime for a new task: that of the refreshes, or else that of the caller.
-    pub(super) fn runtime(&self) -> Option<Handle> {
-        self.runtime.clone().or_else(|| Handle::try_current().ok())
-    }
-
-    /// The options of a process that shares its token, by its role.
-    pub(super) fn of_role(mut self, role: Role) -> Self {
-        match role {
-            Role::Member => {}
-            Role::Publisher => self.keep_fresh = true,
-            // The publisher refreshes as soon as the token is expiring. A reader that looks later finds the new one.
-            Role::Reader => self.refresh_ahead = self.refresh_ahead.halved(),
-        }
-        self
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            group: None,
-            refresh_ahead: RefreshAhead::new(),
-            keep_fresh: false,
-            refresh_timeout: Duration::from_secs(30),
-            runtime: None,
-            retry: RetryPolicy::new(),
-            retry_budget: Some(RetryBudget::new(Duration::from_secs(10), 10, 0.2)),
-            cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
-        }
     }
 }

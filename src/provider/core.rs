@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    builder::Config,
     decide::{Decision, Need, Snapshot, decide},
+    options::ProviderOptions,
     state::{AskedAt, Ended, NotEnded, Refresh, State},
     status::Status,
 };
@@ -36,14 +36,13 @@ use crate::{
     origins::AllowedOrigins,
     retry::RetryBudget,
     source::RefreshReason,
-    store::StoreStatus,
     sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock},
     timer::timer,
     token::Token,
 };
 
-/// A decision, the current token, the refresh that runs then, and who waits for it.
-type Decided = (Decision, Option<Token>, Option<Arc<Refresh>>, Option<Waiter>);
+/// A decision, and for one to join or to start a refresh: that, and the wait for it.
+pub(super) type Decided = (Decision, Option<(Arc<Refresh>, Waiter)>);
 
 pub(crate) struct Core {
     /// Tells this provider's tokens from those of others in this process.
@@ -56,7 +55,7 @@ pub(crate) struct Core {
     state: Mutex<State>,
     /// What gives the tokens.
     pub(super) login: Arc<Login>,
-    pub(super) config: Config,
+    pub(super) config: ProviderOptions,
     /// The origins that the source's tokens are meant for.
     pub(crate) allowed_origins: AllowedOrigins,
     /// How many bytes of small challenges are kept.
@@ -64,7 +63,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(login: Login, config: Config) -> Self {
+    pub(super) fn new(login: Login, config: ProviderOptions) -> Self {
         static PROVIDERS: atomic::AtomicU32 = atomic::AtomicU32::new(0);
         let number = PROVIDERS.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Self {
@@ -120,8 +119,7 @@ impl Core {
         self.accepted.fetch_max(token, Ordering::Relaxed);
     }
 
-    /// Decides what a need leads to, and starts a refresh if it leads to one. Returns the current token, and the refresh
-    /// that runs then.
+    /// Decides what a need leads to, and starts a refresh if it leads to one.
     ///
     /// Without a `runtime`, none starts. Its task is the caller's to spawn: a runtime that shuts down drops it at once,
     /// which takes the lock. `None` if the decision depends on the revision of the credential, which is not known: the source
@@ -155,7 +153,13 @@ impl Core {
         };
         let decision = decide(need, &state, &seen, now);
         let is_background = matches!(need, Need::Background);
-        match &decision {
+        let reason = match &decision {
+            Decision::Join(reason) => {
+                if let Some(refresh) = state.running.as_ref().filter(|_| !is_background) {
+                    refresh.current_reason.raise(*reason);
+                }
+                *reason
+            }
             Decision::Start { reason, .. } => {
                 let is_needed = !is_background && *reason != RefreshReason::Expiring;
                 let challenge = match need {
@@ -165,19 +169,15 @@ impl Core {
                 state.runtime = runtime.map(Handle::id);
                 let times = (now, now + self.config.refresh_timeout);
                 state.start((*reason, is_needed), challenge, revision, times);
+                *reason
             }
-            Decision::Join(reason) if !is_background => {
-                state.running.iter().for_each(|refresh| refresh.current_reason.raise(*reason));
-            }
-            _ => {}
-        }
-        if let Decision::Start { reason: RefreshReason::Challenged, .. }
-        | Decision::Join(RefreshReason::Challenged) = decision
-        {
+            _ => return Some((decision, None)),
+        };
+        if reason == RefreshReason::Challenged {
             self.mark_expiring(&state, now);
         }
         let waiter = state.waiters.as_ref().map(|waiters| waiters.1.clone());
-        Some((decision, current, state.running.clone(), waiter))
+        Some((decision, state.running.clone().zip(waiter)))
     }
 
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
@@ -234,7 +234,7 @@ impl Core {
     /// When a token that the API has not accepted yet is old enough to be known to all of the API. `None` if it is known.
     pub(crate) fn settled_at(&self, token: u32, lag: Duration) -> Option<Instant> {
         let state = self.state();
-        let is_new = state.generation == token && !self.is_accepted(token);
+        let is_new = state.generation() == token && !self.is_accepted(token);
         state.published_at.filter(|_| is_new).map(|at| at + lag)
     }
 
@@ -302,12 +302,11 @@ impl Core {
     }
 
     /// Removes the current token. Its refresh token is kept for the next refresh.
-    pub(super) fn invalidate(&self) -> Option<Token> {
-        let token = self.publish(&self.state(), None)?;
+    pub(super) fn invalidate(&self) {
+        let Some(token) = self.publish(&self.state(), None) else { return };
         self.changed();
         self.report_expiry();
         self.reporter().invalidated(&token);
-        Some(token)
     }
 
     /// From now on no refresh starts, none waits for its next attempt, and the background task ends.
@@ -359,173 +358,15 @@ impl Core {
 
     /// Why the store fails; `None` if it does not, or there is none.
     pub(super) fn store_error(&self) -> Option<Error> {
-        self.login.store_outage()?.map(|(_, error)| Error::Store(error))
+        self.login.store_status()?.error.map(Error::Store)
     }
 
     pub(super) fn status(&self) -> Status {
         let status = self.state().status(self.published().as_ref(), Instant::now());
         // Without the state's lock, so that there is no order between it and the store's.
-        Status { store: self.login.store_outage().map(StoreStatus::of), ..status }
+        Status { store: self.login.store_status(), ..status }
     }
 }
 
-/// Every way in which three threads can interleave, explored by loom with at most three preemptions each.
 #[cfg(all(test, tower_bearer_loom))]
-mod tests {
-    use loom::{sync::Arc, thread};
-
-    use super::*;
-    use crate::source::{TokenRequest, TokenSource};
-
-    static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> =
-        std::sync::LazyLock::new(|| tokio::runtime::Builder::new_current_thread().build().unwrap());
-
-    /// Not asked: the model counts what it would give.
-    struct NotAsked;
-
-    impl TokenSource for NotAsked {
-        async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {
-            unreachable!()
-        }
-    }
-
-    /// A provider without a runtime: the thread whose need starts a refresh runs it.
-    struct Provider {
-        core: Core,
-        fetches: std::sync::atomic::AtomicU64,
-        /// The first so many refreshes are interrupted.
-        interrupted: u64,
-        /// Not driven: nothing is spawned.
-        runtime: Handle,
-    }
-
-    impl Provider {
-        fn new(interrupted: u64) -> Self {
-            let config = Config::default();
-            let reporter = Reporter::new("default".into(), None);
-            let core = Core::new(Login::new(Box::new(NotAsked), None, None, reporter), config);
-            Self { core, fetches: 0.into(), interrupted, runtime: RUNTIME.handle().clone() }
-        }
-
-        fn with_token() -> Self {
-            let provider = Self::new(0);
-            provider.obtain(Need::Any).unwrap();
-            provider
-        }
-
-        fn fetches(&self) -> u64 {
-            self.fetches.load(Ordering::SeqCst)
-        }
-
-        fn obtain(&self, need: Need) -> Outcome {
-            // As the happy path does, without the lock.
-            if let (Need::Any, Some(token)) = (&need, self.core.published()) {
-                return Ok(token);
-            }
-            let (decision, token, running, waiter) =
-                self.core.decide(&need, Instant::now(), Some(0), Some(&self.runtime)).unwrap();
-            match (decision, running) {
-                (Decision::Join(_), Some(_)) => waiter.unwrap().wait(),
-                (Decision::Fail(error), _) => Err(error),
-                (Decision::Start { .. }, Some(refresh)) => {
-                    let fetch = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
-                    let outcome = if fetch <= self.interrupted {
-                        Err(Error::Interrupted)
-                    } else {
-                        Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
-                    };
-                    let ended = {
-                        let asked = AskedAt { at: refresh.started_at, logins: 0 };
-                        self.core.finish(&refresh, outcome, asked).unwrap()
-                    };
-                    let _ = ended.sender.unwrap().send(ended.outcome.clone());
-                    ended.outcome
-                }
-                _ => Ok(token.unwrap()),
-            }
-        }
-    }
-
-    /// Runs `one` in two more threads and in this one, in every order.
-    fn explore(
-        provider: impl Fn() -> Provider + Send + Sync + 'static,
-        one: impl Fn(&Provider, usize) + Send + Sync + Copy + 'static,
-        end: impl Fn(&Provider) + Send + Sync + 'static,
-    ) {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(move || {
-            let provider = Arc::new(provider());
-            let others: Vec<_> = (1..3)
-                .map(|number| {
-                    let provider = Arc::clone(&provider);
-                    thread::spawn(move || one(&provider, number))
-                })
-                .collect();
-            one(&provider, 0);
-            others.into_iter().for_each(|thread| thread.join().unwrap());
-            end(&provider);
-        });
-    }
-
-    /// Rows 1 and 9.
-    #[test]
-    fn three_callers_cost_one_fetch() {
-        explore(
-            || Provider::new(0),
-            |provider, _| assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1),
-            |provider| assert_eq!(provider.fetches(), 1),
-        );
-    }
-
-    /// Rows 5, 6 and 9.
-    #[test]
-    fn three_challenges_cost_one_fetch() {
-        explore(
-            Provider::with_token,
-            |provider, number| {
-                let seen = provider.core.published().unwrap();
-                // One of them may have seen the new token already, and takes it as it is.
-                let challenged = Need::Other { than: seen.id(), challenge: None, by_program: false };
-                let need = if number == 2 { Need::Any } else { challenged };
-                let got = provider.obtain(need).unwrap();
-                assert!(got.generation() >= seen.generation());
-                assert!(number == 2 || seen.generation() == 2 || got.generation() == 2);
-            },
-            |provider| {
-                assert!(provider.fetches() <= 2);
-                assert_eq!(provider.core.published().unwrap().generation(), provider.fetches());
-            },
-        );
-    }
-
-    /// Rows 4, 9 and 10.
-    #[test]
-    fn interrupted_refresh_wakes_all_waiters() {
-        explore(
-            || Provider::new(1),
-            |provider, _| {
-                if provider.obtain(Need::Any).is_err() {
-                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 1);
-                }
-            },
-            |provider| assert_eq!(provider.fetches(), 2),
-        );
-    }
-
-    #[test]
-    fn invalidation_costs_one_fetch() {
-        explore(
-            Provider::with_token,
-            |provider, number| {
-                if number == 0 {
-                    assert_eq!(provider.core.invalidate().unwrap().generation(), 1);
-                    assert_eq!(provider.obtain(Need::Any).unwrap().generation(), 2);
-                } else {
-                    assert!(provider.obtain(Need::Any).is_ok());
-                }
-            },
-            |provider| assert_eq!(provider.fetches(), 2),
-        );
-    }
-}
+mod tests;

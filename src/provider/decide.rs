@@ -60,18 +60,18 @@ pub(super) struct Snapshot<'a> {
 #[derive(Debug)]
 pub(super) enum Decision {
     /// The current token is used.
-    Use,
+    Use(Token),
     /// The current token is used, although it is challenged: the pace of challenges allows no refresh.
-    LeaveAlone,
+    LeaveAlone(Token),
     /// There is no token, for this reason.
     Fail(Error),
-    /// The running refresh brings the token.
+    /// The running refresh brings the token, which the caller needs for this reason.
     Join(RefreshReason),
     /// A refresh starts, for this reason.
     Start {
         reason: RefreshReason,
-        /// Whether the caller waits for it. Otherwise the caller uses the current token.
-        waits: bool,
+        /// The token that the caller uses meanwhile. `None` if the caller waits.
+        meanwhile: Option<Token>,
         /// Whether it may be lost if the caller does not wait.
         may_be_lost: bool,
     },
@@ -80,61 +80,66 @@ pub(super) enum Decision {
 pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Instant) -> Decision {
     use RefreshReason::{Challenged, Expired, Expiring, Missing};
 
-    let reason = match (need, seen.current) {
-        (_, None) => Missing,
-        (_, Some(token)) if token.0.is_expired(now) => Expired,
-        (Need::Other { than, .. }, Some(token)) if token.id() != *than => return Decision::Use,
-        (Need::Other { .. }, _) => Challenged,
-        (_, Some(token)) if token.0.is_fresh(now) => return Decision::Use,
-        _ => Expiring,
+    let (reason, current) = match (need, seen.current) {
+        (_, None) => (Missing, None),
+        (_, Some(token)) if token.0.is_expired(now) => (Expired, None),
+        (Need::Other { than, .. }, Some(token)) if token.id() != *than => {
+            return Decision::Use(token.clone());
+        }
+        (Need::Other { .. }, Some(token)) => (Challenged, Some(token)),
+        (_, Some(token)) if token.0.is_fresh(now) => return Decision::Use(token.clone()),
+        (_, Some(token)) => (Expiring, Some(token)),
     };
-    let works = reason == Expiring;
+    // A challenged token is no answer to its challenge.
+    let works = current.filter(|_| reason == Expiring);
     let running = state.running.as_ref();
     let is_challenged = running.is_some_and(|refresh| refresh.current_reason.get() == Challenged);
     // While the source fails, one endpoint that challenges every token would hold up the requests to the others.
     let settles = is_challenged && state.failure.is_none() && matches!(need, Need::Settled);
-    let waits = !works || settles;
+    let meanwhile = works.filter(|_| !settles);
     if running.is_some_and(|refresh| now <= refresh.deadline) {
-        return if waits { Decision::Join(reason) } else { Decision::Use };
+        return meanwhile.map_or(Decision::Join(reason), |token| Decision::Use(token.clone()));
     }
-    if let Err(error) = may_start(need, reason, state, seen, now) {
-        return error
-            .map_or(Decision::LeaveAlone, |error| if works { Decision::Use } else { Decision::Fail(error) });
+    if let Some(refusal) = refusal(need, reason, current, state, seen, now) {
+        return refusal;
     }
     let may_be_lost = state.is_interrupted || seen.may_lose_login;
     // One in place of a late one that a challenge has started counts as that.
     let reason = if is_challenged { Challenged } else { reason };
-    Decision::Start { reason, waits: waits || may_be_lost, may_be_lost }
+    Decision::Start { reason, meanwhile: meanwhile.filter(|_| !may_be_lost).cloned(), may_be_lost }
 }
 
-/// Whether a refresh may start; if not, for which error, or because the pace forbids it.
-fn may_start(
+/// What follows if no refresh may start. `None` if one may.
+fn refusal(
     need: &Need,
     reason: RefreshReason,
+    current: Option<&Token>,
     state: &State,
     seen: &Snapshot<'_>,
     now: Instant,
-) -> Result<(), Option<Error>> {
+) -> Option<Decision> {
+    let fail = |error| match current {
+        Some(token) if reason == RefreshReason::Expiring => Some(Decision::Use(token.clone())),
+        _ => Some(Decision::Fail(error)),
+    };
     if state.shut_down {
-        return Err(Some(Error::ShutDown));
+        return fail(Error::ShutDown);
     }
     if let Some(failure) = &state.failure {
-        let is_transient = failure.error.is_transient();
-        let waits = is_transient && now < failure.not_before;
+        let waits = failure.error.is_transient() && now < failure.not_before;
         // A refresh could only wait for its own timeout: it would have no time to ask.
         let time_to_ask = (seen.refresh_timeout / 2).min(Duration::from_secs(1));
         let is_too_long = waits && failure.not_before + time_to_ask > now + seen.refresh_timeout;
         let is_background = waits && reason == RefreshReason::Expiring;
         if failure.is_final(now, seen.revision) || is_too_long || is_background {
-            return Err(Some(failure.error.clone()));
+            return fail(failure.error.clone());
         }
     }
-    if let (RefreshReason::Challenged, Need::Other { than, by_program, .. }, Some(pace)) =
-        (reason, need, &state.pace)
-    {
-        if !pace.allows(now, *by_program || than.generation == seen.accepted) {
-            return Err(None);
+    if let (RefreshReason::Challenged, Need::Other { than, by_program, .. }) = (reason, need) {
+        let is_good = *by_program || than.generation == seen.accepted;
+        if state.pace.as_ref().is_some_and(|pace| !pace.allows(now, is_good)) {
+            return current.cloned().map(Decision::LeaveAlone);
         }
     }
-    if seen.has_runtime { Ok(()) } else { Err(Some(Error::NoRuntime)) }
+    if seen.has_runtime { None } else { fail(Error::NoRuntime) }
 }

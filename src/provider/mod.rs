@@ -4,11 +4,14 @@
 //! [`state`] what they are about and [`pace`] how often challenges count. A refresh runs in its own task. At its end, the
 //! token is published before the waiters wake: a caller that wakes, or comes later, finds it.
 
+mod background;
 mod builder;
 mod core;
 mod decide;
 mod keep_fresh;
+mod options;
 mod pace;
+mod ready;
 mod refresh;
 mod state;
 mod status;
@@ -19,31 +22,27 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use http::HeaderValue;
-use tokio::time::Instant;
-
-pub(crate) use self::{builder::Group, decide::Need, refresh::Waiting};
 pub use self::{
     builder::TokenProviderBuilder,
     status::{Freshness, Status},
     status_changes::StatusChanges,
 };
+pub(crate) use self::{decide::Need, options::Group, refresh::Waiting};
+use http::HeaderValue;
 
 use self::{
-    builder::{Config, Parts},
     core::Core,
+    options::{ProviderOptions, ProviderParts},
     refresh::obtain,
-    state::PAUSE,
 };
 use crate::{
     challenge::Challenge,
     error::{Error, SourceError},
-    login::{Login, NO_LOGINS},
+    login::Login,
     observability::Reporter,
     origins::AllowedOrigins,
-    retry::Backoff,
-    source::{Credential, NoSource, TokenRequest, TokenSource},
-    store::{Role, Share, TokenStore},
+    source::{Credential, TokenRequest, TokenSource},
+    store::StoreAccess,
     sync::Cache,
     token::{Token, TokenId},
 };
@@ -101,29 +100,14 @@ impl TokenProvider {
     ///
     /// A source that is set up wrongly is an error of the first request.
     pub fn new(source: impl TokenSource) -> Self {
-        Self::made_of(source, Parts::default(), Config::default())
+        Self::made_of(source, ProviderParts::default(), ProviderOptions::default())
     }
 
-    /// Starts to build a provider with other options.
-    pub fn builder<T: TokenSource>(source: T) -> TokenProviderBuilder<T> {
-        TokenProviderBuilder::new(source)
-    }
-
-    /// Starts to build a provider without a credential: it uses the tokens that other processes publish in `store`
-    /// ([`Role::Reader`]).
-    ///
-    /// Its source names no origins: name them with
-    /// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). By default the token goes to every
-    /// `https` origin, and to loopback.
-    pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<NoSource> {
-        Self::builder(NoSource::new()).store(store).role(Role::Reader)
-    }
-
-    fn made_of(source: impl TokenSource, parts: Parts, config: Config) -> Self {
+    fn made_of(source: impl TokenSource, parts: ProviderParts, config: ProviderOptions) -> Self {
         let reporter = || parts.reporter(&config);
-        let share = |store| Box::new(Share::new(store, parts.role, parts.lease, reporter()));
-        let share = parts.store.clone().map(share);
-        let login = Login::new(Box::new(source), share, parts.login.clone(), reporter());
+        let store = |store| Box::new(StoreAccess::new(store, parts.role, parts.lease, reporter()));
+        let store = parts.store.clone().map(store);
+        let login = Login::new(Box::new(source), store, parts.login.clone(), reporter());
         let core = Arc::new(Core::new(login, config));
         core.reporter().register();
         keep_fresh::start(&core);
@@ -176,78 +160,6 @@ impl TokenProvider {
     /// As for [`token`](Self::token).
     pub async fn refresh(&self, challenged: &Token) -> Result<Token, Error> {
         self.obtain(Need::Other { than: challenged.id(), challenge: None, by_program: true }).await
-    }
-
-    /// Waits for the first token. Call it once, when the program starts. A health check reads [`status`](Self::status)
-    /// instead.
-    ///
-    /// After a permanent failure, the source is asked again at once, and not only after the cool-down. If it fails each time,
-    /// this waits for a second before the next time, and twice as long each time, up to a minute.
-    ///
-    /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
-    /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
-    /// order. A permanent failure ends it at once, except for a status such as 404, with which an ingress responds while
-    /// the endpoint behind it starts.
-    ///
-    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
-    /// to read it, a member and a publisher also to write it. Usually the first token has shown that already. Otherwise
-    /// this reads, leases and releases, with backoff until the refresh timeout is over. A program that may start while
-    /// its store is down calls [`token`](Self::token) instead, which needs the store only for a
-    /// user's [login](TokenProviderBuilder::login).
-    ///
-    /// The last refresh that this waits for may take another refresh timeout.
-    ///
-    /// # Errors
-    ///
-    /// As for [`token`](Self::token): the newest failure. [`Error::Store`] if the store cannot be used, at once if that is
-    /// permanent.
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`token`](Self::token).
-    pub async fn ready(&self) -> Result<Token, Error> {
-        let core = self.core();
-        let deadline = Instant::now() + core.config.refresh_timeout;
-        if let Some(at) = core.ask_again().filter(|at| (Instant::now()..deadline).contains(at)) {
-            core.is_shut_down_before(at).await;
-        }
-        loop {
-            let error = match self.token().await {
-                Ok(token) => {
-                    self.store_ready(deadline).await?;
-                    return Ok(token);
-                }
-                Err(error) if error.is_transient() || error.is_misplaced() => error,
-                Err(error) => return Err(error),
-            };
-            if let Some(error) = core.store_error().filter(|error| !error.is_transient()) {
-                return Err(error);
-            }
-            let soonest = Instant::now() + PAUSE;
-            let next = core.state().retry_at().unwrap_or(soonest).max(soonest);
-            if next >= deadline || core.is_shut_down_before(next).await {
-                return Err(error);
-            }
-        }
-    }
-
-    /// Checks the store until it can be used, if that is not known.
-    async fn store_ready(&self, deadline: Instant) -> Result<(), Error> {
-        let core = self.core();
-        let mut delays = Backoff::between((PAUSE, 20 * PAUSE));
-        while core.login.store_needs_check() {
-            tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-            let error = match tokio::time::timeout_at(deadline, core.login.check_store()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => Error::Store(error),
-                Err(_) => core.store_error().unwrap_or(Error::TimedOut(core.config.refresh_timeout)),
-            };
-            let next = Instant::now() + delays.next_delay();
-            if !error.is_transient() || next >= deadline || core.is_shut_down_before(next).await {
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     /// Gives the provider the refresh token of a new login, such as that of another user.
@@ -359,8 +271,8 @@ impl TokenProvider {
 impl TokenProvider {
     /// Makes a provider that reports what concerns a group. It is not used for requests.
     pub(crate) fn reporting_for(group: &Arc<Group>, source: impl TokenSource) -> Self {
-        let config = Config { group: Some(Arc::clone(group)), ..Config::default() };
-        let provider = Self::made_of(source, Parts::default(), config);
+        let config = ProviderOptions { group: Some(Arc::clone(group)), ..ProviderOptions::default() };
+        let provider = Self::made_of(source, ProviderParts::default(), config);
         provider.core().reporter().register_group();
         provider
     }
@@ -380,42 +292,6 @@ impl TokenProvider {
     /// code.
     pub(crate) fn is_busy(&self) -> bool {
         self.core().is_busy() || self.core().login.has_unstored_login()
-    }
-}
-
-impl<T: TokenSource> TokenProviderBuilder<T> {
-    /// Builds the provider. Nothing is fetched before the first request, unless the provider is to
-    /// [keep fresh](Self::keep_fresh).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidOption`] if an option is out of its range, or a publisher or a reader has no store; the message names the
-    /// option, its value and the accepted range; the store's options included. [`Error::Source`] if the source is set
-    /// up wrongly ([`TokenSource::validate`]).
-    pub fn build(self) -> Result<TokenProvider, Error> {
-        let Self { source, parts, config } = self;
-        parts.validate()?;
-        config.validate()?;
-        if parts.role != Role::Reader {
-            source.validate()?;
-        }
-        let credential = source.credential();
-        if parts.login.is_some() && credential.takes_no_login() {
-            return Err(Error::InvalidOption(format!("TokenProviderBuilder::login: {NO_LOGINS}").into()));
-        }
-        let is_login = parts.login.is_some() || credential.is_login();
-        if config.group.is_some() && parts.store.is_none() && is_login {
-            let text = "a login in a group of providers needs a store: an idle provider is evicted, and with it the only \
-                        copy of its refresh token";
-            return Err(Error::InvalidOption(text.into()));
-        }
-        if (config.group.is_some() || parts.store.is_some()) && credential.is_in_memory() {
-            let text = "the login that is the subject of the exchange needs a store of its own: that of the exchange keeps \
-                        no refresh token of it";
-            return Err(Error::InvalidOption(text.into()));
-        }
-        let config = config.of_role(parts.role);
-        Ok(TokenProvider::made_of(source, parts, config))
     }
 }
 

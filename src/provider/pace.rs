@@ -87,6 +87,11 @@ impl CoolDown {
         until
     }
 
+    /// The end of the pause that began last.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
     fn is_active(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }

@@ -41,33 +41,31 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let runtime = core.config.runtime();
     let decide = |revision| core.decide(&need, Instant::now(), revision, runtime.as_ref());
     let decided = decide(None).or_else(|| decide(Some(core.login.source.credential().revision())));
-    // With a revision, there is always a decision.
-    let Some((decision, current, running, waiter)) = decided else {
-        return Waiting::decided(Err(Error::Interrupted));
-    };
-    if let (Decision::LeaveAlone, Some(token)) = (&decision, &current) {
-        core.reporter().left_alone(token);
-    }
     // A challenged token is no answer to its challenge.
-    let uses_current = current.is_some() && !matches!(need, Need::Other { .. });
+    let is_other = matches!(need, Need::Other { .. });
     let wait = |refresh: &Refresh, waiter, may_be_lost| {
+        let uses_current = !is_other && core.published().is_some();
         let wait = wait(Arc::clone(core), waiter, refresh.deadline, uses_current);
         Waiting { outcome: Either::Right(Box::pin(wait)), may_be_lost }
     };
-    match (decision, current, running.zip(waiter)) {
-        (Decision::Join(_), _, Some((refresh, waiter))) => wait(&refresh, waiter, false),
-        (Decision::Start { waits, may_be_lost, .. }, current, Some((refresh, waiter))) => {
-            let waiting = match current {
-                Some(token) if !waits => Waiting::decided(Ok(token)),
-                _ => wait(&refresh, waiter, may_be_lost),
+    match decided {
+        Some((Decision::Use(token), _)) => Waiting::decided(Ok(token)),
+        Some((Decision::Fail(error), _)) => Waiting::decided(Err(error)),
+        Some((Decision::LeaveAlone(token), _)) => {
+            core.reporter().left_alone(&token);
+            Waiting::decided(Ok(token))
+        }
+        Some((Decision::Join(_), Some((refresh, waiter)))) => wait(&refresh, waiter, false),
+        Some((Decision::Start { meanwhile, may_be_lost, .. }, Some((refresh, waiter)))) => {
+            let waiting = match meanwhile {
+                Some(token) => Waiting::decided(Ok(token)),
+                None => wait(&refresh, waiter, may_be_lost),
             };
             start(core, refresh, runtime);
             waiting
         }
-        (Decision::Fail(error), ..) => Waiting::decided(Err(error)),
-        (_, Some(token), _) => Waiting::decided(Ok(token)),
-        // A decision for the current token needs one, and a refresh that was joined or started is running.
-        (_, None, _) => Waiting::decided(Err(Error::Interrupted)),
+        // With a revision, there is always a decision, and a refresh that was joined or started is running.
+        _ => Waiting::decided(Err(Error::Interrupted)),
     }
 }
 

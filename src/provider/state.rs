@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
 use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
-    builder::Config,
+    background::Background,
+    options::ProviderOptions,
     pace::{CoolDown, Pace},
     status::{Freshness, Status},
 };
@@ -38,9 +38,6 @@ const TICK: Duration = Duration::from_secs(60);
 /// How often a background task looks for a changed credential while the one before is rejected.
 const REVISION_TICK: Duration = Duration::from_secs(1);
 
-/// A background task that is this late is on a runtime that is not driven.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
-
 /// The shortest time between two decisions of the background task, and between two attempts of `ready`.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,7 +51,6 @@ pub(super) struct State {
     pub(super) shut_down: bool,
     /// Whether the newest refresh was interrupted: its runtime ended, or its source panicked.
     pub(super) is_interrupted: bool,
-    pub(super) generation: u32,
     /// How many logins the provider was given.
     pub(super) logins: u32,
     /// The token published last, even if it has expired or was invalidated: its refresh token is the next to spend.
@@ -121,9 +117,8 @@ pub(super) struct Failure {
     pub(super) not_before: Instant,
     /// The revision of the source that a permanent error holds for.
     revision: u64,
-    /// When a permanent failure was forgiven last.
+    /// Spaces the attempts of [`ready`](crate::TokenProvider::ready).
     forgiving: CoolDown,
-    forgiven_until: Option<Instant>,
     backoff: Backoff,
     cool_down: CoolDown,
 }
@@ -133,15 +128,6 @@ impl Failure {
     pub(super) fn is_final(&self, now: Instant, revision: u64) -> bool {
         !self.error.is_transient() && self.revision == revision && now < self.not_before
     }
-}
-
-/// The newest task that keeps the token fresh.
-struct Background {
-    number: u64,
-    /// When it has to run next.
-    due: Instant,
-    /// Resolves at its end.
-    ended: Waiter,
 }
 
 /// What the end of a refresh has changed.
@@ -211,14 +197,13 @@ impl State {
         Some(failure.not_before)
     }
 
-    fn failure(&mut self, error: &Error, config: &Config, now: Instant) -> &mut Failure {
+    fn failure(&mut self, error: &Error, config: &ProviderOptions, now: Instant) -> &mut Failure {
         self.failure.get_or_insert_with(|| {
             Box::new(Failure {
                 error: error.clone(),
                 not_before: now,
                 revision: 0,
                 forgiving: CoolDown::new(FORGIVING),
-                forgiven_until: None,
                 backoff: config.retry.make_backoff(),
                 cool_down: CoolDown::new(config.cool_down),
             })
@@ -230,7 +215,7 @@ impl State {
     pub(super) fn back_off(
         &mut self,
         error: &SourceError,
-        config: &Config,
+        config: &ProviderOptions,
         now: Instant,
     ) -> (Duration, Error) {
         let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
@@ -245,10 +230,10 @@ impl State {
     /// none.
     pub(super) fn forgive(&mut self, now: Instant) -> Option<Instant> {
         let failure = self.failure.as_mut().filter(|failure| !failure.error.is_transient())?;
-        let at = failure.forgiven_until.map_or(now, |until| until.max(now));
+        let at = failure.forgiving.until().map_or(now, |until| until.max(now));
         if at < failure.not_before {
             failure.not_before = at;
-            failure.forgiven_until = Some(failure.forgiving.begin(at));
+            failure.forgiving.begin(at);
         }
         Some(failure.not_before)
     }
@@ -266,7 +251,7 @@ impl State {
         outcome: Outcome,
         asked: AskedAt,
         accepted: u32,
-        config: &Config,
+        config: &ProviderOptions,
         now: Instant,
     ) -> Result<Ended, NotEnded> {
         let is_running = self.is_running(refresh);
@@ -283,12 +268,13 @@ impl State {
             Ok(token) if is_running || self.asked_at < Some(asked.at) => {
                 let is_same = self.newest.as_ref().is_some_and(|newest| newest.has_same_access_token(&token));
                 if refresh.reason == RefreshReason::Challenged {
-                    let was_accepted = self.generation == accepted;
+                    let was_accepted = self.generation() == accepted;
                     let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
                     pace.charge(now, was_accepted, refresh.by_program);
                 }
-                self.generation = self.generation.wrapping_add(u32::from(!is_same));
-                let token = token.published(self.token_id(), asked.at, &config.refresh_ahead, now);
+                let generation = self.generation().wrapping_add(u32::from(!is_same));
+                let id = TokenId { provider: self.provider, generation };
+                let token = token.published(id, asked.at, &config.refresh_ahead, now);
                 self.newest = Some(token.clone());
                 (self.published_at, self.asked_at) = (Some(now), Some(asked.at));
                 self.is_interrupted = false;
@@ -307,12 +293,19 @@ impl State {
         Ok(Ended { outcome, is_same, sender, _replaced: replaced })
     }
 
-    fn token_id(&self) -> TokenId {
-        TokenId { provider: self.provider, generation: self.generation }
+    /// That of the newest access token; 0 before the first.
+    pub(super) fn generation(&self) -> u32 {
+        self.newest.as_ref().map_or(0, |token| token.id().generation)
     }
 
     /// Records that a refresh has failed. Returns the error before.
-    fn fail(&mut self, refresh: &Refresh, error: &Error, config: &Config, now: Instant) -> Option<Error> {
+    fn fail(
+        &mut self,
+        refresh: &Refresh,
+        error: &Error,
+        config: &ProviderOptions,
+        now: Instant,
+    ) -> Option<Error> {
         self.failed += u32::from(refresh.has_asked());
         self.is_interrupted = matches!(error, Error::Interrupted);
         if matches!(error, Error::ShutDown) {
@@ -356,11 +349,9 @@ impl State {
         Some(number)
     }
 
-    /// Resolves at the end of the background task. `None` if it has ended, or is so late that nobody drives its runtime.
+    /// Resolves at the end of the background task. `None` if none runs.
     pub(super) fn background_end(&self, now: Instant) -> Option<Waiter> {
-        let Background { due, ended, .. } = self.background.as_deref()?;
-        let runs = now <= *due + STALLED_AFTER && ended.clone().now_or_never().is_none();
-        runs.then(|| ended.clone())
+        self.background.as_ref()?.end(now)
     }
 
     /// When the background task has to decide again if nothing changes before. `None` if a newer task has replaced it,
@@ -398,7 +389,7 @@ impl State {
         };
         let not_before = self.failure.as_ref().map(|failure| failure.not_before);
         Status {
-            generation: self.generation.into(),
+            generation: self.generation().into(),
             freshness,
             remaining: current.and_then(Token::remaining),
             refreshing: self.running.is_some(),

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
-use crate::store::StoreStatus;
+use crate::{error::Error, store::StoreStatus};
 
 /// A snapshot of a [`TokenProvider`](crate::TokenProvider). It holds no secret.
 #[derive(Clone, Debug)]

@@ -9,11 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Role, StoreError, StoreErrorKind};
+use super::{Role, StoreError};
 use crate::observability::Reporter;
-
-/// How long a store has failed, and its newest failure.
-pub(crate) type StoreOutage = Option<(Duration, StoreError)>;
 
 /// Whether a provider's store can be used, in [`Status::store`](crate::Status#structfield.store).
 ///
@@ -39,11 +36,6 @@ pub struct StoreStatus {
 }
 
 impl StoreStatus {
-    pub(crate) fn of(outage: StoreOutage) -> Self {
-        let (failing_for, error) = outage.unzip();
-        Self { failing_for, error }
-    }
-
     /// Returns whether there is no outage. Before the first use of the store, there is none.
     pub fn is_usable(&self) -> bool {
         self.failing_for.is_none()
@@ -76,11 +68,11 @@ impl Operation {
 pub(crate) struct Health {
     reporter: Reporter,
     /// Nothing else is locked while it is held, and no foreign code runs: neither a subscriber nor the drop of an error.
-    state: Mutex<State>,
+    state: Mutex<Seen>,
 }
 
 #[derive(Default)]
-struct State {
+struct Seen {
     outage: Option<Outage>,
     /// Whether this process has leased and released, or published.
     has_written: bool,
@@ -102,15 +94,15 @@ impl Health {
         Self { reporter, state: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Seen> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records the result of an operation. An invalid record is not a failure of the store.
+    /// Records the result of an operation.
     pub(super) fn record<T>(&self, operation: Operation, result: &Result<T, StoreError>) {
         match result {
-            Err(error) if error.kind() != StoreErrorKind::InvalidRecord => self.failed(operation, error),
-            _ => self.succeeded(operation),
+            Ok(_) => self.succeeded(operation),
+            Err(error) => self.failed(operation, error),
         }
     }
 
@@ -183,7 +175,10 @@ impl Health {
         self.state().outage.is_some()
     }
 
-    pub(crate) fn outage(&self) -> StoreOutage {
-        self.state().outage.as_ref().map(|outage| (outage.since.elapsed(), outage.error.clone()))
+    pub(crate) fn status(&self) -> StoreStatus {
+        let state = self.state();
+        let outage = state.outage.as_ref().map(|outage| (outage.since.elapsed(), outage.error.clone()));
+        let (failing_for, error) = outage.unzip();
+        StoreStatus { failing_for, error }
     }
 }

@@ -8,14 +8,13 @@
 //! [`TokenStore`] documents the protocol and what happens when the store fails. For many credentials, such as one per
 //! tenant, a [`NamespacedStore`] keeps their records in one place.
 
+mod access;
 mod health;
 mod record;
-mod share;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-pub(crate) use self::health::StoreOutage;
-pub(crate) use self::share::{POLL_BACKOFF, Share};
+pub(crate) use self::access::{POLL_BACKOFF, StoreAccess};
 pub use self::{
     health::StoreStatus,
     record::{Extension, Lease, Publication, Record},
@@ -357,16 +356,16 @@ pub enum Role {
     Reader,
 }
 
-type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// [`TokenStore`] with boxed futures, so that the provider needs no type parameter for its store.
 pub(crate) trait DynTokenStore: Send + Sync {
     fn validate(&self) -> Result<(), Error>;
-    fn load(&self) -> Operation<'_, Option<Record>>;
-    fn lease(&self, length: Duration) -> Operation<'_, Option<Lease>>;
-    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> Operation<'a, Extension>;
-    fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> Operation<'a, Publication>;
-    fn release(&self, lease: Lease) -> Operation<'_, ()>;
+    fn load(&self) -> StoreFuture<'_, Option<Record>>;
+    fn lease(&self, length: Duration) -> StoreFuture<'_, Option<Lease>>;
+    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> StoreFuture<'a, Extension>;
+    fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> StoreFuture<'a, Publication>;
+    fn release(&self, lease: Lease) -> StoreFuture<'_, ()>;
 }
 
 /// Shows nothing of the store, whose type is foreign.
@@ -381,23 +380,23 @@ impl<T: TokenStore> DynTokenStore for T {
         TokenStore::validate(self)
     }
 
-    fn load(&self) -> Operation<'_, Option<Record>> {
+    fn load(&self) -> StoreFuture<'_, Option<Record>> {
         Box::pin(TokenStore::load(self))
     }
 
-    fn lease(&self, length: Duration) -> Operation<'_, Option<Lease>> {
+    fn lease(&self, length: Duration) -> StoreFuture<'_, Option<Lease>> {
         Box::pin(TokenStore::lease(self, length))
     }
 
-    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> Operation<'a, Extension> {
+    fn extend<'a>(&'a self, lease: &'a Lease, length: Duration) -> StoreFuture<'a, Extension> {
         Box::pin(TokenStore::extend(self, lease, length))
     }
 
-    fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> Operation<'a, Publication> {
+    fn publish<'a>(&'a self, lease: &'a Lease, record: Record) -> StoreFuture<'a, Publication> {
         Box::pin(TokenStore::publish(self, lease, record))
     }
 
-    fn release(&self, lease: Lease) -> Operation<'_, ()> {
+    fn release(&self, lease: Lease) -> StoreFuture<'_, ()> {
         Box::pin(TokenStore::release(self, lease))
     }
 }

@@ -19,7 +19,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 use tower::{Service, ServiceExt, util::BoxCloneService};
 
-use crate::error::{BoxError, Chain, Facts, SourceError};
+use crate::error::{BoxError, ErrorChain, Facts, SourceError};
 
 /// The maximum length of a response in bytes. A token response has two tokens of at most 16 KiB, and little else.
 const MAX_RESPONSE: usize = 64 * 1024;
@@ -174,7 +174,7 @@ impl Transport {
         let mut is_unsent = !sent.get();
         let is_unconnected = is_unsent && self.is_default;
         let (mut is_connect, mut is_timeout) = (is_unconnected, false);
-        let mut detail = is_unconnected.then(|| Chain(error).to_string());
+        let mut detail = is_unconnected.then(|| ErrorChain(error).to_string());
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {

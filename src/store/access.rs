@@ -1,4 +1,4 @@
-//! [`Share`]: a provider's access to its store: each operation within a time limit, the wait for a lease, and its extension.
+//! [`StoreAccess`]: a provider's access to its store: each operation within a time limit, the wait for a lease, and its extension.
 
 use std::{
     convert::Infallible,
@@ -35,7 +35,7 @@ const LEASE_PAUSE: Duration = Duration::from_secs(1);
 /// row have died.
 const MAX_LEASE_WAIT: u32 = 5;
 
-pub(crate) struct Share {
+pub(crate) struct StoreAccess {
     store: Arc<dyn DynTokenStore>,
     pub(crate) role: Role,
     /// The length of a lease.
@@ -54,7 +54,7 @@ pub(crate) struct Polls {
     next_lease_at: Instant,
 }
 
-impl Share {
+impl StoreAccess {
     pub(crate) fn new(
         store: Arc<dyn DynTokenStore>,
         role: Role,
@@ -156,11 +156,9 @@ impl Share {
 
     pub(crate) async fn lease(&self) -> Result<Option<Lease>, StoreError> {
         let leased = with_limit(OPERATION_TIMEOUT, self.store.lease(self.length)).await;
-        match &leased {
-            Ok(Some(_)) => self.health.succeeded(Operation::Lease),
-            // Another process has it, which does not show that the store can be written.
-            Ok(None) => {}
-            Err(error) => self.health.failed(Operation::Lease, error),
+        // That another process has it does not show that the store can be written.
+        if !matches!(leased, Ok(None)) {
+            self.health.record(Operation::Lease, &leased);
         }
         leased
     }
@@ -179,7 +177,7 @@ impl Share {
                 self.release(lease).await;
             }
         }
-        self.health.outage().map_or(Ok(()), |(_, error)| Err(error))
+        self.health.status().error.map_or(Ok(()), Err)
     }
 
     /// Does `future`, and extends the lease meanwhile.

@@ -1,4 +1,4 @@
-//! [`Config`]: what the layer's methods set, and their validation.
+//! [`LayerOptions`]: what the layer's methods set, and their validation.
 
 use crate::{
     authorization::ExistingAuthorization, challenge::ChallengeRule, error::Error, origins::AllowedOrigins,
@@ -6,7 +6,7 @@ use crate::{
 };
 
 #[derive(Clone, Debug)]
-pub(crate) struct Config<R> {
+pub(crate) struct LayerOptions<R> {
     pub(crate) providers: Providers,
     pub(crate) replay: R,
     /// How much of a body the strategy keeps; `None` if it has no limit.
@@ -18,7 +18,7 @@ pub(crate) struct Config<R> {
     pub(crate) existing: ExistingAuthorization,
 }
 
-impl Config<Cloned> {
+impl LayerOptions<Cloned> {
     pub(crate) fn new(providers: Providers, allowed_origins: Option<AllowedOrigins>) -> Self {
         Self {
             allowed_origins,
@@ -32,12 +32,12 @@ impl Config<Cloned> {
     }
 }
 
-impl<R> Config<R> {
+impl<R> LayerOptions<R> {
     /// Replaces the strategy that sends bodies again.
-    pub(crate) fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> Config<R2> {
+    pub(crate) fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> LayerOptions<R2> {
         let Self { providers, replay: _, replay_limit: _, retry, challenge, allowed_origins, existing } =
             self;
-        Config { providers, replay, replay_limit, retry, challenge, allowed_origins, existing }
+        LayerOptions { providers, replay, replay_limit, retry, challenge, allowed_origins, existing }
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {

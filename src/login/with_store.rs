@@ -4,19 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Asked, Asking, Login, OLD, STORED, shared};
+use super::{
+    Asked, Asking, Login,
+    present::{OLD, STORED, shared},
+};
 use crate::{
     chain::{Before, Chain, Known},
     error::{SourceError, StoreError, StoreErrorKind},
-    observability,
     retry::Backoff,
     source::{Credential, RefreshReason, TokenRequest},
-    store::{Lease, POLL_BACKOFF, Publication, Share},
+    store::{POLL_BACKOFF, StoreAccess},
     token::{LEAST_LIFE, Token},
 };
-
-/// The delay between two attempts to publish a token later, min and max.
-const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
 /// How long the process that presents a refresh token may take to store what it was granted, once the store works.
 const PUBLISH_GRACE: Duration = Duration::from_secs(3);
@@ -29,15 +28,15 @@ impl Login {
     /// the store has failed.
     pub(super) async fn with_store(
         self: &Arc<Self>,
-        share: &Share,
+        store: &StoreAccess,
         request: &TokenRequest<'_>,
         asking: Asking<'_>,
     ) -> Result<Result<Token, SourceError>, StoreError> {
         let previous = request.previous();
-        let (mut polls, mut waited) = (share.polls(), Duration::ZERO);
+        let (mut polls, mut waited) = (store.polls(), Duration::ZERO);
         loop {
-            let found = self.load(share).await?;
-            if let Some(token) = self.newest(share, &found, previous) {
+            let found = self.load(store).await?;
+            if let Some(token) = self.newest(store, &found, previous) {
                 return Ok(Ok(token));
             }
             // The process that presents it may be about to store what it was granted, if the store has failed meanwhile.
@@ -46,39 +45,39 @@ impl Login {
                 continue;
             }
             let leased_at = Instant::now();
-            let leased = share.lease_or_wait(&mut polls, &mut waited).await;
+            let leased = store.lease_or_wait(&mut polls, &mut waited).await;
             if leased.is_err() {
                 self.state().more().cannot_write = true;
             }
             let Some(lease) = leased? else { continue };
             // Under the lease: the previous holder may have published since the first read.
-            let found = match self.load(share).await {
+            let found = match self.load(store).await {
                 Ok(found) => found,
                 Err(error) => {
                     self.release_later(Some(lease));
                     return Err(error);
                 }
             };
-            if let Some(token) = self.adopt_if_newer(share, &found, previous) {
-                share.release(lease).await;
+            if let Some(token) = self.adopt_if_newer(store, &found, previous) {
+                store.release(lease).await;
                 // A store may have taken its time.
                 if token.0.is_expired(Instant::now() + LEAST_LIFE) {
                     continue;
                 }
                 return Ok(Ok(token));
             }
-            if leased_at.elapsed() > share.length / 2 {
-                share.release(lease).await;
-                share.record_lease_wait(leased_at.elapsed())?;
+            if leased_at.elapsed() > store.length / 2 {
+                store.release(lease).await;
+                store.record_lease_wait(leased_at.elapsed())?;
                 continue;
             }
-            share.reset_lease_wait();
+            store.reset_lease_wait();
             // If the store could not be written, it waits anew: the other process could not, either.
             if let Some(more) = self.state().more.as_mut().filter(|more| more.cannot_write) {
-                (more.cannot_write, more.presented) = (false, None);
+                (more.cannot_write, more.seen_mark) = (false, None);
             }
             if self.is_presented_by_another(&found) {
-                share.release(lease).await;
+                store.release(lease).await;
                 continue;
             }
             // Even if its access token has expired, the newest record has the only refresh token that still works.
@@ -92,8 +91,8 @@ impl Login {
     }
 
     /// Returns what the record knows, if it belongs to this credential.
-    pub(super) async fn load(&self, share: &Share) -> Result<Option<Known>, StoreError> {
-        let found = share.load(self.is_login(), |found| self.check_owner(found)).await?;
+    pub(super) async fn load(&self, store: &StoreAccess) -> Result<Option<Known>, StoreError> {
+        let found = store.load(self.is_login(), |found| self.check_owner(found)).await?;
         self.state().more.as_mut().map(|more| more.foreign.take());
         let Some(mut found) = found else {
             self.state().is_foreign = false;
@@ -147,42 +146,24 @@ impl Login {
         ))
     }
 
-    /// The store has lost what this process knows, if its record is another one.
-    fn compare_with(&self, found: &Option<Known>) {
-        let mut state = self.state();
-        let is_lost = match found {
-            Some(found) => found.version != state.known.version,
-            None => !state.is_foreign,
-        };
-        state.is_unstored |= is_lost && state.known.chain.login.is_some();
-    }
-
-    /// Stores what is known in the background, if the store has lost it.
-    pub(super) fn store_again(self: &Arc<Self>, found: &Option<Known>) {
-        self.compare_with(found);
-        if self.state().is_unstored {
-            self.publish_later(None);
-        }
-    }
-
     /// Whether another process presents the refresh token of this record, or has just presented it.
     fn is_presented_by_another(&self, found: &Option<Known>) -> bool {
         let Some(found) = found.as_ref().filter(|found| found.chain.is_presented()) else { return false };
         let (mut state, now) = (self.state(), Instant::now());
         let more = state.more();
-        let seen = more.presented.filter(|(version, _)| *version == found.version);
-        let (version, since) = *more.presented.insert(seen.unwrap_or((found.version, now)));
+        let seen = more.seen_mark.filter(|(version, _)| *version == found.version);
+        let (version, since) = *more.seen_mark.insert(seen.unwrap_or((found.version, now)));
         version != more.marked && now < since + PUBLISH_GRACE
     }
 
     /// Uses the token of a record, or one that no refresh has taken if that is newer.
     fn newest(
         self: &Arc<Self>,
-        share: &Share,
+        store: &StoreAccess,
         found: &Option<Known>,
         previous: Option<&Token>,
     ) -> Option<Token> {
-        if let Some(token) = self.adopt_if_newer(share, found, previous) {
+        if let Some(token) = self.adopt_if_newer(store, found, previous) {
             return Some(token);
         }
         let stands = found.as_ref().is_none_or(|found| self.state().known.is_newer_than(found));
@@ -194,7 +175,7 @@ impl Login {
     /// Uses the token of a record, if it is newer than `previous` and has not expired.
     pub(super) fn adopt_if_newer(
         self: &Arc<Self>,
-        share: &Share,
+        store: &StoreAccess,
         found: &Option<Known>,
         previous: Option<&Token>,
     ) -> Option<Token> {
@@ -204,8 +185,8 @@ impl Login {
         if !is_another || !self.take_up(found, true) {
             return None;
         }
-        share.adopted(found.version);
-        if share.health.is_failing() {
+        store.adopted(found.version);
+        if store.health.is_failing() {
             // A process that only adopts tokens would never learn that the store can be written again. The check goes on
             // without its future, and its operations record the result.
             drop(self.check_store());
@@ -247,45 +228,10 @@ impl Login {
         true
     }
 
-    /// Asks the source, and stores what that changes.
-    pub(super) async fn ask_and_publish(
-        self: &Arc<Self>,
-        request: &TokenRequest<'_>,
-        lease: Option<Lease>,
-    ) -> Result<Token, SourceError> {
-        let (Some(share), Some(lease)) = (&self.share, lease) else { return self.ask(request, None).await };
-        let answer = share.extending(&lease, self.ask(request, Some((share, &lease)))).await;
-        if !self.state().is_unstored {
-            share.release(lease).await;
-            return answer;
-        }
-        match self.publish_under(share, lease).await {
-            Ok(Publication::Stored) => {}
-            Ok(Publication::Superseded) => {
-                share.reporter.superseded();
-                // If the newer lease's token is stored already, only its refresh token still works.
-                let found = self.load(share).await.unwrap_or_default();
-                if let Some(token) = self.adopt_if_newer(share, &found, answer.as_ref().ok()) {
-                    return Ok(token);
-                }
-                self.publish_later(None);
-            }
-            Err((error, lease)) => {
-                share.reporter.not_stored(&error);
-                // A process that got the lease of a login would present the refresh token that is spent.
-                let (kept, released) =
-                    if self.is_login() { (Some(lease), None) } else { (None, Some(lease)) };
-                self.release_later(released);
-                self.publish_later(kept);
-            }
-        }
-        answer
-    }
-
     /// Asks the source without the store, unless there is time left to wait for the store.
     pub(super) async fn without_store(
         self: &Arc<Self>,
-        share: &Share,
+        store: &StoreAccess,
         request: &TokenRequest<'_>,
         asking: Asking<'_>,
         error: StoreError,
@@ -307,7 +253,7 @@ impl Login {
                 _ => SourceError::configuration(format!("{text}: {error}")).with_retry_after(HEALS_WITHIN),
             });
         }
-        share.reporter.without_store(&error);
+        store.reporter.without_store(&error);
         asking(Asked::Source);
         let token = self.ask_and_publish(request, None).await?;
         self.publish_later(None);
@@ -318,20 +264,20 @@ impl Login {
     /// permanently.
     pub(super) async fn wait_for_publisher(
         self: &Arc<Self>,
-        share: &Share,
+        store: &StoreAccess,
         previous: Option<&Token>,
         asking: Asking<'_>,
     ) -> Result<Token, SourceError> {
-        let deadline = Instant::now() + share.length;
+        let deadline = Instant::now() + store.length;
         let mut polls = Backoff::between(POLL_BACKOFF);
         loop {
-            let mut found = share.load(false, |_| Ok(())).await;
+            let mut found = store.load(false, |_| Ok(())).await;
             // A reader keeps no refresh token.
             if let Ok(Some(Known { token, chain, .. })) = &mut found {
                 *token = token.take().map(Token::without_refresh_token);
                 *chain = Chain::default();
             }
-            let usable = found.as_ref().ok().and_then(|found| self.newest(share, found, previous));
+            let usable = found.as_ref().ok().and_then(|found| self.newest(store, found, previous));
             if let Some(token) = usable {
                 return Ok(token);
             }
@@ -347,119 +293,6 @@ impl Login {
             }
             sleep_until(deadline.min(now + polls.next_delay())).await;
         }
-    }
-
-    /// Records that the store has this, and so all that is known unless that has changed meanwhile.
-    pub(super) fn stored(&self, stored: &Known, version: u64) {
-        let mut state = self.state();
-        let is_same_token = match (&state.known.token, &stored.token) {
-            (Some(known), Some(stored)) => known.has_same_access_token(stored),
-            (known, stored) => known.is_none() && stored.is_none(),
-        };
-        let is_same = match &stored.chain.refresh_token {
-            Some(refresh_token) => is_same_token && state.known.chain.is_next(refresh_token),
-            None => is_same_token && state.known.chain.refresh_token.is_none(),
-        };
-        state.known.version = version;
-        state.is_unstored &= !is_same;
-    }
-
-    /// Publishes what is known in the background until the store has it, under this lease as long as that is the newest one.
-    /// The task ends with the provider.
-    pub(super) fn publish_later(self: &Arc<Self>, lease: Option<Lease>) {
-        let span = observability::current_span();
-        // Held until the new task is stored, otherwise two callers could each start one.
-        let mut state = self.state();
-        if lease.is_none() && state.more().publisher.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
-        }
-        let (login, mut lease) = (Arc::downgrade(self), lease);
-        let publish = async move {
-            let mut delays = Backoff::between(PUBLISH_BACKOFF);
-            loop {
-                if lease.is_none() {
-                    sleep(delays.next_delay()).await;
-                }
-                let Some(login) = login.upgrade() else { return };
-                let Some(share) = &login.share else { return };
-                {
-                    let mut state = login.state();
-                    if !state.is_unstored {
-                        // In the same critical section as the check: otherwise `publish_later` could find this task running
-                        // after it has decided to end.
-                        state.more().publisher = None;
-                        return;
-                    }
-                }
-                let published = match lease.take() {
-                    Some(kept) => login
-                        .publish_under(share, kept)
-                        .await
-                        .map(drop)
-                        .map_err(|(error, lease)| (error, Some(lease))),
-                    None => login.publish_unless_newer(share).await.map_err(|error| (error, None)),
-                };
-                if let Err((error, kept)) = published {
-                    share.reporter.not_stored(&error);
-                    lease = kept;
-                }
-            }
-        };
-        state.more().publisher = Some(tokio::spawn(observability::within(span, publish)));
-    }
-
-    /// Publishes what is known under a lease, which is returned if the store fails: for a login, after a lease length.
-    async fn publish_under(&self, share: &Share, lease: Lease) -> Result<Publication, (StoreError, Lease)> {
-        let known = self.state().known.clone();
-        let published = match self.is_login() {
-            true => share.publish_for_a_lease(&known, &lease).await,
-            false => share.publish(&known, &lease).await,
-        };
-        match published {
-            Ok(Publication::Stored) => {
-                self.stored(&known, lease.fence());
-                share.release(lease).await;
-                Ok(Publication::Stored)
-            }
-            Ok(superseded) => Ok(superseded),
-            Err(error) => Err((error, lease)),
-        }
-    }
-
-    /// Publishes what is known, unless there is a newer record or another process has the lease.
-    pub(super) async fn publish_unless_newer(&self, share: &Share) -> Result<(), StoreError> {
-        // Without the lease at first, which a record of somebody else's login does not need.
-        self.load(share).await?;
-        let Some(lease) = share.lease().await? else { return Ok(()) };
-        let published = async {
-            let found = self.load(share).await?;
-            let is_newer = found.is_some_and(|found| self.take_up(&found, false));
-            let (known, is_unstored) = {
-                let state = self.state();
-                (state.known.clone(), state.is_unstored)
-            };
-            if is_newer && !is_unstored {
-                share.health.nothing_to_publish();
-                return Ok(());
-            }
-            if share.publish(&known, &lease).await? == Publication::Stored {
-                self.stored(&known, lease.fence());
-            }
-            Ok(())
-        };
-        let published = published.await;
-        share.release(lease).await;
-        published
-    }
-
-    /// Releases the lease in the background, so that callers do not wait for a store that has just failed.
-    pub(super) fn release_later(self: &Arc<Self>, lease: Option<Lease>) {
-        let (login, Some(lease)) = (Arc::clone(self), lease) else { return };
-        tokio::spawn(async move {
-            if let Some(share) = &login.share {
-                share.release(lease).await;
-            }
-        });
     }
 }
 

@@ -1,0 +1,140 @@
+//! [`ProviderParts`] and [`ProviderOptions`]: the options of a provider, their defaults, and which values are valid.
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::runtime::Handle;
+
+use crate::{
+    error::{Error, seconds},
+    login::check_refresh_token,
+    observability::Reporter,
+    refresh_ahead::RefreshAhead,
+    retry::{RetryBudget, RetryPolicy},
+    store::{DynTokenStore, Role},
+};
+
+/// The name of all providers without one.
+static DEFAULT_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// What a provider is made of, besides its source and its options.
+pub(super) struct ProviderParts {
+    /// `None` for the group's name, or the default.
+    pub(super) name: Option<Arc<str>>,
+    /// The refresh token of a user's login.
+    pub(super) login: Option<SecretString>,
+    pub(super) store: Option<Arc<dyn DynTokenStore>>,
+    pub(super) role: Role,
+    /// The length of a lease.
+    pub(super) lease: Duration,
+}
+
+pub(super) struct ProviderOptions {
+    /// The tenants that the provider belongs to.
+    pub(super) group: Option<Arc<Group>>,
+    pub(super) refresh_ahead: RefreshAhead,
+    pub(super) keep_fresh: bool,
+    pub(super) refresh_timeout: Duration,
+    /// `None` for that of the caller.
+    pub(super) runtime: Option<Handle>,
+    pub(super) retry: RetryPolicy,
+    /// `None` for no limit.
+    pub(super) retry_budget: Option<RetryBudget>,
+    /// The shortest and the longest.
+    pub(super) cool_down: (Duration, Duration),
+}
+
+/// The group that the providers of many tenants belong to.
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    /// Whether the name is the label of the metrics of all providers. Otherwise that is each one's own name.
+    pub(crate) is_label: bool,
+    /// Evicts the providers that are idle.
+    pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl ProviderParts {
+    pub(super) fn reporter(&self, config: &ProviderOptions) -> Reporter {
+        let group = config.group.as_ref();
+        let name = self.name.as_ref().or(group.map(|group| &group.name));
+        let name = name.unwrap_or(&DEFAULT_NAME);
+        Reporter::new(
+            Arc::clone(name),
+            group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)),
+        )
+    }
+
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        let Self { name, login, store, role, lease } = self;
+        let is_named = name.as_ref().is_none_or(|name| !name.is_empty());
+        Error::check(is_named, || "name must be at least one character long, got none".to_owned())?;
+        login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
+        Error::check(login.is_none() || *role != Role::Reader, || {
+            "a reader must have no login: it uses the tokens in its store".to_owned()
+        })?;
+        Error::check(store.is_some() || *role == Role::Member, || {
+            format!("role {role:?} needs a store: set one with store()")
+        })?;
+        Error::check((Duration::from_millis(100)..=HOUR).contains(lease), || {
+            format!("lease must be >= 0.1s and <= 1h, got {}", seconds(*lease))
+        })?;
+        store.as_ref().map_or(Ok(()), |store| store.validate())
+    }
+}
+
+impl Default for ProviderParts {
+    fn default() -> Self {
+        Self { name: None, login: None, store: None, role: Role::Member, lease: Duration::from_secs(10) }
+    }
+}
+
+impl ProviderOptions {
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        self.refresh_ahead.validate()?;
+        self.retry.validate()?;
+        self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
+        let (timeout, (min, max)) = (self.refresh_timeout, self.cool_down);
+        Error::check(!timeout.is_zero() && timeout <= HOUR, || {
+            format!("refresh_timeout must be > 0 and <= 1h, got {}", seconds(timeout))
+        })?;
+        Error::check(!min.is_zero() && min <= max && max <= HOUR, || {
+            format!("cool_down: need 0 < min <= max <= 1h, got {} and {}", seconds(min), seconds(max))
+        })
+    }
+
+    /// The runtime for a new task: that of the refreshes, or else that of the caller.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        self.runtime.clone().or_else(|| Handle::try_current().ok())
+    }
+
+    /// The options of a process that shares its token, by its role.
+    pub(super) fn of_role(mut self, role: Role) -> Self {
+        match role {
+            Role::Member => {}
+            Role::Publisher => self.keep_fresh = true,
+            // The publisher refreshes as soon as the token is expiring. A reader that looks later finds the new one.
+            Role::Reader => self.refresh_ahead = self.refresh_ahead.halved(),
+        }
+        self
+    }
+}
+
+impl Default for ProviderOptions {
+    fn default() -> Self {
+        Self {
+            group: None,
+            refresh_ahead: RefreshAhead::new(),
+            keep_fresh: false,
+            refresh_timeout: Duration::from_secs(30),
+            runtime: None,
+            retry: RetryPolicy::new(),
+            retry_budget: Some(RetryBudget::new(Duration::from_secs(10), 10, 0.2)),
+            cool_down: (Duration::from_secs(1), Duration::from_secs(60)),
+        }
+    }
+}
