@@ -55,9 +55,8 @@ use crate::{
 ///
 /// # Waits
 ///
-/// A request waits if there is no token that works. While a refresh that a challenge has started runs, one that would not
-/// be sent again after a challenge of its own waits for the refresh before it is sent, unless the source fails. An error
-/// of the inner service is returned as it is, also that of a retry.
+/// [`TokenProvider`] has the rules by which a request [waits](TokenProvider#rules) for a token. An error of the inner
+/// service is returned as it is, also that of a retry.
 pub struct BearerAuth<S, R = Cloned> {
     /// Made ready by `poll_ready`, and called with the first attempt.
     inner: S,

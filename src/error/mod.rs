@@ -132,12 +132,11 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            // Its message is part of this error's text.
+        // Its message is part of this error's text.
+        match self.reason() {
             Self::Source(error) => error.source(),
             Self::Store(error) => error.source(),
             Self::Factory(error) => error.source(),
-            Self::ChallengeDropped(Some(error)) => error.source(),
             _ => None,
         }
     }
@@ -160,13 +159,17 @@ impl Error {
         Self::InvalidOption(format!("{option} must be {accepted}, got {value}").into())
     }
 
+    /// Why there is no other token, if the response to a challenged request was dropped; else this error.
+    fn reason(&self) -> &Self {
+        if let Self::ChallengeDropped(Some(reason)) = self { reason } else { self }
+    }
+
     /// Whether a later retry may succeed without any change.
     pub fn is_transient(&self) -> bool {
-        match self {
+        match self.reason() {
             Self::Source(error) => error.is_transient(),
             Self::Store(error) => error.is_transient(),
-            Self::ChallengeDropped(Some(error)) => error.is_transient(),
-            Self::TimedOut(_) | Self::Interrupted | Self::ChallengeDropped(None) => true,
+            Self::TimedOut(_) | Self::Interrupted | Self::ChallengeDropped(_) => true,
             _ => false,
         }
     }
@@ -179,21 +182,15 @@ impl Error {
     /// Whether the token endpoint did not respond in time ([`SourceError::is_timeout`]), or the refresh timed out before that
     /// was known.
     pub fn is_timeout(&self) -> bool {
-        match self {
+        match self.reason() {
             Self::Source(error) => error.is_timeout(),
-            Self::ChallengeDropped(Some(error)) => error.is_timeout(),
-            Self::TimedOut(_) => true,
-            _ => false,
+            error => matches!(error, Self::TimedOut(_)),
         }
     }
 
     /// Whether no connection to the token endpoint could be made ([`SourceError::is_connect`]).
     pub fn is_connect(&self) -> bool {
-        match self {
-            Self::Source(error) => error.is_connect(),
-            Self::ChallengeDropped(Some(error)) => error.is_connect(),
-            _ => false,
-        }
+        matches!(self.reason(), Self::Source(error) if error.is_connect())
     }
 
     /// Returns the name in events and metrics.

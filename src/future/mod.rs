@@ -11,8 +11,8 @@
 //!
 //! Nothing of one attempt is held while the next one waits: neither its service, nor its response, nor its body.
 //!
-//! This file has the happy path, which most requests take. `slow_path` has the others, `pending_request` what is kept
-//! for them.
+//! This file has the happy path, which most requests take: [`Stage`] is either the attempt that is sent, or one of the other
+//! states, which are those of `slow_path`. `pending_request` has what is kept for them.
 
 mod pending_request;
 mod shared;
@@ -140,9 +140,9 @@ where
                     if !this.pending.is_challenged_by(this.via, &response) {
                         return Poll::Ready(Ok(response));
                     }
-                    // Drops the service that was ready before the retry waits for readiness. Otherwise a
-                    // `ConcurrencyLimit(1)` would never get ready.
                     match SlowPath::challenged(this.pending, this.via, response) {
+                        // Drops the attempt's future, which may hold a permit, before the retry waits for readiness.
+                        // Otherwise a `ConcurrencyLimit(1)` would never get ready.
                         Ok(slow_path) => this.state.set(Stage::slow_path(slow_path)),
                         Err(challenge) => return Poll::Ready(Ok(challenge)),
                     }

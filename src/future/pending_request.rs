@@ -67,7 +67,7 @@ impl<K> PendingRequest<K> {
         Self { token, origin, kept, retries: None }
     }
 
-    /// How often the request has been sent again.
+    /// The number of [`Retries`] so far.
     pub(super) fn retries(&self) -> u32 {
         self.retries.as_ref().map_or(0, |retries| retries.count)
     }

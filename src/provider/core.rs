@@ -119,9 +119,9 @@ impl Core {
         self.accepted.fetch_max(token, Ordering::Relaxed);
     }
 
-    /// Decides what a need leads to, and starts a refresh if it leads to one.
+    /// Applies the decision for a need to the state.
     ///
-    /// Without a `runtime`, none starts. Its task is the caller's to spawn: a runtime that shuts down drops it at once,
+    /// Without a `runtime`, no refresh starts. Its task is the caller's to spawn: a runtime that shuts down drops it at once,
     /// which takes the lock. `None` if the decision depends on the revision of the credential, which is not known: the source
     /// is foreign code, and is not asked for it by those who join a refresh.
     pub(super) fn decide(
@@ -343,7 +343,7 @@ impl Core {
         self.state().running.as_ref().is_some_and(|refresh| Instant::now() <= refresh.deadline)
     }
 
-    /// Subscribes to the changes of the state. The value is true once the provider is shut down.
+    /// As [`State::subscribe`].
     pub(super) fn changes(&self) -> watch::Receiver<bool> {
         self.state().subscribe()
     }

@@ -255,9 +255,7 @@ impl TokenProvider {
         self.obtain(Need::Other { than, challenge, by_program: false })
     }
 
-    /// Resolves with a token that meets the need.
-    ///
-    /// The refresh, if one has to start, has started when this returns: a caller that does not wait drops the future.
+    /// Resolves with a token that meets the need, as [`refresh::obtain`].
     pub(crate) fn obtain(&self, need: Need) -> Waiting {
         let waiting = obtain(self.core(), need);
         // Afterwards: nobody would wait for a refresh that the background task has started, which may be lost.

@@ -13,15 +13,15 @@ impl TokenProvider {
     /// this waits for a second before the next time, and twice as long each time, up to a minute.
     ///
     /// Unlike [`token`](Self::token), which a failed refresh ends, this continues through transient failures until the
-    /// [refresh timeout](TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
+    /// [refresh timeout](crate::TokenProviderBuilder::refresh_timeout) is over, so that this program and the auth endpoint may start in any
     /// order. A permanent failure ends it at once, except for a status such as 404, with which an ingress responds while
     /// the endpoint behind it starts.
     ///
-    /// If processes share a [store](TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
+    /// If processes share a [store](crate::TokenProviderBuilder#method.store), this also checks that it can be used: a reader has
     /// to read it, a member and a publisher also to write it. Usually the first token has shown that already. Otherwise
     /// this reads, leases and releases, with backoff until the refresh timeout is over. A program that may start while
     /// its store is down calls [`token`](Self::token) instead, which needs the store only for a
-    /// user's [login](TokenProviderBuilder::login).
+    /// user's [login](crate::TokenProviderBuilder::login).
     ///
     /// The last refresh that this waits for may take another refresh timeout.
     ///

@@ -3,7 +3,7 @@
 //! The package [`tower-bearer-store`](https://docs.rs/tower-bearer-store) has a store in a file, one in Redis, and one that
 //! encrypts the records of another. A store of your own implements [`TokenStore`].
 //!
-//! A store keeps one [`Record`] and grants one [`Lease`] at a time. Give it to
+//! Give a store to
 //! [`TokenProviderBuilder::store`](crate::TokenProviderBuilder::store), and choose the [`Role`] of each process.
 //! [`TokenStore`] documents the protocol and what happens when the store fails. For many credentials, such as one per
 //! tenant, a [`NamespacedStore`] keeps their records in one place.
@@ -276,32 +276,24 @@ impl<T: TokenStore> TokenStore for Arc<T> {
         T::validate(self)
     }
 
-    fn load(&self) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send {
-        T::load(self)
+    async fn load(&self) -> Result<Option<Record>, StoreError> {
+        T::load(self).await
     }
 
-    fn lease(&self, length: Duration) -> impl Future<Output = Result<Option<Lease>, StoreError>> + Send {
-        T::lease(self, length)
+    async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
+        T::lease(self, length).await
     }
 
-    fn extend(
-        &self,
-        lease: &Lease,
-        length: Duration,
-    ) -> impl Future<Output = Result<Extension, StoreError>> + Send {
-        T::extend(self, lease, length)
+    async fn extend(&self, lease: &Lease, length: Duration) -> Result<Extension, StoreError> {
+        T::extend(self, lease, length).await
     }
 
-    fn publish(
-        &self,
-        lease: &Lease,
-        record: Record,
-    ) -> impl Future<Output = Result<Publication, StoreError>> + Send {
-        T::publish(self, lease, record)
+    async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
+        T::publish(self, lease, record).await
     }
 
-    fn release(&self, lease: Lease) -> impl Future<Output = Result<(), StoreError>> + Send {
-        T::release(self, lease)
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        T::release(self, lease).await
     }
 }
 
