@@ -13,7 +13,6 @@ mod support;
 use std::{
     collections::BTreeMap,
     fmt::{self, Debug, Write},
-    process::Command,
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -340,7 +339,7 @@ async fn no_fault_prints_a_secret() {
 #[test]
 fn no_example_prints_a_secret() {
     for example in ["quickstart", "observe", "upload", "delegated_upload", "tenants"] {
-        let output = Command::new(env!("CARGO"))
+        let output = support::cargo()
             .args(["run", "--quiet", "--example", example])
             .env_remove("API_VIDEO_KEY")
             .output()

@@ -243,6 +243,25 @@ pub fn ours(error: &BoxError) -> &tower_bearer::Error {
     error.downcast_ref().unwrap_or_else(|| panic!("not a tower_bearer::Error: {error:?}"))
 }
 
+/// Returns a command that starts cargo, without the variables that cargo sets for a test.
+///
+/// Build scripts, such as ring's, run again if these variables change. Then cargo builds all that depends on them again,
+/// in this command and in the next one.
+pub fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let for_a_package = ["CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_RUSTC_"];
+        let is_set_for_tests = for_a_package.iter().any(|prefix| text.starts_with(prefix))
+            || ["CARGO", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "CARGO_TARGET_TMPDIR", "OUT_DIR"]
+                .contains(&&*text);
+        if is_set_for_tests {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Formats an error with its chain of sources.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let beneath = error.source().map(|source| format!(": {}", chain(source)));

@@ -1054,7 +1054,7 @@ fn out_of_range_options_are_errors() {
 /// Row 46.
 #[test]
 fn fleet_example_prints_no_secret() {
-    let output = std::process::Command::new(env!("CARGO"))
+    let output = support::cargo()
         .args(["run", "--quiet", "-p", "tower-bearer-store", "--example", "fleet", "--all-features"])
         .output()
         .unwrap();
