@@ -6,8 +6,6 @@
 
 #![cfg(all(feature = "tracing", feature = "default-client"))]
 
-#[path = "support/fleet.rs"]
-mod fleet;
 mod support;
 
 use std::{
@@ -18,10 +16,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use fleet::{Health, MINUTE, MemoryStore};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use support::chain;
+use support::fleet::{Health, MINUTE, MemoryStore};
 use tower::{Layer as _, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenClient,

@@ -4,14 +4,13 @@
 //! are read once per process, so the grants run in a child process that has this variable.
 #![cfg(feature = "native-roots")]
 
-#[path = "support/folder.rs"]
-mod folder;
+mod support;
 
 use std::{env, net::TcpListener, process::Command};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use folder::Folder;
 use rustls::{NamedGroup, crypto::CryptoProvider, server::Acceptor};
+use support::folder::Folder;
 use tower_bearer::{
     ApiVideo, BoxError, RefreshReason, TokenClient, TokenProvider, TokenRequest, TokenSource,
     tls::{Cryptography, Roots},

@@ -1,8 +1,6 @@
 //! Every documented metric is recorded with its name and its labels.
 #![cfg(feature = "metrics")]
 
-#[path = "support/fleet.rs"]
-mod fleet;
 mod support;
 
 use std::{
@@ -18,6 +16,7 @@ use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
 };
+use support::fleet;
 use support::{Act, Api, Source, get};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider, TokenProviders};

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo +nightly fuzz run token_response     # or retry_after, store_record, www_authenticate
-//! cargo test --test fuzz_corpus              # the corpus and small mutations of it, on any compiler
+//! cargo test --test suite fuzz_corpus        # the corpus and small mutations of it, on any compiler
 //! ```
 
 use std::{convert::Infallible, time::Duration};

@@ -1,6 +1,11 @@
 //! Helpers for the tests: a scripted token source, an API that knows the valid tokens, and clients.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod fleet;
+pub mod folder;
+pub mod log;
+pub mod logins;
+
 use std::{
     collections::{HashSet, VecDeque},
     convert::Infallible,
@@ -170,6 +175,12 @@ impl Api {
 
 fn token_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// Returns how often a random test runs: a tenth of `all`, or `all` if the environment has `TEST_RUNS=all`, as in the
+/// gate.
+pub fn runs(all: u64) -> u64 {
+    if std::env::var_os("TEST_RUNS").is_some_and(|runs| runs == "all") { all } else { all / 10 }
 }
 
 /// Polls a future once. Returns its output, or `None` if it is pending.

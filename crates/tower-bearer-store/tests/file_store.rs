@@ -1,10 +1,10 @@
 //! `FileStore` with real files, locks and processes.
 #![cfg(all(unix, feature = "file"))]
 
-#[path = "../../../tests/support/folder.rs"]
-mod folder;
 #[path = "../../../tests/support/processes.rs"]
 mod processes;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
 use std::{
     collections::BTreeSet,
@@ -18,10 +18,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use folder::Folder;
 use processes::Process;
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use support::folder::Folder;
 use tower_bearer::{
     ApiVideo, Error, StaticToken, TokenProvider,
     store::{Extension, Lease, NamespacedStore, Publication, Record, StoreError, StoreErrorKind, TokenStore},

@@ -1,8 +1,6 @@
 //! `RedisStore` with a real Redis, which must be installed: see `support/redis_server.rs`.
 #![cfg(all(unix, feature = "redis"))]
 
-#[path = "../../../tests/support/folder.rs"]
-mod folder;
 #[path = "../../../tests/support/processes.rs"]
 mod processes;
 #[path = "../../../tests/support/proxy.rs"]
@@ -21,12 +19,12 @@ use std::{
     time::Duration,
 };
 
-use folder::Folder;
 use futures_util::{StreamExt, future::join_all, stream};
 use processes::Process;
 use proxy::Proxy;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use redis_server::RedisServer;
+use support::folder::Folder;
 use tokio::time::{Instant, sleep, timeout};
 use tower_bearer::{
     ApiVideo, Error, OAuth2, RetryPolicy, SourceError, StaticToken, Token, TokenProvider, TokenRequest,

@@ -1,0 +1,875 @@
+//! What the layer does on a 401, and which responses it passes through.
+#![cfg(feature = "default-client")]
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::task::JoinSet;
+use tower::{Layer, Service, ServiceExt};
+use tower_bearer::{
+    ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError, Token,
+    TokenClient, TokenProvider, challenge, source_fn,
+};
+use tower_bearer_testing::{AuthServer, Fault, Route};
+
+use crate::support::{self, Act, Api, CHALLENGED, Source, get, ours};
+
+/// An API that accepts only the second token, and a layer whose provider has the first.
+async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {
+    let (api, source) = (Api::default(), Source::new());
+    api.accept("access-2");
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    layer.provider().token().await.unwrap();
+    (api, source, layer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_challenge_with_new_token() {
+    let (api, source, layer) = revoked_once().await;
+    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-2"]);
+    assert_eq!(source.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_request_obtains_token() {
+    let (api, source) = (Api::default(), Source::new());
+    api.accept("access-1");
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_retry_has_no_backoff() {
+    let (api, _, layer) = revoked_once().await;
+    let start = tokio::time::Instant::now();
+    layer.layer(api.service()).oneshot(get()).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::from_secs(1), "the first retry waited for a backoff");
+}
+
+/// Row 33.
+#[tokio::test(start_paused = true)]
+async fn never_sends_without_token() {
+    let source = Source::new().then(Act::Fail(SourceError::rejected("the key was rejected")));
+    let api = Api::default();
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let error = layer.layer(api.service()).oneshot(get()).await.unwrap_err();
+    assert!(matches!(ours(&error), Error::Source(_)));
+    assert!(support::chain(&*error).contains("the key was rejected"));
+    assert_eq!(api.requests(), 0);
+}
+
+/// Row 35.
+#[tokio::test(start_paused = true)]
+async fn burst_of_401s_costs_one_refresh() {
+    let (api, source) = (Api::default(), Source::new());
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let mut requests = JoinSet::new();
+    for _ in 0..200 {
+        requests.spawn(layer.layer(api.service()).oneshot(get()));
+    }
+    for response in requests.join_all().await {
+        let response = response.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
+    }
+    // One fetch for the first token and one for the first challenge. The first retry with a newer token does not use
+    // the budget. For other retries the budget allows 10 per second for 10 s, and a fifth of 400 challenges.
+    assert_eq!(source.fetches(), 2);
+    assert!((400..=400 + 100 + 80).contains(&api.requests()), "{}", api.requests());
+
+    // One request per second for another minute. The cool-down doubles with each refresh.
+    for _ in 0..60 {
+        layer.layer(api.service()).oneshot(get()).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert!(source.fetches() <= 2 + 7, "{}", source.fetches());
+}
+
+/// Row 35.
+#[tokio::test(start_paused = true)]
+async fn max_retries_bounds_requests() {
+    for max_retries in 0..=4 {
+        let (api, source) = (Api::default(), Source::new());
+        let policy = RetryPolicy::new().max_retries(max_retries);
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source)).retry(policy);
+        let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(api.requests() as u32, 1 + max_retries);
+    }
+}
+
+/// Row 7.
+#[tokio::test(start_paused = true)]
+async fn lagging_api_is_retried_after_backoff() {
+    let (api, source) = (Api::default(), Source::new());
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    layer.provider().token().await.unwrap();
+    let start = tokio::time::Instant::now();
+    let request = tokio::spawn(layer.layer(api.service()).oneshot(get()));
+    // The refresh takes a second. The backoff of 100 ms is not over yet.
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    assert_eq!(api.tokens(), ["access-1", "access-2"]);
+    api.accept("access-2");
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert!(start.elapsed() >= Duration::from_millis(1100));
+    assert_eq!((api.requests(), source.fetches()), (3, 2));
+}
+
+/// Row 36.
+#[tokio::test(start_paused = true)]
+async fn no_replay_401_refreshes_in_background() {
+    let (api, source, layer) = revoked_once().await;
+    let service = layer.no_replay().layer(api.service());
+    let start = tokio::time::Instant::now();
+    let response = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
+    assert_eq!(start.elapsed(), Duration::ZERO, "the request waited for the refresh");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!((api.requests(), source.fetches()), (2, 2));
+}
+
+/// Row 32.
+#[tokio::test(start_paused = true)]
+async fn failed_refresh_returns_401() {
+    let source = Source::new().then(Act::Live(Duration::from_secs(60)));
+    let source = source.then(Act::Fail(SourceError::rejected("no")));
+    let api = Api::default();
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let service = layer.layer(api.service());
+    let response = service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
+    // The next request still gets the old token, which may work again.
+    api.accept("access-1");
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+}
+
+/// Row 37.
+#[tokio::test]
+async fn retry_reuses_connection_of_small_401() {
+    let server = AuthServer::start().await.unwrap();
+    let client = support::http1();
+    let source = ApiVideo::new(server.api_key())
+        .base_url(server.uri())
+        .with_client(TokenClient::with_service(support::http1::<String>()));
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let service = layer.layer(client);
+    for _ in 0..2 {
+        let request = Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+        let response = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+        server.revoke_access_tokens();
+    }
+    let counters = server.counters();
+    assert_eq!((counters.challenged, counters.refresh_grants), (1, 1));
+    // One connection to the auth endpoints, one to the API.
+    assert_eq!(counters.connections, 2);
+}
+
+/// Row 37.
+#[tokio::test(start_paused = true)]
+async fn endless_401_body_is_dropped() {
+    // The endless body has full frames, empty frames, or no frame at all.
+    for (frame, wait) in
+        [(&[b'x'; 1024][..], Duration::ZERO), (&[], Duration::ZERO), (&[], Duration::from_millis(100))]
+    {
+        let (_, _, layer) = revoked_once().await;
+        let service = tower::service_fn(move |request: Request<Empty<Bytes>>| async move {
+            if request.headers()[AUTHORIZATION] == "Bearer access-2" {
+                return Ok(Response::new(None));
+            }
+            let mut response = Response::new(Some(frame));
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            Ok::<_, Infallible>(response)
+        });
+        let service = service.map_response(move |response: Response<Option<&'static [u8]>>| {
+            response.map(|frame| {
+                let hangs = !wait.is_zero();
+                StreamBody::new(Endless { frame: frame.map(Bytes::from_static), hangs })
+            })
+        });
+        let start = tokio::time::Instant::now();
+        let response = layer.layer(service).oneshot(get()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(start.elapsed() <= Duration::from_secs(1) + wait, "{:?}", start.elapsed());
+    }
+}
+
+/// A body that repeats one frame without an end. If it `hangs`, no frame arrives. Without a frame, the body ends at
+/// once.
+struct Endless {
+    frame: Option<Bytes>,
+    hangs: bool,
+}
+
+impl futures_core::Stream for Endless {
+    type Item = Result<http_body::Frame<Bytes>, Infallible>;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        if self.hangs && self.frame.is_some() {
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(self.frame.clone().map(|frame| Ok(http_body::Frame::data(frame))))
+    }
+}
+
+/// Row 38.
+#[tokio::test(start_paused = true)]
+async fn passes_through_non_challenges() {
+    let insufficient = Some("Bearer error=\"insufficient_scope\"");
+    for (status, www_authenticate) in
+        [(403, None), (407, None), (419, None), (440, None), (401, insufficient), (400, None), (503, None)]
+    {
+        let (_, source, layer) = revoked_once().await;
+        let service = tower::service_fn(move |_: Request<Empty<Bytes>>| async move {
+            let mut response = Response::builder().status(status);
+            if let Some(value) = www_authenticate {
+                response = response.header("www-authenticate", value);
+            }
+            response.body(Full::<Bytes>::from("unchanged")).map_err(BoxError::from)
+        });
+        let response = layer.layer(service).oneshot(get()).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "unchanged");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(source.fetches(), 1, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn custom_predicate_finds_challenge() {
+    let (_, source, layer) = revoked_once().await;
+    let service = tower::service_fn(|request: Request<Empty<Bytes>>| async move {
+        let is_accepted = request.headers()[AUTHORIZATION] == "Bearer access-2";
+        let response = Response::builder().header("grpc-status", if is_accepted { "0" } else { "16" });
+        response.body(Full::<Bytes>::default()).map_err(BoxError::from)
+    });
+    let response = layer.challenge(challenge::grpc).layer(service).oneshot(get()).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "0");
+    assert_eq!(source.fetches(), 2);
+}
+
+/// Row 39.
+#[tokio::test(start_paused = true)]
+async fn own_authorization_causes_no_refresh() {
+    for has_token in [true, false] {
+        let (api, source) = (Api::default(), Source::new());
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+        if has_token {
+            layer.provider().token().await.unwrap();
+        }
+        let mut request = get();
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+        let response = layer.layer(api.service()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(api.tokens(), ["mine"]);
+        assert_eq!(source.fetches(), u64::from(has_token));
+    }
+}
+
+/// Row 39: a request with another scheme, and with two values.
+#[tokio::test(start_paused = true)]
+async fn keeps_or_replaces_all_authorizations() {
+    let (api, _, layer) = revoked_once().await;
+    for existing in [ExistingAuthorization::Keep, ExistingAuthorization::Replace] {
+        let mut request = get();
+        request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic one"));
+        request.headers_mut().append(AUTHORIZATION, HeaderValue::from_static("Basic two"));
+        layer.clone().existing_authorization(existing).layer(api.service()).oneshot(request).await.unwrap();
+        let seen = api.headers().pop().unwrap();
+        let seen: Vec<_> = seen.get_all(AUTHORIZATION).iter().collect();
+        match existing {
+            ExistingAuthorization::Keep => assert_eq!(seen, ["Basic one", "Basic two"]),
+            _ => assert_eq!(seen, ["Bearer access-2"]),
+        }
+    }
+}
+
+/// Row 33.
+#[tokio::test(start_paused = true)]
+async fn never_sends_expired_token() {
+    let minute = Duration::from_secs(60);
+    let source = Source::new().then(Act::Live(minute)).then(Act::Fail(SourceError::rejected("no")));
+    let api = Api::default();
+    ["access-1", "access-3"].iter().for_each(|token| api.accept(token));
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(api.service());
+    service.clone().oneshot(get()).await.unwrap();
+    tokio::time::advance(minute).await;
+    assert!(matches!(ours(&service.clone().oneshot(get()).await.unwrap_err()), Error::Source(_)));
+    tokio::time::advance(minute).await;
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-3"]);
+}
+
+/// Row 2, through the layer.
+#[tokio::test(start_paused = true)]
+async fn expiring_token_refreshes_in_background() {
+    let minute = Duration::from_secs(60);
+    let source = Source::new().then(Act::Live(minute)).then(Act::Live(minute));
+    let api = Api::default();
+    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
+    let service =
+        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    service.clone().oneshot(get()).await.unwrap();
+    tokio::time::advance(Duration::from_secs(55)).await;
+    let start = tokio::time::Instant::now();
+    service.clone().oneshot(get()).await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO, "the request waited for the refresh");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    service.oneshot(get()).await.unwrap();
+    assert_eq!(api.tokens(), ["access-1", "access-1", "access-2"]);
+    assert_eq!(source.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaces_authorization_if_asked() {
+    for has_token in [true, false] {
+        let (api, source) = (Api::default(), Source::new());
+        api.accept("access-2");
+        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
+            .existing_authorization(ExistingAuthorization::Replace);
+        if has_token {
+            layer.provider().token().await.unwrap();
+        }
+        let mut request = get();
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+        let response = layer.layer(api.service()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(api.tokens(), ["access-1", "access-2"]);
+    }
+}
+
+/// Rows 40 and 47.
+#[tokio::test(start_paused = true)]
+async fn retry_repeats_request_exactly() {
+    let (_, _, layer) = revoked_once().await;
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let service = tower::service_fn({
+        let seen = Arc::clone(&seen);
+        move |request: Request<Full<Bytes>>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let is_accepted = request.headers()[AUTHORIZATION] == "Bearer access-2";
+                let (head, body) = request.into_parts();
+                let body = body.collect().await?.to_bytes();
+                seen.lock().unwrap().push((head, body));
+                let status = if is_accepted { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+                Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
+            }
+        }
+    });
+    let mut request = Request::patch("https://api.example/videos/vi1?a=b%20c")
+        .version(http::Version::HTTP_2)
+        .header("x-repeated", "1")
+        .header("x-latin", HeaderValue::from_bytes(b"caf\xe9").unwrap())
+        .header("x-repeated", "2")
+        .header("x-secret", "s")
+        .extension(42_u8)
+        .body(Full::<Bytes>::from("the body"))
+        .unwrap();
+    request.headers_mut().get_mut("x-secret").unwrap().set_sensitive(true);
+    layer.layer(service).oneshot(request).await.unwrap();
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 2);
+    for (attempt, (head, body)) in seen.iter().enumerate() {
+        assert_eq!(head.method, "PATCH");
+        assert_eq!(head.uri, "https://api.example/videos/vi1?a=b%20c");
+        assert_eq!(head.version, http::Version::HTTP_2);
+        assert_eq!(head.extensions.get::<u8>(), Some(&42));
+        assert_eq!(head.headers.get_all("x-repeated").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.headers["x-latin"].as_bytes(), b"caf\xe9");
+        assert!(head.headers["x-secret"].is_sensitive());
+        assert!(head.headers[AUTHORIZATION].is_sensitive());
+        assert_eq!(head.headers[AUTHORIZATION], format!("Bearer access-{}", attempt + 1));
+        assert_eq!(head.headers.len(), 5);
+        assert_eq!(body, "the body");
+    }
+}
+
+/// Row 43.
+#[tokio::test(start_paused = true)]
+async fn retry_budget_bounds_load() {
+    let (api, source) = (Api::default(), Source::new());
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let service = layer.layer(api.service());
+    // The API challenges the first token, and then the second one.
+    service.clone().oneshot(get()).await.unwrap();
+    let before = api.requests();
+    let mut requests = JoinSet::new();
+    for _ in 0..1000 {
+        requests.spawn(service.clone().oneshot(get()));
+    }
+    requests.join_all().await;
+    let sent = api.requests() - before;
+    // The budget allows 10 retries per second for 10 s, and a fifth of all challenges, those of retries included.
+    assert!(sent <= 1000 + 375, "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn inner_error_is_not_retried() {
+    let (_, source, layer) = revoked_once().await;
+    let service = tower::service_fn(|_: Request<Empty<Bytes>>| async {
+        Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("the connection was reset"))
+    });
+    let error = layer.layer(service).oneshot(get()).await.unwrap_err();
+    assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().to_string(), "the connection was reset");
+    assert_eq!(source.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_headers_is_typed_error() {
+    let (api, _, layer) = revoked_once().await;
+    let mut request = get();
+    for name in 0.. {
+        let name = http::HeaderName::try_from(format!("x-{name}")).unwrap();
+        if request.headers_mut().try_insert(name, HeaderValue::from_static("")).is_err() {
+            break;
+        }
+    }
+    let error = layer.layer(api.service()).oneshot(request).await.unwrap_err();
+    assert!(matches!(ours(&error), Error::TooManyHeaders));
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_replay_limit_is_typed_error() {
+    let (api, _, layer) = revoked_once().await;
+    let mut service = layer.clone().buffered(0).layer(api.service());
+    let error = service.ready().await.unwrap().call(get()).await.unwrap_err();
+    assert!(matches!(ours(&error), Error::InvalidOption(_)));
+    assert!(error.to_string().contains("no_replay()"));
+    // A later call replaces the limit.
+    assert!(layer.buffered(0).buffered(1).layer(api.service()).oneshot(get()).await.is_ok());
+}
+
+/// Over real sockets: HTTP/1.1, HTTP/2, and TLS with the protocol that ALPN selects.
+#[tokio::test]
+async fn two_hundred_401s_cost_one_refresh() {
+    for (tls, http2) in [(false, false), (false, true), (true, false)] {
+        let server = AuthServer::builder().tls(tls).start().await.unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let provider = match server.certificate() {
+            Some(certificate) => TokenProvider::new(
+                source.with_client(TokenClient::with_service(support::https::<String>(certificate))),
+            ),
+            None => TokenProvider::new(source),
+        };
+        provider.token().await.unwrap();
+        server.revoke_access_tokens();
+        let layer = BearerAuthLayer::with_provider(provider);
+        let client = match (server.certificate(), http2) {
+            (Some(certificate), _) => tower::util::BoxCloneService::new(support::https(certificate)),
+            (None, true) => tower::util::BoxCloneService::new(support::http2()),
+            (None, false) => tower::util::BoxCloneService::new(support::http1()),
+        };
+        let service = layer.layer(client);
+        let mut requests = JoinSet::new();
+        for _ in 0..200 {
+            let request =
+                Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+            requests.spawn(service.clone().oneshot(request));
+        }
+        for response in requests.join_all().await {
+            assert_eq!(response.unwrap().status(), StatusCode::OK);
+        }
+        let counters = server.counters();
+        assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 1));
+        assert_eq!(counters.accepted, 200);
+    }
+}
+
+/// A grant may revoke all earlier tokens, or none. The request succeeds in both cases.
+#[tokio::test]
+async fn heals_if_grant_revokes_or_not() {
+    for revoke in [false, true] {
+        let server = AuthServer::builder().revoke_previous(revoke).start().await.unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(support::http1());
+        let get = || Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+        server.revoke_access_tokens();
+        server.inject(Route::RefreshGrant, Fault::LoseAnswer);
+        assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(server.counters().api_key_grants, 2);
+    }
+}
+
+/// An API with two endpoints: `/y` accepts valid tokens, and `/x` challenges every token.
+#[derive(Clone)]
+struct TwoEndpoints {
+    source: Arc<Source>,
+    /// The newest revoked token. All tokens before it are revoked too.
+    revoked: Arc<AtomicU64>,
+    /// Whether a grant revokes all earlier tokens as soon as the endpoint gets its request.
+    grant_revokes: bool,
+}
+
+impl TwoEndpoints {
+    fn new(grant_revokes: bool) -> Self {
+        Self { source: Source::new(), revoked: Arc::default(), grant_revokes }
+    }
+
+    fn provider(&self) -> TokenProvider {
+        TokenProvider::new(Arc::clone(&self.source))
+    }
+
+    fn revoke(&self) {
+        self.revoked.store(self.source.fetches(), Ordering::SeqCst);
+    }
+
+    fn status(&self, request: &Request<Empty<Bytes>>) -> StatusCode {
+        let token = request.headers()[AUTHORIZATION].to_str().unwrap().rsplit('-').next().unwrap();
+        let token: u64 = token.parse().unwrap();
+        let is_revoked = token <= self.revoked.load(Ordering::SeqCst)
+            || (self.grant_revokes && token < self.source.fetches());
+        match request.uri().path() {
+            "/y" if !is_revoked => StatusCode::OK,
+            _ => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    /// Responds after 20 ms.
+    fn service(
+        &self,
+    ) -> impl Service<
+        Request<Empty<Bytes>>,
+        Response = Response<Empty<Bytes>>,
+        Error = Infallible,
+        Future: Future<Output = Result<Response<Empty<Bytes>>, Infallible>> + Send,
+    > + Clone
+    + Send
+    + 'static {
+        let api = self.clone();
+        tower::service_fn(move |request: Request<Empty<Bytes>>| {
+            let api = api.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let mut response = Response::new(Empty::new());
+                *response.status_mut() = api.status(&request);
+                Ok(response)
+            }
+        })
+    }
+}
+
+fn get_path(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("https://api.example{path}")).body(Empty::new()).unwrap()
+}
+
+/// Row 62.
+#[tokio::test(start_paused = true)]
+async fn five_revocations_in_a_row_all_heal() {
+    for grant_revokes in [false, true] {
+        let api = TwoEndpoints::new(grant_revokes);
+        let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+        for revocations in 0..=5 {
+            let mut requests = JoinSet::new();
+            for _ in 0..300 {
+                requests.spawn(service.clone().oneshot(get_path("/y")));
+            }
+            for response in requests.join_all().await {
+                assert_eq!(response.unwrap().status(), StatusCode::OK, "after {revocations} revocations");
+            }
+            assert_eq!(api.source.fetches(), 1 + revocations);
+            api.revoke();
+        }
+    }
+}
+
+/// Row 62, over real sockets.
+#[tokio::test]
+async fn revocations_in_a_row_heal_over_sockets() {
+    for revoke_previous in [false, true] {
+        let server = AuthServer::builder().revoke_previous(revoke_previous).start().await.unwrap();
+        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
+        let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(support::http1());
+        for _ in 0..=5 {
+            let mut requests = JoinSet::new();
+            for _ in 0..100 {
+                let request =
+                    Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+                requests.spawn(service.clone().oneshot(request));
+            }
+            for response in requests.join_all().await {
+                assert_eq!(response.unwrap().status(), StatusCode::OK);
+            }
+            server.revoke_access_tokens();
+        }
+        let counters = server.counters();
+        assert_eq!((counters.api_key_grants, counters.refresh_grants), (1, 5));
+    }
+}
+
+/// Row 62: five revocations, 50 ms apart. A request takes 10 ms, and a refresh 20 ms.
+#[tokio::test(start_paused = true)]
+async fn revocations_50_ms_apart_surface_no_401() {
+    let millis = Duration::from_millis;
+    let api = Api::default();
+    let fetches = Arc::new(AtomicU64::new(0));
+    let source = source_fn({
+        let (api, fetches) = (api.clone(), Arc::clone(&fetches));
+        move |_| {
+            let (api, number) = (api.clone(), fetches.fetch_add(1, Ordering::SeqCst));
+            async move {
+                tokio::time::sleep(millis(20)).await;
+                let access_token = format!("access-{number}");
+                api.accept(&access_token);
+                Ok(Token::builder(access_token).build()?)
+            }
+        }
+    });
+    let inner = api.service();
+    let inner = tower::service_fn(move |request| {
+        let inner = inner.clone();
+        async move {
+            tokio::time::sleep(millis(5)).await;
+            let response = inner.oneshot(request).await;
+            tokio::time::sleep(millis(5)).await;
+            response
+        }
+    });
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(inner);
+    let start = tokio::time::Instant::now();
+    let mut callers = JoinSet::new();
+    for caller in 0..20 {
+        let service = service.clone();
+        callers.spawn(async move {
+            tokio::time::sleep(millis(caller)).await;
+            while start.elapsed() < millis(1000) {
+                assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+            }
+        });
+    }
+    tokio::time::sleep(millis(200)).await;
+    for _ in 0..5 {
+        api.revoke_all();
+        tokio::time::sleep(millis(50)).await;
+    }
+    callers.join_all().await;
+    assert_eq!(fetches.load(Ordering::SeqCst), 1 + 5);
+}
+
+/// Row 62: the request that started the refresh is slow, or it was dropped.
+///
+/// If it is slow, the success of a joined request also shows that the token was revoked. If it was dropped, a
+/// revocation cannot be distinguished from an endpoint that challenges every token, so the pause is longer.
+#[tokio::test(start_paused = true)]
+async fn heals_after_refresh_starter_is_gone() {
+    for (is_dropped, pause) in [(false, 1), (true, 5)] {
+        let api = TwoEndpoints::new(false);
+        let layer = BearerAuthLayer::with_provider(api.provider());
+        let service = layer.layer(api.service());
+        service.clone().oneshot(get_path("/y")).await.unwrap();
+        api.revoke();
+        // The retry of this service takes a minute.
+        let slow = api.service();
+        let slow = layer.layer(tower::service_fn(move |request: Request<Empty<Bytes>>| {
+            let is_retry = request.headers()[AUTHORIZATION] == "Bearer access-2";
+            let slow = slow.clone();
+            async move {
+                tokio::time::sleep(Duration::from_secs(if is_retry { 60 } else { 0 })).await;
+                slow.oneshot(request).await
+            }
+        }));
+        let starter = tokio::spawn(slow.oneshot(get_path("/y")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if is_dropped {
+            starter.abort();
+        }
+        for revocations in 1..=3 {
+            let response = service.clone().oneshot(get_path("/y")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(api.source.fetches(), 1 + revocations);
+            if revocations == 1 {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+            }
+            api.revoke();
+        }
+    }
+}
+
+/// Row 63.
+#[tokio::test(start_paused = true)]
+async fn failing_endpoint_spares_others() {
+    let second = Duration::from_secs(1);
+    for grant_revokes in [false, true] {
+        for (is_retried, burst) in [(true, 1), (true, 100), (false, 1), (false, 100)] {
+            let case = format!(
+                "a grant revokes: {grant_revokes}, retried: {is_retried}, {burst} concurrent requests"
+            );
+            let api = TwoEndpoints::new(grant_revokes);
+            let layer = BearerAuthLayer::with_provider(api.provider());
+            let x = layer.clone().retry(RetryPolicy::new().max_retries(if is_retried { 2 } else { 0 }));
+            let (x, y) = (x.layer(api.service()), layer.layer(api.service()));
+            y.clone().oneshot(get_path("/y")).await.unwrap();
+
+            let start = tokio::time::Instant::now();
+            let polling = tokio::spawn(async move {
+                loop {
+                    for _ in 0..burst {
+                        tokio::spawn(x.clone().oneshot(get_path("/x")));
+                    }
+                    tokio::time::sleep(second).await;
+                }
+            });
+            let mut challenged_since = None;
+            let mut fetches = Vec::new();
+            let mut revocations = 0;
+            while start.elapsed() < 300 * second {
+                let sent = tokio::time::Instant::now();
+                let status = y.clone().oneshot(get_path("/y")).await.unwrap().status();
+                match (status, challenged_since) {
+                    (StatusCode::OK, _) => challenged_since = None,
+                    (_, None) => challenged_since = Some(sent),
+                    (_, Some(since)) => {
+                        assert!(sent - since <= 5 * second, "{case}: {:?}", sent - since);
+                    }
+                }
+                if fetches.last().is_none_or(|(count, _)| *count < api.source.fetches()) {
+                    fetches.push((api.source.fetches(), sent));
+                }
+                // Once a minute, an accepted token is revoked.
+                let is_due = revocations < 4 && start.elapsed() > 60 * second * (revocations + 1);
+                if is_due && status == StatusCode::OK && !layer.provider().status().refreshing {
+                    revocations += 1;
+                    api.revoke();
+                }
+                tokio::time::sleep(second / 10).await;
+            }
+            polling.abort();
+            assert_eq!(revocations, 4);
+            // The first token, ten refreshes at once, and one per five seconds.
+            assert!(api.source.fetches() <= 1 + 10 + 300 / 5, "{case}: {}", api.source.fetches());
+            // Once the first ten are used, one every five seconds: the last half of the time shows it.
+            let late = fetches.iter().filter(|(_, at)| *at - start > 150 * second).count();
+            assert!(late <= 150 / 5 + 1, "{case}: {fetches:?}");
+        }
+    }
+}
+
+/// Row 63: if the API accepts no new token, the cool-down doubles with each refresh.
+#[tokio::test(start_paused = true)]
+async fn cool_down_doubles_despite_old_success() {
+    let api = TwoEndpoints::new(false);
+    let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+    assert_eq!(service.clone().oneshot(get_path("/y")).await.unwrap().status(), StatusCode::OK);
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(3600) {
+        let response = service.clone().oneshot(get_path("/x")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!((50..=68).contains(&api.source.fetches()), "{}", api.source.fetches());
+}
+
+/// Row 71.
+#[tokio::test(start_paused = true)]
+async fn retry_sends_current_token() {
+    let (api, source) = (Api::default(), Source::new());
+    api.accept("access-3");
+    let provider = TokenProvider::new(Arc::clone(&source));
+    provider.token().await.unwrap();
+    let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
+    let service = BearerAuthLayer::with_provider(provider.clone()).layer(limited.clone());
+    let request = tokio::spawn(service.oneshot(get()));
+    while api.requests() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The only permit is taken before the retry gets it, and held until another token is published.
+    let mut held = limited;
+    held.ready().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let second = provider.current().unwrap();
+    assert_eq!(second.generation(), 2);
+    provider.refresh(&second).await.unwrap();
+    drop(held);
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-1", "access-3"]);
+}
+
+/// Rows 66 and 71: a token that expires while its request waits for the service is not sent.
+#[tokio::test(start_paused = true)]
+async fn token_expired_before_ready_is_not_sent() {
+    let second = Duration::from_secs(1);
+    let (api, source) = (Api::default(), Source::living(10 * second));
+    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
+    let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
+    let mut service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(limited.clone());
+    let request = service.ready().await.unwrap().call(get());
+    let mut held = limited;
+    // The request waits for its token and has released the only permit.
+    tokio::time::timeout(second, held.ready()).await.expect("the permit is held").unwrap();
+    let request = tokio::spawn(request);
+    tokio::time::sleep(20 * second).await;
+    drop(held);
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["access-2"]);
+}
+
+/// Row 66: the source and the layer share one client, which allows four concurrent requests.
+#[tokio::test(start_paused = true)]
+async fn waiting_for_token_holds_no_permit() {
+    let client = tower::service_fn(|request: Request<String>| async move {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let is_grant = request.uri().path() == "/auth/api-key";
+        let body = if is_grant { r#"{"access_token": "abc", "expires_in": 3600}"# } else { "ok" };
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
+    });
+    let client = tower::limit::ConcurrencyLimit::new(client, 4);
+    let source = ApiVideo::new("key").with_client(TokenClient::with_service(client.clone()));
+    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client);
+    let mut requests = JoinSet::new();
+    for _ in 0..4 {
+        let request = Request::get("https://ws.api.video/videos").body(String::new()).unwrap();
+        requests.spawn(service.clone().oneshot(request));
+    }
+    for response in requests.join_all().await {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+    }
+}
+
+/// Row 63: the callers of `/x` drop their requests before the refresh that they started finishes.
+#[tokio::test(start_paused = true)]
+async fn dropped_starter_is_no_evidence() {
+    let millis = Duration::from_millis;
+    for period in [700, 1050, 1100, 1300] {
+        let api = TwoEndpoints::new(true);
+        let layer = BearerAuthLayer::with_provider(api.provider());
+        let service = layer.layer(api.service());
+        service.clone().oneshot(get_path("/y")).await.unwrap();
+        let x = service.clone();
+        let polling = tokio::spawn(async move {
+            loop {
+                tokio::spawn(tokio::time::timeout(millis(500), x.clone().oneshot(get_path("/x"))));
+                tokio::time::sleep(millis(period)).await;
+            }
+        });
+        let start = tokio::time::Instant::now();
+        while start.elapsed() < Duration::from_secs(300) {
+            let response = service.clone().oneshot(get_path("/y")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            tokio::time::sleep(millis(100)).await;
+        }
+        polling.abort();
+        assert!(api.source.fetches() <= 1 + 10 + 300 / 5, "{}", api.source.fetches());
+    }
+}

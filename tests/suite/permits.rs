@@ -1,0 +1,164 @@
+//! A request that is not sent keeps no permit of the inner service, even if its service is kept.
+#![cfg(feature = "tenants")]
+
+use std::{borrow::Cow, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{Empty, Full};
+use tokio::{sync::Semaphore, time::timeout};
+use tower::{Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, util::BoxCloneService};
+use tower_bearer::{
+    BearerAuthLayer, BoxError, Error, NoBearer, RetryPolicy, SourceError, StaticToken, TokenProvider,
+    TokenProviders, source_fn,
+};
+
+use crate::support::{Api, get, ours};
+
+type Tenants = BoxCloneService<Request<Empty<Bytes>>, Response<Full<Bytes>>, BoxError>;
+
+/// A limit of one request at a time, which clients share.
+fn limit() -> GlobalConcurrencyLimitLayer {
+    GlobalConcurrencyLimitLayer::with_semaphore(Arc::new(Semaphore::new(1)))
+}
+
+fn provider() -> TokenProvider {
+    TokenProvider::new(StaticToken::new("access-1"))
+}
+
+/// A group whose factory works, or fails.
+fn providers(works: bool) -> TokenProviders<String> {
+    TokenProviders::new(move |_: &String| match works {
+        true => Ok(TokenProvider::builder(StaticToken::new("access-1"))),
+        false => Err(io::Error::other("no such tenant")),
+    })
+}
+
+/// Makes a service whose requests have their tenant in a header.
+fn by_key(works: bool, limit: &GlobalConcurrencyLimitLayer, api: &Api) -> Tenants {
+    let layer = BearerAuthLayer::by_key(providers(works), |head| {
+        head.headers.get("x-tenant")?.to_str().ok().map(Cow::Borrowed)
+    });
+    BoxCloneService::new(layer.layer(limit.layer(api.service())))
+}
+
+/// Adds as many headers as a request can have.
+fn fill(headers: &mut HeaderMap) {
+    for number in 0.. {
+        let name = HeaderName::from_bytes(format!("x-{number}").as_bytes()).unwrap();
+        if headers.try_append(name, HeaderValue::from_static("1")).is_err() {
+            return;
+        }
+    }
+}
+
+/// Expects that the request fails, and that another client gets the only permit while this service is kept.
+async fn keeps_nothing<S, B>(limit: GlobalConcurrencyLimitLayer, mut service: S, request: Request<B>) -> Error
+where
+    S: Service<Request<B>, Response = Response<Full<Bytes>>, Error = BoxError>,
+{
+    let error = service.ready().await.unwrap().call(request).await.expect_err("the request was sent");
+    let error = ours(&error).clone();
+    let api = Api::default();
+    let other = timeout(Duration::from_secs(60), limit.layer(api.service()).oneshot(get())).await;
+    other.unwrap_or_else(|_| panic!("the permit was kept after {error:?}")).unwrap();
+    assert_eq!(api.requests(), 1);
+    // The service still works.
+    let ready = timeout(Duration::from_secs(60), service.ready()).await;
+    ready.expect("the service is never ready again").unwrap();
+    error
+}
+
+/// Row 131.
+#[tokio::test(start_paused = true)]
+async fn missing_key_keeps_no_permit() {
+    let limit = limit();
+    let service = by_key(true, &limit, &Api::default());
+    assert!(matches!(keeps_nothing(limit, service, get()).await, Error::MissingKey));
+}
+
+/// Row 131.
+#[tokio::test(start_paused = true)]
+async fn failed_factory_keeps_no_permit() {
+    let limit = limit();
+    let service = by_key(false, &limit, &Api::default());
+    let mut request = get();
+    request.headers_mut().insert("x-tenant", "acme".parse().unwrap());
+    assert!(matches!(keeps_nothing(limit, service, request).await, Error::Factory(_)));
+}
+
+/// Row 131.
+#[tokio::test(start_paused = true)]
+async fn invalid_option_keeps_no_permit() {
+    let limit_of_bodies = limit();
+    let layer = BearerAuthLayer::with_provider(provider()).buffered(0);
+    let service = layer.layer(limit_of_bodies.layer(Api::default().service()));
+    assert!(matches!(keeps_nothing(limit_of_bodies, service, get()).await, Error::InvalidOption(_)));
+
+    let limit = limit();
+    let policy = RetryPolicy::new().backoff(Duration::ZERO, Duration::ZERO);
+    let layer = BearerAuthLayer::with_provider(provider()).retry(policy);
+    let service = layer.layer(limit.layer(Api::default().service()));
+    assert!(matches!(keeps_nothing(limit, service, get()).await, Error::InvalidOption(_)));
+}
+
+/// Row 131: with a token, and before the first one.
+#[tokio::test(start_paused = true)]
+async fn too_many_headers_keep_no_permit() {
+    for has_token in [true, false] {
+        let limit = limit();
+        let layer = BearerAuthLayer::with_provider(provider());
+        if has_token {
+            layer.provider().token().await.unwrap();
+        }
+        let service = layer.layer(limit.layer(Api::default().service()));
+        let mut request = get();
+        fill(request.headers_mut());
+        assert!(matches!(keeps_nothing(limit, service, request).await, Error::TooManyHeaders));
+    }
+}
+
+/// Row 131: for each strategy, since each sends a request in its own way.
+#[tokio::test(start_paused = true)]
+async fn no_strategy_keeps_permit() {
+    let full = || {
+        let mut request = get();
+        fill(request.headers_mut());
+        request
+    };
+    let layer = BearerAuthLayer::with_provider(provider());
+    layer.provider().token().await.unwrap();
+
+    let (shared, layer_of) = (limit(), layer.clone().no_replay());
+    let service = layer_of.layer(shared.layer(Api::default().service()));
+    keeps_nothing(shared, service, full()).await;
+
+    let (shared, layer_of) = (limit(), layer.clone().buffered(1024));
+    let service = layer_of.layer(shared.layer(Api::default().service()));
+    keeps_nothing(shared, service, full()).await;
+
+    let (shared, layer_of) = (limit(), layer.clone_with(|body: &Empty<Bytes>| Some(*body)));
+    let service = layer_of.layer(shared.layer(Api::default().service()));
+    keeps_nothing(shared, service, full()).await;
+}
+
+/// Row 131: the request waits for its first token, which the source does not give.
+#[tokio::test(start_paused = true)]
+async fn failed_source_keeps_no_permit() {
+    let limit = limit();
+    let provider = TokenProvider::new(source_fn(|_| async { Err(SourceError::rejected("no")) }));
+    let service = BearerAuthLayer::with_provider(provider).layer(limit.layer(Api::default().service()));
+    assert!(matches!(keeps_nothing(limit, service, get()).await, Error::Source(_)));
+}
+
+/// Row 131: a request that needs no token is sent, with the permit that its service has.
+#[tokio::test(start_paused = true)]
+async fn request_without_token_is_sent() {
+    let api = Api::default();
+    let mut service = by_key(false, &limit(), &api);
+    let mut request = get();
+    request.extensions_mut().insert(NoBearer);
+    let response = service.ready().await.unwrap().call(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(api.tokens(), [""]);
+}
