@@ -5,56 +5,139 @@ mod support;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
-    sync::Arc,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
 use http::StatusCode;
-use metrics::Unit;
-use metrics_util::{
-    MetricKind,
-    debugging::{DebugValue, DebuggingRecorder, Snapshotter},
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit,
 };
-use support::fleet;
-use support::{Act, Api, Source, get};
+use support::{Act, Api, Source, fleet, get};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider, TokenProviders};
 
-/// Maps each metric, as `name{a=b}`, to its value, or for a histogram to the number of its values.
-///
-/// Checks that the documentation has a row for it, whose text is the one that the recorder was given.
-fn metrics_of(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
-    let documentation = include_str!("../src/observability/mod.rs");
-    let metrics = snapshotter.snapshot().into_vec().into_iter();
-    let recorded = metrics.map(|(key, unit, description, value)| {
-        let (name, text) = (key.key().name(), description.unwrap());
-        let kind = match (key.kind(), unit.unwrap()) {
-            (MetricKind::Counter, Unit::Count) => "counter",
-            (MetricKind::Gauge, Unit::Seconds) => "gauge, seconds",
-            (MetricKind::Gauge, Unit::Count) => "gauge",
-            (MetricKind::Histogram, Unit::Seconds) => "histogram, seconds",
-            other => panic!("{name}: {other:?}"),
+/// The value of a metric, or the number of a histogram's values.
+#[derive(Default)]
+struct Value(Mutex<f64>);
+
+impl Value {
+    fn change(&self, change: impl FnOnce(f64) -> f64) {
+        let mut value = self.0.lock().unwrap();
+        *value = change(*value);
+    }
+}
+
+impl CounterFn for Value {
+    fn increment(&self, by: u64) {
+        self.change(|value| value + by as f64);
+    }
+
+    fn absolute(&self, to: u64) {
+        self.change(|_| to as f64);
+    }
+}
+
+impl GaugeFn for Value {
+    fn increment(&self, by: f64) {
+        self.change(|value| value + by);
+    }
+
+    fn decrement(&self, by: f64) {
+        self.change(|value| value - by);
+    }
+
+    fn set(&self, to: f64) {
+        self.change(|_| to);
+    }
+}
+
+impl HistogramFn for Value {
+    fn record(&self, _: f64) {
+        self.change(|count| count + 1.0);
+    }
+}
+
+/// Records metrics.
+#[derive(Default)]
+struct Recorder(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The kind of each metric with its unit, as the documentation has it, and its description.
+    described: HashMap<String, (&'static str, String)>,
+    values: HashMap<(&'static str, Key), Arc<Value>>,
+}
+
+impl Recorder {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn describe(&self, name: &KeyName, kind: &'static str, text: &str) {
+        self.state().described.insert(name.as_str().to_owned(), (kind, text.to_owned()));
+    }
+
+    fn value(&self, kind: &'static str, key: &Key) -> Arc<Value> {
+        Arc::clone(self.state().values.entry((kind, key.clone())).or_default())
+    }
+
+    /// Maps each metric, as `name{a=b}`, to its value, or for a histogram to the number of its values.
+    ///
+    /// Checks that the documentation has a row for it, whose text is the one that the recorder was given.
+    fn metrics(&self) -> BTreeMap<String, u64> {
+        let documentation = include_str!("../src/observability/mod.rs");
+        let state = self.state();
+        let recorded = state.values.iter().map(|((kind, key), value)| {
+            let name = key.name();
+            let (described, text) = &state.described[name];
+            assert!(described.starts_with(kind), "{name}: {kind}, {described}");
+            let row = format!("//! | `{name}` | {described} | {text} | ");
+            assert!(documentation.contains(&row), "not in the documentation: {row}");
+            let labels: BTreeMap<_, _> = key.labels().map(|label| (label.key(), label.value())).collect();
+            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            (format!("{name}{{{}}}", labels.join(",")), *value.0.lock().unwrap() as u64)
+        });
+        recorded.collect()
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        assert_eq!(unit, Some(Unit::Count));
+        self.describe(&name, "counter", &text);
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        let kind = match unit {
+            Some(Unit::Seconds) => "gauge, seconds",
+            Some(Unit::Count) => "gauge",
+            other => panic!("{name:?}: {other:?}"),
         };
-        let row = format!("//! | `{name}` | {kind} | {text} | ");
-        assert!(documentation.contains(&row), "not in the documentation: {row}");
-        let labels: BTreeMap<_, _> = key.key().labels().map(|label| (label.key(), label.value())).collect();
-        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let value = match value {
-            DebugValue::Counter(count) => count,
-            DebugValue::Histogram(values) => {
-                assert_eq!(key.kind(), MetricKind::Histogram);
-                values.len() as u64
-            }
-            DebugValue::Gauge(value) => value.into_inner() as u64,
-        };
-        (format!("{}{{{}}}", key.key().name(), labels.join(",")), value)
-    });
-    recorded.collect()
+        self.describe(&name, kind, &text);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        assert_eq!(unit, Some(Unit::Seconds));
+        self.describe(&name, "histogram, seconds", &text);
+    }
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.value("counter", key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.value("gauge", key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.value("histogram", key))
+    }
 }
 
 /// Runs a future on a paused clock and records its metrics.
-fn record(recorder: &DebuggingRecorder, future: impl Future<Output = ()>) {
+fn record(recorder: &Recorder, future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     metrics::with_local_recorder(recorder, || runtime.unwrap().block_on(future));
 }
@@ -62,12 +145,12 @@ fn record(recorder: &DebuggingRecorder, future: impl Future<Output = ()>) {
 /// The outcomes of a shared token. The invalid record is counted twice because it is read twice.
 #[test]
 fn store_outcomes_are_counted() {
-    let recorder = DebuggingRecorder::new();
+    let recorder = Recorder::default();
     record(&recorder, async {
         tower_bearer::observability::describe_metrics();
         fleet::trigger_every_store_event("videos").await;
     });
-    let mut recorded = metrics_of(&recorder.snapshotter());
+    let mut recorded = recorder.metrics();
     recorded.retain(|name, _| name.starts_with("tower_bearer_store_total"));
     let expected = [
         ("adopted", 2),
@@ -85,10 +168,9 @@ fn store_outcomes_are_counted() {
 
 #[test]
 fn every_documented_metric_is_counted() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
+    let recorder = Recorder::default();
     record(&recorder, record_every_metric());
-    let mut recorded = metrics_of(&snapshotter);
+    let mut recorded = recorder.metrics();
     recorded.retain(|_, value| *value > 0);
     let expected = [
         ("tower_bearer_challenges_total{outcome=retried,provider=videos}", 1),
@@ -139,18 +221,18 @@ async fn record_every_metric() {
 /// A counter that first appears with its first count hides that count from a query for its increase.
 #[test]
 fn counters_start_at_zero() {
-    let recorder = DebuggingRecorder::new();
+    let recorder = Recorder::default();
     record(&recorder, async {
         tower_bearer::observability::describe_metrics();
         let provider = TokenProvider::builder(Source::new()).name("videos").build().unwrap();
         provider.shutdown().await;
     });
-    let registered = metrics_of(&recorder.snapshotter());
+    let registered = recorder.metrics();
     assert!(registered.values().all(|count| *count == 0), "{registered:?}");
 
-    let recorder = DebuggingRecorder::new();
+    let recorder = Recorder::default();
     record(&recorder, record_every_metric());
-    for name in metrics_of(&recorder.snapshotter()).into_keys().filter(|name| name.contains("_total{")) {
+    for name in recorder.metrics().into_keys().filter(|name| name.contains("_total{")) {
         assert!(registered.contains_key(&name), "{name}");
     }
 }
@@ -159,7 +241,7 @@ fn counters_start_at_zero() {
 #[test]
 fn tenants_share_the_series_of_their_group() {
     let series = |tenants: u64, by_provider: bool| {
-        let recorder = DebuggingRecorder::new();
+        let recorder = Recorder::default();
         record(&recorder, async {
             tower_bearer::observability::describe_metrics();
             let providers = TokenProviders::builder(|tenant: &u64| {
@@ -183,7 +265,7 @@ fn tenants_share_the_series_of_their_group() {
             }
             api.oneshot(get()).await.unwrap_err();
         });
-        metrics_of(&recorder.snapshotter())
+        recorder.metrics()
     };
     let (one, many) = (series(1, false), series(200, false));
     assert_eq!(one.keys().collect::<Vec<_>>(), many.keys().collect::<Vec<_>>());
@@ -203,15 +285,11 @@ fn tenants_share_the_series_of_their_group() {
 /// The gauge of the expiry: a moment, or that there is none.
 #[test]
 fn expiry_gauge_follows_the_token() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
+    let recorder = Recorder::default();
     let expiry = || {
-        let metrics = snapshotter.snapshot().into_vec().into_iter();
-        let mut values = metrics.filter_map(|(.., value)| match value {
-            DebugValue::Gauge(value) => Some(value.into_inner()),
-            _ => None,
-        });
-        values.next().unwrap()
+        let state = recorder.state();
+        let (_, expiry) = state.values.iter().find(|((kind, _), _)| *kind == "gauge").unwrap();
+        *expiry.0.lock().unwrap()
     };
     record(&recorder, async {
         let provider = TokenProvider::new(Source::new().then(Act::Live(Duration::from_secs(60))));
@@ -230,11 +308,10 @@ fn expiry_gauge_follows_the_token() {
 /// Row 78.
 #[test]
 fn gauge_follows_store() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
+    let recorder = Recorder::default();
     record(&recorder, async {
         tower_bearer::observability::describe_metrics();
-        let gauge = || metrics_of(&snapshotter).remove("tower_bearer_store_usable{provider=videos}");
+        let gauge = || recorder.metrics().remove("tower_bearer_store_usable{provider=videos}");
         let (endpoint, store) = (fleet::Endpoint::default(), fleet::MemoryStore::default());
         let process = endpoint.process(&store).name("videos").build().unwrap();
         for (health, is_usable) in

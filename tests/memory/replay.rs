@@ -138,12 +138,12 @@ fn byte(at: u64) -> Bytes {
 
 #[tokio::test(start_paused = true)]
 async fn empty_frames_cost_nothing() {
-    is_sent_again(KIB, 4 << 20, 0, |_| Frame::data(Bytes::new())).await;
+    is_sent_again(KIB, 1 << 19, 0, |_| Frame::data(Bytes::new())).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_byte_frames_cost_their_bytes() {
-    is_sent_again(4 * MIB, 4 << 20, 4 * MIB, |at| Frame::data(byte(at))).await;
+    is_sent_again(MIB, 1 << 20, MIB, |at| Frame::data(byte(at))).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,7 +158,7 @@ async fn small_slice_frees_its_buffer() {
 
 #[tokio::test(start_paused = true)]
 async fn non_contiguous_data_costs_its_bytes() {
-    is_sent_again(MIB, 1 << 19, MIB, |at| Frame::data(byte(at).chain(byte(at + 1)))).await;
+    is_sent_again(MIB / 2, 1 << 18, MIB / 2, |at| Frame::data(byte(at).chain(byte(at + 1)))).await;
     let half = 40 * KIB;
     is_sent_again(8 * MIB, 100, 200 * half, move |at| {
         let part = |at| Bytes::from(vec![at as u8; half]);
@@ -189,7 +189,7 @@ async fn repeated_trailers_hit_limit() {
                 .then(|| (http::HeaderName::from_static("x-checksum"), "x".repeat(length).parse().unwrap())),
         );
         let (status, arrived) =
-            send(16 * KIB, 1 << 18, move |_| Frame::<Bytes>::trailers(trailers.clone())).await;
+            send(16 * KIB, 1 << 15, move |_| Frame::<Bytes>::trailers(trailers.clone())).await;
         assert_eq!((status, arrived.len()), (StatusCode::UNAUTHORIZED, 1));
     }
 }

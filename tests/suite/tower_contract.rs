@@ -7,7 +7,7 @@ use std::{
     hint::black_box,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -31,9 +31,8 @@ use tower_bearer::{
     BearerAuth, BearerAuthLayer, BoxError, TokenProvider,
     replay::{Buffered, ReplayBody},
 };
-use tower_test::mock;
 
-use crate::support::{Act, Api, CHALLENGED, Source, get};
+use crate::support::{Act, Api, CHALLENGED, Source, at_once, get};
 
 /// Returns an API and a layer. The API challenges the layer's current token and accepts the next.
 async fn revoked_once() -> (Api, BearerAuthLayer) {
@@ -94,24 +93,45 @@ fn response_future_is_small() {
     assert_eq!(size(|layer| layer.no_replay().layer(plain())) - size_of::<Plain>(), 40);
 }
 
+/// A service whose readiness the test sets.
+#[derive(Clone)]
+struct Gate {
+    readiness: Arc<Mutex<Result<bool, &'static str>>>,
+    api: Api,
+}
+
+impl Service<Request<Empty<Bytes>>> for Gate {
+    type Response = Response<Full<Bytes>>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match *self.readiness.lock().unwrap() {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
+        std::future::ready(Ok(self.api.answer(request.headers())))
+    }
+}
+
 /// Row 50.
 #[tokio::test(start_paused = true)]
 async fn readiness_is_the_inner_services() {
-    let (_, layer) = revoked_once().await;
-    let (service, mut handle) = mock::pair::<Request<Empty<Bytes>>, Response<Full<Bytes>>>();
-    let mut service = mock::Spawn::new(layer.layer(service));
-    handle.allow(0);
-    assert!(service.poll_ready().is_pending());
-    handle.allow(1);
-    assert!(service.poll_ready().is_ready());
-    let response = tokio::spawn(service.call(get()));
-    let (request, respond) = handle.next_request().await.unwrap();
-    assert_eq!(request.headers()["authorization"], "Bearer access-1");
-    respond.send_response(Response::new(Full::default()));
-    assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
+    let (api, layer) = revoked_once().await;
+    api.accept("access-1");
+    let gate = Gate { readiness: Arc::new(Mutex::new(Ok(false))), api: api.clone() };
+    let mut service = layer.layer(gate.clone());
+    assert!(at_once(service.ready()).is_none());
+    *gate.readiness.lock().unwrap() = Ok(true);
+    let response = at_once(service.ready()).unwrap().unwrap().call(get()).await.unwrap();
+    assert_eq!((response.status(), api.tokens()), (StatusCode::OK, vec!["access-1".to_owned()]));
 
-    handle.send_error("the inner service is gone");
-    let error = std::future::poll_fn(|cx| service.get_mut().poll_ready(cx)).await.unwrap_err();
+    *gate.readiness.lock().unwrap() = Err("the inner service is gone");
+    let error = at_once(service.ready()).unwrap().err().unwrap();
     assert_eq!(error.to_string(), "the inner service is gone");
 }
 
