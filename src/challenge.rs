@@ -202,6 +202,7 @@ mod tests {
         bearer(ResponseHead::of(&response(status, &headers)))
     }
 
+    /// The API responds with a status other than 401.
     #[test]
     fn only_a_401_is_a_challenge() {
         assert!(is_challenge(401, &[]));
@@ -211,6 +212,7 @@ mod tests {
         }
     }
 
+    /// A 401 says `insufficient_scope`, which another token does not change.
     #[test]
     fn insufficient_scope_is_no_challenge() {
         for answer in [
@@ -237,6 +239,7 @@ mod tests {
         }
     }
 
+    /// A 401 has several challenges.
     #[test]
     fn parameters_are_those_of_the_bearer_challenge_with_an_error() {
         let read = |values: &[&str]| {
@@ -267,6 +270,7 @@ mod tests {
         }
     }
 
+    /// A gRPC service reports an invalid token in `grpc-status`.
     #[test]
     fn grpc_status_16_is_challenge() {
         let is_challenge = |status, headers: &[_]| grpc(ResponseHead::of(&response(status, headers)));

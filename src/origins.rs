@@ -279,7 +279,7 @@ mod tests {
         allowed.covers(&uri.parse().unwrap_or_else(|_| panic!("{uri}")))
     }
 
-    /// Rows 44 and 45.
+    /// A redirect or a user's input leads to an origin that looks like an allowed one.
     #[test]
     fn origin_is_scheme_host_and_port() {
         let allowed = AllowedOrigins::origins([
@@ -328,6 +328,7 @@ mod tests {
         }
     }
 
+    /// A token for any HTTPS origin is sent without encryption, except on loopback.
     #[test]
     fn https_is_every_https_origin_and_loopback() {
         for inside in [
@@ -352,6 +353,7 @@ mod tests {
         assert!(!covers(&AllowedOrigins::origins::<[&str; 0]>([]).unwrap(), "https://ws.api.video/"));
     }
 
+    /// An allowed origin is not valid: the error has a hint.
     #[test]
     fn invalid_origin_error_has_hint() {
         for (wrong, hint) in [
@@ -375,6 +377,7 @@ mod tests {
         }
     }
 
+    /// A URI with a password is shown as an origin.
     #[test]
     fn shown_origin_has_no_secret() {
         let uri: Uri = "https://user:canary@Evil.Example:8443/path?token=canary".parse().unwrap();

@@ -141,7 +141,7 @@ mod tests {
         assert!(found.1 <= most + 1e-6 && found.1 >= most - slack, "{found:?}, not to {most} ({width})");
     }
 
-    /// Row 16.
+    /// A token expires after seconds, hours or days: it is expiring in the last tenth of its life.
     #[test]
     fn token_is_expiring_in_last_tenth() {
         for life in [3600, 60, 2, 1] {
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Row 16.
+    /// Tokens expire after a few seconds, or after months.
     #[test]
     fn max_caps_and_short_life_shrinks_min() {
         let exact = RefreshAhead::new().jitter(0.0);
@@ -164,6 +164,7 @@ mod tests {
         assert_near(ahead(none, SECOND * 10), 0.0, 0.0);
     }
 
+    /// The source takes so long that the last tenth of a token's life is too short.
     #[test]
     fn a_slow_source_is_asked_in_time() {
         let took = |took| ahead_if_it_took(RefreshAhead::new(), SECOND * 100, took);
@@ -172,7 +173,7 @@ mod tests {
         assert_near(took(Duration::MAX), 50.0, 55.0);
     }
 
-    /// Row 14.
+    /// A lifetime or a bound is huge, and must not overflow.
     #[test]
     fn huge_life_or_bound_does_not_overflow() {
         let century = SECOND * (100 * 365 * 24 * 3600);
@@ -181,6 +182,7 @@ mod tests {
         }
     }
 
+    /// An option of the refresh-ahead time is out of its range.
     #[test]
     fn out_of_range_options_are_errors() {
         for share in [-0.1, 0.91, f64::NAN, f64::INFINITY] {

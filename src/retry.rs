@@ -175,7 +175,7 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// Row 18.
+    /// The backoff overflows after a million failures.
     #[tokio::test(start_paused = true)]
     async fn million_backoffs_stay_in_bounds() {
         let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Row 19.
+    /// An auth endpoint is down: its clients retry at one moment.
     #[tokio::test(start_paused = true)]
     async fn longest_delay_has_full_jitter() {
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(9));
@@ -201,6 +201,7 @@ mod tests {
         assert!(quarters.iter().all(|count| (800..1200).contains(count)), "{quarters:?}");
     }
 
+    /// An option of a retry policy is out of its range.
     #[tokio::test(start_paused = true)]
     async fn out_of_range_options_are_errors() {
         let (policy, second) = (RetryPolicy::new, Duration::from_secs(1));
@@ -229,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Row 138: a backoff from zero grows all the same.
+    /// A backoff that starts from zero never grows.
     #[test]
     fn backoff_from_zero_backs_off() {
         let second = Duration::from_secs(1);
@@ -242,6 +243,7 @@ mod tests {
         }
     }
 
+    /// The retry budget allows a reserve and a share of all challenges.
     #[tokio::test(start_paused = true)]
     async fn budget_allows_reserve_and_share() {
         let budget = RetryBudget::new(Duration::from_secs(1), 3, 0.5);

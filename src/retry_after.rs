@@ -32,6 +32,7 @@ mod tests {
         retry_after(&[(RETRY_AFTER, value.parse().unwrap())].into_iter().collect())
     }
 
+    /// `Retry-After` is a number of seconds, a date, or something else.
     #[test]
     fn reads_seconds_and_dates_only() {
         assert_eq!(asked(" 120 "), Some(Duration::from_secs(120)));

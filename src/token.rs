@@ -312,6 +312,7 @@ mod tests {
         Token::builder(access_token).build().err()
     }
 
+    /// A token has characters that a header cannot have.
     #[test]
     fn token_must_be_visible_ascii() {
         // RFC 6749 appendix A.12, not the narrower b64token of RFC 6750 §2.1: Salesforce's tokens have a `!`.
@@ -338,6 +339,7 @@ mod tests {
         assert_eq!(Token::builder("a").refresh_token("").build().err(), Some(TokenError::Empty));
     }
 
+    /// The header of a token is not marked sensitive, or is built for each request.
     #[test]
     fn the_header_is_sensitive_and_built_once() {
         let token = Token::builder("abc").build().unwrap();
@@ -347,7 +349,7 @@ mod tests {
         assert_eq!(header.as_bytes().as_ptr(), token.header_value().as_bytes().as_ptr());
     }
 
-    /// Row 14.
+    /// `expires_in` is huge.
     #[tokio::test(start_paused = true)]
     async fn an_absurd_lifetime_is_clamped() {
         let token = Token::builder("abc").expires_in(Duration::MAX).build().unwrap();
@@ -356,7 +358,7 @@ mod tests {
         assert_eq!(token.remaining(), Some(MAX_LIFETIME / 2));
     }
 
-    /// Row 48. Checked by type, because a test cannot read freed memory.
+    /// Tokens stay in memory after they were dropped. Checked by type, because a test cannot read freed memory.
     #[test]
     fn zeroizes_tokens_on_drop() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
@@ -366,6 +368,7 @@ mod tests {
         overwritten(builder.build().unwrap().0.refresh_token.as_ref().unwrap());
     }
 
+    /// The `Debug` output of a token contains it.
     #[test]
     fn debug_shows_no_secret() {
         let builder = Token::builder("canary-access").refresh_token("canary-refresh");

@@ -137,7 +137,8 @@ mod tests {
         bearer_challenges(field.as_bytes()).into_iter().map(shown).collect()
     }
 
-    /// Row 159: the forms of the public collection of test cases for HTTP authentication (Julian Reschke's), for Bearer.
+    /// A `WWW-Authenticate` field has any form of the public collection of test cases for HTTP authentication (Julian
+    /// Reschke's), for Bearer.
     #[test]
     fn forms_of_public_collection_are_read() {
         for (field, expected) in [
@@ -174,7 +175,7 @@ mod tests {
         assert_eq!(bearer_challenges(b"Bearer realm=\"\xe4\", error=a")[0][1].1, "a");
     }
 
-    /// Row 159: what real servers send.
+    /// A `WWW-Authenticate` field breaks its grammar, as those of real servers do.
     #[test]
     fn broken_field_does_not_hide_challenge() {
         const SCOPE: &str = "error=insufficient_scope";

@@ -1,4 +1,4 @@
-//! Row 46: every fault and every example, with secrets that a search recognizes.
+//! Every fault and every example, with secrets that a search recognizes.
 //!
 //! The test server's keys, tokens and client secrets start with fixed texts. The tests search for these in Debug and Display of every
 //! type of the crate, in whole chains of errors, in the TRACE events of this crate, hyper-util, h2 and rustls, in
@@ -264,7 +264,7 @@ async fn stores(server: &AuthServer, source: ApiVideo) {
     }
 }
 
-/// Row 46.
+/// A fault makes a secret appear in an error, event, log record, panic or `Debug` output.
 #[tokio::test]
 async fn no_fault_prints_a_secret() {
     listen();
@@ -333,7 +333,7 @@ async fn no_fault_prints_a_secret() {
     assert_eq!(SINKS.lock().unwrap().take().unwrap().hits.len(), 4);
 }
 
-/// Row 46.
+/// An example prints a secret.
 #[test]
 fn no_example_prints_a_secret() {
     for example in ["quickstart", "observe", "upload", "delegated_upload", "tenants"] {

@@ -35,6 +35,7 @@ async fn grants(server: String, api_key: String) -> Result<(), BoxError> {
     Ok(())
 }
 
+/// A feature alone makes the default client trust the operating system's roots.
 #[tokio::test]
 async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
     if let Ok(server) = env::var(SERVER) {
@@ -61,7 +62,8 @@ async fn roots_are_chosen_by_call() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The groups for key exchange in the ClientHello show which cryptography a client uses.
+/// A feature alone changes the cryptography of the default client: the groups for key exchange in the ClientHello show
+/// which one it uses.
 #[tokio::test]
 async fn cryptography_is_chosen_by_call() -> Result<(), BoxError> {
     let ring = groups_of(&rustls::crypto::ring::default_provider());

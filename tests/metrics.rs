@@ -142,7 +142,7 @@ fn record(recorder: &Recorder, future: impl Future<Output = ()>) {
     metrics::with_local_recorder(recorder, || runtime.unwrap().block_on(future));
 }
 
-/// The outcomes of a shared token. The invalid record is counted twice because it is read twice.
+/// Each outcome of a shared token is counted. The invalid record is counted twice because it is read twice.
 #[test]
 fn store_outcomes_are_counted() {
     let recorder = Recorder::default();
@@ -166,6 +166,7 @@ fn store_outcomes_are_counted() {
     assert_eq!(recorded, expected.into());
 }
 
+/// A documented metric is not recorded, or a recorded one is not documented.
 #[test]
 fn every_documented_metric_is_counted() {
     let recorder = Recorder::default();
@@ -218,7 +219,7 @@ async fn record_every_metric() {
     }
 }
 
-/// A counter that first appears with its first count hides that count from a query for its increase.
+/// A counter first appears with its first count, which hides that count from a query for its increase.
 #[test]
 fn counters_start_at_zero() {
     let recorder = Recorder::default();
@@ -237,7 +238,7 @@ fn counters_start_at_zero() {
     }
 }
 
-/// Row 94: the number of series does not depend on the number of tenants.
+/// The number of series grows with the number of tenants.
 #[test]
 fn tenants_share_the_series_of_their_group() {
     let series = |tenants: u64, by_provider: bool| {
@@ -282,7 +283,7 @@ fn tenants_share_the_series_of_their_group() {
     );
 }
 
-/// The gauge of the expiry: a moment, or that there is none.
+/// The gauge of the expiry shows an old expiry, or one where there is none.
 #[test]
 fn expiry_gauge_follows_the_token() {
     let recorder = Recorder::default();
@@ -305,7 +306,7 @@ fn expiry_gauge_follows_the_token() {
     });
 }
 
-/// Row 78.
+/// The store cannot be used, and the gauge does not show it.
 #[test]
 fn gauge_follows_store() {
     let recorder = Recorder::default();

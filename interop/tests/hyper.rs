@@ -198,7 +198,7 @@ async fn as_fields_of_an_axum_state() {
     assert_eq!(server.counters().refresh_grants, 1);
 }
 
-/// Rows 37 and 51: with a load shedder inside the layer, each call gets a response or a load-shed error. A shed retry
+/// With a load shedder inside the layer, each call gets a response or a load-shed error. A shed retry
 /// fails only its own call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shed_requests_get_overloaded() {

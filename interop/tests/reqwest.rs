@@ -92,7 +92,7 @@ async fn invalid_uri_keeps_reqwest_error() {
     }
 }
 
-/// Row 72: reqwest follows redirects by default.
+/// Reqwest follows redirects by default.
 #[tokio::test]
 async fn foreign_401_is_no_challenge() {
     let (api, elsewhere) = (Issuer::default(), Issuer::default());

@@ -124,6 +124,7 @@ mod tests {
         started
     }
 
+    /// Challenges last for hours: the cool-down doubles up to its bound, and is forgotten after a quiet time.
     #[test]
     fn cool_down_doubles_then_forgets() {
         let mut cool_down = CoolDown::new((SECOND, SECOND * 60));
@@ -138,7 +139,7 @@ mod tests {
         assert_eq!(cool_down.begin(now), now + SECOND);
     }
 
-    /// Row 133.
+    /// The token is revoked again and again, each time after a success: ten refreshes at once, and then one per period.
     #[test]
     fn ten_heal_at_once_then_one_per_period() {
         let (mut pace, now) = (pace(), Instant::now());
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(started(&mut pace, now + 100 * PERIOD, 1, true), 10);
     }
 
-    /// Row 63.
+    /// The API never accepts the newest token.
     #[test]
     fn token_never_accepted_waits_for_cool_down() {
         let (mut pace, now) = (pace(), Instant::now());
@@ -166,7 +167,7 @@ mod tests {
         assert!(pace.allows(now + 202 * SECOND, false));
     }
 
-    /// Row 63: beside an endpoint that works, one that challenges every token costs one refresh per period.
+    /// One endpoint challenges every token beside one that works, which costs one refresh per period.
     #[test]
     fn endless_challenges_cost_one_per_period() {
         let (mut pace, now) = (pace(), Instant::now());
@@ -174,6 +175,7 @@ mod tests {
         assert!((12..=13).contains(&started(&mut pace, now + 60 * SECOND, 60, true)));
     }
 
+    /// The period of refreshes that heal follows the option `cool_down`.
     #[test]
     fn period_follows_cool_down() {
         for (min, max, seconds) in [(1, 3, 3), (1, 60, 5), (7, 60, 7)] {

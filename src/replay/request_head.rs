@@ -150,6 +150,7 @@ mod tests {
         RequestHead::of(&request).unwrap().request(())
     }
 
+    /// A retry has another method, URI, version, header or extension than the request.
     #[test]
     fn head_is_restored() {
         let mut request = Request::builder()
@@ -180,6 +181,7 @@ mod tests {
     }
 
     proptest! {
+        /// A retry has other headers than the request, whatever these are.
         #[test]
         fn any_headers_are_restored(
             headers in prop::collection::vec(

@@ -213,6 +213,7 @@ impl CurrentReason {
 mod tests {
     use super::*;
 
+    /// A caller joins a refresh that had a less urgent reason.
     #[test]
     fn first_caller_raises_reason() {
         use RefreshReason::{Challenged, Expired, Expiring, Missing};

@@ -136,16 +136,19 @@ fn byte(at: u64) -> Bytes {
     Bytes::copy_from_slice(&[at as u8])
 }
 
+/// A body has millions of empty frames.
 #[tokio::test(start_paused = true)]
 async fn empty_frames_cost_nothing() {
     is_sent_again(KIB, 1 << 19, 0, |_| Frame::data(Bytes::new())).await;
 }
 
+/// A body has frames of one byte, each with its own allocation.
 #[tokio::test(start_paused = true)]
 async fn one_byte_frames_cost_their_bytes() {
     is_sent_again(MIB, 1 << 20, MIB, |at| Frame::data(byte(at))).await;
 }
 
+/// A body has small slices of large buffers.
 #[tokio::test(start_paused = true)]
 async fn small_slice_frees_its_buffer() {
     for slice in [1, 4 * KIB, 60 * KIB] {
@@ -156,6 +159,7 @@ async fn small_slice_frees_its_buffer() {
     }
 }
 
+/// A body has frames whose data are not contiguous.
 #[tokio::test(start_paused = true)]
 async fn non_contiguous_data_costs_its_bytes() {
     is_sent_again(MIB / 2, 1 << 18, MIB / 2, |at| Frame::data(byte(at).chain(byte(at + 1)))).await;
@@ -167,6 +171,7 @@ async fn non_contiguous_data_costs_its_bytes() {
     .await;
 }
 
+/// A body has small and large frames.
 #[tokio::test(start_paused = true)]
 async fn mixed_frame_sizes_cost_their_bytes() {
     for larger in [4 * KIB, 64 * KIB, 512 * KIB] {
@@ -179,7 +184,7 @@ async fn mixed_frame_sizes_cost_their_bytes() {
     }
 }
 
-/// Trailers end a body, so frames after them are not recorded.
+/// A body repeats its trailers without an end. Trailers end a body, so frames after them are not recorded.
 #[tokio::test(start_paused = true)]
 async fn repeated_trailers_hit_limit() {
     for length in [0, 1, 100] {
@@ -194,6 +199,7 @@ async fn repeated_trailers_hit_limit() {
     }
 }
 
+/// The trailers of a body are large.
 #[tokio::test(start_paused = true)]
 async fn trailers_cost_their_bytes() {
     let mut trailers = HeaderMap::new();
@@ -263,6 +269,7 @@ async fn through_the_gateway(parts: usize, part: Vec<u8>) -> (usize, Vec<u64>) {
     (grown, std::mem::take(&mut *arrived.lock().unwrap()))
 }
 
+/// A client of a gateway sends chunks of one byte.
 #[tokio::test]
 async fn gateway_keeps_only_chunk_bytes() {
     let _alone = alone().await;
@@ -272,7 +279,8 @@ async fn gateway_keeps_only_chunk_bytes() {
     assert_eq!(arrived, [chunks as u64; 2]);
 }
 
-/// Nearly all of a connection's buffer is the zeros before the length of a chunk.
+/// A client of a gateway sends chunks with long framing: nearly all of a connection's buffer is the zeros before the
+/// length of a chunk.
 #[tokio::test]
 async fn gateway_keeps_no_chunk_framing() {
     let _alone = alone().await;

@@ -43,6 +43,7 @@ impl Body for Frames {
     }
 }
 
+/// A gigabyte is uploaded through a limit of 8 MiB, also when it is challenged at its end.
 #[tokio::test]
 async fn gigabyte_upload_stays_within_limit() {
     let _alone = alone().await;

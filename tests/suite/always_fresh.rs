@@ -51,7 +51,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
-/// Row 2, and the states of a token.
+/// A token is fresh, then expiring, then expired: callers wait only at its end.
 #[tokio::test(start_paused = true)]
 async fn token_is_fresh_expiring_expired() {
     let provider = TokenProvider::builder(Source::living(HOUR))
@@ -73,7 +73,7 @@ async fn token_is_fresh_expiring_expired() {
     assert_eq!(provider.token().await.unwrap().generation(), 2);
 }
 
-/// Row 12: a lifetime that is over on arrival is unknown.
+/// `expires_in` is zero: a lifetime that is over on arrival is unknown, and costs no fetches.
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_costs_no_fetches() {
     let source = Source::living(Duration::ZERO);
@@ -87,7 +87,7 @@ async fn zero_lifetime_costs_no_fetches() {
     assert_eq!((source.fetches(), provider.status().remaining), (1, None));
 }
 
-/// Row 61.
+/// The source returns the same token again and again.
 #[tokio::test(start_paused = true)]
 async fn repeated_token_causes_no_fetch_loop() {
     let source = Source::new().then(Act::Live(HOUR));
@@ -114,7 +114,7 @@ async fn repeated_token_causes_no_fetch_loop() {
     assert!(source.previous.lock().unwrap().iter().skip(1).all(|generation| *generation == Some(1)));
 }
 
-/// Row 61: the API challenges a token, and the source returns the same one.
+/// The API challenges a token, and the source returns the same one.
 #[tokio::test(start_paused = true)]
 async fn refetched_same_token_is_not_new() {
     let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR));
@@ -128,7 +128,7 @@ async fn refetched_same_token_is_not_new() {
     assert!(start.elapsed() >= 2 * SECOND + Duration::from_millis(200));
 }
 
-/// Row 16.
+/// Tokens expire after four seconds.
 #[tokio::test(start_paused = true)]
 async fn four_second_token_blocks_no_caller() {
     let source = Source::living(4 * SECOND);
@@ -144,7 +144,7 @@ async fn four_second_token_blocks_no_caller() {
     assert!((19..=22).contains(&fetches), "{fetches}");
 }
 
-/// Row 17.
+/// A clock is changed, or the machine is suspended, so that only the API knows of the expiry.
 #[tokio::test(start_paused = true)]
 async fn expiry_seen_only_by_api_heals() {
     let source = Source::living(HOUR);
@@ -164,7 +164,8 @@ async fn expiry_seen_only_by_api_heals() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 33: no request fails during an outage of 30 minutes. The provider recovers within one backoff step.
+/// The auth endpoint is down for half an hour while the token lives: no request fails, and the provider recovers within
+/// one backoff step.
 #[tokio::test(start_paused = true)]
 async fn outage_is_unnoticed_while_token_lives() {
     /// A source that fails while the flag is set.
@@ -214,7 +215,7 @@ async fn outage_is_unnoticed_while_token_lives() {
     }
 }
 
-/// Row 33: the token expires during the outage.
+/// The token expires during an outage of the auth endpoint.
 #[tokio::test(start_paused = true)]
 async fn outage_past_expiry_is_typed_error() {
     let source = (0..100).fold(Source::new().then(Act::Live(MINUTE)), |source, _| source.then(down()));
@@ -228,6 +229,7 @@ async fn outage_past_expiry_is_typed_error() {
     assert_eq!(api.requests(), 0);
 }
 
+/// No request is sent for hours: only `keep_fresh` refreshes then.
 #[tokio::test(start_paused = true)]
 async fn only_keep_fresh_refreshes_when_idle() {
     let (source, idle_source) = (Source::living(HOUR), Source::living(HOUR));
@@ -243,7 +245,7 @@ async fn only_keep_fresh_refreshes_when_idle() {
     assert_eq!((idle_source.fetches(), idle_provider.status().refreshes), (0, 0));
 }
 
-/// A week of virtual time with every kind of fault.
+/// A week of virtual time with every kind of fault ends the background task.
 #[tokio::test(start_paused = true)]
 async fn background_survives_week_of_faults() {
     #[derive(Default)]
@@ -330,6 +332,7 @@ async fn background_survives_week_of_faults() {
     drop(std::panic::take_hook());
 }
 
+/// The last handle of a provider is dropped, and the background task goes on.
 #[tokio::test(start_paused = true)]
 async fn background_ends_with_last_handle() {
     let provider = keep_fresh_provider(Source::living(HOUR));
@@ -347,7 +350,7 @@ async fn background_ends_with_last_handle() {
     assert_eq!(tasks(), 0);
 }
 
-/// Row 53.
+/// The last handle of a provider is dropped during a fetch, whose refresh token must not get lost.
 #[tokio::test(start_paused = true)]
 async fn running_fetch_outlives_last_handle() {
     for keep_fresh in [false, true] {
@@ -368,7 +371,7 @@ async fn running_fetch_outlives_last_handle() {
     }
 }
 
-/// Row 53: a refresh in its backoff ends when the last handle is dropped.
+/// The last handle of a provider is dropped during the backoff of a refresh, which ends.
 #[tokio::test(start_paused = true)]
 async fn backoff_ends_with_last_handle() {
     let source =
@@ -383,6 +386,7 @@ async fn backoff_ends_with_last_handle() {
     assert_eq!((start.elapsed(), source.fetches()), (Duration::ZERO, 1));
 }
 
+/// The runtime of the background task ends, and the program uses another one.
 #[test]
 fn background_restarts_on_new_runtime() {
     let source = Source::living(HOUR);
@@ -411,6 +415,7 @@ fn background_restarts_on_new_runtime() {
     });
 }
 
+/// The key is replaced while no request is sent.
 #[tokio::test(start_paused = true)]
 async fn idle_provider_notices_new_key() {
     let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(rejected()));
@@ -429,6 +434,7 @@ async fn idle_provider_notices_new_key() {
     assert_eq!(provider.current().unwrap().generation(), 1);
 }
 
+/// The auth endpoint is down when the program starts: `ready` waits for it, until an error is permanent.
 #[tokio::test(start_paused = true)]
 async fn ready_retries_until_permanent_error() {
     // One refresh makes three attempts, so five failures need a second refresh.
@@ -452,6 +458,7 @@ async fn ready_retries_until_permanent_error() {
     assert!((5 * SECOND..21 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
+/// A token is invalidated, and a caller still gets it.
 #[tokio::test(start_paused = true)]
 async fn invalidated_token_is_never_given() {
     let source = Source::living(HOUR);
@@ -475,6 +482,7 @@ async fn invalidated_token_is_never_given() {
     assert_eq!(provider.current().unwrap().generation(), 2);
 }
 
+/// A program shuts down during an exchange, whose refresh token must not get lost.
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_running_exchange() {
     let source = Source::living(HOUR);
@@ -496,7 +504,8 @@ async fn shutdown_waits_for_running_exchange() {
     assert!(provider.subscribe().next().await.is_none());
 }
 
-/// Row 35: at most one refresh starts per cool-down, however many requests are challenged.
+/// The API responds with 401 to every token: at most one refresh starts per cool-down, however many requests are
+/// challenged.
 #[tokio::test(start_paused = true)]
 async fn endless_401s_obey_cool_down() {
     let source = Source::living(HOUR);
@@ -514,6 +523,7 @@ async fn endless_401s_obey_cool_down() {
     assert!((50..=68).contains(&fetches), "{fetches}");
 }
 
+/// A subscriber misses a change of the status, or waits after the last handle was dropped.
 #[tokio::test(start_paused = true)]
 async fn subscriber_sees_changes_until_drop() {
     let source = Source::living(HOUR).then(down());
@@ -538,6 +548,7 @@ async fn subscriber_sees_changes_until_drop() {
     assert!(changes.next().await.is_none());
 }
 
+/// An option of a provider is out of its range.
 #[test]
 fn build_checks_every_option() {
     let builder = || TokenProvider::builder(Source::new());
@@ -557,7 +568,7 @@ fn build_checks_every_option() {
     assert!(builder().refresh_timeout(HOUR).cool_down(SECOND, HOUR).name("videos").build().is_ok());
 }
 
-/// Row 73.
+/// A token without a known lifetime is used until the API challenges it.
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_token_lasts_until_challenge() {
     let source = Source::living(Duration::ZERO);
@@ -576,7 +587,7 @@ async fn zero_lifetime_token_lasts_until_challenge() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 12: tokens that hardly live cost at most ten fetches in a second, and so do refreshes that time out.
+/// Tokens that hardly live cost at most ten fetches in a second, and so do refreshes that time out.
 #[tokio::test(start_paused = true)]
 async fn fetches_are_bounded() {
     let fetches = Arc::new(AtomicU64::new(0));
@@ -606,7 +617,7 @@ async fn fetches_are_bounded() {
     }
 }
 
-/// Row 73: the lifetime of a token that expired before it arrived is unknown.
+/// A token expires before it arrives: its lifetime is unknown, and it is used.
 #[tokio::test(start_paused = true)]
 async fn token_expired_in_transit_is_used() {
     struct Slow {

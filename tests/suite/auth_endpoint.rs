@@ -69,6 +69,7 @@ fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Faul
     Fault::Answer(builder.body(body.into()).unwrap())
 }
 
+/// The API key is sent although there is a refresh token.
 #[tokio::test]
 async fn renews_with_refresh_token_not_key() {
     let server = AuthServer::start().await.unwrap();
@@ -84,7 +85,7 @@ async fn renews_with_refresh_token_not_key() {
     assert_eq!(server.counters().http2_requests, 0);
 }
 
-/// Row 19.
+/// The auth endpoint responds with 5xx, 408 or 429.
 #[tokio::test]
 async fn a_transient_status_is_tried_again() {
     for status in [500, 502, 503, 504, 408, 429] {
@@ -100,7 +101,7 @@ async fn a_transient_status_is_tried_again() {
     }
 }
 
-/// Row 19.
+/// The auth endpoint asks for a delay that is longer than a refresh may take.
 #[tokio::test]
 async fn too_long_retry_after_fails_at_once() {
     let server = AuthServer::builder().rate_limit(0).start().await.unwrap();
@@ -113,7 +114,7 @@ async fn too_long_retry_after_fails_at_once() {
     assert_eq!(server.counters().rate_limited, 1);
 }
 
-/// Row 20.
+/// The auth endpoint hangs, or sends its response very slowly.
 #[tokio::test]
 async fn deadline_ends_hanging_exchange() {
     for fault in [Fault::Hang, Fault::Drip(Duration::from_millis(100))] {
@@ -126,7 +127,7 @@ async fn deadline_ends_hanging_exchange() {
     }
 }
 
-/// Row 21.
+/// The connection is reset after the refresh token was sent: it is presented once more, then the key.
 #[tokio::test]
 async fn lost_refresh_retries_once_then_key() {
     // Reset before the request was processed: the second attempt succeeds.
@@ -149,7 +150,7 @@ async fn lost_refresh_retries_once_then_key() {
     assert_eq!(server.counters().faults, 2);
 }
 
-/// Row 21.
+/// The connection is reset after the key was sent.
 #[tokio::test]
 async fn a_lost_answer_to_the_key_is_tried_again() {
     let (server, provider) = started().await;
@@ -159,7 +160,7 @@ async fn a_lost_answer_to_the_key_is_tried_again() {
     assert_eq!(grants(server.counters()), [3, 0, 0, 0]);
 }
 
-/// Row 21.
+/// The refresh ends while its refresh token is presented, which may be spent.
 #[tokio::test]
 async fn dropped_refresh_counts_as_lost() {
     let server = AuthServer::start().await.unwrap();
@@ -178,7 +179,7 @@ async fn dropped_refresh_counts_as_lost() {
     assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
 }
 
-/// Row 22.
+/// The response of the auth endpoint is endless.
 #[tokio::test]
 async fn reads_at_most_64_kib_of_answer() {
     let chunk = Bytes::from(vec![b'x'; 16 * 1024]);
@@ -204,7 +205,7 @@ async fn reads_at_most_64_kib_of_answer() {
     assert!(!polled_on.load(Ordering::SeqCst), "read on beyond the bound");
 }
 
-/// Rows 19, 22 and 28: the body of an error that cannot be read.
+/// The body of an error cannot be read: its status still decides.
 #[tokio::test]
 async fn error_body_may_be_unreadable() {
     for headers in [&[][..], &[("content-encoding", "gzip")]] {
@@ -221,7 +222,7 @@ async fn error_body_may_be_unreadable() {
     }
 }
 
-/// Row 22.
+/// The response of the auth endpoint is compressed.
 #[tokio::test]
 async fn a_compressed_answer_is_not_unpacked() {
     let (server, provider) = started().await;
@@ -230,7 +231,8 @@ async fn a_compressed_answer_is_not_unpacked() {
     assert!(chain(&error).contains("compressed"), "{}", chain(&error));
 }
 
-/// Rows 23, 24 and 25.
+/// The response of the auth endpoint is not a token response, has another `token_type`, or has a token with characters
+/// outside of its grammar.
 #[tokio::test]
 async fn unusable_answer_is_transient_error() {
     let too_long = format!(r#"{{"access_token": "{}"}}"#, "canary".repeat(4000));
@@ -257,7 +259,7 @@ async fn unusable_answer_is_transient_error() {
     }
 }
 
-/// Row 26.
+/// The token response has no refresh token.
 #[tokio::test]
 async fn no_refresh_token_falls_back_to_key() {
     let (server, provider) = started().await;
@@ -268,7 +270,7 @@ async fn no_refresh_token_falls_back_to_key() {
     assert_eq!(grants(server.counters()), [1, 0, 0, 0]);
 }
 
-/// Row 27.
+/// The auth endpoint responds with a redirect, which would receive the key.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = AuthServer::start().await.unwrap();
@@ -283,7 +285,7 @@ async fn a_redirect_is_not_followed() {
     assert_eq!(elsewhere.counters().connections, 0);
 }
 
-/// Row 28.
+/// The auth endpoint rejects the refresh token: the key is sent once.
 #[tokio::test]
 async fn rejected_refresh_token_uses_key_once() {
     for status in [400, 401, 403] {
@@ -295,7 +297,7 @@ async fn rejected_refresh_token_uses_key_once() {
     }
 }
 
-/// Row 28.
+/// The auth endpoint rejects the refresh token and then the key: neither is sent again at once.
 #[tokio::test]
 async fn rejected_refresh_token_is_not_retried() {
     let (server, provider, token) = authenticated().await;
@@ -305,7 +307,7 @@ async fn rejected_refresh_token_is_not_retried() {
     assert_eq!(grants(server.counters()), [2, 0, 0, 1]);
 }
 
-/// Row 29.
+/// The auth endpoint rejects the API key, and the program gets a new one.
 #[tokio::test]
 async fn new_key_ends_rejected_key_error() {
     for status in [400, 401, 403] {
@@ -328,6 +330,7 @@ async fn new_key_ends_rejected_key_error() {
     }
 }
 
+/// The API key is replaced, and the refresh token of the old one is still presented.
 #[tokio::test]
 async fn new_key_drops_old_refresh_token() {
     let server = AuthServer::start().await.unwrap();
@@ -340,7 +343,7 @@ async fn new_key_drops_old_refresh_token() {
     assert_eq!(grants(server.counters()), [2, 0, 0, 0]);
 }
 
-/// Row 30.
+/// The URL is not that of an auth endpoint.
 #[tokio::test]
 async fn wrong_address_is_configuration_error() {
     for status in [404, 405, 410, 415] {
@@ -354,7 +357,7 @@ async fn wrong_address_is_configuration_error() {
     }
 }
 
-/// Row 31.
+/// DNS or the connection fails: the error names the host.
 #[tokio::test]
 async fn unreachable_endpoint_error_names_host() {
     let closed = {
@@ -372,7 +375,7 @@ async fn unreachable_endpoint_error_names_host() {
     }
 }
 
-/// Row 31.
+/// The connection fails before the refresh token is sent: it is not spent.
 #[tokio::test]
 async fn unsent_refresh_token_is_kept() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -404,7 +407,7 @@ async fn unsent_refresh_token_is_kept() {
     assert!(seen[1..].iter().all(|grant| grant == "refreshToken"), "{seen:?}");
 }
 
-/// Rows 20 and 31, over TLS.
+/// The certificate of the auth endpoint is not trusted, or the TLS handshake hangs.
 #[tokio::test]
 async fn untrusted_certificate_is_transient() {
     let server = AuthServer::builder().tls(true).start().await.unwrap();
@@ -414,6 +417,7 @@ async fn untrusted_certificate_is_transient() {
     assert!(chain(&error).to_lowercase().contains("certificate"), "{}", chain(&error));
 }
 
+/// The key or the URL has a typing error: the error has a hint.
 #[tokio::test]
 async fn bad_input_error_has_hint() {
     let server = AuthServer::start().await.unwrap();
@@ -445,7 +449,7 @@ async fn bad_input_error_has_hint() {
     }
 }
 
-/// The requests are those in api.video's documents.
+/// A request differs from those in api.video's documents.
 #[tokio::test]
 async fn the_requests_are_what_the_documents_show() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -485,7 +489,7 @@ async fn the_requests_are_what_the_documents_show() {
     }
 }
 
-/// A client that trusts the server's certificate (`with_client`), with HTTP/2 by ALPN.
+/// The server's certificate is trusted by the program's own client only, which uses HTTP/2 by ALPN.
 #[tokio::test]
 async fn custom_client_trusts_certificate() {
     let server = AuthServer::builder().tls(true).start().await.unwrap();
@@ -497,7 +501,8 @@ async fn custom_client_trusts_certificate() {
     assert_eq!(server.counters().connections, 1);
 }
 
-/// The token is renewed with its refresh token although no request is sent, like the cron job in api.video's documents.
+/// No request is sent: the token is renewed with its refresh token nevertheless, like the cron job in api.video's
+/// documents.
 #[tokio::test]
 async fn keep_fresh_and_shutdown_over_socket() {
     let server = AuthServer::builder().token_lifetime(Duration::from_secs(1)).start().await.unwrap();
@@ -509,7 +514,7 @@ async fn keep_fresh_and_shutdown_over_socket() {
     assert_eq!((api_key, refreshes), (1, 2));
 }
 
-/// Row 34: a client that is wrapped in the layer that it serves waits for itself. The wait ends with an error.
+/// A client that is wrapped in the layer that it serves waits for itself. The wait ends with an error.
 #[tokio::test(start_paused = true)]
 async fn recursive_client_is_no_deadlock() {
     static PROVIDER: OnceLock<TokenProvider> = OnceLock::new();
@@ -531,6 +536,7 @@ async fn recursive_client_is_no_deadlock() {
     assert!(!provider.status().refreshing);
 }
 
+/// The program has another HTTP client than the default one.
 #[tokio::test]
 async fn any_tower_service_may_be_the_client() {
     let server = AuthServer::start().await.unwrap();
@@ -542,7 +548,7 @@ async fn any_tower_service_may_be_the_client() {
     impatient(source(&server).with_client(TokenClient::with_service(client))).token().await.unwrap();
 }
 
-/// Two processes on one key, without a store: the requests that they cost each other, with and without `key_only`.
+/// Two processes with one key and without a store spend each other's refresh tokens, unless they use `key_only`.
 #[tokio::test]
 async fn key_only_spends_no_refresh_tokens() {
     for key_only in [false, true] {
@@ -564,7 +570,7 @@ async fn key_only_spends_no_refresh_tokens() {
     }
 }
 
-/// Row 67: a refresh endpoint that always fails.
+/// The refresh endpoint is broken, and the key's endpoint works.
 #[tokio::test]
 async fn broken_refresh_endpoint_uses_key() {
     // Every status below 500 is a rejection, and so is a redirect, which is not followed.
@@ -584,7 +590,7 @@ async fn broken_refresh_endpoint_uses_key() {
     }
 }
 
-/// Row 67: neither a gateway's error nor the end of a refresh resets how often a refresh token was presented.
+/// A gateway's error or the end of a refresh resets how often a refresh token was presented.
 #[tokio::test]
 async fn presents_refresh_token_twice_at_most() {
     for status in [502, 503, 504] {
@@ -607,7 +613,7 @@ async fn presents_refresh_token_twice_at_most() {
     assert_eq!((grants(server.counters()), server.counters().faults), ([2, 0, 0, 0], 2));
 }
 
-/// Row 67: a response that says that the request was not processed spends nothing.
+/// A response says that the request was not processed: it spends no refresh token.
 #[tokio::test]
 async fn a_rate_limit_spends_no_refresh_token() {
     for status in [408, 429] {
@@ -622,7 +628,7 @@ async fn a_rate_limit_spends_no_refresh_token() {
     }
 }
 
-/// Row 67: the key is not sent before the delay that the server asked for has passed.
+/// The refresh endpoint asks for a delay: the key is not sent before.
 #[tokio::test]
 async fn key_grant_honours_retry_after() {
     let server = AuthServer::start().await.unwrap();
@@ -638,7 +644,7 @@ async fn key_grant_honours_retry_after() {
     assert_eq!(grants(server.counters()), [1, 0, 0, 0]);
 }
 
-/// Row 67: a wrong address is an error only if the key's endpoint reports it, too.
+/// The refresh endpoint responds as a wrong address does: only the key's endpoint decides whether it is one.
 #[tokio::test]
 async fn key_endpoint_reports_wrong_address() {
     for status in [301, 404, 405, 410, 415] {
@@ -653,7 +659,8 @@ async fn key_endpoint_reports_wrong_address() {
     }
 }
 
-/// Row 68: a client that does not become ready sends nothing, whether the exchange or the refresh times out first.
+/// A client does not become ready, and a timeout ends the exchange or the refresh: nothing was sent, and nothing is
+/// spent.
 #[tokio::test(start_paused = true)]
 async fn timeout_before_send_spends_nothing() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -722,7 +729,7 @@ fn recorded(
     (seen, client)
 }
 
-/// Rows 65 and 67: a refresh that was abandoned during its backoff sends nothing when its runtime is driven again.
+/// A refresh is abandoned during its backoff, and sends nothing when its runtime is driven again.
 #[test]
 fn abandoned_refresh_presents_nothing() {
     let (seen, client) = recorded(|refresh_token, times| match (refresh_token, times) {
@@ -756,7 +763,7 @@ fn abandoned_refresh_presents_nothing() {
     assert_eq!(*seen.lock().unwrap(), before);
 }
 
-/// Row 67: two providers that share a source do not reset each other's count.
+/// Two providers that share a source reset each other's count of presentations.
 #[tokio::test(start_paused = true)]
 async fn clones_share_refresh_token_counts() {
     let (seen, client) = recorded(|_, _| 500);
@@ -775,6 +782,7 @@ async fn clones_share_refresh_token_counts() {
     assert_eq!(*seen.lock().unwrap(), ["key", "key", "r1", "r2", "r1", "key", "r2", "key"]);
 }
 
+/// The key is replaced in one clone of a source, and the others keep the old one.
 #[tokio::test(start_paused = true)]
 async fn new_key_applies_to_all_clones() {
     let (seen, client) = recorded(|_, _| 200);

@@ -134,7 +134,7 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     dropped
 }
 
-/// Rows 3, 8 and 52.
+/// A caller, a waiter or a response future is dropped at any poll.
 #[tokio::test(start_paused = true)]
 async fn drop_at_any_poll_loses_nothing() {
     let mut dropped = 0;

@@ -1,31 +1,110 @@
-//! Every row of the catalogue in `tests/README.md` and every promise in `SECURITY.md` names tests that exist.
+//! `tests/CATALOGUE.md` is generated from the doc comments of all tests, and `SECURITY.md` names tests that exist.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    env,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
 
-#[test]
-fn catalogue_names_existing_tests() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let catalogue = fs::read_to_string(root.join("tests/README.md")).unwrap();
-    let mut rows = BTreeSet::new();
-    for line in catalogue.lines() {
-        let columns: Vec<_> = line.trim_matches('|').split(" | ").map(str::trim).collect();
-        let Some(Ok(row)) = columns.first().map(|number| number.parse::<u32>()) else { continue };
-        rows.insert(row);
-        let tests: Vec<_> = columns[2].split(", ").map(|name| name.trim_matches('`')).collect();
-        assert!(!tests.is_empty());
-        for test in tests {
-            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("row {row}: {test}"));
-            let text = fs::read_to_string(root.join(file)).unwrap_or_else(|_| panic!("row {row}: {file}"));
-            assert!(text.contains(&format!("fn {name}(")), "row {row}: no {name} in {file}");
-        }
-    }
-    assert_eq!(rows, (1..=201).collect());
+const HEAD: &str = "\
+# The catalogue of tests
+
+Each test with the first sentence of its doc comment: the fault that it covers, or what it shows. This file is generated
+from the tests: `TEST_CATALOGUE=write cargo test --test suite catalogue`.
+";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Adds all Rust files below a folder.
+fn add_sources(folder: &Path, sources: &mut BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            add_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.insert(path);
+        }
+    }
+}
+
+/// The first sentence of a comment.
+fn first_sentence<'a>(comment: impl IntoIterator<Item = &'a str>) -> String {
+    let lines: Vec<_> = comment.into_iter().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let mut text = lines.join(" ").replace("[`", "`");
+    // The links of the documentation lead nowhere in the catalogue.
+    while let Some(start) = text.find("`](") {
+        let end = start + text[start..].find(')').unwrap();
+        text.replace_range(start + 1..=end, "");
+    }
+    let text = text.replace("`]", "`");
+    let end = [". ", "? "].iter().filter_map(|end| text.find(end)).min();
+    end.map_or(text.clone(), |end| text[..=end].to_owned())
+}
+
+/// Returns the tests of a file, each with the first sentence of its doc comment.
+fn tests_of(source: &str) -> Vec<(&str, String)> {
+    let (mut tests, mut comment, mut is_test, mut attributes) = (Vec::new(), Vec::new(), false, 0);
+    for line in source.lines().map(str::trim) {
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        if let Some(text) = line.strip_prefix("///") {
+            comment.push(text);
+        } else if line.starts_with("#[") {
+            let marks_test = line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            attributes += usize::from(marks_test);
+            is_test |= marks_test;
+        } else {
+            if let Some(function) = function.filter(|_| is_test) {
+                tests.push((function.split('(').next().unwrap(), first_sentence(comment.drain(..))));
+            }
+            (comment, is_test) = (Vec::new(), false);
+        }
+    }
+    assert_eq!(tests.len(), attributes, "a test was not found: {tests:?}");
+    tests
+}
+
+/// The catalogue differs from the tests, or a test has no doc comment.
+#[test]
+fn catalogue_is_that_of_the_tests() {
+    let mut sources = BTreeSet::new();
+    for folder in ["src", "tests", "crates"] {
+        add_sources(&root().join(folder), &mut sources);
+    }
+    let mut catalogue = HEAD.to_owned();
+    for path in sources {
+        let source = fs::read_to_string(&path).unwrap();
+        let tests = tests_of(&source);
+        if tests.is_empty() {
+            continue;
+        }
+        let path = path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
+        let about = source.lines().map_while(|line| line.strip_prefix("//!"));
+        write!(catalogue, "\n## `{path}`\n\n{}\n\n", first_sentence(about)).unwrap();
+        for (name, fault) in tests {
+            assert!(!fault.is_empty(), "{path}::{name} has no doc comment, which says the fault");
+            writeln!(catalogue, "- `{name}`: {fault}").unwrap();
+        }
+    }
+    let file = root().join("tests/CATALOGUE.md");
+    if env::var_os("TEST_CATALOGUE").is_some_and(|what| what == "write") {
+        fs::write(&file, &catalogue).unwrap();
+    }
+    let recorded = fs::read_to_string(&file).unwrap_or_default();
+    let differs = catalogue.lines().zip(recorded.lines()).find(|(now, before)| now != before);
+    assert!(
+        catalogue == recorded,
+        "run TEST_CATALOGUE=write cargo test --test suite catalogue; the first difference: {differs:?}"
+    );
+}
+
+/// A promise in `SECURITY.md` names a test that does not exist.
 #[test]
 fn security_promises_name_existing_tests() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let security = fs::read_to_string(root().join("SECURITY.md")).unwrap();
     let promises = security.split("\n## What is not promised").next().unwrap();
     let (mut checked, mut text) = (0, String::new());
     for quoted in promises
@@ -37,7 +116,7 @@ fn security_promises_name_existing_tests() {
         let (file, name) = quoted.split_once("::").unwrap_or(("", quoted));
         let file = if quoted.ends_with(".rs") { quoted } else { file };
         if file.ends_with(".rs") {
-            text = fs::read_to_string(root.join(file)).unwrap_or_else(|_| panic!("no {file}"));
+            text = fs::read_to_string(root().join(file)).unwrap_or_else(|_| panic!("no {file}"));
         }
         let is_name = name.len() > 12
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));

@@ -32,6 +32,7 @@ async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {
     (api, source, layer)
 }
 
+/// The token is revoked: the request is retried with a new one.
 #[tokio::test(start_paused = true)]
 async fn retries_challenge_with_new_token() {
     let (api, source, layer) = revoked_once().await;
@@ -41,6 +42,7 @@ async fn retries_challenge_with_new_token() {
     assert_eq!(source.fetches(), 2);
 }
 
+/// The first request finds no token.
 #[tokio::test(start_paused = true)]
 async fn first_request_obtains_token() {
     let (api, source) = (Api::default(), Source::new());
@@ -51,6 +53,7 @@ async fn first_request_obtains_token() {
     assert_eq!(api.tokens(), ["access-1"]);
 }
 
+/// The first retry waits for a backoff.
 #[tokio::test(start_paused = true)]
 async fn first_retry_has_no_backoff() {
     let (api, _, layer) = revoked_once().await;
@@ -59,7 +62,7 @@ async fn first_retry_has_no_backoff() {
     assert_eq!(start.elapsed(), Duration::from_secs(1), "the first retry waited for a backoff");
 }
 
-/// Row 33.
+/// The source fails: no request is sent without a token.
 #[tokio::test(start_paused = true)]
 async fn never_sends_without_token() {
     let source = Source::new().then(Act::Fail(SourceError::rejected("the key was rejected")));
@@ -71,7 +74,7 @@ async fn never_sends_without_token() {
     assert_eq!(api.requests(), 0);
 }
 
-/// Row 35.
+/// The API responds with 401 to every token, and to 200 requests at once.
 #[tokio::test(start_paused = true)]
 async fn burst_of_401s_costs_one_refresh() {
     let (api, source) = (Api::default(), Source::new());
@@ -98,7 +101,7 @@ async fn burst_of_401s_costs_one_refresh() {
     assert!(source.fetches() <= 2 + 7, "{}", source.fetches());
 }
 
-/// Row 35.
+/// The API responds with 401 to every token: `max_retries` bounds the requests.
 #[tokio::test(start_paused = true)]
 async fn max_retries_bounds_requests() {
     for max_retries in 0..=4 {
@@ -111,7 +114,7 @@ async fn max_retries_bounds_requests() {
     }
 }
 
-/// Row 7.
+/// The API challenges a token that was just issued.
 #[tokio::test(start_paused = true)]
 async fn lagging_api_is_retried_after_backoff() {
     let (api, source) = (Api::default(), Source::new());
@@ -128,7 +131,7 @@ async fn lagging_api_is_retried_after_backoff() {
     assert_eq!((api.requests(), source.fetches()), (3, 2));
 }
 
-/// Row 36.
+/// A request that cannot be sent again is challenged.
 #[tokio::test(start_paused = true)]
 async fn no_replay_401_refreshes_in_background() {
     let (api, source, layer) = revoked_once().await;
@@ -143,7 +146,7 @@ async fn no_replay_401_refreshes_in_background() {
     assert_eq!((api.requests(), source.fetches()), (2, 2));
 }
 
-/// Row 32.
+/// A refresh fails after a challenge: the caller gets the 401.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_returns_401() {
     let source = Source::new().then(Act::Live(Duration::from_secs(60)));
@@ -159,7 +162,7 @@ async fn failed_refresh_returns_401() {
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
 }
 
-/// Row 37.
+/// A 401 with a small body costs its connection.
 #[tokio::test]
 async fn retry_reuses_connection_of_small_401() {
     let server = AuthServer::start().await.unwrap();
@@ -182,7 +185,7 @@ async fn retry_reuses_connection_of_small_401() {
     assert_eq!(counters.connections, 2);
 }
 
-/// Row 37.
+/// A 401 has an endless body.
 #[tokio::test(start_paused = true)]
 async fn endless_401_body_is_dropped() {
     // The endless body has full frames, empty frames, or no frame at all.
@@ -232,7 +235,7 @@ impl futures_core::Stream for Endless {
     }
 }
 
-/// Row 38.
+/// The API responds with 403, 407, 419, 440 or `insufficient_scope`, which another token does not change.
 #[tokio::test(start_paused = true)]
 async fn passes_through_non_challenges() {
     let insufficient = Some("Bearer error=\"insufficient_scope\"");
@@ -255,6 +258,7 @@ async fn passes_through_non_challenges() {
     }
 }
 
+/// The API reports an invalid token in another way than by a 401.
 #[tokio::test(start_paused = true)]
 async fn custom_predicate_finds_challenge() {
     let (_, source, layer) = revoked_once().await;
@@ -268,7 +272,7 @@ async fn custom_predicate_finds_challenge() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 39.
+/// A request has its own token, which the API challenges.
 #[tokio::test(start_paused = true)]
 async fn own_authorization_causes_no_refresh() {
     for has_token in [true, false] {
@@ -287,7 +291,7 @@ async fn own_authorization_causes_no_refresh() {
     }
 }
 
-/// Row 39: a request with another scheme, and with two values.
+/// A request has an `Authorization` header with another scheme, or with two values.
 #[tokio::test(start_paused = true)]
 async fn keeps_or_replaces_all_authorizations() {
     let (api, _, layer) = revoked_once().await;
@@ -305,7 +309,7 @@ async fn keeps_or_replaces_all_authorizations() {
     }
 }
 
-/// Row 33.
+/// The token has expired, and the source fails: no request is sent with it.
 #[tokio::test(start_paused = true)]
 async fn never_sends_expired_token() {
     let minute = Duration::from_secs(60);
@@ -321,7 +325,7 @@ async fn never_sends_expired_token() {
     assert_eq!(api.tokens(), ["access-1", "access-3"]);
 }
 
-/// Row 2, through the layer.
+/// A request is sent while the token is expiring: it does not wait.
 #[tokio::test(start_paused = true)]
 async fn expiring_token_refreshes_in_background() {
     let minute = Duration::from_secs(60);
@@ -341,6 +345,7 @@ async fn expiring_token_refreshes_in_background() {
     assert_eq!(source.fetches(), 2);
 }
 
+/// A request has its own token, which the layer replaces if it is told to.
 #[tokio::test(start_paused = true)]
 async fn replaces_authorization_if_asked() {
     for has_token in [true, false] {
@@ -359,7 +364,7 @@ async fn replaces_authorization_if_asked() {
     }
 }
 
-/// Rows 40 and 47.
+/// A retry differs from the request, or its header is not marked sensitive.
 #[tokio::test(start_paused = true)]
 async fn retry_repeats_request_exactly() {
     let (_, _, layer) = revoked_once().await;
@@ -406,7 +411,7 @@ async fn retry_repeats_request_exactly() {
     }
 }
 
-/// Row 43.
+/// A thousand requests are challenged at once: retries must not multiply the load.
 #[tokio::test(start_paused = true)]
 async fn retry_budget_bounds_load() {
     let (api, source) = (Api::default(), Source::new());
@@ -425,6 +430,7 @@ async fn retry_budget_bounds_load() {
     assert!(sent <= 1000 + 375, "{sent}");
 }
 
+/// The inner service fails.
 #[tokio::test(start_paused = true)]
 async fn inner_error_is_not_retried() {
     let (_, source, layer) = revoked_once().await;
@@ -436,6 +442,7 @@ async fn inner_error_is_not_retried() {
     assert_eq!(source.fetches(), 1);
 }
 
+/// A request has as many headers as its map can hold.
 #[tokio::test(start_paused = true)]
 async fn too_many_headers_is_typed_error() {
     let (api, _, layer) = revoked_once().await;
@@ -450,6 +457,7 @@ async fn too_many_headers_is_typed_error() {
     assert!(matches!(ours(&error), Error::TooManyHeaders));
 }
 
+/// The limit of `buffered` is zero.
 #[tokio::test(start_paused = true)]
 async fn zero_replay_limit_is_typed_error() {
     let (api, _, layer) = revoked_once().await;
@@ -461,7 +469,8 @@ async fn zero_replay_limit_is_typed_error() {
     assert!(layer.buffered(0).buffered(1).layer(api.service()).oneshot(get()).await.is_ok());
 }
 
-/// Over real sockets: HTTP/1.1, HTTP/2, and TLS with the protocol that ALPN selects.
+/// 200 requests are challenged at once over real sockets: HTTP/1.1, HTTP/2, and TLS with the protocol that ALPN
+/// selects.
 #[tokio::test]
 async fn two_hundred_401s_cost_one_refresh() {
     for (tls, http2) in [(false, false), (false, true), (true, false)] {
@@ -497,7 +506,7 @@ async fn two_hundred_401s_cost_one_refresh() {
     }
 }
 
-/// A grant may revoke all earlier tokens, or none. The request succeeds in both cases.
+/// A grant revokes all earlier tokens, or none. The request succeeds in both cases.
 #[tokio::test]
 async fn heals_if_grant_revokes_or_not() {
     for revoke in [false, true] {
@@ -575,7 +584,7 @@ fn get_path(path: &str) -> Request<Empty<Bytes>> {
     Request::get(format!("https://api.example{path}")).body(Empty::new()).unwrap()
 }
 
-/// Row 62.
+/// The token is revoked five times in a row, with successful requests in between.
 #[tokio::test(start_paused = true)]
 async fn five_revocations_in_a_row_all_heal() {
     for grant_revokes in [false, true] {
@@ -595,7 +604,7 @@ async fn five_revocations_in_a_row_all_heal() {
     }
 }
 
-/// Row 62, over real sockets.
+/// The token is revoked five times in a row, over real sockets.
 #[tokio::test]
 async fn revocations_in_a_row_heal_over_sockets() {
     for revoke_previous in [false, true] {
@@ -619,7 +628,7 @@ async fn revocations_in_a_row_heal_over_sockets() {
     }
 }
 
-/// Row 62: five revocations, 50 ms apart. A request takes 10 ms, and a refresh 20 ms.
+/// The token is revoked five times, 50 ms apart, while a request takes 10 ms, and a refresh 20 ms.
 #[tokio::test(start_paused = true)]
 async fn revocations_50_ms_apart_surface_no_401() {
     let millis = Duration::from_millis;
@@ -668,7 +677,7 @@ async fn revocations_50_ms_apart_surface_no_401() {
     assert_eq!(fetches.load(Ordering::SeqCst), 1 + 5);
 }
 
-/// Row 62: the request that started the refresh is slow, or it was dropped.
+/// The token is revoked again after the request that started the refresh was slow, or was dropped.
 ///
 /// If it is slow, the success of a joined request also shows that the token was revoked. If it was dropped, a
 /// revocation cannot be distinguished from an endpoint that challenges every token, so the pause is longer.
@@ -707,7 +716,7 @@ async fn heals_after_refresh_starter_is_gone() {
     }
 }
 
-/// Row 63.
+/// One endpoint challenges every token, the others work.
 #[tokio::test(start_paused = true)]
 async fn failing_endpoint_spares_others() {
     let second = Duration::from_secs(1);
@@ -766,7 +775,7 @@ async fn failing_endpoint_spares_others() {
     }
 }
 
-/// Row 63: if the API accepts no new token, the cool-down doubles with each refresh.
+/// The API accepts no new token, though it has accepted an old one: the cool-down doubles with each refresh.
 #[tokio::test(start_paused = true)]
 async fn cool_down_doubles_despite_old_success() {
     let api = TwoEndpoints::new(false);
@@ -781,7 +790,7 @@ async fn cool_down_doubles_despite_old_success() {
     assert!((50..=68).contains(&api.source.fetches()), "{}", api.source.fetches());
 }
 
-/// Row 71.
+/// The token is replaced while a retry waits.
 #[tokio::test(start_paused = true)]
 async fn retry_sends_current_token() {
     let (api, source) = (Api::default(), Source::new());
@@ -806,7 +815,7 @@ async fn retry_sends_current_token() {
     assert_eq!(api.tokens(), ["access-1", "access-3"]);
 }
 
-/// Rows 66 and 71: a token that expires while its request waits for the service is not sent.
+/// A token expires while its request waits for the service.
 #[tokio::test(start_paused = true)]
 async fn token_expired_before_ready_is_not_sent() {
     let second = Duration::from_secs(1);
@@ -825,7 +834,7 @@ async fn token_expired_before_ready_is_not_sent() {
     assert_eq!(api.tokens(), ["access-2"]);
 }
 
-/// Row 66: the source and the layer share one client, which allows four concurrent requests.
+/// The source and the layer share one client, which allows four concurrent requests.
 #[tokio::test(start_paused = true)]
 async fn waiting_for_token_holds_no_permit() {
     let client = tower::service_fn(|request: Request<String>| async move {
@@ -847,7 +856,8 @@ async fn waiting_for_token_holds_no_permit() {
     }
 }
 
-/// Row 63: the callers of `/x` drop their requests before the refresh that they started finishes.
+/// The callers of an endpoint that challenges every token drop their requests before the refresh that they started
+/// finishes.
 #[tokio::test(start_paused = true)]
 async fn dropped_starter_is_no_evidence() {
     let millis = Duration::from_millis;

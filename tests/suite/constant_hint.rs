@@ -125,13 +125,14 @@ async fn upload(is_early: bool) {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), LENGTH.to_string());
 }
 
-/// Row 135: the 401 comes after the whole body.
+/// The size hint of a body stays constant while it is read, and the 401 comes after the whole body.
 #[tokio::test]
 async fn retry_of_read_body_has_its_length() {
     upload(false).await;
 }
 
-/// Row 135: the 401 comes after the first frame. The retry reads the second one.
+/// The size hint of a body stays constant while it is read, and the 401 comes after the first frame. The retry reads
+/// the second one.
 #[tokio::test]
 async fn retry_of_begun_body_has_its_length() {
     upload(true).await;

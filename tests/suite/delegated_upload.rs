@@ -25,6 +25,7 @@ fn upload(server: &AuthServer, token: &UploadToken) -> Request<Full<Bytes>> {
     Request::post(uri).body(Full::from("a video")).unwrap()
 }
 
+/// A delegated upload needs no bearer token, until its upload token expires.
 #[tokio::test]
 async fn uploads_without_bearer_until_expiry() {
     let server = AuthServer::builder().reject_bearer_at_upload(true).start().await.unwrap();
@@ -56,6 +57,7 @@ async fn uploads_without_bearer_until_expiry() {
     assert_eq!((server.uploads().len(), server.uploads()[0].bytes), (1, 7));
 }
 
+/// The bearer token is revoked when an upload token is requested.
 #[tokio::test]
 async fn creating_upload_token_heals() {
     let server = AuthServer::start().await.unwrap();
@@ -67,6 +69,7 @@ async fn creating_upload_token_heals() {
     assert_eq!((counters.challenged, counters.refresh_grants, counters.upload_tokens), (1, 1, 1));
 }
 
+/// An upload token cannot be had, or appears in an error or in `Debug`.
 #[tokio::test]
 async fn typed_errors_show_no_upload_token() {
     let server = AuthServer::start().await.unwrap();

@@ -336,7 +336,7 @@ async fn trigger_every_event_of_tenants() {
     }
 }
 
-/// Row 94: an event names the tenant as the factory does, and a request without one as the group.
+/// An event does not name the tenant as the factory does, or a request without a tenant as the group.
 #[tokio::test(start_paused = true)]
 async fn events_name_the_tenant() {
     let (record, _guard) = Record::start();
@@ -354,7 +354,7 @@ async fn events_name_the_tenant() {
     assert!(!format!("{events:?}").contains("canary"));
 }
 
-/// Rows 15 and 46, as far as events go.
+/// An event is not documented, or contains a secret.
 #[tokio::test(start_paused = true)]
 async fn emits_exactly_documented_events() {
     let (record, _guard) = Record::start();
@@ -397,12 +397,13 @@ async fn emits_exactly_documented_events() {
         ["body_not_replayable", "budget_exhausted", "no_token", "retries_exhausted"]
     );
 
-    // Row 46.
+    // No event contains a secret.
     for secret in ["access-", "refresh-", "canary", "Bearer"] {
         assert!(!format!("{emitted:?}{:?}", record.spans.lock().unwrap()).contains(secret), "{secret}");
     }
 }
 
+/// The event of a failed refresh has the chain of causes, and the delay.
 #[tokio::test(start_paused = true)]
 async fn failure_event_has_chain_and_delay() {
     let (record, _guard) = Record::start();
@@ -427,6 +428,7 @@ async fn failure_event_has_chain_and_delay() {
     assert!((2000 + delay..=2001 + delay).contains(&took), "{took}");
 }
 
+/// The span of a refresh does not lead to the request that started it.
 #[tokio::test(start_paused = true)]
 async fn refresh_span_follows_from_starter() {
     let (record, _guard) = Record::start();
@@ -451,6 +453,7 @@ async fn refresh_span_follows_from_starter() {
     assert_eq!(*record.followed.lock().unwrap(), ["caller"]);
 }
 
+/// A request with a valid token emits an event.
 #[tokio::test(start_paused = true)]
 async fn good_token_emits_no_event() {
     let api = Api::default();
@@ -515,7 +518,7 @@ impl Reentrant {
     }
 }
 
-/// Subscribers are called without a lock, and their panic ends the refresh.
+/// A subscriber calls the provider: it is called without a lock, and its panic ends the refresh.
 #[test]
 fn reentrant_subscriber_is_no_deadlock() {
     for panics in [false, true] {

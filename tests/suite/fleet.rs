@@ -37,7 +37,7 @@ async fn until_idle(provider: &TokenProvider) {
     }
 }
 
-/// Row 54.
+/// Sixteen processes refresh at the same expiry.
 #[tokio::test(start_paused = true)]
 async fn sixteen_processes_post_once_per_expiry() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -75,6 +75,7 @@ async fn sixteen_processes_post_once_per_expiry() {
     }
 }
 
+/// A reader starts before the publisher has a token.
 #[tokio::test(start_paused = true)]
 async fn reader_waits_one_lease() {
     for lease in [Duration::from_millis(100), SECOND, 10 * SECOND] {
@@ -86,7 +87,8 @@ async fn reader_waits_one_lease() {
     }
 }
 
-/// Row 54: nearly all processes get the token from the record, and only read until it is there.
+/// Several processes refresh at the same expiry: nearly all of them get the token from the record, and only read until
+/// it is there.
 #[tokio::test(start_paused = true)]
 async fn store_is_used_four_times_per_process() {
     const PROCESSES: u64 = 500;
@@ -112,7 +114,7 @@ async fn store_is_used_four_times_per_process() {
     }
 }
 
-/// Row 55.
+/// The process that holds the lease dies, and the others wait for its end.
 #[tokio::test(start_paused = true)]
 async fn lease_is_taken_within_a_second_of_its_end() {
     const LEASE: Duration = Duration::from_secs(10);
@@ -129,7 +131,7 @@ async fn lease_is_taken_within_a_second_of_its_end() {
     }
 }
 
-/// Row 54: a process waits for an exchange of nearly five leases.
+/// A process waits for an exchange of nearly five leases.
 #[tokio::test(start_paused = true)]
 async fn short_lease_waits_for_long_exchange() {
     for (lease, exchange) in [(100, 450), (400, 1_900), (1_000, 4_500)] {
@@ -147,7 +149,7 @@ async fn short_lease_waits_for_long_exchange() {
     }
 }
 
-/// Row 54: another process may publish between the first read and the lease.
+/// Another process publishes between the first read and the lease.
 #[tokio::test(start_paused = true)]
 async fn reads_record_again_under_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -160,7 +162,7 @@ async fn reads_record_again_under_lease() {
     assert!(store.lease(SECOND).await.unwrap().is_some());
 }
 
-/// Row 54: 200 requests are challenged at once in each of four processes.
+/// The token of four processes is revoked: 200 requests are challenged at once in each of them.
 #[tokio::test(start_paused = true)]
 async fn fleet_renews_challenged_token_once() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -179,7 +181,7 @@ async fn fleet_renews_challenged_token_once() {
     assert_eq!(endpoint.grants().posts(), 2);
 }
 
-/// Row 55.
+/// The process that holds the lease dies before its POST.
 #[tokio::test(start_paused = true)]
 async fn death_before_post_costs_one_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -193,7 +195,7 @@ async fn death_before_post_costs_one_lease() {
     assert_eq!(endpoint.grants().posts(), 1);
 }
 
-/// Row 55.
+/// The process that holds the lease dies after its POST.
 #[tokio::test(start_paused = true)]
 async fn death_after_post_costs_one_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -209,7 +211,7 @@ async fn death_after_post_costs_one_key_grant() {
     assert_eq!(store.kept().published, 2);
 }
 
-/// Row 55.
+/// The process that holds the lease pauses, and resumes when another one has refreshed the token.
 #[tokio::test(start_paused = true)]
 async fn paused_holder_adopts_newer_token() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -233,7 +235,7 @@ async fn paused_holder_adopts_newer_token() {
     assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (1, 1, 2));
 }
 
-/// Row 69: an exchange of 5 s under leases of 2 s.
+/// The token endpoint is slower than the lease: an exchange of 5 s under leases of 2 s.
 #[tokio::test(start_paused = true)]
 async fn slow_endpoint_posts_once_per_expiry() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -258,7 +260,7 @@ async fn slow_endpoint_posts_once_per_expiry() {
     assert_eq!(endpoint.grants().presented_twice, 0);
 }
 
-/// Row 69: a rejected refresh token and then the credential take 8 s under a lease of 2 s.
+/// A rejected refresh token and then the credential take 8 s under a lease of 2 s.
 #[tokio::test(start_paused = true)]
 async fn lease_extends_for_both_exchanges() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -273,7 +275,7 @@ async fn lease_extends_for_both_exchanges() {
     assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (0, 1, 2));
 }
 
-/// Row 69.
+/// The process that holds the lease dies after it has extended it.
 #[tokio::test(start_paused = true)]
 async fn death_after_extension_costs_one_lease() {
     let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
@@ -290,7 +292,7 @@ async fn death_after_extension_costs_one_lease() {
     assert!((2 * SECOND..=3 * SECOND + SECOND / 2).contains(&died.elapsed()), "{:?}", died.elapsed());
 }
 
-/// Row 69: a store without extensions.
+/// The store cannot extend leases, and the token endpoint is slower than the lease.
 #[tokio::test(start_paused = true)]
 async fn lease_without_extension_expires() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -310,7 +312,7 @@ async fn lease_without_extension_expires() {
     assert_eq!((store.kept().superseded, store.kept().extended, store.kept().not_extended), (1, 0, 0));
 }
 
-/// Row 69: a process that was stopped for longer than its lease resumes, and does not extend the newer lease.
+/// A process that was stopped for longer than its lease resumes, and does not extend the newer lease.
 #[tokio::test(start_paused = true)]
 async fn superseded_lease_is_not_extended() {
     let (endpoint, store, stop) = (Endpoint::default(), MemoryStore::default(), Stop::default());
@@ -328,7 +330,7 @@ async fn superseded_lease_is_not_extended() {
     assert_eq!(store.kept().not_extended, 1);
 }
 
-/// Row 69: a lease of 6 s leaves time for another attempt.
+/// The store fails when a lease is extended: a lease of 6 s leaves time for another attempt.
 #[tokio::test(start_paused = true)]
 async fn failed_extension_is_retried() {
     for health in [Health::Down, Health::ReadOnly, Health::Slow] {
@@ -347,7 +349,7 @@ async fn failed_extension_is_retried() {
     }
 }
 
-/// Row 55: the time between the lease and the POST counts towards the lease.
+/// The time between the lease and the POST counts towards the lease.
 #[tokio::test(start_paused = true)]
 async fn nearly_expired_lease_is_not_used() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -357,7 +359,7 @@ async fn nearly_expired_lease_is_not_used() {
     assert_eq!((store.kept().leases, endpoint.grants().posts()), (2, 1));
 }
 
-/// Row 60, and a store whose leases never end: the wait for a lease is bounded.
+/// The leases of a store never end: the wait for one is bounded.
 #[tokio::test(start_paused = true)]
 async fn lease_wait_times_out() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -375,7 +377,7 @@ async fn lease_wait_times_out() {
     assert_eq!(endpoint.grants().posts(), 1);
 }
 
-/// Row 58: in two outages in a row. The record that the first left is this process's own.
+/// A token cannot be stored in two outages in a row. The record that the first left is this process's own.
 #[tokio::test(start_paused = true)]
 async fn stores_token_after_each_outage() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -392,7 +394,7 @@ async fn stores_token_after_each_outage() {
     }
 }
 
-/// Row 78: a store that can only be read cannot be used, until it can be written again.
+/// A store that can only be read cannot be used, until it can be written again.
 #[tokio::test(start_paused = true)]
 async fn status_says_why_store_fails() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -435,7 +437,7 @@ async fn status_says_why_store_fails() {
     assert!(reader.status().store.unwrap().is_usable());
 }
 
-/// Row 78.
+/// The store is set up wrongly, and `ready` does not find it.
 #[tokio::test(start_paused = true)]
 async fn ready_checks_the_store() {
     // It comes up while `ready` waits.
@@ -469,7 +471,7 @@ async fn ready_checks_the_store() {
     }
 }
 
-/// Row 78: a member that only adopts tokens does not know whether it can write, until `ready` has checked.
+/// A member that only adopts tokens does not know whether it can write, until `ready` has checked.
 #[tokio::test(start_paused = true)]
 async fn ready_finds_missing_right_to_write() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -484,7 +486,8 @@ async fn ready_finds_missing_right_to_write() {
     );
 }
 
-/// Row 78: what has failed has to succeed before the store counts as usable.
+/// An operation of the store fails while others succeed: what has failed has to succeed before the store counts as
+/// usable.
 #[tokio::test(start_paused = true)]
 async fn lasting_failure_is_one_outage() {
     // Leases work, publications do not.
@@ -504,7 +507,7 @@ async fn lasting_failure_is_one_outage() {
     assert!(status.error.unwrap().to_string().contains("timed out waiting for the lease"));
 }
 
-/// Row 78: one read that fails between two that succeed.
+/// One read of the store fails between two that succeed.
 #[tokio::test(start_paused = true)]
 async fn publication_ends_store_failure() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -525,7 +528,7 @@ async fn publication_ends_store_failure() {
     assert!(process.status().store.unwrap().is_usable());
 }
 
-/// Row 78: a caller of `ready` outside of a runtime.
+/// `ready` is called outside of a runtime.
 #[test]
 fn ready_outside_of_a_runtime_is_an_error() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -538,7 +541,7 @@ fn ready_outside_of_a_runtime_is_an_error() {
     assert!(matches!(ready, Err(Error::NoRuntime)));
 }
 
-/// Row 78: the drop of an error's cause is foreign code, which may read the status.
+/// The drop of a store error's cause is foreign code, which may read the status.
 #[test]
 fn drop_of_store_error_is_no_deadlock() {
     use std::sync::{Arc, OnceLock};
@@ -595,7 +598,7 @@ fn drop_of_store_error_is_no_deadlock() {
     });
 }
 
-/// Row 78: a caller of `ready` that is dropped during the check leaves no lease behind.
+/// A caller of `ready` that is dropped during the check leaves no lease behind.
 #[tokio::test(start_paused = true)]
 async fn dropped_ready_leaves_no_lease() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -610,7 +613,7 @@ async fn dropped_ready_leaves_no_lease() {
     assert!(store.lease(MINUTE).await.unwrap().is_some(), "the lease was released");
 }
 
-/// Row 79.
+/// A reader has no publisher.
 #[tokio::test(start_paused = true)]
 async fn reader_says_what_is_missing() {
     let store = MemoryStore::default();
@@ -632,7 +635,7 @@ async fn reader_says_what_is_missing() {
     assert!(error.to_string().ends_with(": the token store cannot be used: the store is down"), "{error}");
 }
 
-/// Row 56.
+/// The record in the store is older than the token, or has expired.
 #[tokio::test(start_paused = true)]
 async fn adopts_only_newer_unexpired_record() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -668,7 +671,7 @@ async fn adopts_only_newer_unexpired_record() {
     assert_eq!(endpoint.grants().posts(), posts);
 }
 
-/// Row 28: the refresh token is rejected because another process has refreshed the token meanwhile.
+/// The refresh token is rejected because another process has refreshed the token meanwhile.
 #[tokio::test(start_paused = true)]
 async fn rereads_store_before_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -687,7 +690,7 @@ async fn rereads_store_before_key_grant() {
     assert_eq!((grants.rejected, grants.authentications), (1, 1));
 }
 
-/// Row 57: the store fails at the start, when there is no token yet.
+/// The store is down at the start, when there is no token yet.
 #[tokio::test(start_paused = true)]
 async fn refreshes_without_store_then_publishes() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly, Health::Forgetful] {
@@ -711,8 +714,8 @@ async fn refreshes_without_store_then_publishes() {
     }
 }
 
-/// Row 57: an outage shorter than half of the time that refresh-ahead leaves costs nothing. A longer one fails no
-/// request.
+/// The store is down while the token lives: an outage shorter than half of the time that refresh-ahead leaves costs
+/// nothing, and a longer one fails no request.
 #[tokio::test(start_paused = true)]
 async fn live_token_waits_for_failing_store() {
     for health in [Health::Down, Health::Slow, Health::ReadOnly] {
@@ -741,7 +744,7 @@ async fn live_token_waits_for_failing_store() {
     }
 }
 
-/// Row 57.
+/// The store is flushed.
 #[tokio::test(start_paused = true)]
 async fn flushed_store_costs_nothing() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -755,7 +758,7 @@ async fn flushed_store_costs_nothing() {
     assert_eq!((endpoint.grants().refreshes, endpoint.grants().posts()), (1, 2));
 }
 
-/// Row 57: garbage, and records with other schemas.
+/// The store contains garbage, or a record with another schema.
 #[tokio::test(start_paused = true)]
 async fn unreadable_record_is_replaced() {
     for text in [
@@ -776,7 +779,7 @@ async fn unreadable_record_is_replaced() {
     }
 }
 
-/// Row 58.
+/// A token cannot be stored.
 #[tokio::test(start_paused = true)]
 async fn unpublished_token_is_stored_later() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -795,7 +798,7 @@ async fn unpublished_token_is_stored_later() {
     assert_eq!((grants.refreshes, grants.posts()), (2, 3));
 }
 
-/// Row 58: another process has published a newer record meanwhile.
+/// A token cannot be stored, and another process has published a newer record meanwhile.
 #[tokio::test(start_paused = true)]
 async fn unpublished_token_yields_to_newer() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -813,7 +816,7 @@ async fn unpublished_token_yields_to_newer() {
     assert_eq!(refresh_when_expiring(&process).await.access_token(), "elsewhere");
 }
 
-/// Row 58: the refresh times out while the new token is being stored.
+/// The refresh times out while the new token is being stored.
 #[tokio::test(start_paused = true)]
 async fn timeout_while_storing_loses_no_token() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -825,7 +828,7 @@ async fn timeout_while_storing_loses_no_token() {
     assert_eq!(endpoint.grants().posts(), 1);
 }
 
-/// Row 59.
+/// Another client authenticates with the same key.
 #[tokio::test(start_paused = true)]
 async fn key_use_elsewhere_costs_one_key_grant() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -841,6 +844,7 @@ async fn key_use_elsewhere_costs_one_key_grant() {
     assert_eq!((grants.refreshes, grants.rejected, grants.authentications), (0, 1, 2));
 }
 
+/// A publisher keeps readers, which have no credential, supplied with tokens.
 #[tokio::test(start_paused = true)]
 async fn publisher_keeps_readers_fresh() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -869,6 +873,7 @@ async fn publisher_keeps_readers_fresh() {
     assert_eq!(reader.status().failed_refreshes, 0);
 }
 
+/// The token of a reader is challenged: it waits for the publisher's next one.
 #[tokio::test(start_paused = true)]
 async fn challenged_reader_awaits_publisher() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -892,7 +897,7 @@ async fn challenged_reader_awaits_publisher() {
     assert_eq!((endpoint.grants().posts(), store.kept().leases), (0, 0));
 }
 
-/// Row 53: an unpublished token does not keep a provider alive.
+/// The last handle of a provider with an unpublished token is dropped.
 #[tokio::test(start_paused = true)]
 async fn last_drop_stops_publication() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -905,6 +910,7 @@ async fn last_drop_stops_publication() {
     assert_eq!((store.kept().leases, store.kept().published), (0, 0));
 }
 
+/// An option of a shared token is out of its range.
 #[test]
 fn invalid_options_are_errors() {
     let store = MemoryStore::default;
@@ -969,6 +975,7 @@ async fn decrypted(store: impl TokenStore) -> Result<String, StoreError> {
     store.load().await.map(|record| record.unwrap().text().to_owned())
 }
 
+/// An encrypted record has another key, or is in another place.
 #[tokio::test(start_paused = true)]
 async fn record_opens_only_with_key_in_place() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1015,6 +1022,7 @@ async fn record_opens_only_with_key_in_place() {
     assert!(decrypted(EncryptedStore::new(store.clone(), keys(1))).await.unwrap().contains("access-2"));
 }
 
+/// The encryption keys are rotated in one process after the other.
 #[tokio::test(start_paused = true)]
 async fn rotating_keys_costs_no_authentication() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1034,7 +1042,7 @@ async fn rotating_keys_costs_no_authentication() {
     assert_eq!(format!("{:?}", both(2, 1)), r#"["key-2", "key-1"]"#);
 }
 
-/// Row 70.
+/// A caller joins a background refresh that is not urgent, after a challenge.
 #[tokio::test(start_paused = true)]
 async fn challenge_makes_refresh_urgent() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1052,7 +1060,7 @@ async fn challenge_makes_refresh_urgent() {
     assert_eq!((next.access_token(), process.status().refreshes), ("access-2", 2));
 }
 
-/// Row 65: the token of an abandoned refresh is dropped if there is a newer one.
+/// The token of an abandoned refresh arrives late, and there is a newer one.
 #[test]
 fn late_token_replaces_no_newer_one() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1086,7 +1094,7 @@ fn late_token_replaces_no_newer_one() {
     assert_eq!((newer.access_token(), next.access_token()), ("access-3", "access-4"));
 }
 
-/// Row 78: a process that adopts the tokens of another does not have to write. It checks whether it could.
+/// A process that adopts the tokens of another does not have to write. It checks whether it could.
 #[tokio::test(start_paused = true)]
 async fn adoption_ends_an_outage() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1114,7 +1122,7 @@ async fn adoption_ends_an_outage() {
     }
 }
 
-/// Row 78: each operation counts, also while the source is asked.
+/// The store fails while the source is asked: each operation counts.
 #[tokio::test(start_paused = true)]
 async fn failed_extension_is_an_outage() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1133,7 +1141,7 @@ async fn failed_extension_is_an_outage() {
     assert!(process.status().refreshing && process.status().store.unwrap().is_usable());
 }
 
-/// Row 78: a store that is set up wrongly ends `ready` at once, whether or not there is a token.
+/// A store that is set up wrongly ends `ready` at once, whether or not there is a token.
 #[tokio::test(start_paused = true)]
 async fn ready_gives_up_wrong_store() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1147,7 +1155,7 @@ async fn ready_gives_up_wrong_store() {
     }
 }
 
-/// Row 78: a store whose operations hang is given up when the time is over, not two seconds later.
+/// A store whose operations hang is given up when the time is over, not two seconds later.
 #[tokio::test(start_paused = true)]
 async fn slow_check_ends_with_ready() {
     let store = MemoryStore::default();
@@ -1159,7 +1167,7 @@ async fn slow_check_ends_with_ready() {
     assert!(begun.elapsed() <= 3 * SECOND, "{:?}", begun.elapsed());
 }
 
-/// The reason is in each error's own text, and the cause once in its chain.
+/// The error of a store has the reason in its own text, and the cause once in its chain.
 #[tokio::test(start_paused = true)]
 async fn store_error_has_cause_once() {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
@@ -1180,8 +1188,8 @@ async fn store_error_has_cause_once() {
     }
 }
 
-/// Row 166: a restart with another account's key, or in another environment, does not use the token of the first; nor does
-/// a key that replaces another one present its refresh token.
+/// A restart with another account's key, or in another environment, does not use the token of the first; nor does a key
+/// that replaces another one present its refresh token.
 #[tokio::test(start_paused = true)]
 async fn record_of_another_key_is_not_adopted() {
     use std::sync::{Arc, Mutex};

@@ -185,6 +185,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: runs(1_000) as u32, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
+    /// A random sequence of faults leaves processes with different tokens.
     #[test]
     fn fleet_converges_after_any_fault(
         steps in prop::collection::vec(step(), 0..40)
@@ -193,6 +194,7 @@ proptest! {
         runtime.unwrap().block_on(run(steps))?;
     }
 
+    /// Without faults of the store, two processes present the same refresh token.
     #[test]
     fn calm_fleet_presents_no_token_twice(
         steps in prop::collection::vec(calm_step(), 0..40)

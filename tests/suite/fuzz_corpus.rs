@@ -26,21 +26,25 @@ fn run(name: &str, target: fn(&[u8])) {
     assert!(seeds >= 10, "{seeds} seeds of {name}");
 }
 
+/// A token response of any bytes makes the crate panic.
 #[test]
 fn token_response() {
     run("token_response", targets::token_response);
 }
 
+/// A `Retry-After` header of any bytes makes the crate panic.
 #[test]
 fn retry_after() {
     run("retry_after", targets::retry_after);
 }
 
+/// A stored record of any bytes makes the crate panic.
 #[test]
 fn store_record() {
     run("store_record", targets::store_record);
 }
 
+/// A `WWW-Authenticate` header of any bytes makes the crate panic.
 #[test]
 fn www_authenticate() {
     run("www_authenticate", targets::www_authenticate);

@@ -180,7 +180,7 @@ async fn heals(max_streams: Option<u32>, requests: usize, refusal: Refusal, refr
     assert_eq!(statuses, BTreeMap::from([(Some(StatusCode::OK), requests)]), "{refusal:?}");
 }
 
-/// Row 128: over HTTP/1, for comparison.
+/// A retry over HTTP/1 does not wait for the body of its 401.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http1_retry_leaves_401_behind() {
     for refusal in [Refusal::Endless, Refusal::Whole(1024), Refusal::Whole(LARGE), Refusal::Streamed] {
@@ -188,37 +188,37 @@ async fn http1_retry_leaves_401_behind() {
     }
 }
 
-/// Row 128: small 401s, for comparison.
+/// Over HTTP/2, small 401s fill a connection: their retries get streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_401s_hold_no_window() {
     heals(Some(100), 100, Refusal::Whole(1024), 200 * MILLISECOND).await;
 }
 
-/// Row 128: the 401 never ends, and has the connection's only stream.
+/// A 401 that never ends has the only stream of an HTTP/2 connection, which its retry needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_401_frees_only_stream() {
     heals(Some(1), 1, Refusal::Endless, Duration::ZERO).await;
 }
 
-/// Row 128: the 401s never end, and have all streams of the connection.
+/// 401s that never end have all streams of an HTTP/2 connection, which their retries need.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_401s_free_all_streams() {
     heals(Some(100), 100, Refusal::Endless, 200 * MILLISECOND).await;
 }
 
-/// Row 128: the 401s arrive in one piece, and are together more than the connection's window.
+/// The 401s arrive in one piece, and are together more than the window of the HTTP/2 connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_401s_hold_no_window() {
     heals(Some(100), 100, Refusal::Whole(LARGE), 200 * MILLISECOND).await;
 }
 
-/// Row 128: the 401s share the connection's window evenly, so that none of them has arrived whole.
+/// The 401s share the window of the HTTP/2 connection evenly, so that none of them has arrived whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streamed_401s_hold_no_window() {
     heals(Some(100), 100, Refusal::Streamed, 1000 * MILLISECOND).await;
 }
 
-/// Row 128: the 401 comes while an upload has the connection's only stream.
+/// A 401 comes while an upload has the only stream of an HTTP/2 connection, which its retry needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn early_401_frees_stream_of_upload() {
     for refusal in [Refusal::Whole(2), Refusal::Endless] {
@@ -280,25 +280,25 @@ async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refu
     assert_eq!(provider.status().failed_refreshes, 0, "{refusal:?}");
 }
 
-/// Row 129: small 401s, for comparison.
+/// Unread small 401s leave room on the connection on which the token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_401s_leave_room_for_token() {
     heals_on_connection_of_endpoint(1000, 60, Refusal::Whole(1024)).await;
 }
 
-/// Row 129: unread 401s use up the window of the connection on which the token has to come.
+/// Unread 401s use up the window of the connection on which the token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_401s_leave_room_for_token() {
     heals_on_connection_of_endpoint(1000, 60, Refusal::Whole(LARGE)).await;
 }
 
-/// Row 129: an unread 401 has the only stream of the connection on which the token has to come.
+/// An unread 401 has the only stream of the connection on which the token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_401_leaves_stream_for_token() {
     heals_on_connection_of_endpoint(1, 1, Refusal::Endless).await;
 }
 
-/// Row 129: a small 401 is kept until the refresh has failed.
+/// A refresh fails after a small 401, which was kept until then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_401_survives_failed_refresh() {
     let cases = [(None, 0), (None, 1024), (Some(1), 0), (Some(1), 1024), (Some(1), 64 * 1024)];
@@ -315,7 +315,8 @@ async fn small_401_survives_failed_refresh() {
     join_all(cases.map(expect)).await;
 }
 
-/// Row 129: a 401 that may be large is not kept while a refresh takes long. If that fails, the caller gets an error.
+/// A refresh fails after a 401 that may be large, which is not kept while a refresh takes long: the caller gets an
+/// error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_401_becomes_typed_error() {
     let cases = [
@@ -337,7 +338,7 @@ async fn large_401_becomes_typed_error() {
     join_all(cases.map(expect)).await;
 }
 
-/// Row 129: a large 401 that no refresh follows is passed on whole.
+/// A large 401 that no refresh follows is passed on whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_401_is_returned_without_replay() {
     for max_streams in [None, Some(1)] {
@@ -393,7 +394,7 @@ fn refusals() -> impl Iterator<Item = (Version, &'static str)> {
     [Version::HTTP_11, Version::HTTP_2].into_iter().flat_map(|version| [(version, ""), (version, "no")])
 }
 
-/// Row 130: the body of each response holds the only permit.
+/// The inner service ties a permit to the body of each response, and the retry needs the only one.
 #[tokio::test(start_paused = true)]
 async fn retry_gets_permit_of_its_401() {
     for (version, refusal) in refusals() {
@@ -406,13 +407,14 @@ async fn retry_gets_permit_of_its_401() {
     }
 }
 
-/// Row 129: each 401 is small, but together they take the connection's window.
+/// Many 401s are small each, but together take the window of the connection on which the token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_401s_leave_room_for_token() {
     heals_on_connection_of_endpoint(1000, 100, Refusal::Whole(64 * 1024)).await;
 }
 
-/// Row 129: each request has a service of its own, from one layer.
+/// Many small 401s, whose requests have a service each from one layer, take the window of the connection on which the
+/// token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_401s_of_many_services_leave_room_for_token() {
     let address = server(Some(1000), Refusal::Whole(64 * 1024)).await;
@@ -441,7 +443,7 @@ async fn respond_early(request: Request<Incoming>) -> Result<Response<BoxBody>, 
     Ok(Response::builder().status(StatusCode::UNAUTHORIZED).body(Full::default().boxed_unsync()).unwrap())
 }
 
-/// Row 129: an upload, whose early 401 is empty, has the only stream of the connection on which the token has to come.
+/// An upload, whose early 401 is empty, has the only stream of the connection on which the token has to come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn challenged_upload_leaves_stream_for_token() {
     type Upload = ReplayBody<BoxBody>;

@@ -69,7 +69,7 @@ impl<S: Subscriber> Layer<S> for PanicsAtFailure {
     }
 }
 
-/// Row 4: the runtime drops the refresh, and the subscriber panics when that is reported.
+/// The runtime drops the refresh, and the subscriber panics when that is reported.
 #[test]
 fn panic_while_refresh_is_dropped_interrupts_waiters() {
     let provider = TokenProvider::builder(hangs()).refresh_timeout(60 * SECOND).build().unwrap();
@@ -93,8 +93,8 @@ fn panic_while_refresh_is_dropped_interrupts_waiters() {
     assert!(matches!(waiter.join().unwrap(), Ok(Err(Error::Interrupted))));
 }
 
-/// Row 65: a refresh of an expiring token, for which no caller waits, on a thread that its source blocks. The shutdown
-/// waits for it no longer than it may take, and the changes end when it has ended.
+/// A source blocks the thread of a refresh for which no caller waits. The shutdown waits for it no longer than it may
+/// take, and the changes end when it has ended.
 #[test]
 fn shutdown_does_not_wait_for_blocked_source() {
     let (release, released) = std::sync::mpsc::channel::<()>();
@@ -120,7 +120,7 @@ fn shutdown_does_not_wait_for_blocked_source() {
     });
 }
 
-/// Row 65: a late token reaches those who wait for the refresh in its place, and the rest of that refresh is no news.
+/// A late token reaches the waiters of the refresh in its place, and the rest of that refresh is no news.
 #[test]
 fn late_token_reaches_waiters() {
     struct Scripted(AtomicU64, Notify);
@@ -156,7 +156,7 @@ fn late_token_reaches_waiters() {
     assert_eq!(outcome.unwrap().access_token(), "late");
 }
 
-/// Row 65: a waiter gets no error of an earlier refresh.
+/// A waiter gets an error of an earlier refresh.
 #[test]
 fn waiter_gets_no_old_error() {
     let calls = AtomicU64::new(0);
@@ -181,7 +181,7 @@ fn waiter_gets_no_old_error() {
     assert!(matches!(outcome, Err(Error::TimedOut(_))), "{outcome:?}");
 }
 
-/// Row 4: the methods of a source are foreign code, which may read the status.
+/// The methods of a source are foreign code, which may read the status.
 #[test]
 fn source_that_reads_status_is_no_deadlock() {
     struct Foreign(Arc<OnceLock<TokenProvider>>);
@@ -205,7 +205,7 @@ fn source_that_reads_status_is_no_deadlock() {
     });
 }
 
-/// Row 70: the background starts the first refresh; the source fails once, after a caller has joined.
+/// A caller joins a refresh that the background has started, and the source then fails once.
 #[tokio::test(start_paused = true)]
 async fn joiner_of_background_refresh_gets_one_more_attempt() {
     let source = Source::new().then(Act::Fail(SourceError::unavailable("once")));
@@ -219,7 +219,7 @@ async fn joiner_of_background_refresh_gets_one_more_attempt() {
     assert!(provider.token().await.is_ok());
 }
 
-/// Row 70: no caller has joined, though the token was removed meanwhile.
+/// A refresh that the background has started fails while no caller has joined it.
 #[tokio::test(start_paused = true)]
 async fn background_gets_no_further_attempt() {
     let down = || Act::Fail(SourceError::unavailable("down"));
@@ -240,7 +240,7 @@ async fn background_gets_no_further_attempt() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 53: each caller waits for the end of the background task, also after one that gave up.
+/// A caller of `shutdown` gives up, and the next one does not wait for the end of the background task.
 #[tokio::test(start_paused = true)]
 async fn each_shutdown_waits_for_background_task() {
     let provider = TokenProvider::builder(Source::living(HOUR)).keep_fresh(true).build().unwrap();
@@ -255,7 +255,7 @@ async fn each_shutdown_waits_for_background_task() {
     assert_eq!(tokio::join!(ends(), ends()), (0, 0));
 }
 
-/// A background task whose runtime ends is no reason to wait.
+/// The runtime of the background task ends: a shutdown must not wait for it.
 #[test]
 fn shutdown_does_not_wait_for_lost_background_task() {
     let lost = runtime();
@@ -277,7 +277,7 @@ fn shutdown_does_not_wait_for_lost_background_task() {
     });
 }
 
-/// Row 4: the drop of an error's cause is foreign code, which may read the status.
+/// The drop of an error's cause is foreign code, which may read the status.
 #[test]
 fn drop_of_an_error_is_no_deadlock() {
     #[derive(Debug)]

@@ -325,7 +325,8 @@ async fn refresh_into(
     refreshing
 }
 
-/// Row 113: at a start and at each expiry, one process of sixteen presents the refresh token.
+/// Sixteen processes that share a login start, or find their token expired, at one moment: one of them presents the
+/// refresh token.
 #[tokio::test(start_paused = true)]
 async fn one_process_presents_each_refresh_token() {
     let (logins, store) = logged_in();
@@ -339,7 +340,7 @@ async fn one_process_presents_each_refresh_token() {
     assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2", "refresh-3"]);
 }
 
-/// Row 114: the process that presents the seed ends; another one, which never had it, continues.
+/// The process that presents the seed ends; another one, which never had it, continues.
 #[tokio::test(start_paused = true)]
 async fn stored_seed_outlives_its_process() {
     let (logins, store) = logged_in();
@@ -359,7 +360,8 @@ async fn stored_seed_outlives_its_process() {
     assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(); 2], 0));
 }
 
-/// Row 152: another process than the one that got it presents the refresh token before that expires.
+/// A stored refresh token expires before the access token: another process than the one that got it presents it in
+/// time.
 #[tokio::test(start_paused = true)]
 async fn stored_refresh_token_is_presented_before_it_expires() {
     let (logins, store) = logged_in();
@@ -374,7 +376,7 @@ async fn stored_refresh_token_is_presented_before_it_expires() {
     assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(), "refresh-1".to_owned()], 0));
 }
 
-/// Row 115: a process that starts again has its seed, which is spent, and the store, which has a newer refresh token.
+/// A process that starts again has its seed, which is spent, and the store, which has a newer refresh token.
 #[tokio::test(start_paused = true)]
 async fn stored_refresh_token_wins_over_seed() {
     let (logins, store) = logged_in();
@@ -392,7 +394,7 @@ async fn stored_refresh_token_wins_over_seed() {
     assert_eq!(logins.presented()[2..], ["seed-2"]);
 }
 
-/// Row 112: a login in one process reaches the others with the store.
+/// A user logs in to one process, and the others have only the store.
 #[tokio::test(start_paused = true)]
 async fn login_reaches_fleet() {
     let (logins, store) = logged_in();
@@ -420,7 +422,7 @@ async fn login_reaches_fleet() {
     assert_eq!(logins.presented()[presented..], ["login-2", "refresh-2"]);
 }
 
-/// Row 116: without its store, a process cannot know whether another one has spent the refresh token.
+/// The store of a login is down, so a process cannot know whether another one has spent the refresh token.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_waits_for_store() {
     let (logins, store) = logged_in();
@@ -451,7 +453,7 @@ async fn refresh_token_waits_for_store() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 117: the store fails between the response and its publication.
+/// The store of a login fails between the response and its publication.
 #[tokio::test(start_paused = true)]
 async fn new_refresh_token_is_stored_before_use() {
     let (logins, store) = logged_in();
@@ -469,7 +471,7 @@ async fn new_refresh_token_is_stored_before_use() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 117: the store fails for longer. The token is used after one lease, and is stored later.
+/// The store of a login fails for longer. The token is used after one lease, and is stored later.
 #[tokio::test(start_paused = true)]
 async fn token_is_used_if_store_stays_down() {
     let (logins, store) = logged_in();
@@ -497,7 +499,7 @@ async fn single_process_needs_no_store() {
     assert_eq!((logins.presented().len(), logins.reused()), (20, 0));
 }
 
-/// Row 122: a process stores the refresh token of a new login, and does not get a token. Another one does, and rotates it.
+/// A process stores the refresh token of a new login, and does not get a token. Another one does, and rotates it.
 #[tokio::test(start_paused = true)]
 async fn login_is_handed_over() {
     let (logins, store) = logged_in();
@@ -520,7 +522,7 @@ async fn login_is_handed_over() {
     assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
 }
 
-/// Row 122: each process is told of the login, also one that starts again later.
+/// Each process is told of a new login, also one that starts again later.
 #[tokio::test(start_paused = true)]
 async fn each_process_may_be_told_of_login() {
     let (logins, store) = logged_in();
@@ -550,7 +552,7 @@ async fn each_process_may_be_told_of_login() {
     assert_eq!(logins.reused(), 0, "{presented:?}");
 }
 
-/// Rows 113, 122 and 125: three processes, with random failures, restarts, dropped callers and a new login.
+/// Three processes share a login, with random failures, restarts, dropped callers and a new login.
 #[tokio::test(start_paused = true)]
 async fn random_fleet_keeps_login() {
     for number in 0..runs(300) {
@@ -580,7 +582,7 @@ async fn random_fleet_keeps_login() {
     }
 }
 
-/// Row 123: a record that cannot be read may have the refresh token that works. It is neither ignored nor replaced.
+/// A record that cannot be read may have the refresh token that works. It is neither ignored nor replaced.
 #[tokio::test(start_paused = true)]
 async fn unreadable_record_is_not_replaced() {
     let (logins, store) = logged_in();
@@ -596,7 +598,7 @@ async fn unreadable_record_is_not_replaced() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 124: the access token stays the same while the refresh tokens rotate.
+/// The access token stays the same while the refresh tokens rotate.
 #[tokio::test(start_paused = true)]
 async fn same_access_token_may_have_new_refresh_token() {
     let (logins, store) = logged_in();
@@ -611,7 +613,7 @@ async fn same_access_token_may_have_new_refresh_token() {
     assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
 }
 
-/// Row 125: the exchange starts late in a refresh, whose timeout ends it. Its token is used by the next one.
+/// An exchange starts late in a refresh, whose timeout ends it. Its token is used by the next one.
 #[tokio::test(start_paused = true)]
 async fn exchange_outlives_its_refresh() {
     let (logins, _) = logged_in();
@@ -634,7 +636,7 @@ async fn exchange_outlives_its_refresh() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 125: the refresh times out, and another process needs a token before the exchange ends.
+/// A refresh times out, and another process needs a token before the exchange ends.
 #[tokio::test(start_paused = true)]
 async fn lease_outlives_its_refresh() {
     let (logins, store) = logged_in();
@@ -654,7 +656,7 @@ async fn lease_outlives_its_refresh() {
     assert_eq!(logins.presented(), ["seed"]);
 }
 
-/// Row 117: the refresh ends while its token is being stored, and nobody asks before that has expired.
+/// A refresh ends while its token is being stored, and nobody asks before that has expired.
 #[tokio::test(start_paused = true)]
 async fn token_is_stored_after_its_refresh() {
     let (logins, store) = logged_in();
@@ -671,7 +673,7 @@ async fn token_is_stored_after_its_refresh() {
     assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
 }
 
-/// Row 117: the store has no room for longer than a lease. No other process gets the lease meanwhile.
+/// The store of a login has no room for longer than a lease. No other process gets the lease meanwhile.
 #[tokio::test(start_paused = true)]
 async fn lease_is_kept_until_token_is_stored() {
     let (logins, store) = logged_in();
@@ -687,7 +689,7 @@ async fn lease_is_kept_until_token_is_stored() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 127: with a store, another process has to present the refresh token of an unusable response.
+/// A response has no usable access token: with a store, another process has to present its refresh token.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_of_unusable_response_is_stored() {
     let (logins, store) = logged_in();
@@ -702,7 +704,7 @@ async fn refresh_token_of_unusable_response_is_stored() {
     assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
 }
 
-/// Row 114: a process that starts again stores its seed, though another one has a token of that login to store.
+/// A process that starts again stores its seed, though another one has a token of that login to store.
 #[tokio::test(start_paused = true)]
 async fn seed_does_not_outlive_later_token() {
     let (logins, store) = logged_in();
@@ -721,7 +723,7 @@ async fn seed_does_not_outlive_later_token() {
     assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
 }
 
-/// Row 163: another user logs in, or a restart has another user's refresh token. The first user's token is not used again.
+/// Another user logs in, or a restart has another user's refresh token. The first user's token is not used again.
 #[tokio::test(start_paused = true)]
 async fn nobody_acts_as_somebody_else() {
     for has_store in [false, true] {
@@ -755,7 +757,7 @@ async fn nobody_acts_as_somebody_else() {
     assert_eq!(logins.reused(), 0);
 }
 
-/// Row 163: the program logs in before the store was read, in each process of a fleet.
+/// The program logs a user in before the store was read, in each process of a fleet.
 #[tokio::test(start_paused = true)]
 async fn login_before_first_token_wins() {
     let (logins, store) = logged_in();
@@ -771,7 +773,8 @@ async fn login_before_first_token_wins() {
     assert_eq!(logins.presented(), ["seed", "second"]);
 }
 
-/// Row 164: a typing error in the configuration does not cost the login that works, and is presented once.
+/// The refresh token in a configuration has a typing error, which does not cost the login that works, and is presented
+/// once.
 #[tokio::test(start_paused = true)]
 async fn typing_error_costs_no_login() {
     let (logins, store) = logged_in();
@@ -790,7 +793,7 @@ async fn typing_error_costs_no_login() {
     assert_eq!(logins.presented()[5..], ["sead-2"]);
 }
 
-/// Row 164: the configuration is corrected before the server has said anything of the wrong one.
+/// A configuration is corrected before the server has said anything of the wrong one.
 #[tokio::test(start_paused = true)]
 async fn corrected_configuration_uses_login_before() {
     let (logins, store) = logged_in();
@@ -803,7 +806,7 @@ async fn corrected_configuration_uses_login_before() {
     assert_eq!(logins.presented(), ["seed", "refresh-1"]);
 }
 
-/// Row 165: two configurations on one store. The newer one wins, and each seed is presented once.
+/// Two processes on one store have two configurations. The newer one wins, and each seed is presented once.
 #[tokio::test(start_paused = true)]
 async fn two_configurations_converge() {
     let (logins, store) = logged_in();
@@ -824,7 +827,7 @@ async fn two_configurations_converge() {
     assert_eq!((logins.presented().len(), logins.reused()), (6, 0));
 }
 
-/// Row 166: a restart with another client, other scopes or another audience, on the same store.
+/// A restart has another client, other scopes or another audience, on the same store.
 #[tokio::test(start_paused = true)]
 async fn record_belongs_to_credential() {
     let (logins, store) = logged_in();
@@ -859,7 +862,7 @@ async fn record_belongs_to_credential() {
     assert_eq!(logins.reused(), 0);
 }
 
-/// Row 167: a login is the subject of a token exchange, and outlives its process.
+/// A login is the subject of a token exchange, and outlives its process.
 #[tokio::test(start_paused = true)]
 async fn login_may_be_subject_of_exchange() {
     let (logins, store) = logged_in();
@@ -888,7 +891,7 @@ async fn login_may_be_subject_of_exchange() {
     assert!(error.to_string().contains("build a TokenProvider with the login"), "{error}");
 }
 
-/// Row 168: the response has no usable access token, and the store cannot be written then.
+/// The response has no usable access token, and the store cannot be written then.
 #[tokio::test(start_paused = true)]
 async fn unusable_response_is_stored_when_store_recovers() {
     for outage in [SECOND, SECOND * 5, SECOND * 40] {
@@ -914,7 +917,7 @@ async fn unusable_response_is_stored_when_store_recovers() {
     }
 }
 
-/// Row 169: a human repairs what was rejected, and calls `ready`.
+/// A human repairs what was rejected, and calls `ready`.
 #[tokio::test(start_paused = true)]
 async fn ready_asks_again_at_once() {
     let (logins, _) = logged_in();
@@ -945,7 +948,7 @@ async fn ready_asks_again_at_once() {
     assert!((12..=30).contains(&asked), "{asked}, {before}");
 }
 
-/// Row 170: a process whose refresh token is spent is rejected, while another one has a newer one that the store lost.
+/// A process whose refresh token is spent is rejected, and another one has a newer one that the store lost.
 #[tokio::test(start_paused = true)]
 async fn laggard_does_not_bury_newer_chain() {
     let (logins, store) = logged_in();
@@ -967,7 +970,7 @@ async fn laggard_does_not_bury_newer_chain() {
     assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-1", "refresh-2"]);
 }
 
-/// Row 171: what a doubtful answer means for a fleet: one process asks once a minute.
+/// A fleet gets a doubtful answer to its refresh token: one process asks once a minute.
 #[tokio::test(start_paused = true)]
 async fn fleet_tries_doubtful_refresh_token_once_a_minute() {
     let (logins, store) = logged_in();
@@ -993,7 +996,7 @@ async fn fleet_tries_doubtful_refresh_token_once_a_minute() {
     processes[3].token().await.unwrap();
 }
 
-/// Row 172: bursts of answers that say nothing, none of which processed the request.
+/// Bursts of answers say nothing, and none of them processed the request.
 #[tokio::test(start_paused = true)]
 async fn burst_of_unclear_answers_ends_no_login() {
     for has_store in [false, true] {
@@ -1011,9 +1014,9 @@ async fn burst_of_unclear_answers_ends_no_login() {
     }
 }
 
-/// Rows 163 to 172: a fleet with every fault at random. Users log in at any moment, configurations change, processes are
-/// killed between any two steps, answers are lost or say nothing, and the store fails or loses a lease. No refresh token is
-/// used twice, nobody acts as a user who was replaced, and each process gets the token of the last user at the end.
+/// A fleet with every fault at random: users log in at any moment, configurations change, processes are killed between
+/// any two steps, answers are lost or say nothing, and the store fails or loses a lease. No refresh token is used
+/// twice, no process acts as a user who was replaced, and each process gets the token of the last user at the end.
 #[tokio::test(start_paused = true)]
 async fn random_users_share_store() {
     for number in 0..runs(150) {

@@ -22,7 +22,7 @@ use crate::support::{
     logins::{Act, Auth, SECOND, exchange, is_login, stored, user},
 };
 
-/// Row 180: a known login is given while a new one has not begun.
+/// A known login is given while a new one has not begun.
 #[tokio::test(start_paused = true)]
 async fn known_login_does_not_bury_pending() {
     for has_store in [false, true] {
@@ -39,7 +39,7 @@ async fn known_login_does_not_bury_pending() {
     }
 }
 
-/// Row 180: as above, with the login that is in use.
+/// The login that is in use is given again while a new one has not begun.
 #[tokio::test(start_paused = true)]
 async fn login_in_use_does_not_bury_pending() {
     let auth = Auth::new(&["A", "B"]);
@@ -50,7 +50,7 @@ async fn login_in_use_does_not_bury_pending() {
     assert_eq!(user(&p.token().await.unwrap()), "B", "{:?}", auth.presented());
 }
 
-/// Row 180: as above, with a login that only the store knows.
+/// A login that only the store knows is given while a new one has not begun.
 #[tokio::test(start_paused = true)]
 async fn login_known_to_store_does_not_bury_pending() {
     for is_current in [false, true] {
@@ -70,7 +70,7 @@ async fn login_known_to_store_does_not_bury_pending() {
     }
 }
 
-/// Row 180: a caller waits for the refresh of a token that works, a user logs in, and the server rejects the new login.
+/// A caller waits for the refresh of a token that works, a user logs in, and the server rejects the new login.
 #[tokio::test(start_paused = true)]
 async fn waiter_gets_no_token_of_login_before() {
     let auth = Auth::new(&["A"]);
@@ -88,7 +88,7 @@ async fn waiter_gets_no_token_of_login_before() {
     assert!(got.is_err(), "after log_in(B): {:?}", got.map(|t| t.access_token().to_owned()));
 }
 
-/// Row 181: the store loses its newest record, and has that of the user before.
+/// The store loses its newest record, and has that of the user before.
 #[tokio::test(start_paused = true)]
 async fn failover_does_not_bring_user_before_back() {
     let (auth, store) = (Auth::new(&["A", "B"]), MemoryStore::default());
@@ -108,7 +108,7 @@ async fn failover_does_not_bring_user_before_back() {
     assert_eq!(user(&got), "B", "p was told log_in(B): {:?}", auth.presented());
 }
 
-/// Row 181: as above, before the new login has a token.
+/// The store loses its newest record, and has that of the user before, while the new login has no token yet.
 #[tokio::test(start_paused = true)]
 async fn failover_before_first_token() {
     let (auth, store) = (Auth::new(&["A", "B"]), MemoryStore::default());
@@ -126,7 +126,7 @@ async fn failover_before_first_token() {
     assert_eq!(user(&got), "B", "p was told log_in(B): {:?}", auth.presented());
 }
 
-/// Row 182: a restart has a wrong client id, which is corrected later.
+/// A restart has a wrong client id, which is corrected later.
 #[tokio::test(start_paused = true)]
 async fn typing_error_in_client_id_costs_no_login() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -151,7 +151,7 @@ async fn typing_error_in_client_id_costs_no_login() {
     );
 }
 
-/// Row 166: the subject of an exchange is the login of another user, on the same store.
+/// The subject of an exchange is the login of another user, on the same store.
 #[tokio::test(start_paused = true)]
 async fn record_of_exchange_belongs_to_login() {
     let auth = Auth::new(&["A", "B"]);
@@ -183,7 +183,7 @@ async fn posts_in_20_minutes(answer: Act) -> (u32, bool) {
     (n, login)
 }
 
-/// Row 172: each answer has a new refresh token, and no usable access token.
+/// Each answer has a new refresh token, and no usable access token.
 #[tokio::test(start_paused = true)]
 async fn unusable_answers_are_bounded_in_rate() {
     let (posts, _) = posts_in_20_minutes(Act::Unusable).await;
@@ -191,7 +191,7 @@ async fn unusable_answers_are_bounded_in_rate() {
     assert!(posts < 120, "{posts} in 20 minutes");
 }
 
-/// Row 169: a human repairs what was doubtful, and restarts the program.
+/// A human repairs what was doubtful, and restarts the program.
 #[tokio::test(start_paused = true)]
 async fn ready_asks_after_restart_in_doubt() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -206,7 +206,7 @@ async fn ready_asks_after_restart_in_doubt() {
     assert!(got.is_ok(), "{got:?}");
 }
 
-/// Row 169: as above, in another process than the one that has recorded the doubt.
+/// A human repairs what was doubtful, and restarts another process than the one that has recorded the doubt.
 #[tokio::test(start_paused = true)]
 async fn ready_asks_in_fleet() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -224,7 +224,7 @@ async fn ready_asks_in_fleet() {
     assert!(got.is_ok(), "{got:?}");
 }
 
-/// Row 181: a process with an old record gets a doubtful answer, and another one has a newer refresh token.
+/// A process with an old record gets a doubtful answer, and another one has a newer refresh token.
 #[tokio::test(start_paused = true)]
 async fn doubting_laggard_does_not_bury_newer_chain() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -236,7 +236,7 @@ async fn doubting_laggard_does_not_bury_newer_chain() {
     advance(MINUTE).await;
     ahead.token().await.unwrap();
     store.change(|kept| kept.record = lost.record);
-    // The server says of a spent refresh token what many say (C3).
+    // The server says of a spent refresh token what many say.
     auth.state().acts.push_back(Act::Answer(400, "application/json", r#"{"error":"Bad Request"}"#));
     laggard.token().await.unwrap_err();
     advance(MINUTE).await;
@@ -244,7 +244,7 @@ async fn doubting_laggard_does_not_bury_newer_chain() {
     assert!(got.is_ok(), "{got:?} {:?}\n{}", auth.presented(), stored(&store));
 }
 
-/// Row 181: the store is flushed, and a restart has the first refresh token, which is spent.
+/// The store is flushed, and a restart has the first refresh token, which is spent.
 #[tokio::test(start_paused = true)]
 async fn rejected_seed_does_not_bury_newer_chain() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -261,7 +261,7 @@ async fn rejected_seed_does_not_bury_newer_chain() {
     assert!(got.is_ok(), "{got:?} {:?}\n{}", auth.presented(), stored(&store));
 }
 
-/// Row 184: a reader is configured with a login.
+/// A reader is configured with a login.
 #[tokio::test(start_paused = true)]
 async fn reader_with_login_reads() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -273,7 +273,7 @@ async fn reader_with_login_reads() {
     assert!(got.is_ok(), "{got:?}");
 }
 
-/// Row 184: a reader is given a login.
+/// A reader is given a login.
 #[tokio::test(start_paused = true)]
 async fn reader_told_of_login_reads() {
     let (auth, store) = (Auth::new(&["A", "B"]), MemoryStore::default());
@@ -288,7 +288,7 @@ async fn reader_told_of_login_reads() {
     assert!(got.is_ok(), "{got:?}");
 }
 
-/// Row 184: a source that presents no refresh tokens is given a login.
+/// A source that presents no refresh tokens is given a login.
 #[tokio::test(start_paused = true)]
 async fn client_credentials_do_not_give_token_of_user() {
     let service = tower::service_fn(|_: Request<String>| async move {
@@ -311,7 +311,7 @@ async fn client_credentials_do_not_give_token_of_user() {
     build().token().await.unwrap();
 }
 
-/// Row 183: the store is down for longer than a lease during an exchange.
+/// The store is down for longer than a lease during an exchange.
 #[tokio::test(start_paused = true)]
 async fn outage_during_exchange() {
     let mut lost = 0;
@@ -350,7 +350,7 @@ async fn outage_during_exchange() {
     assert_eq!(lost, 0, "of 40 logins");
 }
 
-/// Row 183: the runtime of a call ends while its token is being stored.
+/// The runtime of a call ends while its token is being stored.
 #[test]
 fn new_refresh_token_is_stored_before_use() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());
@@ -379,7 +379,7 @@ fn new_refresh_token_is_stored_before_use() {
     assert!(got.is_err() || stored(&store).contains(&newest), "used before it is stored: {}", stored(&store));
 }
 
-/// Row 182: the refresh token in a configuration gets a rejection without a known code. It may be right, so nobody goes on
+/// The refresh token in a configuration gets a rejection without a known code. It may be right, so no process continues
 /// as the user before; if it is wrong, a correction costs nothing.
 #[tokio::test(start_paused = true)]
 async fn doubtful_rejection_of_configured_login() {
@@ -405,7 +405,7 @@ async fn doubtful_rejection_of_configured_login() {
     }
 }
 
-/// Row 184: a provider of a group is given a login, and is idle.
+/// A provider of a group is given a login, and is idle.
 #[cfg(feature = "tenants")]
 #[tokio::test(start_paused = true)]
 async fn eviction_does_not_lose_pending_login() {
@@ -432,7 +432,7 @@ async fn eviction_does_not_lose_pending_login() {
     assert_eq!(user(&got), "B", "after log_in(B): {:?}", auth.presented());
 }
 
-/// Row 180: a user logs in before the configured login has begun.
+/// A user logs in before the configured login has begun.
 #[tokio::test(start_paused = true)]
 async fn configured_login_is_known_after_log_in() {
     let (auth, store) = (Auth::new(&["A", "B"]), MemoryStore::default());
@@ -479,7 +479,7 @@ impl TokenStore for SlowRelease {
     }
 }
 
-/// Row 177: a stored token expires while its lease is being released.
+/// A stored token expires while its lease is being released.
 #[tokio::test(start_paused = true)]
 async fn expired_record_stays_expired() {
     let (auth, store) = (Auth::new(&["A"]), MemoryStore::default());

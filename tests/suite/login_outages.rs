@@ -23,7 +23,7 @@ use crate::support::{
     runs,
 };
 
-/// Row 185: a failover loses the lease of an exchange, and another process presents the same refresh token, in vain.
+/// A failover loses the lease of an exchange, and another process presents the same refresh token meanwhile.
 #[tokio::test(start_paused = true)]
 async fn mark_does_not_bury_granted() {
     let (auth, store) = with_grace(&["A"]);
@@ -44,7 +44,7 @@ async fn mark_does_not_bury_granted() {
     assert!(auth.state().reused.is_empty(), "{:?}", auth.presented());
 }
 
-/// Row 185: the same at random, for three processes.
+/// Failovers and unclear answers at random, for three processes that present the same refresh tokens.
 #[tokio::test(start_paused = true)]
 async fn failovers_and_unclear_answers_end_no_login() {
     for round in 0..runs(100) {
@@ -69,7 +69,7 @@ async fn failovers_and_unclear_answers_end_no_login() {
     }
 }
 
-/// Row 186: a program with a wrong client and a wrong refresh token runs beside the one that is right.
+/// A program with a wrong client and a wrong refresh token runs beside the one that is right.
 #[tokio::test(start_paused = true)]
 async fn wrong_configuration_beside_right_one() {
     let answers =
@@ -99,7 +99,7 @@ async fn wrong_configuration_beside_right_one() {
     }
 }
 
-/// Row 186: a process with a wrong refresh token takes over the lease during the exchange of one that is right.
+/// A process with a wrong refresh token takes over the lease during the exchange of one that is right.
 #[tokio::test(start_paused = true)]
 async fn typing_error_beside_exchange() {
     let (auth, store) = with_grace(&["A"]);
@@ -120,8 +120,8 @@ async fn typing_error_beside_exchange() {
     assert!(auth.state().reused.is_empty(), "{:?}", auth.presented());
 }
 
-/// Row 186: the server has another name in the configuration. The stored refresh token is not sent there, and the configured
-/// one is spent.
+/// The server has another name in the configuration: the stored refresh token is not sent there, and the configured one
+/// is spent.
 #[tokio::test(start_paused = true)]
 async fn other_name_of_server() {
     let (auth, store) = with_grace(&["A", "B"]);
@@ -143,7 +143,7 @@ async fn other_name_of_server() {
     assert!(auth.state().reused.is_empty());
 }
 
-/// Row 187: an ingress answers in place of api.video while a user is logged in.
+/// An ingress answers in place of api.video while a user is logged in.
 #[tokio::test(start_paused = true)]
 async fn ingress_ends_no_login() {
     use tower_bearer::ApiVideo;
@@ -165,7 +165,7 @@ async fn ingress_ends_no_login() {
     }
 }
 
-/// Row 186: the key is replaced while a user is logged in, and is restored.
+/// The key is replaced while a user is logged in, and is restored.
 #[tokio::test(start_paused = true)]
 async fn other_key_does_not_end_login() {
     use tower_bearer::ApiVideo;
@@ -189,7 +189,7 @@ async fn other_key_does_not_end_login() {
     }
 }
 
-/// Row 188: an exchange of the credential, on a runtime that is not driven meanwhile, ends after a login has begun.
+/// An exchange of the credential, on a runtime that is not driven meanwhile, ends after a login has begun.
 #[test]
 fn late_token_of_credential_does_not_replace_login() {
     let presented: Arc<Mutex<Vec<Option<String>>>> = Arc::default();
@@ -232,8 +232,8 @@ fn late_token_of_credential_does_not_replace_login() {
     assert_eq!(presented, ["", "B", "B+", "B++"]);
 }
 
-/// Row 189: an answer is lost at the end of an outage in which no refresh token was spent. The server accepts a spent one for
-/// 30 s.
+/// An answer is lost at the end of an outage in which no refresh token was spent, and the server accepts a spent one
+/// for 30 s.
 #[tokio::test(start_paused = true)]
 async fn lost_answer_late_in_outage_is_soon_asked_for_again() {
     let (refused, busy) = (Act::Refused, Act::Answer(503, "text/plain", ""));
@@ -258,7 +258,7 @@ async fn lost_answer_late_in_outage_is_soon_asked_for_again() {
     }
 }
 
-/// Row 190: each exchange ends after its refresh has. Its error still decides when the next one begins.
+/// Each exchange of an outage ends after its refresh has. Its error still decides when the next one begins.
 #[tokio::test(start_paused = true)]
 async fn outage_bounds_rate_if_refresh_times_out_first() {
     let answers = [(503, ""), (429, ""), (401, r#"{"error":"invalid_client"}"#)];
@@ -287,7 +287,7 @@ async fn outage_bounds_rate_if_refresh_times_out_first() {
     }
 }
 
-/// Row 190: a process ends while it presents a refresh token, and the next one has little time for a refresh.
+/// A process ends while it presents a refresh token, and the next one has little time for a refresh.
 #[tokio::test(start_paused = true)]
 async fn short_refresh_timeout_after_restart() {
     let (auth, store) = with_grace(&["A"]);
@@ -308,7 +308,7 @@ async fn short_refresh_timeout_after_restart() {
     }
 }
 
-/// Row 190: a program shuts down while the exchange of its login outlives the refresh.
+/// A program shuts down while the exchange of its login outlives the refresh.
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_exchange() {
     let (auth, store) = with_grace(&["A"]);
@@ -321,7 +321,7 @@ async fn shutdown_waits_for_exchange() {
     assert!(stored(&store).contains("r-A-2"), "{}", stored(&store));
 }
 
-/// Row 191: a refresh token is doubtful while the access token works, for several processes.
+/// A refresh token is doubtful while the access token works, for several processes.
 #[tokio::test(start_paused = true)]
 async fn fleet_tries_doubtful_refresh_token_once_a_minute_while_token_works() {
     let (auth, store) = with_grace(&["A"]);
@@ -350,7 +350,7 @@ fn exchange(subject: TokenProvider, sts: &Auth) -> TokenProviderBuilder<OAuth2> 
     )
 }
 
-/// Row 192: the refresh token of a login that is the subject of an exchange would be lost with its provider.
+/// A login without a store is the subject of an exchange: its refresh token would be lost with its provider.
 #[tokio::test(start_paused = true)]
 async fn login_of_exchange_needs_store() {
     let (auth, store) = with_grace(&["A"]);
@@ -361,7 +361,7 @@ async fn login_of_exchange_needs_store() {
     exchange(auth.single("A"), &auth).build().unwrap();
 }
 
-/// Row 192: a provider of a group without a store is given a login, and is idle.
+/// A provider of a group without a store is given a login, and is idle.
 #[cfg(feature = "tenants")]
 #[tokio::test(start_paused = true)]
 async fn eviction_does_not_lose_login_without_store() {
@@ -392,7 +392,7 @@ async fn eviction_does_not_lose_login_without_store() {
     assert!(error.to_string().contains("needs a store of its own"), "{error}");
 }
 
-/// Row 193: another process brings another login, whether or not its token still works, or has the only one.
+/// Another process brings another login, whether or not its token still works, or has the only one.
 #[tokio::test(start_paused = true)]
 async fn login_of_another_process_has_line() {
     for is_expired in [false, true] {

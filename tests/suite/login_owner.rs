@@ -50,7 +50,7 @@ fn with_keys(auth: &Auth) -> TokenClient {
     }))
 }
 
-/// Row 194: a program with the credential of a client finds the record of a login.
+/// A program with the credential of a client finds the record of a login.
 #[tokio::test(start_paused = true)]
 async fn login_is_not_replaced_by_token_of_client() {
     let (auth, store) = with_grace(&["A"]);
@@ -74,7 +74,7 @@ async fn login_is_not_replaced_by_token_of_client() {
     );
 }
 
-/// Row 194: a program with another key, and without a login, finds the record of one.
+/// A program with another key, and without a login, finds the record of one.
 #[tokio::test(start_paused = true)]
 async fn login_is_not_replaced_by_token_of_other_key() {
     let (auth, store) = with_grace(&["A"]);
@@ -97,7 +97,7 @@ async fn login_is_not_replaced_by_token_of_other_key() {
     );
 }
 
-/// Row 194: a program with the same key, and without refresh tokens, finds the record of a login.
+/// A program with the same key, and without refresh tokens, finds the record of a login.
 #[tokio::test(start_paused = true)]
 async fn login_is_not_replaced_by_token_of_its_key() {
     let (auth, store) = with_grace(&["A"]);
@@ -114,7 +114,7 @@ async fn login_is_not_replaced_by_token_of_its_key() {
     assert_eq!(got.unwrap(), "A", "{}", stored(&store));
 }
 
-/// Row 184: a login for a key without refresh tokens.
+/// A login is given to a key without refresh tokens.
 #[tokio::test(start_paused = true)]
 async fn key_only_takes_no_login() {
     let (auth, _) = with_grace(&["A"]);
@@ -123,14 +123,14 @@ async fn key_only_takes_no_login() {
     assert!(error.to_string().contains("takes no refresh token of a login"), "{error}");
 }
 
-/// Row 184: a login for a token that does not change.
+/// A login is given to a token that does not change.
 #[tokio::test(start_paused = true)]
 async fn static_token_takes_no_login() {
     let error = TokenProvider::builder(StaticToken::new("static-static")).login("A").build().unwrap_err();
     assert!(error.to_string().contains("takes no refresh token of a login"), "{error}");
 }
 
-/// Row 195: the key is another one for a moment, while the mark is stored.
+/// The key is another one for a moment, while a process stores the mark that it presents a refresh token.
 #[tokio::test(start_paused = true)]
 async fn key_changes_while_mark_is_stored() {
     let (auth, store) = with_grace(&["A"]);
@@ -176,7 +176,7 @@ impl tower_bearer::TokenSource for Own {
     }
 }
 
-/// Row 195: a configured login is rejected while the account is another one for a moment.
+/// A configured login is rejected while the account is another one for a moment.
 #[tokio::test(start_paused = true)]
 async fn account_changes_during_rejection() {
     for changes in [false, true] {
@@ -208,7 +208,7 @@ async fn account_changes_during_rejection() {
     }
 }
 
-/// Row 196: a token that no refresh has taken, and a user who has logged in to another process since.
+/// No refresh has taken a token, and a user has logged in to another process since.
 #[tokio::test(start_paused = true)]
 async fn untaken_token_is_not_one_of_login_before() {
     let (auth, store) = with_grace(&["A", "B"]);
@@ -225,7 +225,7 @@ async fn untaken_token_is_not_one_of_login_before() {
     assert_eq!(user(&one.token().await.unwrap()), "B");
 }
 
-/// Row 196: the same, and another process has another login in its configuration.
+/// No refresh has taken a token, and another process has another login in its configuration since.
 #[tokio::test(start_paused = true)]
 async fn untaken_token_is_not_one_of_replaced_login() {
     let (auth, store) = with_grace(&["A", "C"]);
@@ -239,7 +239,7 @@ async fn untaken_token_is_not_one_of_replaced_login() {
     assert_eq!(user(&one.ready().await.unwrap()), "C");
 }
 
-/// Row 197: a token was exchanged for that of a login, another user logs in, and the program restarts.
+/// A token was exchanged for that of a login, another user logs in, and the program restarts.
 #[tokio::test(start_paused = true)]
 async fn exchange_for_login_that_is_in_store() {
     for seed in ["A", ""] {
@@ -262,7 +262,7 @@ async fn exchange_for_login_that_is_in_store() {
     }
 }
 
-/// Row 197: the program restarts with the store of another user.
+/// A program that exchanges the token of a login restarts with the store of another user.
 #[tokio::test(start_paused = true)]
 async fn exchange_for_logins_of_two_stores() {
     let (auth, store) = with_grace(&["A", "B"]);
@@ -279,7 +279,7 @@ async fn exchange_for_logins_of_two_stores() {
     assert!(got.access_token().contains("-B-"), "{}", got.access_token());
 }
 
-/// Row 197: a program that starts uses the stored token of its login, once it knows that.
+/// A program that exchanges the token of a login starts, and uses the stored token once it knows the login.
 #[tokio::test(start_paused = true)]
 async fn exchange_uses_stored_token_of_its_login() {
     let (auth, store) = with_grace(&["A"]);
@@ -296,7 +296,7 @@ async fn exchange_uses_stored_token_of_its_login() {
     }
 }
 
-/// Row 197: the login of the subject has ended, and a user logs in.
+/// The login of an exchange's subject has ended, and a user logs in.
 #[tokio::test(start_paused = true)]
 async fn exchange_follows_login_at_once() {
     let (auth, _) = with_grace(&["A", "B"]);
@@ -334,7 +334,7 @@ fn doubting(auth: &Auth) -> TokenClient {
     }))
 }
 
-/// Row 198: a configuration is corrected in one process after the other. The wrong refresh token was rejected doubtfully.
+/// A configuration is corrected in one process after the other. The wrong refresh token was rejected doubtfully.
 #[tokio::test(start_paused = true)]
 async fn configuration_is_corrected_one_by_one() {
     let (auth, store) = with_grace(&["A"]);
@@ -378,7 +378,7 @@ async fn configuration_is_corrected_one_by_one() {
     );
 }
 
-/// Row 198: the same with the login of another user, in an outage, at random delays.
+/// The login of another user is corrected in one process after the other, in an outage, at random delays.
 #[tokio::test(start_paused = true)]
 async fn other_user_is_corrected_one_by_one() {
     let mut wrong = Vec::new();
@@ -425,7 +425,7 @@ async fn other_user_is_corrected_one_by_one() {
     assert!(wrong.is_empty(), "{} {:?}", wrong.len(), wrong[0]);
 }
 
-/// Row 198: a login is configured, then a typing error, then the login again, before a token was granted for it.
+/// A login is configured, then a typing error, then the login again, before a token was granted for it.
 #[tokio::test(start_paused = true)]
 async fn login_without_token_is_not_forgotten() {
     let (auth, store) = with_grace(&["A", "C"]);
@@ -444,7 +444,7 @@ async fn login_without_token_is_not_forgotten() {
     assert_eq!(got.map(|token| user(&token)).ok().as_deref(), Some("C"), "{}", stored(&store));
 }
 
-/// Row 198: a login is given, one that is not valid, and the first one again.
+/// A login is given, one that is not valid, and the first one again.
 #[tokio::test(start_paused = true)]
 async fn login_is_given_again_after_invalid_one() {
     let (auth, _) = with_grace(&["A", "B"]);
@@ -458,7 +458,7 @@ async fn login_is_given_again_after_invalid_one() {
     assert_eq!(got.map(|token| user(&token)).ok().as_deref(), Some("B"), "{:?}", auth.presented());
 }
 
-/// Row 198: twelve users log in, each after a restart with the same configuration.
+/// Twelve users log in, each after a restart with the same configuration.
 #[tokio::test(start_paused = true)]
 async fn sixteen_logins_are_remembered() {
     let (auth, store) = with_grace(&["A"]);
@@ -483,7 +483,7 @@ async fn sixteen_logins_are_remembered() {
     );
 }
 
-/// Row 193: the line of a login whose first refresh token is in the store already.
+/// The log line of a login whose first refresh token is in the store already.
 #[tokio::test(start_paused = true)]
 async fn line_of_login_that_is_known() {
     let (record, _guard) = Record::start();
@@ -500,7 +500,7 @@ async fn line_of_login_that_is_known() {
     assert_eq!(reasons, ["it is known already"]);
 }
 
-/// Row 198: wrong configurations at random, of several processes.
+/// Several processes get wrong configurations at random.
 #[tokio::test(start_paused = true)]
 async fn random_configurations() {
     let mut failures = Vec::new();
@@ -596,7 +596,7 @@ async fn random_configurations() {
     );
 }
 
-/// Rows 173 and 196: exchanges outlive their refreshes while users log in, and tokens are challenged and removed.
+/// Exchanges outlive their refreshes while users log in, and tokens are challenged and removed.
 #[tokio::test(start_paused = true)]
 async fn random_logins_during_exchanges() {
     for round in 0..40_u64 {
@@ -674,7 +674,7 @@ async fn random_logins_during_exchanges() {
     }
 }
 
-/// Row 192: providers of a group have logins, and are evicted, while the store and the server fail.
+/// Providers of a group have logins, and are evicted, while the store and the server fail.
 #[cfg(feature = "tenants")]
 #[tokio::test(start_paused = true)]
 async fn random_logins_of_group() {
@@ -740,7 +740,7 @@ async fn random_logins_of_group() {
     }
 }
 
-/// Row 201: a record with the greatest numbers.
+/// A stored record has the greatest numbers that it can have.
 #[tokio::test(start_paused = true)]
 async fn extreme_record_makes_no_panic() {
     for (from, to) in [
@@ -762,7 +762,7 @@ async fn extreme_record_makes_no_panic() {
     }
 }
 
-/// Row 194: a program with another client runs, and the login of another one is granted.
+/// A program with another client runs, and the login of another one is granted.
 #[tokio::test(start_paused = true)]
 async fn wrong_client_costs_no_login_that_was_granted() {
     let (auth, store) = with_grace(&["A", "D"]);
@@ -781,7 +781,7 @@ async fn wrong_client_costs_no_login_that_was_granted() {
     assert!(got.is_ok() && auth.state().reused.is_empty(), "{:?} {:?}", got.is_ok(), auth.presented());
 }
 
-/// Row 194: a program with another client and another login runs on, while others restart.
+/// A program with another client and another login runs on, while others restart.
 #[tokio::test(start_paused = true)]
 async fn wrong_client_costs_no_stored_token() {
     let (auth, store) = with_grace(&["A", "D"]);
@@ -804,7 +804,7 @@ async fn wrong_client_costs_no_stored_token() {
     assert!(auth.state().granted <= 2, "{} {}", auth.state().granted, stored(&store));
 }
 
-/// Row 194: a source of one's own says nothing of its credential.
+/// A source of one's own, which says nothing of its credential, finds the record of a login.
 #[tokio::test(start_paused = true)]
 async fn login_is_not_replaced_by_source_without_credential() {
     let (auth, store) = with_grace(&["A"]);
@@ -829,7 +829,7 @@ fn client_credentials(auth: &Auth) -> OAuth2 {
     OAuth2::client_credentials(server, ClientAuth::basic("id", "secret")).with_client(with_keys(auth))
 }
 
-/// Row 194: the record has a login that has ended.
+/// A program without a login finds the record of a login that has ended.
 #[tokio::test(start_paused = true)]
 async fn record_of_ended_login_is_replaced() {
     let (auth, store) = with_grace(&["A"]);
@@ -848,7 +848,7 @@ async fn record_of_ended_login_is_replaced() {
     assert_eq!(a.access_token(), b.access_token());
 }
 
-/// Row 198: a login without a token is replaced by another one, and a process restarts with the first.
+/// A login without a token is replaced by another one, and a process restarts with the first.
 #[tokio::test(start_paused = true)]
 async fn configuration_that_was_replaced_stays_so() {
     let (auth, store) = with_grace(&["A", "C", "D"]);
@@ -871,7 +871,7 @@ async fn configuration_that_was_replaced_stays_so() {
     assert_eq!((got.unwrap().as_str(), restarted.unwrap().as_str()), ("D", "D"));
 }
 
-/// Row 186: the first refresh token of the login before, with another client.
+/// The first refresh token of the login before is in the configuration of another client.
 #[tokio::test(start_paused = true)]
 async fn first_refresh_token_of_login_before_is_not_presented() {
     let (auth, store) = with_grace(&["A", "C"]);
@@ -888,7 +888,7 @@ async fn first_refresh_token_of_login_before_is_not_presented() {
     assert!(auth.state().reused.is_empty(), "{:?}", auth.presented());
 }
 
-/// Row 197: the subject is a reader, which does not know whose login it uses.
+/// The subject of an exchange is a reader, which does not know whose login it uses.
 #[tokio::test(start_paused = true)]
 async fn exchange_for_reader() {
     let (auth, store) = with_grace(&["A", "B"]);
@@ -910,7 +910,7 @@ async fn exchange_for_reader() {
     assert!(got.access_token().contains("-B-"), "{}", got.access_token());
 }
 
-/// Row 197: processes share what they exchange for tokens of a client.
+/// Processes share what they exchange for tokens of a client.
 #[tokio::test(start_paused = true)]
 async fn exchange_for_client_is_shared() {
     let (auth, store) = with_grace(&[]);
@@ -925,7 +925,7 @@ async fn exchange_for_client_is_shared() {
     }
 }
 
-/// Row 195: the client's secret is replaced while a token is granted.
+/// The client's secret is replaced while a token is granted.
 #[tokio::test(start_paused = true)]
 async fn secret_is_replaced_during_grant() {
     let (auth, store) = with_grace(&[]);

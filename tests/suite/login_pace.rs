@@ -24,7 +24,7 @@ use crate::support::{
     runs,
 };
 
-/// Row 199: late in an outage, the server processes the request, and a gateway answers.
+/// Late in an outage, the server processes the request, and a gateway answers.
 #[tokio::test(start_paused = true)]
 async fn answer_of_gateway_late_in_outage() {
     for status in [502, 504] {
@@ -66,7 +66,7 @@ async fn answer_of_gateway_late_in_outage() {
     }
 }
 
-/// Row 199: the metadata were down. Then an answer is lost.
+/// The metadata are down. Then an answer is lost.
 #[tokio::test(start_paused = true)]
 async fn outage_of_metadata_loses_no_answer() {
     let (auth, _) = with_grace(&["A"]);
@@ -107,7 +107,7 @@ async fn outage_of_metadata_loses_no_answer() {
     }
 }
 
-/// Row 199: `ready` presents a doubtful refresh token, and the answer is lost.
+/// `ready` presents a doubtful refresh token, and the answer is lost.
 #[tokio::test(start_paused = true)]
 async fn answer_is_lost_in_doubt() {
     let mut lost = Vec::new();
@@ -136,7 +136,7 @@ async fn answer_is_lost_in_doubt() {
     assert!(lost.is_empty(), "{lost:?}");
 }
 
-/// Row 199: an answer is lost while an ingress answers in place of the server.
+/// An answer is lost while an ingress answers in place of the server.
 #[tokio::test(start_paused = true)]
 async fn answer_is_lost_between_those_of_ingress() {
     let mut lost = Vec::new();
@@ -170,7 +170,7 @@ async fn answer_is_lost_between_those_of_ingress() {
     assert!(lost.is_empty(), "{lost:?}");
 }
 
-/// Row 199: an answer is lost, and the store fails for a moment.
+/// An answer is lost, and the store fails for a moment.
 #[tokio::test(start_paused = true)]
 async fn answer_is_lost_while_store_fails() {
     let mut lost = Vec::new();
@@ -209,7 +209,7 @@ async fn answer_is_lost_while_store_fails() {
     assert!(lost.is_empty(), "{lost:?}");
 }
 
-/// Row 191: a refresh token is doubtful while the access token has no lifetime, for several processes.
+/// A refresh token is doubtful while the access token has no lifetime, for several processes.
 #[tokio::test(start_paused = true)]
 async fn doubt_beside_token_without_lifetime() {
     let (auth, store) = with_grace(&["A"]);
@@ -231,7 +231,7 @@ async fn doubt_beside_token_without_lifetime() {
     assert!(presented <= 21, "{presented} in 20 min");
 }
 
-/// Row 191: a refresh token is doubtful while the access token ends soon.
+/// A refresh token is doubtful while the access token ends soon.
 #[tokio::test(start_paused = true)]
 async fn doubt_beside_token_that_ends_soon() {
     let (auth, store) = with_grace(&["A"]);
@@ -255,7 +255,7 @@ async fn doubt_beside_token_that_ends_soon() {
     assert!(presented.len() <= 1, "{presented:?}");
 }
 
-/// Row 191: `ready` was called at the start, hours before the refresh token is doubtful.
+/// `ready` is called at the start, hours before the refresh token is doubtful.
 #[tokio::test(start_paused = true)]
 async fn ready_at_start_and_doubt_later() {
     let (auth, store) = with_grace(&["A"]);
@@ -277,7 +277,7 @@ async fn ready_at_start_and_doubt_later() {
     assert!(presented <= 1, "{presented} in a minute");
 }
 
-/// Row 200: the store fails while one process exchanges the refresh token, and another one has seen that.
+/// The store fails while one process exchanges the refresh token, and another one has seen that.
 #[tokio::test(start_paused = true)]
 async fn mark_was_seen_before_outage() {
     let mut lost = Vec::new();
@@ -324,7 +324,7 @@ async fn mark_was_seen_before_outage() {
     assert!(lost.is_empty(), "{}: {:?}", lost.len(), &lost[..lost.len().min(20)]);
 }
 
-/// Row 200: the store is flushed while the server fails.
+/// The store is flushed while the server fails.
 #[tokio::test(start_paused = true)]
 async fn flush_during_outage_of_server() {
     let (auth, store) = with_grace(&["A"]);
@@ -382,7 +382,7 @@ async fn slowest_recovery(health: Health) -> Duration {
     worst
 }
 
-/// Row 200: with backoff, which is at most 5 s.
+/// The store of a login is down, and is back: the login follows with backoff, which is at most 5 s.
 #[tokio::test(start_paused = true)]
 async fn login_heals_soon_after_store() {
     for health in [Health::Down, Health::ReadOnly, Health::Full, Health::Forgetful, Health::Misconfigured] {
@@ -391,7 +391,7 @@ async fn login_heals_soon_after_store() {
     }
 }
 
-/// Row 200: a token was not taken by its refresh, and the store fails or is flushed.
+/// A token was not taken by its refresh, and the store fails or is flushed.
 #[tokio::test(start_paused = true)]
 async fn untaken_token_is_stored_again() {
     for case in [1, 2, 4, 0, 3] {
@@ -436,7 +436,7 @@ async fn untaken_token_is_stored_again() {
     }
 }
 
-/// Row 199: a source that asks for no delay after a permanent failure is asked after the shortest cool-down.
+/// A source that asks for no delay after a permanent failure is asked after the shortest cool-down.
 #[tokio::test(start_paused = true)]
 async fn permanent_failure_has_shortest_cool_down() {
     let asked = Arc::new(AtomicU32::new(0));

@@ -420,6 +420,7 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: runs(4_000) as u32, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
+    /// A random sequence of events leaves a provider without a token, or spends a refresh token twice.
     #[test]
     fn heals_and_spends_no_token_twice(
         steps in prop::collection::vec(step(), 1..16),

@@ -207,8 +207,7 @@ fn kind(error: &Error) -> SourceErrorKind {
     }
 }
 
-/// Rows 100 to 108, 148, 151 and 152: each answer of a token endpoint that a client has to survive, and what it means for
-/// both sources.
+/// A token endpoint gives any answer that a client has to survive, and both sources read it in the same way.
 #[tokio::test(start_paused = true)]
 async fn each_answer_has_its_meaning() {
     const TOKEN: &str = r#""access_token":"abc""#;
@@ -379,7 +378,7 @@ async fn each_answer_has_its_meaning() {
     }
 }
 
-/// Row 151: a byte that is not UTF-8, and a coding that is none.
+/// A token response has a byte that is not UTF-8, or a coding that is none.
 #[tokio::test(start_paused = true)]
 async fn readable_response_is_used() {
     let latin: &[u8] = b"{\"access_token\":\"abc\",\"name\":\"M\xfcller\"}";
@@ -398,7 +397,7 @@ async fn readable_response_is_used() {
     }
 }
 
-/// Row 148: the page of a firewall, whose status and content type are shown.
+/// A firewall responds in place of the token endpoint, with a page, whose status and content type are shown.
 #[tokio::test(start_paused = true)]
 async fn page_of_firewall_is_no_verdict() {
     for (status, content_type, body) in [
@@ -434,7 +433,7 @@ async fn page_of_firewall_is_no_verdict() {
     }
 }
 
-/// Row 148: AWS WAF asks a browser to solve a puzzle, with any status.
+/// AWS WAF asks a browser to solve a puzzle, with any status.
 #[tokio::test(start_paused = true)]
 async fn puzzle_of_firewall_is_no_verdict() {
     for status in [202, 403, 405] {
@@ -447,7 +446,7 @@ async fn puzzle_of_firewall_is_no_verdict() {
     }
 }
 
-/// Row 150: GitHub answers 403 with `Retry-After` to a client that asks too often.
+/// A status that would be a rejection has `Retry-After`, as GitHub's 403 for a client that asks too often.
 #[tokio::test(start_paused = true)]
 async fn asked_delay_is_no_rejection() {
     for status in [400, 401, 403, 404, 409, 422] {
@@ -470,7 +469,7 @@ async fn asked_delay_is_no_rejection() {
     assert_eq!((error.kind(), error.retry_after()), (Rejected, None));
 }
 
-/// Row 152: the lifetime is over when the response arrives.
+/// `expires_in` is zero, negative, or over when the response arrives.
 #[tokio::test(start_paused = true)]
 async fn lifetime_that_is_over_is_unknown() {
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -488,8 +487,8 @@ async fn lifetime_that_is_over_is_unknown() {
     }
 }
 
-/// Row 152: a refresh token that expires before the access token (`refresh_expires_in` of Keycloak, or
-/// `refresh_token_expires_in` of GitHub).
+/// A refresh token expires before the access token (`refresh_expires_in` of Keycloak, or `refresh_token_expires_in` of
+/// GitHub).
 #[tokio::test(start_paused = true)]
 async fn refresh_token_is_presented_before_it_expires() {
     for (fields, refreshed) in [
@@ -522,7 +521,7 @@ async fn refresh_token_is_presented_before_it_expires() {
     assert_eq!(endpoint.requests(), 1);
 }
 
-/// Row 103.
+/// An error code is registered, unknown, or not a text.
 #[tokio::test(start_paused = true)]
 async fn registered_code_is_in_message() {
     let endpoint = Endpoint::default().responds(401, r#"{"error":"invalid_client"}"#);
@@ -533,7 +532,7 @@ async fn registered_code_is_in_message() {
     );
 }
 
-/// Row 107.
+/// An authorization server asks for a delay, with any status.
 #[tokio::test(start_paused = true)]
 async fn retry_after_counts_for_each_transient_answer() {
     let body = Bytes::from_static(br#"{"error":"temporarily_unavailable"}"#);
@@ -545,6 +544,7 @@ async fn retry_after_counts_for_each_transient_answer() {
     }
 }
 
+/// A request for client credentials has another form than RFC 6749 says.
 #[tokio::test]
 async fn client_credentials_send_form_and_basic() {
     let endpoint = Endpoint::default();
@@ -575,6 +575,7 @@ async fn client_credentials_send_form_and_basic() {
     );
 }
 
+/// A server expects the client's authentication in the body, or none.
 #[tokio::test]
 async fn client_may_authenticate_in_body_or_not_at_all() {
     for (client, expected) in [
@@ -594,6 +595,7 @@ async fn client_may_authenticate_in_body_or_not_at_all() {
     }
 }
 
+/// The subject of an exchange, or an assertion, was replaced since the last exchange.
 #[tokio::test]
 async fn subject_and_assertion_are_asked_at_each_exchange() {
     let asked = Arc::new(Mutex::new(0));
@@ -631,6 +633,7 @@ async fn subject_and_assertion_are_asked_at_each_exchange() {
     assert_eq!(endpoint.values("grant_type")[0], "urn:ietf:params:oauth:grant-type:jwt-bearer");
 }
 
+/// The subject of an exchange cannot be had.
 #[tokio::test]
 async fn failing_subject_is_not_exchanged() {
     let endpoint = Endpoint::default();
@@ -640,7 +643,7 @@ async fn failing_subject_is_not_exchanged() {
     assert_eq!(endpoint.requests(), 0);
 }
 
-/// What the API's challenge asks for, in both of the forms that it is sent in.
+/// An API's challenge asks for claims or scopes, in each of the forms that it is sent in.
 #[tokio::test]
 async fn challenge_goes_into_request_only_if_followed() {
     let value = r#"Bearer error="insufficient_claims", claims="eyJhIjoxfQ==", acr_values="gold""#;
@@ -656,7 +659,7 @@ async fn challenge_goes_into_request_only_if_followed() {
     }
 }
 
-/// Row 120.
+/// An option would override what a grant sends, or is not valid.
 #[test]
 fn invalid_options_are_errors_of_build() {
     let source = || OAuth2::client_credentials(server(), client());
@@ -722,7 +725,7 @@ fn invalid_options_are_errors_of_build() {
     }
 }
 
-/// Row 161: a line break at the end of a file was taken along.
+/// A line break at the end of an id, a secret or a parameter was taken along.
 #[test]
 fn blank_at_end_of_text_is_error_of_build() {
     let key = || SigningKey::es256(&"x".repeat(10));
@@ -767,7 +770,7 @@ fn blank_at_end_of_text_is_error_of_build() {
     assert!(TokenProvider::builder(source().parameter("claims", "{\n}")).build().is_ok());
 }
 
-/// Row 160: the ID token is the bearer token, for as long as it says.
+/// An API takes the ID token as the bearer token, for as long as it says.
 #[tokio::test(start_paused = true)]
 async fn id_token_may_be_bearer_token() {
     let jwt = |claims: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
@@ -814,7 +817,7 @@ async fn id_token_may_be_bearer_token() {
     assert_eq!(endpoint.values("refresh_token"), ["seed", "next"]);
 }
 
-/// Row 151: the token of one exchange is the subject of the next, whatever its type is called.
+/// The token of one exchange is the subject of the next, whatever its type is called.
 #[tokio::test]
 async fn token_of_exchange_may_be_exchanged() {
     let of_type = r#"{"access_token":"inner","token_type":"N_A","issued_token_type":"urn:ietf:params:oauth:token-type:jwt"}"#;
@@ -826,7 +829,7 @@ async fn token_of_exchange_may_be_exchanged() {
     assert_eq!(second.values("subject_token"), ["inner"]);
 }
 
-/// Row 109.
+/// The response to a refresh token has no refresh token.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_is_replaced_or_kept() {
     let endpoint = Endpoint::default();
@@ -848,8 +851,8 @@ async fn refresh_token_is_replaced_or_kept() {
     assert_eq!(endpoint.values("client_id")[0], "id");
 }
 
-/// Row 110: a lost answer may have spent the refresh token. It is presented again, with backoff and without a limit on the
-/// count: only a verdict ends a login.
+/// The response to a refresh token is lost, which may have spent it. It is presented again, with backoff and without a
+/// limit on the count: only a verdict ends a login.
 #[tokio::test(start_paused = true)]
 async fn only_verdict_ends_login() {
     for lost in [
@@ -882,7 +885,7 @@ async fn only_verdict_ends_login() {
     }
 }
 
-/// R2: in an outage of an hour, the refresh token is presented after a tenth of it so far, and once a minute at least.
+/// In an outage of an hour, the refresh token is presented after a tenth of it so far, and once a minute at least.
 #[tokio::test(start_paused = true)]
 async fn outage_bounds_rate_of_presentations() {
     let endpoint = Endpoint::default();
@@ -902,7 +905,7 @@ async fn outage_bounds_rate_of_presentations() {
     assert!(gaps.iter().all(|(at, gap)| *gap <= 67 && gap + 1 >= (at / 10).min(60)), "{gaps:?}");
 }
 
-/// The answers of C3 and others to a refresh token, and what follows.
+/// A token endpoint gives any answer to a refresh token, which decides whether it is presented again.
 #[tokio::test(start_paused = true)]
 async fn each_answer_decides_about_refresh_token() {
     /// What is asked of the server in the hour after the answer, and how it begins.
@@ -1091,7 +1094,7 @@ async fn each_answer_decides_about_refresh_token() {
     }
 }
 
-/// Row 110: the caller is dropped during the exchange, which goes on.
+/// The caller is dropped during the exchange of a login, which goes on.
 #[tokio::test(start_paused = true)]
 async fn dropped_caller_loses_no_login() {
     let endpoint = Endpoint::default().then(Act::Late(Duration::from_secs(5)));
@@ -1101,7 +1104,7 @@ async fn dropped_caller_loses_no_login() {
     assert_eq!(endpoint.values("refresh_token"), ["seed"]);
 }
 
-/// Row 112: no request, and no POST, until the login.
+/// The refresh token is rejected, and nothing else gives a token: no request, and no POST, until the login.
 #[tokio::test(start_paused = true)]
 async fn rejected_refresh_token_requires_login() {
     let endpoint = Endpoint::default();
@@ -1128,7 +1131,7 @@ async fn rejected_refresh_token_requires_login() {
     assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "login-2"]);
 }
 
-/// Row 112: an empty refresh token is none, and one that was rejected is not presented again.
+/// A program starts with an empty refresh token, or with one that was rejected, and a user logs in later.
 #[tokio::test(start_paused = true)]
 async fn login_may_come_later() {
     let endpoint = Endpoint::default();
@@ -1155,7 +1158,7 @@ async fn login_may_come_later() {
     provider.token().await.unwrap();
 }
 
-/// Row 127: the access token cannot be used, but the refresh token that came with it is the one that works.
+/// The access token of a response cannot be used, but the refresh token that came with it is the one that works.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_of_unusable_response_is_kept() {
     let endpoint = Endpoint::default();
@@ -1173,7 +1176,7 @@ async fn refresh_token_of_unusable_response_is_kept() {
     assert_eq!(endpoint.values("refresh_token"), ["seed", "refresh-1", "next-1", "next-2", "next-3"]);
 }
 
-/// Row 127: the server grants a refresh token that was spent before, or none, which keeps the old one.
+/// The server grants a refresh token that was spent before, or none, which keeps the old one.
 #[tokio::test(start_paused = true)]
 async fn refresh_token_may_be_granted_again() {
     let endpoint = Endpoint::default();
@@ -1189,8 +1192,8 @@ async fn refresh_token_may_be_granted_again() {
     assert_eq!(endpoint.values("refresh_token"), expected);
 }
 
-/// Row 126: a login is given once more while its refresh token is exchanged; then another one, whose user must not get the
-/// token of the first.
+/// A login is given once more while its refresh token is exchanged; then another one, whose user must not get the token
+/// of the first.
 #[tokio::test(start_paused = true)]
 async fn login_during_exchange() {
     let endpoint = Endpoint::default().then(Act::Late(Duration::from_secs(1)));
@@ -1228,7 +1231,7 @@ async fn login_during_exchange() {
     }
 }
 
-/// A subject's revision may be a hash of its credential.
+/// A subject's revision is any number, such as a hash of its credential.
 #[tokio::test]
 async fn revision_of_subject_may_be_any_number() {
     struct Subject;
@@ -1248,7 +1251,7 @@ async fn revision_of_subject_may_be_any_number() {
     assert_ne!(source.credential(), before);
 }
 
-/// C4: a login replaces a refresh token and a token that still work: it may be another user's.
+/// A login replaces a refresh token and a token that still work: it may be another user's.
 #[tokio::test(start_paused = true)]
 async fn login_replaces_working_refresh_token() {
     let endpoint = Endpoint::default();
@@ -1266,7 +1269,7 @@ async fn login_replaces_working_refresh_token() {
     assert_eq!(endpoint.values("refresh_token")[3..], ["refresh-3"]);
 }
 
-/// A rejected client secret ends with the new one, and costs no refresh token.
+/// The client secret is rejected, and is replaced, which costs no refresh token.
 #[tokio::test(start_paused = true)]
 async fn new_secret_ends_rejection_at_once() {
     let endpoint = Endpoint::default();
@@ -1284,7 +1287,7 @@ async fn new_secret_ends_rejection_at_once() {
     assert_eq!(endpoint.values("refresh_token"), ["seed", "seed"]);
 }
 
-/// Row 119: the metadata of an issuer: where it is looked for, that it is fetched once, and that it must be the issuer's.
+/// The metadata of an issuer are missing, broken, or of another issuer.
 #[tokio::test(start_paused = true)]
 async fn issuer_metadata_names_token_endpoint() {
     let metadata =
@@ -1353,7 +1356,7 @@ async fn issuer_metadata_names_token_endpoint() {
     );
 }
 
-/// Row 153: any failure of the first place leads to the second, and one error names both with their statuses.
+/// The first place of the metadata fails in any way: one error names both places with their statuses.
 #[tokio::test(start_paused = true)]
 async fn second_place_has_metadata_if_first_fails() {
     let found = format!(r#"{{"issuer":"https://login.example","token_endpoint":"{TOKEN_ENDPOINT}"}}"#);
@@ -1407,7 +1410,7 @@ async fn second_place_has_metadata_if_first_fails() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
 }
 
-/// Row 153: the token endpoint has moved, and the metadata says so.
+/// The token endpoint has moved, and the metadata says so.
 #[tokio::test(start_paused = true)]
 async fn moved_token_endpoint_is_found() {
     let names = |endpoint: &str| {
@@ -1471,7 +1474,7 @@ async fn moved_token_endpoint_is_found() {
     );
 }
 
-/// Each grant over a real socket, with the metadata of the issuer, until the API accepts its token.
+/// Each grant works over a real socket, with the metadata of the issuer, until the API accepts its token.
 #[tokio::test]
 async fn api_accepts_token_of_each_grant() {
     let server = AuthServer::start().await.unwrap();
@@ -1512,8 +1515,8 @@ async fn api_accepts_token_of_each_grant() {
     assert_eq!(counters.metadata_requests, 6);
 }
 
-/// Row 121: the claims and the header of an assertion, and a key of each kind. `crates/tower-bearer-testing/tests/auth_server.rs` and `interop` verify the
-/// signatures.
+/// An assertion is sent twice, or has other claims than its grant needs.
+/// `crates/tower-bearer-testing/tests/auth_server.rs` and `interop` verify the signatures.
 #[tokio::test]
 async fn each_assertion_is_new() {
     let server = AuthServer::start().await.unwrap();
@@ -1542,6 +1545,7 @@ async fn each_assertion_is_new() {
     assert!(ids[0] != ids[1] && ids[0].len() == 22, "{ids:?}");
 }
 
+/// A signing key is not valid: the error quotes nothing of it.
 #[test]
 fn invalid_signing_key_error_quotes_nothing() {
     let pem = "-----BEGIN PRIVATE KEY-----\nY2FuYXJ5\n-----END PRIVATE KEY-----\n";

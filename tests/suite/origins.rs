@@ -91,7 +91,7 @@ const CHAINS: [(&[&str], &[bool]); 9] = [
     (&["https://ws.api.video/a", "/b", "https://WS.API.VIDEO:443/c"], &[true, true, true]),
 ];
 
-/// Row 44: the redirect follower is above the layer, so the layer gets each hop.
+/// A redirect leads to another origin, and the redirect follower is above the layer, which gets each hop.
 #[tokio::test(start_paused = true)]
 async fn token_is_safe_inside_redirect_layer() {
     for (chain, expected) in CHAINS {
@@ -103,7 +103,7 @@ async fn token_is_safe_inside_redirect_layer() {
     }
 }
 
-/// Row 44: the redirect follower is below the layer, and removes the token if the origin changes.
+/// A redirect leads to another origin, and the redirect follower is below the layer: it removes the token.
 #[tokio::test(start_paused = true)]
 async fn token_is_safe_outside_redirect_layer() {
     for (chain, expected) in CHAINS {
@@ -118,7 +118,7 @@ async fn token_is_safe_outside_redirect_layer() {
     }
 }
 
-/// Row 45: an absolute URI from a user's input.
+/// A user's input contains an absolute URI.
 #[tokio::test(start_paused = true)]
 async fn foreign_origin_gets_no_token() {
     let source = Source::new();
@@ -180,6 +180,7 @@ async fn layer_origins_override_source() {
     }
 }
 
+/// A request goes to another origin than api.video's.
 #[tokio::test(start_paused = true)]
 async fn api_videos_tokens_are_for_its_own_origin() {
     use http_body_util::Full;
@@ -226,7 +227,7 @@ async fn site(seen: Seen) -> Uri {
     uri
 }
 
-/// Row 44, over sockets: A → B → A, where B is another port.
+/// A redirect over sockets leads from A to B and back, where B is another port.
 #[tokio::test]
 async fn redirect_over_sockets_hides_token() {
     let seen = Seen::default();
@@ -254,7 +255,7 @@ async fn redirect_over_sockets_hides_token() {
     }
 }
 
-/// Row 45, over sockets: an axum gateway whose client sends a request line with another host than the API's.
+/// The client of an axum gateway sends a request line with another host than the API's.
 #[tokio::test]
 async fn gateway_client_cannot_divert_token() {
     let seen = Seen::default();
@@ -290,7 +291,7 @@ async fn gateway_client_cannot_divert_token() {
     assert_eq!(seen.tokens(), [true, false]);
 }
 
-/// Row 72: a redirect follower below the layer ends at another host that responds with 401, or at the API itself.
+/// A redirect follower below the layer ends at another host that responds with 401, or at the API itself.
 #[tokio::test(start_paused = true)]
 async fn foreign_401_is_no_challenge() {
     let web = tower::service_fn(|request: Request<Empty<Bytes>>| async move {

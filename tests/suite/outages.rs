@@ -34,7 +34,7 @@ fn down() -> Act {
     Act::Fail(SourceError::unavailable("the auth endpoint is down"))
 }
 
-/// Row 74.
+/// The API challenges every token, and each request would be a line in the log.
 #[tokio::test(start_paused = true)]
 async fn constant_401_is_a_line_per_minute() {
     let (record, _guard) = Record::start();
@@ -66,7 +66,7 @@ async fn constant_401_is_a_line_per_minute() {
     assert_eq!(provider.status().refreshes, source.fetches());
 }
 
-/// Row 74: a source that has only one token.
+/// The API challenges the only token that a source has.
 #[tokio::test(start_paused = true)]
 async fn constant_401_of_one_token_is_brief() {
     let (record, _guard) = Record::start();
@@ -88,7 +88,7 @@ async fn constant_401_of_one_token_is_brief() {
     assert!(seen.len() <= 3, "{seen:#?}");
 }
 
-/// Row 74: the source has returned the same token before, when the API had not challenged it.
+/// The API challenges a token that the source had returned before, when the API accepted it.
 #[tokio::test(start_paused = true)]
 async fn challenged_token_again_is_news() {
     let (record, _guard) = Record::start();
@@ -105,7 +105,7 @@ async fn challenged_token_again_is_news() {
     record.one_at("source returned the challenged access token", Level::WARN);
 }
 
-/// Row 75.
+/// The auth endpoint asks for a delay that is longer than a refresh may take.
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_one_refresh() {
     let (record, _guard) = Record::start();
@@ -136,7 +136,7 @@ async fn retry_after_is_one_refresh() {
     assert_eq!(provider.status().refreshes, 2);
 }
 
-/// Row 76.
+/// An outage lasts for hours: the log's level says what callers notice of it.
 #[tokio::test(start_paused = true)]
 async fn level_follows_impact_on_callers() {
     let (record, _guard) = Record::start();
@@ -182,7 +182,7 @@ async fn level_follows_impact_on_callers() {
     assert!(recovered.fields["lasted_ms"].parse::<u64>().unwrap() >= 3_000_000);
 }
 
-/// Row 76: a credential that is rejected.
+/// The credential is rejected, for hours.
 #[tokio::test(start_paused = true)]
 async fn rejection_is_reported_once() {
     let (record, _guard) = Record::start();
@@ -214,7 +214,7 @@ async fn rejection_is_reported_once() {
     assert_eq!(levels_and_messages(&record).len(), 3, "one more cool-down is no news");
 }
 
-/// Row 112: a login is required: one line while the token works, and one when requests fail.
+/// A login is required: one line while the token works, and one when requests fail.
 #[tokio::test(start_paused = true)]
 async fn required_login_is_reported_once() {
     let (record, _guard) = Record::start();
@@ -246,7 +246,7 @@ async fn required_login_is_reported_once() {
     assert_eq!(error.to_string(), "no access token could be obtained: the refresh token was rejected");
 }
 
-/// Row 76: nobody needs the token, so nothing fails.
+/// The credential is rejected while no caller needs the token, so nothing fails.
 #[tokio::test(start_paused = true)]
 async fn rejection_without_requests_is_a_warning() {
     let (record, _guard) = Record::start();
@@ -260,7 +260,7 @@ async fn rejection_without_requests_is_a_warning() {
     provider.shutdown().await;
 }
 
-/// Row 76: the reason of an outage changes.
+/// The reason of an outage changes.
 #[tokio::test(start_paused = true)]
 async fn another_reason_is_news() {
     let (record, _guard) = Record::start();
@@ -282,7 +282,7 @@ async fn another_reason_is_news() {
     assert_eq!((seen.len(), about_page), (6, 3), "{:#?}", levels_and_messages(&record));
 }
 
-/// Row 76: one endpoint challenges the token, the others accept it, and refreshes fail.
+/// One endpoint challenges the token, the others accept it, and refreshes fail.
 #[tokio::test(start_paused = true)]
 async fn alternating_failures_are_news_once() {
     let (record, _guard) = Record::start();
@@ -306,7 +306,7 @@ async fn alternating_failures_are_news_once() {
     assert_eq!(lines(&record).len(), 3, "{:#?}", levels_and_messages(&record));
 }
 
-/// Row 76: a caller with a shorter timeout than a refresh, while the auth endpoint hangs.
+/// A caller has a shorter timeout than a refresh, while the auth endpoint hangs.
 #[tokio::test(start_paused = true)]
 async fn request_dropped_in_outage_has_failed() {
     let (record, _guard) = Record::start();
@@ -328,7 +328,7 @@ async fn request_dropped_in_outage_has_failed() {
     assert_eq!(record.one("token refresh recovered").fields["failed_requests"], "59");
 }
 
-/// Row 76: a request learns of its failure when the outage is over.
+/// A request learns of its failure when the outage is over.
 #[tokio::test(start_paused = true)]
 async fn late_failure_is_no_new_outage() {
     let (record, _guard) = Record::start();
@@ -346,7 +346,7 @@ async fn late_failure_is_no_new_outage() {
     assert_eq!(levels_and_messages(&record), ["INFO token published"]);
 }
 
-/// Row 76: a token that the API challenges does not work, even if it has not expired.
+/// A token that the API challenges does not work, even if it has not expired.
 #[tokio::test(start_paused = true)]
 async fn challenged_token_does_not_work() {
     let (record, _guard) = Record::start();
@@ -362,7 +362,7 @@ async fn challenged_token_does_not_work() {
     assert_eq!(levels_and_messages(&record), expected);
 }
 
-/// Row 76: a retry that helps is no outage, and a shutdown is none either.
+/// A retry helps, or the program shuts down: neither is an outage.
 #[tokio::test(start_paused = true)]
 async fn healed_attempt_is_no_outage() {
     let (record, _guard) = Record::start();
@@ -379,7 +379,7 @@ async fn healed_attempt_is_no_outage() {
     assert!(lines(&record).iter().all(|event| event.level > Level::ERROR));
 }
 
-/// Row 77.
+/// Another process has refreshed the token, and it looks like a refresh of this one.
 #[tokio::test(start_paused = true)]
 async fn adoption_is_no_refresh() {
     let (record, _guard) = Record::start();
@@ -395,7 +395,7 @@ async fn adoption_is_no_refresh() {
     assert_eq!((first.status().refreshes, second.status().refreshes), (1, 0));
 }
 
-/// Row 79: a reader's failures are in the status as in the log.
+/// A reader fails: its failures are in the status as in the log.
 #[tokio::test(start_paused = true)]
 async fn reader_counts_its_failures() {
     let (record, _guard) = Record::start();
@@ -413,8 +413,8 @@ async fn reader_counts_its_failures() {
     assert!(!record.events().iter().any(|event| event.message == "asking the token source"));
 }
 
-/// Row 78: a store that leases and forgets its records is one outage, not one per attempt to store the token. So is a
-/// lease that is never released.
+/// A store leases and forgets its records, or a lease is never released: that is one outage, not one per attempt to
+/// store the token.
 #[tokio::test(start_paused = true)]
 async fn failing_store_is_two_lines() {
     let (record, _guard) = Record::start();

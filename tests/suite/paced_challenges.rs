@@ -71,7 +71,7 @@ async fn revoked_once(source: &Arc<Source>) -> (BearerAuthLayer, Api) {
     (layer, api)
 }
 
-/// Row 132: no request may be sent again, though each could.
+/// No request may be sent again, though each could, and the token is revoked.
 #[tokio::test(start_paused = true)]
 async fn without_retries_waits_for_refresh() {
     let source = Source::new();
@@ -89,7 +89,7 @@ async fn without_retries_waits_for_refresh() {
     assert_eq!(join_all(later).await, [200; 9]);
 }
 
-/// Row 132: the requests wait for a permit while the first of them is challenged.
+/// Requests that cannot be sent again wait for a permit while the first of them is challenged.
 #[tokio::test(start_paused = true)]
 async fn unreplayable_behind_limit_waits_for_refresh() {
     let api = Api::default();
@@ -109,8 +109,8 @@ async fn unreplayable_behind_limit_waits_for_refresh() {
     assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 1, "{statuses:?}");
 }
 
-/// Row 132: one endpoint challenges every token, and the source fails, or does not answer. Requests to another endpoint
-/// are held up once at most.
+/// One endpoint challenges every token, and the source fails, or does not answer. Requests to another endpoint are held
+/// up once at most.
 #[tokio::test(start_paused = true)]
 async fn failing_source_holds_up_nobody_for_long() {
     for hangs in [true, false] {
@@ -149,7 +149,7 @@ async fn failing_source_holds_up_nobody_for_long() {
     }
 }
 
-/// Row 132: a refresh takes a second. Nine requests are sent in that time, which would get a 401 each.
+/// A refresh takes a second, in which nine requests arrive that cannot be sent again, and would get a 401 each.
 #[tokio::test(start_paused = true)]
 async fn unreplayable_waits_for_refresh() {
     for number in 0..3 {
@@ -169,7 +169,7 @@ async fn unreplayable_waits_for_refresh() {
     }
 }
 
-/// Row 132: a request that can be sent again has a token, and is not delayed.
+/// A request that can be sent again has a token, and is not delayed by a refresh.
 #[tokio::test(start_paused = true)]
 async fn replayable_waits_for_no_refresh() {
     let source = Source::new();
@@ -190,7 +190,7 @@ async fn replayable_waits_for_no_refresh() {
     assert_eq!(api.tokens(), ["access-1"; 3]);
 }
 
-/// Row 132: the refresh of a token that is only expiring delays nobody.
+/// The refresh of a token that is only expiring delays no request.
 #[tokio::test(start_paused = true)]
 async fn unreplayable_waits_for_challenges_alone() {
     let source = Source::living(60 * SECOND);
@@ -205,7 +205,7 @@ async fn unreplayable_waits_for_challenges_alone() {
     assert_eq!((start.elapsed(), api.tokens()), (Duration::ZERO, vec!["access-1".to_owned(); 3]));
 }
 
-/// Row 132: if the refresh fails, the request is sent with the token that there is.
+/// A refresh fails while a request waits: it is sent with the token that there is.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_holds_up_no_request() {
     let source = Source::new().then(Act::Live(60 * SECOND));
@@ -217,7 +217,7 @@ async fn failed_refresh_holds_up_no_request() {
     assert_eq!(api.tokens(), ["access-1"; 2]);
 }
 
-/// Row 133: each revocation is followed by a success.
+/// The token is revoked again and again, each time after a success.
 #[tokio::test(start_paused = true)]
 async fn ten_revocations_heal_at_once() {
     let (api, fetches) = (Api::default(), Arc::default());
@@ -240,7 +240,7 @@ async fn ten_revocations_heal_at_once() {
     assert_eq!(fetches.load(Ordering::SeqCst), 31);
 }
 
-/// Row 133: a token is revoked after every success, which must not cost a refresh each for long.
+/// A token is revoked after every success, which must not cost a refresh each for long.
 #[tokio::test(start_paused = true)]
 async fn refreshes_that_heal_are_bounded() {
     let (api, fetches) = (Api::default(), Arc::default());
@@ -259,7 +259,7 @@ async fn refreshes_that_heal_are_bounded() {
     assert!((20..=1 + 10 + 12 + 1).contains(&fetches), "{fetches} fetches in a minute");
 }
 
-/// Row 133: the requests that are challenged cannot be sent again. Those after them succeed.
+/// The token is revoked again and again, and the challenged requests cannot be sent again. Those after them succeed.
 #[tokio::test(start_paused = true)]
 async fn revocations_heal_without_replay() {
     let (api, fetches) = (Api::default(), Arc::default());
@@ -280,7 +280,7 @@ async fn revocations_heal_without_replay() {
     assert_eq!(fetches.load(Ordering::SeqCst), 31);
 }
 
-/// Row 138: a provider with every retry that the type allows.
+/// A provider has every retry that the type allows.
 #[tokio::test(start_paused = true)]
 async fn provider_takes_most_retries() {
     let source = (0..5).fold(Source::new(), |source, _| {
@@ -292,7 +292,7 @@ async fn provider_takes_most_retries() {
     assert_eq!(source.fetches(), 6);
 }
 
-/// Row 138: a layer with every retry that the type allows.
+/// A layer has every retry that the type allows.
 #[tokio::test(start_paused = true)]
 async fn layer_takes_most_retries() {
     let (api, source) = (Api::default(), Source::new());
@@ -311,7 +311,7 @@ fn from_zero() -> RetryPolicy {
     RetryPolicy::new().max_retries(10_000).backoff(Duration::ZERO, 5 * SECOND)
 }
 
-/// Row 138: the source is down for ten seconds.
+/// The backoff of a provider starts from zero, and the source is down for ten seconds.
 #[tokio::test(start_paused = true)]
 async fn provider_backs_off_from_zero() {
     let (start, calls) = (Instant::now(), Arc::new(AtomicU64::new(0)));
@@ -337,7 +337,7 @@ async fn provider_backs_off_from_zero() {
     assert!((2..=MANY).contains(&calls), "{calls} calls");
 }
 
-/// Row 138: the API challenges every token for ten seconds.
+/// The backoff of a layer starts from zero, and the API challenges every token for ten seconds.
 #[tokio::test(start_paused = true)]
 async fn layer_backs_off_from_zero() {
     let (start, requests) = (Instant::now(), Arc::new(AtomicU64::new(0)));
@@ -384,7 +384,7 @@ impl Lagging {
     }
 }
 
-/// Row 140: the first token.
+/// The API knows the first token only some time after its issue.
 #[tokio::test(start_paused = true)]
 async fn first_token_survives_lag_of_api() {
     for lag in [300 * MILLISECOND, SECOND] {
@@ -399,7 +399,7 @@ async fn first_token_survives_lag_of_api() {
     }
 }
 
-/// Row 140: the token that replaces a revoked one.
+/// The API knows the token that replaces a revoked one only some time after its issue.
 #[tokio::test(start_paused = true)]
 async fn next_token_survives_lag_of_api() {
     for lag in [300 * MILLISECOND, SECOND] {
@@ -421,7 +421,7 @@ async fn next_token_survives_lag_of_api() {
     }
 }
 
-/// Row 144: a client without the layer. The API revokes the token every 150 ms.
+/// A client without the layer reports each challenge, and the API revokes the token every 150 ms.
 #[tokio::test(start_paused = true)]
 async fn provider_refresh_heals_revocations() {
     let fetches = Arc::default();
@@ -437,7 +437,7 @@ async fn provider_refresh_heals_revocations() {
     assert_eq!(fetches.load(Ordering::SeqCst), 9);
 }
 
-/// Row 144: the same client of an API that challenges every token.
+/// A client without the layer reports each challenge of an API that challenges every token.
 #[tokio::test(start_paused = true)]
 async fn provider_refreshes_are_bounded() {
     let fetches = Arc::default();
@@ -452,7 +452,7 @@ async fn provider_refreshes_are_bounded() {
     assert!(fetches <= 1 + 10 + 12 + 1, "{fetches} fetches in a minute");
 }
 
-/// Row 144: a program's own refreshes begin no cool-down for the layer.
+/// A program's own refreshes begin no cool-down for the layer.
 #[tokio::test(start_paused = true)]
 async fn provider_refreshes_begin_no_cool_down() {
     let fetches = AtomicU64::new(0);

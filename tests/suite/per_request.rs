@@ -23,6 +23,7 @@ fn with(extension: impl Clone + Send + Sync + 'static) -> Request<Body> {
     request
 }
 
+/// A request that needs no token is sent unchanged.
 #[tokio::test(start_paused = true)]
 async fn no_bearer_request_goes_unchanged() {
     let (api, source) = (Api::default(), Source::new());
@@ -47,6 +48,7 @@ async fn no_bearer_request_goes_unchanged() {
     assert_eq!(source.fetches(), 1);
 }
 
+/// A request has a token in its extensions, which the API challenges.
 #[tokio::test(start_paused = true)]
 async fn own_token_causes_no_refresh() {
     let (api, source) = (Api::default(), Source::new());
@@ -65,6 +67,7 @@ async fn own_token_causes_no_refresh() {
     assert_eq!(api.tokens().last().unwrap(), "access-1");
 }
 
+/// A request with a token in its extensions goes to an origin that is not allowed.
 #[tokio::test(start_paused = true)]
 async fn own_token_follows_layer_rules() {
     let api = Api::default();

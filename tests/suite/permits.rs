@@ -69,7 +69,7 @@ where
     error
 }
 
-/// Row 131.
+/// A request without the key of a tenant keeps the permit of its service.
 #[tokio::test(start_paused = true)]
 async fn missing_key_keeps_no_permit() {
     let limit = limit();
@@ -77,7 +77,7 @@ async fn missing_key_keeps_no_permit() {
     assert!(matches!(keeps_nothing(limit, service, get()).await, Error::MissingKey));
 }
 
-/// Row 131.
+/// The factory of a provider fails, and its request keeps the permit of its service.
 #[tokio::test(start_paused = true)]
 async fn failed_factory_keeps_no_permit() {
     let limit = limit();
@@ -87,7 +87,7 @@ async fn failed_factory_keeps_no_permit() {
     assert!(matches!(keeps_nothing(limit, service, request).await, Error::Factory(_)));
 }
 
-/// Row 131.
+/// An option of the layer is not valid, and a request keeps the permit of its service.
 #[tokio::test(start_paused = true)]
 async fn invalid_option_keeps_no_permit() {
     let limit_of_bodies = limit();
@@ -102,7 +102,7 @@ async fn invalid_option_keeps_no_permit() {
     assert!(matches!(keeps_nothing(limit, service, get()).await, Error::InvalidOption(_)));
 }
 
-/// Row 131: with a token, and before the first one.
+/// A request with too many headers keeps the permit of its service, with a token or before the first one.
 #[tokio::test(start_paused = true)]
 async fn too_many_headers_keep_no_permit() {
     for has_token in [true, false] {
@@ -118,7 +118,7 @@ async fn too_many_headers_keep_no_permit() {
     }
 }
 
-/// Row 131: for each strategy, since each sends a request in its own way.
+/// A request that fails keeps the permit of its service, for any replay strategy.
 #[tokio::test(start_paused = true)]
 async fn no_strategy_keeps_permit() {
     let full = || {
@@ -142,7 +142,7 @@ async fn no_strategy_keeps_permit() {
     keeps_nothing(shared, service, full()).await;
 }
 
-/// Row 131: the request waits for its first token, which the source does not give.
+/// The source gives no first token, and the request that waits for it keeps the permit of its service.
 #[tokio::test(start_paused = true)]
 async fn failed_source_keeps_no_permit() {
     let limit = limit();
@@ -151,7 +151,7 @@ async fn failed_source_keeps_no_permit() {
     assert!(matches!(keeps_nothing(limit, service, get()).await, Error::Source(_)));
 }
 
-/// Row 131: a request that needs no token is sent, with the permit that its service has.
+/// A request that needs no token is sent, with the permit that its service has.
 #[tokio::test(start_paused = true)]
 async fn request_without_token_is_sent() {
     let api = Api::default();

@@ -74,7 +74,7 @@ async fn redirected(client: &Client, next: &str) -> StatusCode {
     status
 }
 
-/// Row 134: the redirect leads to another origin, which challenges the request.
+/// A redirect beneath the layer leads to another origin, which challenges the request.
 #[tokio::test(start_paused = true)]
 async fn redirected_401_is_no_challenge() {
     for next in [
@@ -94,7 +94,7 @@ async fn redirected_401_is_no_challenge() {
     }
 }
 
-/// Row 134: the redirect stays at the origin, which challenges the request.
+/// A redirect beneath the layer stays at the origin, which challenges the request.
 #[tokio::test(start_paused = true)]
 async fn own_401_after_redirect_is_challenge() {
     for next in ["/401", "https://api.example/401", "https://API.example/401", "https://api.example:443/401"]
@@ -109,7 +109,7 @@ async fn own_401_after_redirect_is_challenge() {
     }
 }
 
-/// Row 134: a request for another notation of the origin, which leads back to the usual one.
+/// A request for another notation of the origin is redirected to the usual one.
 #[tokio::test(start_paused = true)]
 async fn notation_of_request_does_not_matter() {
     for origin in ["https://API.EXAMPLE", "https://api.example:443", "https://user@api.example"] {
@@ -124,7 +124,7 @@ async fn notation_of_request_does_not_matter() {
     }
 }
 
-/// Row 134: only some of the responses come from the redirect follower.
+/// Only some of the responses come from the redirect follower.
 #[tokio::test(start_paused = true)]
 async fn response_of_unknown_origin_is_own() {
     let (source, hosts) = (Source::new(), Hosts::default());
@@ -149,8 +149,8 @@ async fn response_of_unknown_origin_is_own() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 134: the API challenges every token. The successes of another origin say nothing about them, so that the
-/// cool-down doubles as it does without them.
+/// The API challenges every token. The successes of another origin say nothing about them, so that the cool-down
+/// doubles as it does without them.
 #[tokio::test(start_paused = true)]
 async fn redirected_success_is_no_evidence() {
     let mut fetches = Vec::new();

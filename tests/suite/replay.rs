@@ -135,7 +135,7 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Row 41: the server responds after the headers, and the retry continues the upload.
+/// A 401 arrives while the body is being sent, and the retry continues the upload.
 #[tokio::test]
 async fn early_401_retry_continues_upload() {
     const FRAMES: u64 = 200;
@@ -162,7 +162,7 @@ async fn early_401_retry_continues_upload() {
     }
 }
 
-/// Row 40.
+/// A 401 arrives after the whole upload, which the retry repeats exactly.
 #[tokio::test]
 async fn late_401_replays_upload_exactly() {
     const FRAMES: u64 = 50;
@@ -189,7 +189,7 @@ async fn late_401_replays_upload_exactly() {
     }
 }
 
-/// Row 36.
+/// A challenged upload is longer than the limit, and cannot be sent again.
 #[tokio::test]
 async fn upload_over_limit_gets_its_401() {
     const FRAMES: u64 = 50;
@@ -213,7 +213,7 @@ async fn upload_over_limit_gets_its_401() {
     }
 }
 
-/// Row 42.
+/// The request body fails midway.
 #[tokio::test]
 async fn failing_body_is_not_replayed() {
     /// One frame, then an I/O error.
@@ -251,7 +251,7 @@ async fn failing_body_is_not_replayed() {
     }
 }
 
-/// The upload is paused during the refresh: it neither exceeds the limit nor ends.
+/// An upload is paused during the refresh: it neither exceeds the limit nor ends.
 #[tokio::test]
 async fn early_401_holds_upload_below_limit() {
     const FRAMES: u64 = 2000;
@@ -270,7 +270,7 @@ async fn early_401_holds_upload_below_limit() {
     }
 }
 
-/// A failed refresh resumes the upload, and the caller gets its 401.
+/// A refresh fails during an upload, which resumes, and the caller gets its 401.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_resumes_upload() {
     let source = Source::new().then(Act::Live(Duration::from_secs(3600)));
@@ -298,7 +298,7 @@ async fn failed_refresh_resumes_upload() {
     assert_eq!(uploaded.load(Ordering::SeqCst), 100 * FRAME);
 }
 
-/// A service with its own body type.
+/// The inner service has a body type of its own.
 #[tokio::test]
 async fn replay_with_builds_inner_body() {
     type Boxed = UnsyncBoxBody<Bytes, BoxError>;
@@ -317,7 +317,7 @@ async fn replay_with_builds_inner_body() {
     }
 }
 
-/// A body that can be cloned, and one that cannot.
+/// A body can be cloned by a function, or not.
 #[tokio::test(start_paused = true)]
 async fn clone_with_replays_cloneable_body() {
     struct Own(Option<&'static str>);

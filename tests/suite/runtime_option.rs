@@ -91,7 +91,8 @@ impl TokenSource for Login {
     }
 }
 
-/// Row 139: no exchange ends with the runtime of the call that started it, and no call waits for one.
+/// A program makes a runtime for each call: no exchange ends with the runtime of the call that started it, and no call
+/// waits for one.
 #[test]
 fn runtime_per_call_loses_no_exchange() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(2)));
@@ -124,7 +125,7 @@ fn runtime_per_call_loses_no_exchange() {
     login.expect_all_ended(&runtime);
 }
 
-/// Row 139: the request that is challenged cannot be sent again, and its runtime ends with its call.
+/// A challenged request cannot be sent again, and its runtime ends with its call.
 #[test]
 fn challenge_heals_on_given_runtime() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
@@ -142,7 +143,7 @@ fn challenge_heals_on_given_runtime() {
     login.expect_all_ended(&runtime);
 }
 
-/// Row 139: the runtime is driven only while a call runs on it.
+/// The runtime of a login's exchange is driven only while a call runs on it.
 #[test]
 fn login_survives_runtime_that_rests() {
     let (runtime, login) =
@@ -167,7 +168,7 @@ fn login_survives_runtime_that_rests() {
     login.expect_all_ended(&runtime);
 }
 
-/// Row 139: nobody drives the runtime. The caller, who has another, waits no longer than a refresh may take.
+/// The given runtime is not driven. The caller, who has another, waits no longer than a refresh may take.
 #[test]
 fn runtime_that_is_not_driven_times_out() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -183,7 +184,7 @@ fn runtime_that_is_not_driven_times_out() {
     }
 }
 
-/// Row 139: the caller has no runtime at all.
+/// The caller has no runtime at all.
 #[test]
 fn caller_needs_no_runtime() {
     let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
@@ -194,7 +195,7 @@ fn caller_needs_no_runtime() {
     login.expect_all_ended(&runtime);
 }
 
-/// Row 137: what waits for more than a token has no runtime either.
+/// `ready` and `shutdown` are called outside of a runtime.
 #[test]
 fn readiness_and_shutdown_need_no_runtime() {
     let (runtime, fetches) = (driven(), AtomicU64::new(0));

@@ -81,7 +81,7 @@ fn source(first: Duration, fetches: &Arc<AtomicU64>) -> impl TokenSource + use<>
     })
 }
 
-/// Row 139: the request that is challenged cannot be sent again, and its runtime ends with its call.
+/// A challenged request cannot be sent again, and its runtime ends with its call.
 #[test]
 fn revoked_token_heals_without_replay() {
     let fetches = Arc::default();
@@ -98,7 +98,7 @@ fn revoked_token_heals_without_replay() {
     assert!(fetches.load(Ordering::SeqCst) <= 3, "{fetches:?} fetches");
 }
 
-/// Row 139: the refresh of an expiring token is interrupted when the call that started it returns.
+/// The refresh of an expiring token is interrupted when the call that started it returns.
 #[test]
 fn expiring_token_costs_three_fetches() {
     let fetches = Arc::default();
@@ -161,7 +161,7 @@ impl TokenSource for Login {
     }
 }
 
-/// Row 139: the runtime of the call that started an exchange ends with the call.
+/// The runtime of the call that started an exchange of a login ends with the call.
 #[test]
 fn login_survives_runtime_per_call() {
     let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
@@ -179,7 +179,8 @@ fn login_survives_runtime_per_call() {
     assert!(!state.has_ended && state.newest > 2, "{} exchanges", state.newest);
 }
 
-/// Row 139: as above, after a challenge to a request that cannot be sent again.
+/// A request that cannot be sent again is challenged, and the runtime that exchanges the login's refresh token ends
+/// with the call.
 #[test]
 fn login_survives_challenges_without_replay() {
     let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
@@ -202,7 +203,7 @@ fn login_survives_challenges_without_replay() {
     assert!(!state.has_ended && state.newest > 1, "{} exchanges", state.newest);
 }
 
-/// Row 139: as above, if a 401 without a known length is not kept for long, and the exchange takes longer.
+/// A 401 without a known length is not kept for long, and the exchange of a login takes longer than its call.
 #[test]
 fn login_survives_chunked_401() {
     let login = Login::new(1500 * MILLISECOND, HOUR);
@@ -221,7 +222,7 @@ fn login_survives_chunked_401() {
     assert_eq!(login.state.lock().unwrap().newest, 2);
 }
 
-/// Row 139: the runtime of each call has threads of its own.
+/// The runtime of each call has threads of its own, which exchange a login's refresh token.
 #[test]
 fn login_survives_runtime_with_threads_per_call() {
     let login = Login::new(100 * MILLISECOND, 400 * MILLISECOND);
@@ -240,7 +241,7 @@ fn login_survives_runtime_with_threads_per_call() {
     assert!(!state.has_ended && state.newest > 2, "{} exchanges", state.newest);
 }
 
-/// Row 132: the refresh that a challenge has started is on a runtime that is not driven any more, and past its deadline.
+/// The refresh that a challenge has started is on a runtime that is not driven any more, and past its deadline.
 #[test]
 fn unreplayable_waits_for_refresh_in_place_of_late_one() {
     let fetches = Arc::new(AtomicU64::new(0));
@@ -316,7 +317,7 @@ fn expect(result: thread::Result<Result<Response<Full<Bytes>>, BoxError>>, statu
     }
 }
 
-/// Row 137: the 401 arrives when there is another token already, and its body has to be read.
+/// A 401 arrives in a runtime without time, when there is another token already and its body has to be read.
 #[test]
 fn drain_without_timer_is_no_panic() {
     for driver in [Driver::Other, Driver::WithoutTime] {
@@ -344,7 +345,7 @@ fn drain_without_timer_is_no_panic() {
     }
 }
 
-/// Row 137: the API challenges the newest token, so that the retry would wait for its backoff.
+/// The API challenges the newest token in a runtime without time, so that the retry would wait for its backoff.
 #[test]
 fn backoff_without_timer_is_no_panic() {
     for driver in [Driver::Other, Driver::WithoutTime] {
@@ -361,7 +362,7 @@ fn backoff_without_timer_is_no_panic() {
     }
 }
 
-/// Row 137: the first challenge, outside of a runtime.
+/// The first challenge arrives outside of a runtime.
 #[test]
 fn first_challenge_needs_no_runtime() {
     for driver in [Driver::Other, Driver::WithoutTime] {
@@ -376,7 +377,7 @@ fn first_challenge_needs_no_runtime() {
     }
 }
 
-/// Row 137: the first token.
+/// The first token is asked for in a runtime without time.
 #[test]
 fn runtime_without_time_is_typed_error() {
     for builder in [Builder::new_current_thread, Builder::new_multi_thread] {
@@ -390,7 +391,7 @@ fn runtime_without_time_is_typed_error() {
     }
 }
 
-/// Row 137: a shutdown needs no timer.
+/// A shutdown happens outside of a runtime, and needs no timer.
 #[test]
 fn shutdown_needs_no_runtime() {
     let group =

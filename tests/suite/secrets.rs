@@ -33,6 +33,7 @@ impl Shown {
     }
 }
 
+/// An error, an event or `Debug` contains a key or a token.
 #[tokio::test(start_paused = true)]
 async fn nothing_prints_key_or_token() {
     let answer = r#"{"access_token": "canary-access", "refresh_token": "canary-refresh"}"#;
@@ -111,7 +112,7 @@ fn headers_frames(sent: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Row 47: on the wire, for the first attempt and for a retry.
+/// HTTP/2 indexes the header of a token, for the first attempt or for a retry.
 #[tokio::test]
 async fn http2_never_indexes_token() {
     let server = AuthServer::start().await.unwrap();

@@ -40,7 +40,7 @@ fn der(pem: &str) -> String {
     pem.lines().filter(|line| !line.starts_with("-----")).collect()
 }
 
-/// Row 158: the form of a key in a file, and in an environment variable.
+/// A signing key comes from a file or an environment variable, in any usual form.
 #[tokio::test]
 async fn key_may_have_any_usual_form() {
     let public = BASE64_STANDARD.decode(der(key!("ec_public"))).unwrap();
@@ -93,7 +93,7 @@ async fn key_may_have_any_usual_form() {
     }
 }
 
-/// Row 158: the reason why a key is of no use, which quotes nothing of it.
+/// A signing key cannot be used: the error has the reason, and quotes nothing of the key.
 #[tokio::test]
 async fn unusable_key_error_has_reason() {
     let ec = key!("ec");
@@ -160,7 +160,7 @@ async fn unusable_key_error_has_reason() {
     }
 }
 
-/// Row 157: `exp` less `iat` is the lifetime, however late the server's clock may be.
+/// A server's clock is late, or it limits the window of an assertion: `exp` less `iat` is the lifetime.
 #[tokio::test]
 async fn window_is_lifetime() {
     let assertion = || Assertion::new(SigningKey::es256(key!("ec")));
@@ -187,7 +187,7 @@ async fn window_is_lifetime() {
     }
 }
 
-/// Row 157: the options of an assertion hold for client authentication, too.
+/// The options of an assertion hold for client authentication, too.
 #[tokio::test]
 async fn client_assertion_has_its_options() {
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));

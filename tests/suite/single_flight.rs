@@ -32,7 +32,7 @@ where
     callers.join_all().await
 }
 
-/// Row 1.
+/// 10,000 callers have no token: one fetch.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_callers_cost_one_fetch() {
     let source = Source::new();
@@ -56,7 +56,7 @@ async fn ten_thousand_callers_cost_one_fetch() {
     }
 }
 
-/// Row 2.
+/// 10,000 callers have an expiring token: none waits, one fetch.
 #[tokio::test(start_paused = true)]
 async fn expiring_token_makes_nobody_wait() {
     let source = Source::new().then(Act::Live(HOUR));
@@ -76,7 +76,7 @@ async fn expiring_token_makes_nobody_wait() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 3.
+/// The caller that started a refresh is dropped.
 #[tokio::test(start_paused = true)]
 async fn dropped_leader_spends_refresh_token_once() {
     // The request completes within 12 polls. Each round drops it before another poll.
@@ -103,7 +103,7 @@ async fn dropped_leader_spends_refresh_token_once() {
     }
 }
 
-/// Row 4.
+/// A refresh panics.
 #[tokio::test(start_paused = true)]
 async fn panicked_refresh_fails_its_waiters() {
     let source = Source::new().then(Act::Panic);
@@ -116,7 +116,7 @@ async fn panicked_refresh_fails_its_waiters() {
     assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
 }
 
-/// Row 4.
+/// The runtime of a refresh shuts down.
 #[test]
 fn lost_runtime_interrupts_waiters() {
     let runtime =
@@ -145,13 +145,14 @@ fn lost_runtime_interrupts_waiters() {
     assert_eq!(live.block_on(provider.token()).unwrap().access_token(), "access-2");
 }
 
+/// A token is needed outside of a runtime.
 #[test]
 fn no_runtime_is_typed_error() {
     let provider = TokenProvider::new(Source::new());
     assert!(matches!(at_once(provider.token()), Some(Err(Error::NoRuntime))));
 }
 
-/// Row 5.
+/// 401s arrive late, for a token that was already replaced.
 #[tokio::test(start_paused = true)]
 async fn late_401_costs_no_refresh() {
     let source = Source::new();
@@ -165,7 +166,7 @@ async fn late_401_costs_no_refresh() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 6.
+/// A 401 arrives during a refresh.
 #[tokio::test(start_paused = true)]
 async fn challenge_joins_running_refresh() {
     let source = Source::new();
@@ -182,7 +183,7 @@ async fn challenge_joins_running_refresh() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// Row 7: a program that reports challenges itself is bounded by the bucket alone.
+/// A program reports challenges itself, of tokens that were just published: the bucket alone bounds the fetches.
 #[tokio::test(start_paused = true)]
 async fn ten_reported_challenges_cost_ten_fetches() {
     let source = Source::new();
@@ -197,7 +198,7 @@ async fn ten_reported_challenges_cost_ten_fetches() {
     assert!((20..=1 + 10 + 60 / 5).contains(&source.fetches()), "{}", source.fetches());
 }
 
-/// Row 8.
+/// A waiter is dropped.
 #[tokio::test(start_paused = true)]
 async fn dropped_waiter_keeps_refresh_running() {
     let source = Source::new();
@@ -209,7 +210,7 @@ async fn dropped_waiter_keeps_refresh_running() {
     assert_eq!(source.fetches(), 1);
 }
 
-/// Row 10.
+/// A refresh fails: all its waiters get the same error.
 #[tokio::test(start_paused = true)]
 async fn waiters_share_refresh_error() {
     let source = (0..3).fold(Source::new(), |source, _| {
@@ -225,7 +226,7 @@ async fn waiters_share_refresh_error() {
     assert_eq!(provider.status().refreshes, 1);
 }
 
-/// Rows 1, 5 and 6, on real threads.
+/// Callers and challenges on real threads start refreshes at one moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn threads_never_fetch_concurrently() {
     /// Counts the fetches, the running fetches and the overlaps.
@@ -267,7 +268,7 @@ async fn threads_never_fetch_concurrently() {
     assert_eq!(source.overlaps.load(Ordering::SeqCst), 0);
 }
 
-/// Row 11.
+/// The tokens of two providers are mixed up.
 #[tokio::test(start_paused = true)]
 async fn two_providers_never_mix_their_tokens() {
     let provider = TokenProvider::new(Source::new());
@@ -281,6 +282,7 @@ async fn two_providers_never_mix_their_tokens() {
     assert_eq!(provider.status().refreshes, 1);
 }
 
+/// A refresh fails while the token is still valid.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_keeps_live_token() {
     let source =
@@ -296,6 +298,7 @@ async fn failed_refresh_keeps_live_token() {
     assert_eq!(provider.token().await.unwrap().generation(), 2);
 }
 
+/// The credential is rejected: the source is not asked until the cool-down ends.
 #[tokio::test(start_paused = true)]
 async fn permanent_failure_lasts_cool_down() {
     let rejected = || Act::Fail(SourceError::rejected("the key was rejected"));
@@ -322,6 +325,7 @@ async fn permanent_failure_lasts_cool_down() {
     assert_eq!(provider.token().await.unwrap().access_token(), "access-4");
 }
 
+/// The source never answers.
 #[tokio::test(start_paused = true)]
 async fn hanging_refresh_times_out() {
     let source = Source::new().then(Act::Hang);
@@ -338,6 +342,7 @@ async fn hanging_refresh_times_out() {
     assert_eq!(source.fetches(), 4);
 }
 
+/// The source is down for many refreshes, one after the other: the backoff goes on from refresh to refresh.
 #[tokio::test(start_paused = true)]
 async fn bounded_backoff_spans_refreshes() {
     let down = || Act::Fail(SourceError::unavailable("down"));
@@ -355,6 +360,7 @@ async fn bounded_backoff_spans_refreshes() {
     assert!(elapsed <= Duration::from_secs(6) * fetches, "{elapsed:?}");
 }
 
+/// The source asks for a delay, or for one that is too long.
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_followed_and_capped() {
     let limited = |seconds| {
@@ -422,7 +428,7 @@ fn stalled_refresh() -> (Arc<Gated>, TokenProvider, tokio::runtime::Runtime) {
     (source, provider, runtime)
 }
 
-/// Row 65.
+/// The runtime of a refresh is not driven any more, while callers wait.
 #[test]
 fn stalled_runtime_times_out_waiters() {
     let (source, provider, stalled) = stalled_refresh();
@@ -451,7 +457,7 @@ fn stalled_runtime_times_out_waiters() {
     assert_eq!((status.generation, status.refreshes, status.failed_refreshes), (1, 2, 0));
 }
 
-/// Row 65.
+/// The runtime of a refresh was not driven for some time, and the token comes late.
 #[test]
 fn late_refresh_still_publishes() {
     let (source, provider, stalled) = stalled_refresh();
@@ -465,7 +471,7 @@ fn late_refresh_still_publishes() {
     assert_eq!(*source.previous.lock().unwrap(), [None, Some("refresh-1".to_owned())]);
 }
 
-/// Row 65: a refresh without waiters passes its deadline. The next caller starts another one.
+/// A refresh without waiters passes its deadline. The next caller starts another one.
 #[test]
 fn overdue_refresh_is_not_joined() {
     let (_source, provider, _stalled) = stalled_refresh();
@@ -473,7 +479,7 @@ fn overdue_refresh_is_not_joined() {
     assert_eq!(current_thread().block_on(provider.token()).unwrap().access_token(), "access-2");
 }
 
-/// Row 65: the background task moves to the runtime of the next caller that needs it.
+/// The runtime of the background task is not driven any more: it moves to that of the next caller that needs it.
 #[test]
 fn background_leaves_stalled_runtime() {
     let source = Gated::new(true, Some(Duration::from_millis(300)));
@@ -501,7 +507,7 @@ fn background_leaves_stalled_runtime() {
     assert_eq!(stalled.metrics().num_alive_tasks(), 0);
 }
 
-/// Row 65: a late failure changes nothing if the source has returned a token since.
+/// A refresh fails late, and the source has returned a token since.
 #[test]
 fn late_failure_changes_nothing() {
     struct LateFailure(tokio::sync::Semaphore, AtomicU64);
@@ -533,7 +539,7 @@ fn late_failure_changes_nothing() {
     assert_eq!(source.1.load(Ordering::SeqCst), 2);
 }
 
-/// Row 65: a source that blocks its thread does not block waiters on other threads.
+/// A source blocks its thread, with waiters on other threads.
 #[test]
 fn blocking_source_times_out_waiters() {
     struct Blocking(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
@@ -559,7 +565,7 @@ fn blocking_source_times_out_waiters() {
     assert!(matches!(outcome.expect("the caller is stuck").unwrap(), Err(Error::TimedOut(_))));
 }
 
-/// Row 14: the latest expiry that an `Instant` can represent does not overflow.
+/// `expires_in` is as large as an `Instant` can represent.
 #[tokio::test(start_paused = true)]
 async fn latest_possible_expiry_works() {
     struct LatestExpiry;
@@ -583,7 +589,7 @@ async fn latest_possible_expiry_works() {
     assert!(token.expect("the caller is stuck").is_ok());
 }
 
-/// Row 169: what was rejected is repaired during the cool-down, which grows to a minute.
+/// What was rejected is repaired during the cool-down, which grows to a minute.
 #[tokio::test(start_paused = true)]
 async fn ready_asks_again_after_repair() {
     let source = Source::new();

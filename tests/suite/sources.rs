@@ -21,6 +21,7 @@ fn rotate(path: &Path, content: impl AsRef<[u8]>) {
     fs::rename(new, path).unwrap();
 }
 
+/// The API challenges a static token.
 #[tokio::test(start_paused = true)]
 async fn static_token_is_never_replaced() {
     let api = Api::default();
@@ -44,6 +45,7 @@ async fn static_token_is_never_replaced() {
     assert!(!error.is_transient() && chain(&error).contains("no other"), "{error:?}");
 }
 
+/// A static token has characters that a header cannot have.
 #[tokio::test]
 async fn invalid_static_token_is_typed_error() {
     for text in ["", "two words", "line\nbreak", "ü"] {
@@ -54,6 +56,7 @@ async fn invalid_static_token_is_typed_error() {
     assert!(StaticToken::new("two words").validate().is_err() && StaticToken::new("word").validate().is_ok());
 }
 
+/// Another program replaces the token in a file.
 #[tokio::test(start_paused = true)]
 async fn rereads_token_file_within_minute() {
     let folder = Folder::new();
@@ -69,6 +72,7 @@ async fn rereads_token_file_within_minute() {
     assert_eq!(provider.current().unwrap().generation(), 2);
 }
 
+/// The API challenges the token of a file, which was replaced meanwhile.
 #[tokio::test(start_paused = true)]
 async fn challenge_rereads_token_file() {
     let folder = Folder::new();
@@ -85,6 +89,7 @@ async fn challenge_rereads_token_file() {
     assert_eq!(api.tokens(), ["first", "first", "second"]);
 }
 
+/// The token file disappears: the last good token stays.
 #[tokio::test(start_paused = true)]
 async fn unreadable_file_keeps_good_token() {
     let folder = Folder::new();
@@ -113,7 +118,8 @@ async fn unreadable_file_keeps_good_token() {
     assert_eq!(provider.status().failed_refreshes, 0);
 }
 
-/// D6: the error names the reason and quotes nothing, and the last good token stays.
+/// A token file is empty, half written, or has more than a token: the error names the reason and quotes nothing, and
+/// the last good token stays.
 #[tokio::test(start_paused = true)]
 async fn bad_token_file_is_named() {
     let utf16 = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
@@ -176,7 +182,7 @@ async fn bad_token_file_is_named() {
     }
 }
 
-/// D6: the file is written in place, a few bytes at a time.
+/// A token file is written in place, a few bytes at a time.
 #[tokio::test]
 async fn file_is_read_when_it_is_whole() {
     let folder = Folder::new();
@@ -201,6 +207,7 @@ async fn file_is_read_when_it_is_whole() {
     writes.await.unwrap();
 }
 
+/// The token file does not exist yet when the program starts.
 #[tokio::test(start_paused = true)]
 async fn ready_waits_for_missing_token_file() {
     let folder = Folder::new();
@@ -216,7 +223,7 @@ async fn ready_waits_for_missing_token_file() {
     assert_eq!(waiting.await.unwrap().unwrap(), "there");
 }
 
-/// Opening a pipe would block until another process writes to it.
+/// The path of a token file is a pipe, which would block until another process writes to it.
 #[cfg(unix)]
 #[tokio::test]
 async fn a_pipe_is_no_token_file() {
@@ -230,6 +237,7 @@ async fn a_pipe_is_no_token_file() {
     assert!(chain(&error).contains("not a regular file"), "{error:?}");
 }
 
+/// The reload interval of a token file is out of its range.
 #[tokio::test]
 async fn reload_interval_is_bounded() {
     for (interval, fits) in

@@ -91,31 +91,31 @@ macro_rules! expect_all {
     }};
 }
 
-/// Row 143.
+/// A task is spawned that sends a body that is `Clone`.
 #[tokio::test]
 async fn cloned_bodies_can_be_spawned() {
     expect_all!(layer(), Full::<Bytes>::from(TEXT), Full<Bytes>);
 }
 
-/// Row 143.
+/// A task is spawned that sends a buffered body.
 #[tokio::test]
 async fn buffered_bodies_can_be_spawned() {
     expect_all!(layer().buffered(1024), boxed(), ReplayBody<BoxBody>);
 }
 
-/// Row 143.
+/// A task is spawned that sends a body that is wrapped in that of the inner service.
 #[tokio::test]
 async fn wrapped_bodies_can_be_spawned() {
     expect_all!(layer().replay_with(1024, |body: ReplayBody<BoxBody>| body.boxed_unsync()), boxed(), BoxBody);
 }
 
-/// Row 143.
+/// A task is spawned that sends a body that a function clones.
 #[tokio::test]
 async fn bodies_of_clone_with_can_be_spawned() {
     expect_all!(layer().clone_with(|_: &BoxBody| Some(boxed())), boxed(), BoxBody);
 }
 
-/// Row 143.
+/// A task is spawned that sends a body that cannot be sent again.
 #[tokio::test]
 async fn unreplayable_bodies_can_be_spawned() {
     expect_all!(layer().no_replay(), boxed(), BoxBody);
@@ -141,7 +141,7 @@ impl Sdk<ReplayWith<fn(ReplayBody<BoxBody>) -> BoxBody>> {
     }
 }
 
-/// Row 143.
+/// A task is spawned that calls a library's client.
 #[tokio::test]
 async fn calls_of_library_can_be_spawned() {
     let uri = server().await;

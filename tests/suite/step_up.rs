@@ -49,7 +49,7 @@ fn carries(headers: &HeaderMap, token: &str) -> bool {
     headers.get(AUTHORIZATION).is_some_and(|value| value.as_bytes() == format!("Bearer {token}").as_bytes())
 }
 
-/// Over a real socket: an axum API requires further claims, and then a stronger authentication.
+/// An API requires further claims, and then a stronger authentication.
 #[tokio::test]
 async fn source_gets_challenge_parameters() {
     let api = Router::new().fallback(|headers: HeaderMap| async move {

@@ -67,7 +67,7 @@ fn get(origin: &str, tenant: Option<&str>) -> Request<Empty<Bytes>> {
     request.body(Empty::new()).unwrap()
 }
 
-/// Row 136: without a tenant, nobody says which origins are allowed.
+/// A request brings its own token and no key of a tenant, so that nothing says which origins are allowed.
 #[tokio::test(start_paused = true)]
 async fn own_token_without_key_is_error() {
     for tenant in [None, Some("unknown")] {
@@ -84,7 +84,7 @@ async fn own_token_without_key_is_error() {
     }
 }
 
-/// Row 136: with a tenant, or with origins of the layer itself, the token goes to those origins alone.
+/// A request brings its own token, with a tenant or with origins of the layer itself: it goes to those origins alone.
 #[tokio::test(start_paused = true)]
 async fn own_token_goes_to_allowed_origins() {
     for (tenant, origins) in [(Some("acme"), None), (None, Some(own())), (Some("unknown"), Some(own()))] {
@@ -109,7 +109,7 @@ impl TokenSource for Login {
     }
 }
 
-/// Row 141: without a store, an eviction would lose the login, and no eviction would let the group grow.
+/// A login is given to a provider of a group without a store, where an eviction would lose it.
 #[tokio::test(start_paused = true)]
 async fn login_without_store_is_typed_error() {
     let store = fleet::MemoryStore::default();
@@ -125,7 +125,7 @@ async fn login_without_store_is_typed_error() {
     assert_eq!(providers.get("stored").unwrap().token().await.unwrap().access_token(), "access-1");
 }
 
-/// Row 141: providers that were in use beyond the bound are evicted once they are not.
+/// More providers are in use than the bound of their group: they are evicted once they are not.
 #[tokio::test(start_paused = true)]
 async fn released_providers_are_evicted() {
     const MAX: usize = 100;
@@ -155,7 +155,7 @@ fn left_after_idle(providers: &TokenProviders<u32>, runtime: &Runtime) -> usize 
     providers.len()
 }
 
-/// Row 142: the runtime of the first use exists, and nobody drives it any more.
+/// The runtime of the first use of a group exists, and is not driven any more.
 #[test]
 fn eviction_outlives_first_runtime() {
     let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
@@ -171,7 +171,7 @@ fn eviction_outlives_first_runtime() {
     drop(first);
 }
 
-/// Row 142: the runtime of the first use has been shut down.
+/// The runtime of the first use of a group has been shut down.
 #[test]
 fn eviction_outlives_shut_down_runtime() {
     let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
@@ -183,7 +183,7 @@ fn eviction_outlives_shut_down_runtime() {
     assert_eq!(left_after_idle(&providers, &runtime()), 1, "idle providers were not evicted");
 }
 
-/// Row 142: refreshes on a runtime that is not driven any more keep no provider.
+/// Refreshes on a runtime that is not driven any more keep no provider.
 #[test]
 fn overdue_refresh_keeps_no_provider() {
     let providers = TokenProviders::builder(|_: &u32| {
@@ -204,7 +204,7 @@ fn overdue_refresh_keeps_no_provider() {
     assert_eq!(providers.len(), 0);
 }
 
-/// Row 141: a provider that a handle uses is found again, also after a shutdown.
+/// A provider that a handle uses is found again, also after a shutdown.
 #[tokio::test(start_paused = true)]
 async fn used_provider_is_found_beyond_bound() {
     let factory = |_: &u32| {
@@ -223,7 +223,7 @@ async fn used_provider_is_found_beyond_bound() {
     assert!(providers.get(&3).is_err());
 }
 
-/// Row 85: to look at the statuses is no use of a provider.
+/// A program looks at the statuses of a group, which is no use of a provider.
 #[tokio::test(start_paused = true)]
 async fn statuses_use_no_provider() {
     let factory = |_: &u32| {

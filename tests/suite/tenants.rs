@@ -131,6 +131,7 @@ where
     Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
 }
 
+/// A request gets the token of another tenant.
 #[tokio::test(start_paused = true)]
 async fn each_request_has_its_tenants_token() {
     let sources = Sources::default();
@@ -184,7 +185,7 @@ async fn key_is_borrowed_or_owned() {
     assert_eq!(answer(&by_pair, get(2)).await.unwrap(), "23");
 }
 
-/// Row 83.
+/// A request has no key of a tenant.
 #[tokio::test(start_paused = true)]
 async fn request_without_key_is_never_sent() {
     let sources = Sources::default();
@@ -200,7 +201,7 @@ async fn request_without_key_is_never_sent() {
     assert_eq!((seen.requests(), providers.len()), (0, 0));
 }
 
-/// Row 83.
+/// A request that needs no token has no key of a tenant.
 #[tokio::test(start_paused = true)]
 async fn request_that_needs_no_token_needs_no_key() {
     let providers = Sources::default().providers();
@@ -241,7 +242,7 @@ async fn request_that_needs_no_token_needs_no_key() {
 #[error("no account {0}")]
 struct NoAccount(u32);
 
-/// Row 82.
+/// The factory of providers fails.
 #[tokio::test(start_paused = true)]
 async fn factory_error_reaches_request_typed() {
     let known = Arc::new(AtomicBool::new(false));
@@ -264,7 +265,7 @@ async fn factory_error_reaches_request_typed() {
     assert_eq!(answer(&service, get(7)).await.unwrap(), "7");
 }
 
-/// Row 82.
+/// The factory of providers sets an option out of its range.
 #[tokio::test(start_paused = true)]
 async fn wrong_option_of_a_provider_reaches_request() {
     let providers = TokenProviders::new(|_: &Tenant| {
@@ -276,7 +277,7 @@ async fn wrong_option_of_a_provider_reaches_request() {
     assert_eq!(providers.len(), 0);
 }
 
-/// Row 81.
+/// Many callers use a key for the first time at once.
 #[test]
 fn concurrent_first_uses_make_one_provider() {
     const THREADS: usize = 8;
@@ -302,7 +303,7 @@ fn concurrent_first_uses_make_one_provider() {
     }
 }
 
-/// Row 82.
+/// The factory of providers panics.
 #[test]
 fn panic_in_factory_is_no_deadlock() {
     let panics = Arc::new(AtomicBool::new(true));
@@ -326,7 +327,7 @@ fn panic_in_factory_is_no_deadlock() {
     assert_eq!(providers.len(), 1);
 }
 
-/// Row 90.
+/// The factory of providers asks for another provider.
 #[test]
 fn factory_that_gets_another_provider_is_an_error() {
     let own: Arc<Mutex<Option<TokenProviders<Tenant>>>> = Arc::default();
@@ -353,7 +354,7 @@ fn factory_that_gets_another_provider_is_an_error() {
     assert_eq!(providers.len(), 2);
 }
 
-/// Row 89.
+/// A tenant is removed while its provider is made.
 #[test]
 fn removal_during_the_factory_wins() {
     let (entered, leave) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
@@ -379,6 +380,7 @@ fn removal_during_the_factory_wins() {
     assert_eq!(providers.len(), 0);
 }
 
+/// A tenant is removed, and comes back.
 #[tokio::test(start_paused = true)]
 async fn removed_provider_is_made_anew() {
     let sources = Sources::default();
@@ -395,7 +397,7 @@ async fn removed_provider_is_made_anew() {
     assert_eq!(removed.token().await.unwrap().access_token(), "1-1");
 }
 
-/// Row 88.
+/// The API challenges every token of one tenant.
 #[tokio::test(start_paused = true)]
 async fn storm_of_one_tenant_leaves_anothers_budget() {
     let sources = Sources::default();
@@ -429,7 +431,7 @@ async fn storm_of_one_tenant_leaves_anothers_budget() {
     assert_eq!(attempts.lock().unwrap()[&2], 3);
 }
 
-/// Row 97.
+/// A tenant's request goes to the origin of another tenant.
 #[tokio::test(start_paused = true)]
 async fn origins_are_those_of_the_tenant() {
     struct At(u32);
@@ -462,7 +464,7 @@ async fn origins_are_those_of_the_tenant() {
     assert_eq!(answer(&any, request).await.unwrap(), "1");
 }
 
-/// Rows 84 and 85.
+/// A tenant is idle for long, and comes back.
 #[tokio::test(start_paused = true)]
 async fn idle_provider_is_evicted() {
     let sources = Sources::default();
@@ -488,7 +490,7 @@ async fn idle_provider_is_evicted() {
     assert_eq!((sources.asked(1), sources.asked(2)), (1, 2));
 }
 
-/// Row 84.
+/// A provider is due for eviction while a refresh runs.
 #[tokio::test(start_paused = true)]
 async fn provider_with_a_running_refresh_is_not_evicted() {
     let source = Source::new().then(Act::Hang);
@@ -547,7 +549,7 @@ fn builder_with_stores(
     })
 }
 
-/// Row 85.
+/// An evicted tenant comes back, and its store has the token.
 #[tokio::test(start_paused = true)]
 async fn evicted_tenant_comes_back_from_its_store_without_a_request() {
     let (stores, endpoint) = (Arc::default(), fleet::Endpoint::default());
@@ -560,7 +562,7 @@ async fn evicted_tenant_comes_back_from_its_store_without_a_request() {
     assert_eq!((again.access_token(), endpoint.grants().posts()), (first.access_token(), posts));
 }
 
-/// Row 86.
+/// Only the process has the refresh token of an idle tenant.
 #[tokio::test(start_paused = true)]
 async fn login_that_is_not_stored_yet_is_kept() {
     let stores: Arc<Mutex<HashMap<u32, fleet::MemoryStore>>> = Arc::default();
@@ -614,7 +616,7 @@ impl TokenSource for Rotating {
     }
 }
 
-/// Row 86: an exchange outlives its refresh, and the store fails as it ends.
+/// An idle tenant's exchange outlives its refresh, and the store fails as it ends.
 #[tokio::test(start_paused = true)]
 async fn exchange_that_outlives_its_refresh_keeps_the_provider() {
     let (login, store) = (Rotating::default(), fleet::MemoryStore::default());
@@ -644,7 +646,7 @@ async fn exchange_that_outlives_its_refresh_keeps_the_provider() {
     assert_eq!(*login.presented.lock().unwrap(), ["r0", "r1", "r2"], "none is presented twice");
 }
 
-/// Row 83: a request to an origin that the layer does not allow makes no provider.
+/// A request to an origin that the layer does not allow makes no provider.
 #[tokio::test(start_paused = true)]
 async fn request_to_a_foreign_origin_makes_no_provider() {
     let sources = Sources::default();
@@ -655,7 +657,7 @@ async fn request_to_a_foreign_origin_makes_no_provider() {
     assert_eq!(providers.len(), 0);
 }
 
-/// Row 87.
+/// Requests with unknown keys crowd the other tenants out.
 #[tokio::test(start_paused = true)]
 async fn unknown_tenants_evict_nobody() {
     let sources = Sources::default();
@@ -679,7 +681,7 @@ async fn unknown_tenants_evict_nobody() {
     assert!((0..100).all(|tenant| sources.asked(tenant) == 1));
 }
 
-/// Row 92.
+/// There are more tenants than the bound.
 #[tokio::test(start_paused = true)]
 async fn number_of_providers_is_bounded() {
     for max in [1, 2, 10, 100, 2001, 5000] {
@@ -697,7 +699,7 @@ async fn number_of_providers_is_bounded() {
     }
 }
 
-/// Row 98.
+/// A tenant is removed, and made again, while its request is challenged.
 #[tokio::test(start_paused = true)]
 async fn retry_keeps_the_provider_of_its_request() {
     let sources = Sources::default();
@@ -720,7 +722,7 @@ async fn retry_keeps_the_provider_of_its_request() {
     assert_eq!(providers.get(&Tenant(4)).unwrap().status().generation, 0);
 }
 
-/// Row 96.
+/// The program shuts down while providers of many tenants refresh.
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_all_refreshes() {
     let sources = Sources::default();
@@ -737,7 +739,7 @@ async fn shutdown_waits_for_all_refreshes() {
     assert_eq!(answer(&layer(&providers).layer(api(|_| false)), get(3)).await.unwrap(), "3");
 }
 
-/// Row 96.
+/// The last handle of a group is dropped while its providers refresh.
 #[tokio::test(start_paused = true)]
 async fn drop_of_the_last_handle_ends_all() {
     let sources = Sources::default();
@@ -752,7 +754,7 @@ async fn drop_of_the_last_handle_ends_all() {
     }
 }
 
-/// Row 95.
+/// The `Debug` output of a group contains a key, which may be a secret.
 #[tokio::test(start_paused = true)]
 async fn debug_shows_no_key() {
     let providers = TokenProviders::new(|_: &String| {
@@ -770,6 +772,7 @@ async fn debug_shows_no_key() {
     assert!(!shown.contains("canary"), "{shown}");
 }
 
+/// An option of a group is out of its range.
 #[test]
 fn options_out_of_range_are_errors() {
     let builder = || Sources::default().builder();
@@ -785,6 +788,7 @@ fn options_out_of_range_are_errors() {
     assert!(builder().without_idle_timeout().max_providers(1).build().is_ok());
 }
 
+/// A group without an idle timeout keeps idle providers.
 #[tokio::test(start_paused = true)]
 async fn without_idle_timeout_nothing_is_aged_out() {
     let sources = Sources::default();
@@ -795,7 +799,7 @@ async fn without_idle_timeout_nothing_is_aged_out() {
     assert_eq!(providers.len(), 1);
 }
 
-/// Row 91: their tokens were issued at one moment, and expire at one moment.
+/// The tokens of thousands of tenants were issued at one moment, and expire at one moment.
 #[tokio::test(start_paused = true)]
 async fn kept_fresh_tenants_spread_their_refreshes() {
     const TENANTS: u32 = 2000;
@@ -825,7 +829,7 @@ async fn kept_fresh_tenants_spread_their_refreshes() {
     assert!(by_second.values().all(|count| *count < TENANTS / 20), "{by_second:?}");
 }
 
-/// Row 91.
+/// The background refreshes the token of an idle tenant, which is evicted nevertheless.
 #[tokio::test(start_paused = true)]
 async fn background_refresh_keeps_no_idle_provider() {
     let sources = Sources::default();
@@ -891,7 +895,8 @@ impl Issued {
     }
 }
 
-/// Row 80: random tenants, revocations, evictions, removals and dropped requests, over sockets.
+/// The tokens of two tenants are mixed up, by random revocations, evictions, removals and dropped requests, over
+/// sockets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_never_carry_the_token_of_another_tenant() {
     const TENANTS: u64 = 24;

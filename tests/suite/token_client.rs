@@ -34,7 +34,7 @@ fn answered(status: u16, body: &'static str) -> (TokenClient, Arc<Mutex<Vec<Head
 
 const URL: &str = "https://auth.example/token";
 
-/// Row 162: the source of the documentation.
+/// A source of one's own asks a token endpoint, as in the documentation.
 #[tokio::test]
 async fn source_takes_six_lines() {
     let (client, seen) = answered(200, r#"{"access_token":"a","expires_in":60,"refresh_token":"r"}"#);
@@ -56,7 +56,7 @@ async fn source_takes_six_lines() {
     }
 }
 
-/// Row 162: a response of another form, and what a status says.
+/// A token endpoint of one's own source responds in another form, and its status says what that means.
 #[tokio::test]
 async fn status_is_classified_and_body_is_readable() {
     let (client, _) = answered(201, r#"{"auth":{"client_token":"vault"}}"#);
@@ -84,7 +84,7 @@ async fn status_is_classified_and_body_is_readable() {
     }
 }
 
-/// Row 20: the status of an error decides, if its body does not come within the deadline.
+/// The body of an error does not come within the deadline: its status decides.
 #[tokio::test(start_paused = true)]
 async fn slow_body_does_not_hide_status() {
     for (status, kind) in [
@@ -107,7 +107,7 @@ async fn slow_body_does_not_hide_status() {
     }
 }
 
-/// Row 146: a process is stopped during an exchange, and goes on after the deadline. The response has arrived meanwhile.
+/// A process is stopped during an exchange, and goes on after the deadline. The response has arrived meanwhile.
 #[tokio::test(start_paused = true)]
 async fn response_is_read_after_stop() {
     let second = Duration::from_secs(1);
@@ -143,7 +143,7 @@ async fn response_is_read_after_stop() {
     assert!(exchange(200, 3600 * second, "").await.unwrap_err().is_timeout());
 }
 
-/// Row 146: the deadline counts for a process that was not stopped.
+/// The token endpoint is silent: the deadline counts for a process that was not stopped.
 #[tokio::test(start_paused = true)]
 async fn silent_endpoint_ends_exchange_at_deadline() {
     let service =
@@ -157,7 +157,7 @@ async fn error_of(client: &TokenClient, url: &str) -> SourceError {
     client.post_json(url, "canary").await.unwrap_err()
 }
 
-/// Row 162: options and URLs that are not valid.
+/// An option or a URL of a source of one's own is not valid.
 #[tokio::test]
 async fn invalid_option_is_error_of_each_exchange() {
     let client = || answered(200, "{}").0;
@@ -208,7 +208,7 @@ async fn invalid_option_is_error_of_each_exchange() {
     client().allow_plaintext().post_json("http://sidecar/", "").await.unwrap();
 }
 
-/// Row 162: an option replaces what is sent otherwise, but not what a source sends.
+/// An option replaces what is sent otherwise, but not what a source sends.
 #[tokio::test]
 async fn header_of_request_has_precedence() {
     let (client, seen) = answered(200, "{}");
@@ -229,7 +229,7 @@ async fn header_of_request_has_precedence() {
     assert!(seen[0]["authorization"].is_sensitive() && seen[0]["user-agent"].is_sensitive());
 }
 
-/// Row 162: without the default client, a source of the crate has to be given one.
+/// The crate has no default client, and a source is given none.
 #[cfg(not(feature = "default-client"))]
 #[tokio::test]
 async fn missing_client_is_typed_error() {
@@ -255,7 +255,7 @@ async fn missing_client_is_typed_error() {
     assert_eq!(provider.token().await.unwrap().access_token(), "a");
 }
 
-/// Row 155: an error that no exchange has made has no facts.
+/// An error that no exchange has made has no facts about one.
 #[tokio::test]
 async fn other_errors_say_nothing_of_exchange() {
     let source = source_fn(|_| async { Err(SourceError::unavailable("sealed")) });

@@ -65,7 +65,7 @@ fn oauth2(server: &TokenServer) -> OAuth2 {
     by_client(Server::token_endpoint(format!("{}/token", server.uri())), client(server))
 }
 
-/// Row 145: a connection dies without FIN or RST, and new ones work.
+/// A connection to the token endpoint dies without FIN or RST, and new ones work.
 #[tokio::test]
 async fn next_attempt_uses_new_connection() {
     for alpn in [&["h2", "http/1.1"][..], &["http/1.1"]] {
@@ -88,7 +88,7 @@ async fn next_attempt_uses_new_connection() {
     }
 }
 
-/// Row 145: the connection dies during the exchange of a login.
+/// A connection dies during the exchange of a login.
 #[tokio::test]
 async fn dead_connection_costs_one_attempt() {
     let server = TokenServer::start(&["http/1.1"], grants).await;
@@ -118,7 +118,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Row 146: the runtime of an earlier exchange is not driven any more, during an exchange or after it.
+/// The runtime of an earlier exchange is not driven any more, during an exchange or after it.
 #[test]
 fn exchange_needs_only_its_runtime() {
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -171,7 +171,7 @@ async fn until_ok(provider: &TokenProvider) {
     while provider.token().await.is_err() {}
 }
 
-/// Row 146: an exchange of a login whose runtime was not driven is given up. If the runtime goes on, it sends nothing.
+/// An exchange of a login whose runtime was not driven is given up. If the runtime goes on, it sends nothing.
 #[test]
 fn given_up_exchange_sends_nothing() {
     let driven = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -206,7 +206,7 @@ fn given_up_exchange_sends_nothing() {
     }
 }
 
-/// Row 146: the deadline of an exchange has passed when its runtime goes on.
+/// The deadline of an exchange has passed when its runtime goes on.
 #[test]
 fn late_exchange_sends_nothing() {
     let driven = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -221,7 +221,7 @@ fn late_exchange_sends_nothing() {
     assert_eq!(server.counters().api_key_grants, 0);
 }
 
-/// Row 147: a server compresses unless told otherwise, and a firewall asks for a `User-Agent`.
+/// A server compresses unless told otherwise, and a firewall asks for a `User-Agent`.
 #[tokio::test]
 async fn each_request_has_headers_of_exchange() {
     let server = TokenServer::start(&["http/1.1"], |request| {
@@ -255,7 +255,7 @@ async fn each_request_has_headers_of_exchange() {
     assert_eq!(requests[2].1["authorization"], "Basic aWQ6c2VjcmV0");
 }
 
-/// An endpoint that speaks HTTP/2 only needs a client of the user's.
+/// A token endpoint speaks HTTP/2 only, which needs a client of the user's.
 #[tokio::test]
 async fn http2_only_endpoint_is_reached_by_users_client() {
     let server = TokenServer::start(&["h2"], grants).await;
@@ -273,7 +273,7 @@ fn pem_to_der(pem: &str) -> Vec<u8> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
 }
 
-/// Clones of one client share the TLS sessions.
+/// Each exchange over TLS makes a full handshake: clones of one client share the TLS sessions.
 #[tokio::test]
 async fn tls_sessions_are_resumed() {
     let server = TokenServer::start(&["http/1.1"], grants).await;
@@ -284,7 +284,7 @@ async fn tls_sessions_are_resumed() {
     assert_eq!((server.connections(), server.resumed.load(std::sync::atomic::Ordering::SeqCst)), (3, 2));
 }
 
-/// Row 149: roots that are not valid are an error of `build`, and of each exchange.
+/// Roots that are not valid are an error of `build`, and of each exchange.
 #[tokio::test]
 async fn invalid_roots_are_error_of_build() {
     for pem in ["", "/etc/ssl/ca.pem", "-----BEGIN CERTIFICATE-----\nx"] {
@@ -303,7 +303,7 @@ async fn invalid_roots_are_error_of_build() {
     }
 }
 
-/// Row 155: slow, or down? And was it sent?
+/// The token endpoint is slow, or down: the error says which, and whether the request was sent.
 #[tokio::test]
 async fn error_says_what_is_known_of_exchange() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -351,7 +351,7 @@ async fn error_says_what_is_known_of_exchange() {
     }
 }
 
-/// Row 154: nothing of a client's error is shown that may quote the exchange.
+/// The error of an HTTP client quotes the exchange.
 #[tokio::test]
 async fn text_of_foreign_error_is_not_shown() {
     // GOAWAY with debug data (RFC 9113 §6.8).
@@ -398,7 +398,7 @@ async fn text_of_foreign_error_is_not_shown() {
     canary(TokenClient::with_service(quoting)).await;
 }
 
-/// Row 156: an ingress answers 404 for the first seconds.
+/// An ingress answers 404 for the first seconds, while the token endpoint starts.
 #[tokio::test]
 async fn ready_waits_for_endpoint_behind_ingress() {
     let started = Arc::new(std::sync::atomic::AtomicBool::new(false));

@@ -62,7 +62,7 @@ where
     }
 }
 
-/// What `ResponseFuture` documents as its size beyond that of the inner service's future.
+/// `ResponseFuture` is larger than it documents, beyond the inner service's future.
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn response_future_is_small() {
@@ -118,7 +118,7 @@ impl Service<Request<Empty<Bytes>>> for Gate {
     }
 }
 
-/// Row 50.
+/// The service is ready although the inner service is not.
 #[tokio::test(start_paused = true)]
 async fn readiness_is_the_inner_services() {
     let (api, layer) = revoked_once().await;
@@ -165,7 +165,7 @@ impl Service<Request<Empty<Bytes>>> for Strict {
     }
 }
 
-/// Row 50.
+/// `call` is sent to a clone that is not ready.
 #[tokio::test(start_paused = true)]
 async fn calls_ready_service_and_readies_clone() {
     for has_token in [true, false] {
@@ -189,7 +189,7 @@ async fn calls_ready_service_and_readies_clone() {
     }
 }
 
-/// Row 50.
+/// The inner service has one permit, which the request and its retry need.
 #[tokio::test(start_paused = true)]
 async fn retry_works_with_one_permit() {
     let (api, layer) = revoked_once().await;
@@ -199,7 +199,7 @@ async fn retry_works_with_one_permit() {
     assert_eq!(api.tokens(), ["access-1", "access-2"]);
 }
 
-/// Row 51.
+/// Buffer, LoadShed, RateLimit or ConcurrencyLimit is below the layer, in a burst of 401s.
 #[tokio::test(start_paused = true)]
 async fn no_stack_deadlocks_in_burst_of_401s() {
     for limit in [1, 2, 7] {
@@ -226,7 +226,7 @@ async fn no_stack_deadlocks_in_burst_of_401s() {
     }
 }
 
-/// Row 51: if a retry is shed, the caller gets that error: its 401 was dropped before.
+/// A retry is shed: the caller gets that error, because its 401 was dropped before.
 #[tokio::test(start_paused = true)]
 async fn shed_retry_is_overloaded() {
     /// Responds with one 401, then is never ready again.
@@ -262,7 +262,7 @@ async fn shed_retry_is_overloaded() {
     }
 }
 
-/// Row 51: the caller of a request or a retry that is shed gets that error.
+/// A request or a retry is shed in a burst: each caller gets an answer or that error.
 #[tokio::test(start_paused = true)]
 async fn load_shed_burst_loses_no_answer() {
     let (api, layer) = revoked_once().await;
@@ -291,7 +291,7 @@ async fn load_shed_burst_loses_no_answer() {
     }
 }
 
-/// Row 52.
+/// The response future is dropped at any point.
 #[tokio::test(start_paused = true)]
 async fn drop_at_any_point_leaks_no_permit() {
     for polls in 0..8 {
@@ -312,6 +312,7 @@ async fn drop_at_any_point_leaks_no_permit() {
     }
 }
 
+/// Two clones of a layer get a token each.
 #[tokio::test(start_paused = true)]
 async fn layer_clones_share_one_token() {
     let (api, source) = (Api::default(), Source::new().then(Act::Live(Duration::from_secs(60))));
@@ -326,7 +327,7 @@ async fn layer_clones_share_one_token() {
     assert_eq!(source.fetches(), 1);
 }
 
-/// The bounds that users need.
+/// A public type lacks a bound that users need, such as `Send`.
 #[test]
 fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
@@ -359,6 +360,7 @@ fn types_are_send_and_sync() {
     is_send(&service.call(get()));
 }
 
+/// The inner service has another error type.
 #[tokio::test(start_paused = true)]
 async fn composes_with_every_error_type() {
     let (api, layer) = revoked_once().await;
@@ -370,7 +372,7 @@ async fn composes_with_every_error_type() {
     assert!(concrete.oneshot(get()).await.is_ok());
 }
 
-/// Row 66: a request without this crate's token does not wait for one, and is sent by the ready service.
+/// A request without this crate's token waits for one, or is not sent by the ready service.
 #[tokio::test(start_paused = true)]
 async fn tokenless_request_does_not_wait() {
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new().then(Act::Hang)));

@@ -26,6 +26,7 @@ fn text(error: &Error) -> String {
     support::chain(error)
 }
 
+/// An option is out of its range: the error names the option, the range and the value.
 #[test]
 fn build_names_option_range_and_value() {
     let ahead = RefreshAhead::new();
@@ -68,6 +69,7 @@ async fn source_error(source: impl TokenSource + Clone) -> String {
     text(&built)
 }
 
+/// The options of a source are not valid, with or without `build`.
 #[tokio::test(start_paused = true)]
 async fn source_error_is_the_same_with_and_without_build() {
     for (source, expected) in [
@@ -90,6 +92,7 @@ async fn source_error_is_the_same_with_and_without_build() {
     assert!(text.contains("reload_interval must be >= 1s and <= 1d, got 0s"), "{text}");
 }
 
+/// An option of the layer is not valid: the first request reports it.
 #[tokio::test(start_paused = true)]
 async fn first_request_reports_layer_option() {
     let layer = || BearerAuthLayer::with_provider(builder().build().unwrap());

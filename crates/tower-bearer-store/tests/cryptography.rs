@@ -14,6 +14,7 @@ fn groups_of(provider: &CryptoProvider) -> Vec<NamedGroup> {
     provider.kx_groups.iter().map(|group| group.name()).collect()
 }
 
+/// A program has chosen no cryptography, and Redis is reached over TLS.
 #[tokio::test]
 async fn redis_store_installs_ring() {
     assert!(CryptoProvider::get_default().is_none());

@@ -50,7 +50,7 @@ async fn publish(store: &FileStore, text: &str) -> u64 {
     fence
 }
 
-/// Row 78: a place that cannot be used is found at the start.
+/// The place of a file cannot be used: `ready` says so at the start.
 #[tokio::test]
 async fn ready_finds_unusable_place() {
     type Spoil = fn(&Folder);
@@ -101,7 +101,7 @@ async fn ready_finds_unusable_place() {
     }
 }
 
-/// Row 69.
+/// An exchange takes longer than its lease, which is extended until another process has the next one.
 #[tokio::test]
 async fn lease_extends_until_next_is_given() {
     let folder = Folder::new();
@@ -125,7 +125,7 @@ async fn lease_extends_until_next_is_given() {
     assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// Row 49.
+/// Other users of the host can read the stored tokens.
 #[tokio::test]
 async fn files_are_private_to_the_user() {
     let folder = Folder::new();
@@ -151,7 +151,8 @@ async fn files_are_private_to_the_user() {
     }
 }
 
-/// Row 49: the error names the reason, the file is not changed, and the process refreshes without the store.
+/// Other users can read or replace the file of a record: the error names the reason, the file is not changed, and the
+/// process refreshes without the store.
 #[tokio::test]
 async fn insecure_file_error_names_reason() {
     type Spoil = fn(&Folder);
@@ -230,7 +231,7 @@ async fn insecure_file_error_names_reason() {
     }
 }
 
-/// Row 49.
+/// The file of a record contains something else.
 #[tokio::test]
 async fn invalid_file_is_replaced() {
     let folder = Folder::new();
@@ -265,7 +266,7 @@ async fn invalid_file_is_replaced() {
     assert!(publish(&store, "sixth").await > fence);
 }
 
-/// Row 55: a process that is stopped for longer than its lease still has the kernel's lock. Its fence is superseded.
+/// A process that is stopped for longer than its lease still has the kernel's lock. Its fence is superseded.
 #[tokio::test]
 async fn lease_ends_while_holder_lives() {
     let folder = Folder::new();
@@ -283,7 +284,7 @@ async fn lease_ends_while_holder_lives() {
     assert_eq!((record.text(), record.lifetime()), ("good", None));
 }
 
-/// Row 60: the kernel releases the lock when its process ends.
+/// A process ends while it holds the lock, which the kernel releases.
 #[tokio::test]
 async fn lease_ends_with_its_process() {
     let folder = Folder::new();
@@ -297,7 +298,7 @@ async fn lease_ends_with_its_process() {
     assert!(store.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// Row 60.
+/// A process never releases the lock.
 #[tokio::test]
 async fn held_lock_times_out() {
     let folder = Folder::new();
@@ -313,7 +314,7 @@ async fn held_lock_times_out() {
     publish(&store, "second").await;
 }
 
-/// Row 56: waiting for the lock does not lengthen the stored lifetime.
+/// A publication waits for the lock, which must not lengthen the stored lifetime.
 #[tokio::test]
 async fn slow_publication_keeps_lifetime() {
     let folder = Folder::new();
@@ -332,7 +333,7 @@ async fn slow_publication_keeps_lifetime() {
     assert!(left <= MINUTE - held / 2, "{left:?}");
 }
 
-/// Row 57: the disk is full when the lease is taken, or while the record is written.
+/// The disk is full when the lease is taken, or while the record is written.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn full_disk_loses_no_token() {
@@ -361,7 +362,7 @@ async fn full_disk_loses_no_token() {
     }
 }
 
-/// Row 57: a process was killed while it wrote.
+/// A process is killed while it writes a record.
 #[tokio::test]
 async fn leftover_temp_file_is_harmless() {
     let folder = Folder::new();
@@ -381,7 +382,7 @@ fn set(path: &Path, field: &str, number: u128) {
     fs::write(path, json.to_string()).unwrap();
 }
 
-/// Row 17, D5: a record of the future, which a clock that is set back leaves, ages from the first time it is seen.
+/// A clock that is set back leaves a record of the future, which ages from the first time it is seen.
 #[tokio::test]
 async fn record_of_the_future_ages() {
     let folder = Folder::new();
@@ -406,7 +407,7 @@ async fn record_of_the_future_ages() {
     assert_eq!(lifetime().await, Duration::ZERO);
 }
 
-/// D4: fences grow although the clock was set back and the lock's file, which has the last one, was deleted.
+/// The clock is set back, and the lock's file, which has the last fence, is deleted: fences grow nevertheless.
 #[tokio::test]
 async fn fences_grow_after_clock_was_set_back() {
     let folder = Folder::new();
@@ -445,7 +446,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// D4: the wall clock is stepped while a process holds the lease and asks the auth server. Nobody else asks meanwhile.
+/// The wall clock is stepped while a process holds the lease and asks the auth server: no other process asks meanwhile.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn clock_step_makes_no_second_holder() {
@@ -495,7 +496,7 @@ async fn clock_step_makes_no_second_holder() {
     }
 }
 
-/// Rows 54, 59.
+/// Four processes start, or find their token revoked, at one moment.
 #[tokio::test]
 async fn four_processes_share_one_token() {
     let folder = Folder::new();
@@ -508,6 +509,7 @@ fn one_of_many() {
     processes::work(|path| FileStore::new(path));
 }
 
+/// A stored token can be read by a person who has the file.
 #[tokio::test]
 async fn file_can_be_encrypted() {
     let folder = Folder::new();
@@ -582,6 +584,7 @@ const HOSTILE: &[&str] = &[
     "nul",
 ];
 
+/// Two tenants use one file.
 #[tokio::test]
 async fn namespaces_have_files_of_their_own() {
     let folder = Folder::new();
@@ -624,6 +627,7 @@ async fn namespaces_have_files_of_their_own() {
     assert!(seen.contains("token@%2e%2e%2ftoken") && seen.contains("token@a"), "{seen:?}");
 }
 
+/// The names of namespaces are too long, too many or not valid.
 #[tokio::test]
 async fn namespaces_are_bounded() {
     let folder = Folder::new();
@@ -654,7 +658,7 @@ async fn namespaces_are_bounded() {
     assert!(build(handle).is_ok() && build(base).is_ok());
 }
 
-/// Two namespaces with the same keys: a record is bound to its own.
+/// An encrypted record is copied to another namespace with the same keys.
 #[tokio::test]
 async fn encrypted_record_opens_only_in_its_namespace() {
     let folder = Folder::new();
@@ -673,7 +677,7 @@ async fn encrypted_record_opens_only_in_its_namespace() {
     }
 }
 
-/// D7: a copy of a record opens only in the place of the original, or under the same name.
+/// An encrypted file is copied: the copy opens only in the place of the original, or under the same name.
 #[tokio::test]
 async fn encrypted_record_opens_only_in_its_place() {
     type Make = fn(FileStore) -> FileStore;
@@ -713,6 +717,7 @@ async fn encrypted_record_opens_only_in_its_place() {
     }
 }
 
+/// An option of the store is out of its range.
 #[test]
 fn out_of_range_options_are_errors() {
     for timeout in [Duration::ZERO, MINUTE * 2] {

@@ -72,6 +72,7 @@ async fn stored(store: &RedisStore) -> Record {
     }
 }
 
+/// A stored record is loaded after a part of its lifetime.
 #[tokio::test]
 async fn loads_record_with_remaining_life() {
     let redis = RedisServer::start().await;
@@ -92,14 +93,14 @@ async fn loads_record_with_remaining_life() {
     assert_eq!(store.load().await.unwrap().unwrap().lifetime(), Some(Duration::ZERO));
 }
 
-/// D3: the time until Redis deletes the record; `None` if it does not.
+/// The time until Redis deletes the record; `None` if it does not.
 async fn retention(redis: &RedisServer, key: &str) -> Option<Duration> {
     let left: i64 = redis.run(&["PTTL", key]).await.parse().unwrap();
     assert!(left > -2, "{key} is missing");
     u64::try_from(left).ok().map(Duration::from_millis)
 }
 
-/// D3.
+/// A login is idle for months, or has no known lifetime.
 #[tokio::test]
 async fn needed_record_is_kept() {
     let redis = RedisServer::start().await;
@@ -141,7 +142,7 @@ async fn needed_record_is_kept() {
     assert!(thirty_days(retention(&redis, "tower-bearer:{client}:record").await));
 }
 
-/// Row 56: a slow publication does not lengthen the stored lifetime.
+/// A slow publication must not lengthen the stored lifetime.
 #[tokio::test]
 async fn slow_publication_keeps_lifetime() {
     let redis = RedisServer::start().await;
@@ -159,7 +160,7 @@ async fn slow_publication_keeps_lifetime() {
     assert!(left <= MINUTE - pause / 2, "{left:?}");
 }
 
-/// Row 60: a lease ends by itself, and a process that no longer has it cannot release it.
+/// A lease is never released: it ends by itself, and a process that no longer has it cannot release it.
 #[tokio::test]
 async fn lease_is_exclusive_until_its_end() {
     let redis = RedisServer::start().await;
@@ -174,7 +175,7 @@ async fn lease_is_exclusive_until_its_end() {
         }
         sleep(Duration::from_millis(5)).await;
     };
-    // Row 55: its fence is superseded.
+    // Its fence is superseded.
     let stale = Record::new(mine.fence(), "stale");
     assert_eq!(one.publish(&mine, stale).await.unwrap(), Publication::Superseded);
     one.release(mine).await.unwrap();
@@ -183,7 +184,7 @@ async fn lease_is_exclusive_until_its_end() {
     assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// Row 69.
+/// An exchange takes longer than its lease, which is extended until another process has the next one.
 #[tokio::test]
 async fn lease_extends_until_next_is_given() {
     let redis = RedisServer::start().await;
@@ -208,7 +209,7 @@ async fn lease_extends_until_next_is_given() {
     assert!(one.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// Row 57, and a failover that loses the last write: a lease that Redis has forgotten is still superseded.
+/// Redis is flushed, or a failover loses the last write: a lease that Redis has forgotten is still superseded.
 #[tokio::test]
 async fn fences_grow_after_flush() {
     let redis = RedisServer::start().await;
@@ -225,7 +226,7 @@ async fn fences_grow_after_flush() {
     assert_eq!(store.publish(&forgotten, stale).await.unwrap(), Publication::Superseded);
 }
 
-/// Rows 54, 59.
+/// Four processes start, or find their token revoked, at one moment.
 #[tokio::test]
 async fn four_processes_share_one_token() {
     let redis = RedisServer::start().await;
@@ -238,8 +239,8 @@ fn one_of_many() {
     processes::work(|url| RedisStore::new(url, "videos").unwrap());
 }
 
-/// Rows 113, 114 and 118: two processes with the login of a user, which are killed at random moments of a hundred
-/// rotations. The server has a grace period: a refresh token whose response was lost with its process is presented again.
+/// Two processes with the login of a user are killed at random moments of a hundred rotations. The server has a grace
+/// period: a refresh token whose response was lost with its process is presented again.
 #[tokio::test]
 async fn killed_processes_keep_login() {
     let random = |below: u64| RandomState::new().build_hasher().finish() % below;
@@ -291,7 +292,7 @@ fn one_of_two() {
     );
 }
 
-/// Two namespaces, or two prefixes, are independent. A cluster keeps the keys of one namespace on one node.
+/// Two namespaces, or two prefixes, are independent, and a cluster keeps the keys of one namespace on one node.
 #[tokio::test]
 async fn isolates_namespaces_in_one_slot_each() {
     let folder = Folder::new();
@@ -340,6 +341,7 @@ impl TokenSource for Tenant {
     }
 }
 
+/// The stores of ten thousand tenants open a connection each.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_namespaces_use_one_connection() {
     assert!(size_of::<RedisStore>() <= 40);
@@ -385,6 +387,7 @@ async fn ten_thousand_namespaces_use_one_connection() {
     assert_eq!(clients.lines().filter(|client| !client.contains("cmd=client")).count(), 1, "{clients}");
 }
 
+/// The lease of one tenant holds up the others.
 #[tokio::test]
 async fn lease_of_one_namespace_blocks_no_other() {
     let redis = RedisServer::start().await;
@@ -407,6 +410,7 @@ async fn lease_of_one_namespace_blocks_no_other() {
     }
 }
 
+/// An option of one handle changes another handle of the same store.
 #[tokio::test]
 async fn setter_of_one_handle_changes_no_other() {
     let redis = RedisServer::start().await;
@@ -443,7 +447,7 @@ async fn setter_of_one_handle_changes_no_other() {
     assert!(base.validate().is_ok() && plain.validate().is_ok());
 }
 
-/// Row 57: Redis is down, and loses its data.
+/// Redis is down, and loses its data.
 #[tokio::test]
 async fn redis_outage_delays_only_publication() {
     let mut redis = RedisServer::start().await;
@@ -487,7 +491,8 @@ async fn heals(case: &str, store: &RedisStore) {
     }
 }
 
-/// D1: what leaves a connection that never works again.
+/// Redis is silent, demoted, loading, or rejects the handshake or the password for a time, which leaves a connection
+/// that never works again.
 #[tokio::test]
 async fn heals_after_every_kind_of_failure() {
     let (first, second) = tokio::join!(RedisServer::start(), RedisServer::start());
@@ -551,7 +556,7 @@ async fn heals_after_every_kind_of_failure() {
     heals("a failover, seen by another handle", &base).await;
 }
 
-/// D1: the connection belongs to a runtime that nobody drives any more.
+/// The connection to Redis belongs to a runtime that is not driven any more.
 #[test]
 fn heals_after_runtime_stops() {
     let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -571,7 +576,7 @@ fn heals_after_runtime_stops() {
     runtime.block_on(heals("opened by the first runtime", &store));
 }
 
-/// D1: a limit longer than the provider's own: the operation is dropped before it has failed.
+/// The store's time limit is longer than the provider's: the operation is dropped before it has failed.
 #[tokio::test]
 async fn heals_after_dropped_operation() {
     let redis = RedisServer::start().await;
@@ -585,7 +590,7 @@ async fn heals_after_dropped_operation() {
     timeout(HEALS_WITHIN, heals("a dropped operation", &store)).await.unwrap();
 }
 
-/// D1: the command is performed after its connection was given up. No lease is left that nobody holds.
+/// Redis performs a command after its connection was given up: no lease is left that no process holds.
 #[tokio::test]
 async fn late_lease_is_found_again() {
     let redis = RedisServer::start().await;
@@ -609,7 +614,7 @@ async fn late_lease_is_found_again() {
     assert!(other.lease(MINUTE).await.unwrap().is_some());
 }
 
-/// D1: the late command arrives while its successor holds the lease, and once more after that was released.
+/// A late command arrives while its successor holds the lease, and once more after that was released.
 #[tokio::test]
 async fn late_lease_supersedes_no_holder() {
     let redis = RedisServer::start().await;
@@ -650,7 +655,7 @@ fn login(server: &AuthServer, store: impl TokenStore, refresh_token: &str) -> To
     TokenProvider::builder(source).login(refresh_token).store(store).retry(retry).build().unwrap()
 }
 
-/// D2: Redis fails over while the token endpoint is asked. The refresh token before is spent.
+/// Redis fails over while the token endpoint is asked, and the refresh token before is spent.
 #[tokio::test]
 async fn failover_during_exchange_keeps_login() {
     for keeps_connections in [true, false] {
@@ -702,7 +707,7 @@ async fn exists(redis: &RedisServer, key: &str) {
     }
 }
 
-/// Row 57: Redis is read-only, slow, or has a key of another type.
+/// Redis is read-only, slow, or has a key of another type.
 #[tokio::test]
 async fn failing_redis_costs_no_token() {
     async fn run(redis: &RedisServer, command: &[&str]) {
@@ -736,7 +741,7 @@ async fn failing_redis_costs_no_token() {
     }
 }
 
-/// Row 57: a record that cannot be read counts as absent and is overwritten.
+/// The stored record cannot be read: it counts as absent and is overwritten.
 #[tokio::test]
 async fn foreign_values_are_overwritten() {
     let record = [
@@ -777,6 +782,7 @@ async fn foreign_values_are_overwritten() {
     }
 }
 
+/// Redis has a certificate that the program does not trust.
 #[tokio::test]
 async fn trusts_only_given_root_over_tls() {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -807,7 +813,7 @@ async fn trusts_only_given_root_over_tls() {
     assert!(error.to_string().starts_with(&place), "{error}");
 }
 
-/// The documented rights suffice, and no output contains the password.
+/// The user of Redis has the documented rights only, and no output contains the password.
 #[tokio::test]
 async fn documented_acl_rights_suffice() {
     let redis = RedisServer::start().await;
@@ -843,7 +849,7 @@ async fn documented_acl_rights_suffice() {
     assert!(error.to_string().contains("can't run this command"), "{error:?}");
 }
 
-/// Row 78: a wrong password is found at the start, and nothing else waits for it.
+/// The password of Redis is wrong: `ready` says so at the start, and nothing else waits for it.
 #[tokio::test]
 async fn ready_finds_wrong_password() {
     let redis = RedisServer::start().await;
@@ -879,7 +885,7 @@ async fn ready_finds_wrong_password() {
     }
 }
 
-/// Row 78: a Redis that is down when the program starts is waited for.
+/// Redis is down when the program starts: `ready` waits for it.
 #[tokio::test]
 async fn ready_waits_for_redis() {
     let mut redis = RedisServer::start().await;
@@ -895,7 +901,7 @@ async fn ready_waits_for_redis() {
     assert_eq!(server.counters().api_key_grants, 1);
 }
 
-/// Row 78: only a change of the configuration helps, and `ready` does not wait for it.
+/// Only a change of the configuration helps: `ready` does not wait for it.
 #[tokio::test]
 async fn ready_finds_wrong_configuration() {
     let redis = RedisServer::start().await;
@@ -930,7 +936,7 @@ async fn ready_finds_wrong_configuration() {
     assert_eq!(reader.ready().await.unwrap().access_token(), "abc");
 }
 
-/// Row 46: Redis quotes the arguments of a command that it does not know.
+/// Redis quotes the arguments of a command that it does not know, which may be a password.
 #[tokio::test]
 async fn unknown_command_hides_password() {
     let redis = RedisServer::with(&["--rename-command", "HELLO", "another"]).await;
@@ -940,7 +946,7 @@ async fn unknown_command_hides_password() {
     assert!(!format!("{error:?}").contains("canary"), "{error:?}");
 }
 
-/// The error says where, and the cause once.
+/// An error of Redis says where, and the cause once.
 #[tokio::test]
 async fn error_has_place_and_cause() {
     let store = RedisStore::new("redis://:canary@127.0.0.1:1/3", "videos").unwrap();
@@ -950,6 +956,7 @@ async fn error_has_place_and_cause() {
     assert!(!error.contains("canary"), "{error}");
 }
 
+/// A stored token can be read by a person who has access to Redis.
 #[tokio::test]
 async fn record_can_be_encrypted() {
     let redis = RedisServer::start().await;
@@ -965,7 +972,7 @@ async fn record_can_be_encrypted() {
     assert_eq!(server.counters().api_key_grants, 1);
 }
 
-/// Two namespaces with the same keys: a record is bound to its own.
+/// An encrypted record is copied to another namespace with the same keys.
 #[tokio::test]
 async fn encrypted_record_opens_only_in_its_namespace() {
     let redis = RedisServer::start().await;
@@ -979,6 +986,7 @@ async fn encrypted_record_opens_only_in_its_namespace() {
     assert_eq!(other.load().await.unwrap_err().kind(), StoreErrorKind::InvalidRecord);
 }
 
+/// An option of the store is out of its range.
 #[test]
 fn out_of_range_options_are_errors() {
     let new = |url: &str, namespace: &str| RedisStore::new(url, namespace);
@@ -1049,7 +1057,7 @@ fn out_of_range_options_are_errors() {
     }
 }
 
-/// Row 46.
+/// The example `fleet` prints a secret.
 #[test]
 fn fleet_example_prints_no_secret() {
     let output = support::cargo()

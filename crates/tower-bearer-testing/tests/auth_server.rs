@@ -71,6 +71,7 @@ async fn list(server: &AuthServer, token: &str) -> Answer {
     send(server, request(server, Method::GET, "videos", token, "")).await.unwrap()
 }
 
+/// A refresh token is spent by its use, and by a new grant.
 #[tokio::test]
 async fn use_or_new_grant_spends_refresh_token() {
     for tls in [false, true] {
@@ -98,6 +99,7 @@ async fn use_or_new_grant_spends_refresh_token() {
     }
 }
 
+/// An access token ends with its expiry or its revocation.
 #[tokio::test]
 async fn expiry_or_revocation_ends_token() {
     let server = AuthServer::start().await.unwrap();
@@ -115,6 +117,7 @@ async fn expiry_or_revocation_ends_token() {
     assert_eq!((server.counters().accepted, server.counters().challenged), (1, 3));
 }
 
+/// A grant revokes the access tokens before it if the test asks for that.
 #[tokio::test]
 async fn grant_revokes_previous_if_asked() {
     for revoke in [false, true] {
@@ -125,6 +128,7 @@ async fn grant_revokes_previous_if_asked() {
     }
 }
 
+/// Two accounts spend only their own tokens.
 #[tokio::test]
 async fn accounts_spend_only_their_own_tokens() {
     let server = AuthServer::builder().revoke_previous(true).start().await.unwrap();
@@ -168,6 +172,7 @@ async fn accounts_spend_only_their_own_tokens() {
     assert_eq!(authenticate_with(&server, "").await.status, StatusCode::BAD_REQUEST);
 }
 
+/// Two accounts see only their own videos.
 #[tokio::test]
 async fn accounts_see_only_their_own_videos() {
     let server = AuthServer::start().await.unwrap();
@@ -197,12 +202,14 @@ async fn accounts_see_only_their_own_videos() {
     assert_eq!(post(&upload, "", "hello").await.status, StatusCode::UNAUTHORIZED);
 }
 
+/// A test that names an unknown account panics.
 #[tokio::test]
 #[should_panic(expected = "an account has the API key")]
 async fn unknown_account_is_a_panic() {
     AuthServer::start().await.unwrap().remove_account("no");
 }
 
+/// A client creates, lists and uploads videos.
 #[tokio::test]
 async fn videos_are_made_listed_and_uploaded() {
     let server = AuthServer::start().await.unwrap();
@@ -251,6 +258,7 @@ async fn videos_are_made_listed_and_uploaded() {
     }
 }
 
+/// The server reports its rate limit, and then responds with 429.
 #[tokio::test]
 async fn reports_rate_limit_then_429() {
     let server = AuthServer::builder().rate_limit(2).start().await.unwrap();
@@ -266,6 +274,7 @@ async fn reports_rate_limit_then_429() {
     assert!((1..=60).contains(&seconds));
 }
 
+/// Injected faults happen in order, until they are cleared.
 #[tokio::test]
 async fn faults_run_in_order_until_cleared() {
     let server = AuthServer::start().await.unwrap();
@@ -287,6 +296,7 @@ async fn faults_run_in_order_until_cleared() {
     assert_eq!(server.counters().faults, 6);
 }
 
+/// A fault that resets the connection prevents the grant, and no other fault does.
 #[tokio::test]
 async fn only_reset_prevents_grant() {
     for (fault, grants) in [(Fault::Reset, 0), (Fault::LoseAnswer, 1), (Fault::Truncate, 1)] {
@@ -299,6 +309,7 @@ async fn only_reset_prevents_grant() {
     }
 }
 
+/// A response that is sent byte by byte arrives whole.
 #[tokio::test]
 async fn dripping_answer_arrives_whole() {
     let server = AuthServer::start().await.unwrap();
@@ -306,6 +317,7 @@ async fn dripping_answer_arrives_whole() {
     assert_eq!(authenticate(&server).await.text("token_type"), "Bearer");
 }
 
+/// The server ends when it is dropped.
 #[tokio::test]
 async fn a_server_ends_when_it_is_dropped() {
     let server = AuthServer::start().await.unwrap();
@@ -332,6 +344,7 @@ async fn create(server: &AuthServer, video: Value) -> Answer {
     send_with_key(server, &server.api_key(), Method::POST, "videos", &video.to_string()).await
 }
 
+/// The API key is accepted as the user name of Basic authentication.
 #[tokio::test]
 async fn key_is_accepted_as_basic_user() {
     let server = AuthServer::start().await.unwrap();
@@ -353,7 +366,7 @@ async fn key_is_accepted_as_basic_user() {
     assert_eq!((server.counters().accepted, server.counters().challenged), (3, 3));
 }
 
-/// The fields of api.video's published schema, with its defaults.
+/// A video has the fields of api.video's published schema, with their defaults.
 #[tokio::test]
 async fn video_has_fields_of_the_schema() {
     let server = AuthServer::start().await.unwrap();
@@ -397,6 +410,7 @@ async fn video_has_fields_of_the_schema() {
     }
 }
 
+/// A deleted video is gone.
 #[tokio::test]
 async fn deleted_video_is_gone() {
     let server = AuthServer::start().await.unwrap();
@@ -429,6 +443,7 @@ async fn deleted_video_is_gone() {
     assert_eq!(server.counters().videos_deleted, 1);
 }
 
+/// The list of videos has pages, links and filters.
 #[tokio::test]
 async fn list_has_pages_links_and_filters() {
     let server = AuthServer::start().await.unwrap();
@@ -519,6 +534,7 @@ async fn send_part(
 
 const SHA256_OF_HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
+/// The parts of an upload arrive in any order.
 #[tokio::test]
 async fn parts_arrive_in_any_order() {
     let server = AuthServer::start().await.unwrap();
@@ -572,6 +588,7 @@ async fn parts_arrive_in_any_order() {
     }
 }
 
+/// The status of a video says which bytes have arrived.
 #[tokio::test]
 async fn status_says_what_has_arrived() {
     let server = AuthServer::start().await.unwrap();
@@ -614,6 +631,7 @@ async fn status_says_what_has_arrived() {
     assert_eq!(ingest(&path).await, json!({ "status": "uploaded", "filesize": 5, "receivedBytes": range }));
 }
 
+/// A delegated upload continues the video that it has begun.
 #[tokio::test]
 async fn delegated_upload_continues_its_video() {
     let server = AuthServer::start().await.unwrap();
@@ -655,6 +673,7 @@ async fn delegated_upload_continues_its_video() {
     assert_eq!((counters.delegated_uploads, counters.uploads, counters.upload_tokens), (2, 1, 3));
 }
 
+/// A chunk that arrives twice is stored once.
 #[tokio::test]
 async fn stores_each_chunk_once() {
     let server = AuthServer::start().await.unwrap();
@@ -810,6 +829,7 @@ fn assert_error(answer: &Answer, code: &str, what: &str) {
     assert_eq!(answer.headers["cache-control"], "no-store");
 }
 
+/// The client's credentials give an access token and no refresh token.
 #[tokio::test]
 async fn client_credentials_give_access_token_only() {
     for tls in [false, true] {
@@ -834,6 +854,7 @@ async fn client_credentials_give_access_token_only() {
     }
 }
 
+/// The server rejects an unknown client, or a wrong secret.
 #[tokio::test]
 async fn unknown_client_is_rejected() {
     let server = AuthServer::start().await.unwrap();
@@ -868,6 +889,7 @@ async fn unknown_client_is_rejected() {
     assert_eq!((counters.rejected_clients, counters.rejected_oauth_grants), (13, 0));
 }
 
+/// A client's assertion is valid once.
 #[tokio::test]
 async fn client_assertion_is_valid_once() {
     let server = AuthServer::start().await.unwrap();
@@ -891,6 +913,7 @@ async fn client_assertion_is_valid_once() {
     assert_eq!(server.counters().client_credentials_grants, 2);
 }
 
+/// The server rejects a token request that is not valid.
 #[tokio::test]
 async fn malformed_token_request_is_rejected() {
     let server = AuthServer::start().await.unwrap();
@@ -927,6 +950,7 @@ async fn malformed_token_request_is_rejected() {
     }
 }
 
+/// A refresh token that is presented twice ends its login.
 #[tokio::test]
 async fn reuse_of_refresh_token_revokes_family() {
     let server = AuthServer::start().await.unwrap();
@@ -952,6 +976,7 @@ async fn reuse_of_refresh_token_revokes_family() {
     assert_eq!((counters.rejected_oauth_grants, counters.rejected_refresh_tokens), (3, 0));
 }
 
+/// A spent refresh token is accepted during the grace period.
 #[tokio::test(start_paused = true)]
 async fn spent_refresh_token_is_accepted_during_grace() {
     let grace = Duration::from_secs(30);
@@ -971,6 +996,7 @@ async fn spent_refresh_token_is_accepted_during_grace() {
     assert_eq!(server.counters().reused_refresh_tokens, 1);
 }
 
+/// Without rotation, the refresh token stays the same.
 #[tokio::test]
 async fn without_rotation_refresh_token_stays() {
     let server = AuthServer::builder().rotate(false).start().await.unwrap();
@@ -986,6 +1012,7 @@ async fn without_rotation_refresh_token_stays() {
     assert_error(&token(&server, &form).await, "invalid_client", "no client");
 }
 
+/// The access tokens of a login outlive its revocation.
 #[tokio::test]
 async fn revoked_logins_keep_access_tokens() {
     let server = AuthServer::start().await.unwrap();
@@ -1000,6 +1027,7 @@ async fn revoked_logins_keep_access_tokens() {
     assert_eq!(refresh_login(&server, &server.log_in()).await.status, StatusCode::OK);
 }
 
+/// OAuth access tokens expire and are revoked.
 #[tokio::test]
 async fn oauth_access_tokens_expire_and_are_revoked() {
     let server = AuthServer::builder().revoke_previous(true).start().await.unwrap();
@@ -1016,6 +1044,7 @@ async fn oauth_access_tokens_expire_and_are_revoked() {
     assert_eq!(list(&server, &expired.text("access_token")).await.status, StatusCode::UNAUTHORIZED);
 }
 
+/// The server exchanges a JWT or an access token.
 #[tokio::test]
 async fn exchanges_jwt_or_access_token() {
     let server = AuthServer::start().await.unwrap();
@@ -1062,6 +1091,7 @@ async fn exchanges_jwt_or_access_token() {
     assert_eq!(server.counters().token_exchanges, 3);
 }
 
+/// A JWT bearer grant needs no client.
 #[tokio::test]
 async fn jwt_bearer_needs_no_client() {
     let server = AuthServer::start().await.unwrap();
@@ -1078,6 +1108,7 @@ async fn jwt_bearer_needs_no_client() {
     assert_eq!(server.counters().jwt_bearer_grants, 2);
 }
 
+/// The metadata of the issuer names the token endpoint.
 #[tokio::test]
 async fn metadata_names_token_endpoint() {
     for tls in [false, true] {
@@ -1096,6 +1127,7 @@ async fn metadata_names_token_endpoint() {
     }
 }
 
+/// Faults can be injected into the OAuth routes.
 #[tokio::test]
 async fn faults_apply_to_oauth_routes() {
     let server = AuthServer::builder().refresh_token_grace(Duration::MAX).start().await.unwrap();
@@ -1123,6 +1155,7 @@ async fn faults_apply_to_oauth_routes() {
     assert_eq!((server.counters().metadata_requests, server.counters().faults), (0, 8));
 }
 
+/// The recorded token requests contain no secret.
 #[tokio::test]
 async fn token_requests_omit_secrets() {
     let server = AuthServer::start().await.unwrap();
@@ -1153,6 +1186,7 @@ async fn token_requests_omit_secrets() {
     assert_eq!(newest, (1..=64).map(|number| number.to_string()).collect::<Vec<_>>());
 }
 
+/// The `Debug` output of the server contains no OAuth secret.
 #[tokio::test]
 async fn debug_output_has_no_oauth_secret() {
     let builder = AuthServer::builder().client("id", "client-secret");

@@ -95,7 +95,7 @@ fn explore(
     });
 }
 
-/// Rows 1 and 9.
+/// Three callers on three threads have no token: one fetch, and no caller misses its end.
 #[test]
 fn three_callers_cost_one_fetch() {
     explore(
@@ -105,7 +105,7 @@ fn three_callers_cost_one_fetch() {
     );
 }
 
-/// Rows 5, 6 and 9.
+/// 401s arrive on three threads, late, during a refresh, or while its end is missed: one fetch.
 #[test]
 fn three_challenges_cost_one_fetch() {
     explore(
@@ -126,7 +126,7 @@ fn three_challenges_cost_one_fetch() {
     );
 }
 
-/// Rows 4, 9 and 10.
+/// A refresh is interrupted: all its waiters get the same error, on any thread.
 #[test]
 fn interrupted_refresh_wakes_all_waiters() {
     explore(
@@ -140,6 +140,7 @@ fn interrupted_refresh_wakes_all_waiters() {
     );
 }
 
+/// A token is invalidated while other threads ask for it: one fetch.
 #[test]
 fn invalidation_costs_one_fetch() {
     explore(

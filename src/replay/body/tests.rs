@@ -84,6 +84,7 @@ impl Wake for Woken {
     }
 }
 
+/// A retry sends all frames and trailers of the body again.
 #[tokio::test]
 async fn replays_frames_and_trailers() {
     let (mut sender, mut body, rewind) = recorded();
@@ -106,6 +107,7 @@ async fn replays_frames_and_trailers() {
     }
 }
 
+/// Small frames are copied and large ones are shared: a retry keeps their order.
 #[tokio::test]
 async fn copied_and_shared_frames_keep_order() {
     let (mut sender, mut body, rewind) = recorded_up_to(8 * LEAST_SHARED);
@@ -132,6 +134,7 @@ async fn copied_and_shared_frames_keep_order() {
     assert!(again == sent);
 }
 
+/// A body is exactly as long as the limit.
 #[tokio::test]
 async fn replays_body_at_limit() {
     for (limit, frame) in [
@@ -154,6 +157,7 @@ async fn replays_body_at_limit() {
     }
 }
 
+/// A retry changes the order of trailers, or loses their sensitive marks.
 #[tokio::test]
 async fn trailers_keep_order_and_sensitivity() {
     let (mut sender, mut body, rewind) = recorded_up_to(1000);
@@ -170,6 +174,7 @@ async fn trailers_keep_order_and_sensitivity() {
     assert!(again["x-secret"].is_sensitive() && !again["x-repeated"].is_sensitive());
 }
 
+/// A body has a frame after its trailers.
 #[tokio::test]
 async fn frame_after_trailers_stops_replay() {
     for is_data in [true, false] {
@@ -194,6 +199,7 @@ async fn frame_after_trailers_stops_replay() {
     }
 }
 
+/// Large frames are recorded without a copy.
 #[tokio::test]
 async fn large_frames_are_shared() {
     let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
@@ -203,6 +209,7 @@ async fn large_frames_are_shared() {
     assert_eq!(first.as_ptr(), second.as_ptr());
 }
 
+/// A 401 arrives while the body is being sent: the retry replays the recorded part, then continues the stream.
 #[tokio::test]
 async fn retry_replays_then_continues() {
     let (mut sender, mut old, rewind) = recorded();
@@ -223,6 +230,7 @@ async fn retry_replays_then_continues() {
     assert!(next(&mut old).await.unwrap().err().unwrap().is::<Superseded>());
 }
 
+/// The inner service keeps reading the body of a challenged attempt.
 #[tokio::test]
 async fn held_attempt_waits_for_release() {
     let (mut sender, mut body, rewind) = recorded();
@@ -235,6 +243,7 @@ async fn held_attempt_waits_for_release() {
     assert_eq!(data(&mut body).await, "one");
 }
 
+/// The inner service keeps the body of a challenged attempt after the retry has begun.
 #[tokio::test]
 async fn held_attempt_is_superseded() {
     let (mut sender, mut old, rewind) = recorded();
@@ -246,6 +255,7 @@ async fn held_attempt_is_superseded() {
     assert_eq!(data(&mut new).await, "one");
 }
 
+/// A body exceeds the limit: what was recorded is freed.
 #[tokio::test]
 async fn exceeding_limit_frees_record() {
     let (mut sender, mut body, rewind) = recorded_up_to(LEAST_SHARED);
@@ -270,6 +280,7 @@ async fn exceeding_limit_frees_record() {
     assert!(next(&mut body).await.is_none());
 }
 
+/// The trailers of a body exceed the limit.
 #[tokio::test]
 async fn trailers_count_against_limit() {
     let (mut sender, mut body, rewind) = recorded();
@@ -280,6 +291,7 @@ async fn trailers_count_against_limit() {
     assert!(rewind.rewind().is_none());
 }
 
+/// A body declares a length above the limit: nothing is recorded.
 #[tokio::test]
 async fn declared_oversize_is_not_recorded() {
     let (body, rewind) = ReplayBody::record(Full::new(Bytes::from(vec![0; LIMIT + 1])), LIMIT);
@@ -288,6 +300,7 @@ async fn declared_oversize_is_not_recorded() {
     assert_eq!(body.collect().await.unwrap().to_bytes().len(), LIMIT + 1);
 }
 
+/// A body declares a length above the limit: it is not kept for a retry.
 #[tokio::test]
 async fn declared_oversize_is_not_kept() {
     let frame = Bytes::from(vec![0; LIMIT + 1]);
@@ -299,7 +312,7 @@ async fn declared_oversize_is_not_kept() {
     assert!(next(&mut body).await.is_none());
 }
 
-/// The inner service's own body type may require it, such as reqwest's.
+/// The inner service's own body type, such as reqwest's, requires a body that is `Sync`.
 #[test]
 fn body_is_sync_if_original_is_send() {
     fn is_send_and_sync<T: Send + Sync>() {}
@@ -307,6 +320,7 @@ fn body_is_sync_if_original_is_send() {
     is_send_and_sync::<ReplayBody<UnsyncBoxBody<Bytes, BoxError>>>();
 }
 
+/// A challenged request has an empty body.
 #[tokio::test]
 async fn empty_body_is_replayed() {
     let (body, rewind) = ReplayBody::record(Empty::<Bytes>::new(), 1);
@@ -319,6 +333,7 @@ async fn empty_body_is_replayed() {
     }
 }
 
+/// The end of the stream and an exact length get lost, so that the client sends chunks.
 #[tokio::test]
 async fn keeps_end_of_stream_and_exact_length() {
     let (mut body, rewind) = ReplayBody::record(Full::new(Bytes::from_static(b"hello")), LIMIT);
@@ -334,6 +349,7 @@ async fn keeps_end_of_stream_and_exact_length() {
     }
 }
 
+/// The length of a retry's body counts the recorded and the unread bytes.
 #[tokio::test]
 async fn length_counts_recorded_and_unread() {
     /// Two frames with an exact length.
@@ -370,6 +386,7 @@ async fn length_counts_recorded_and_unread() {
     assert_eq!(lengths, [Some(7), Some(5), Some(7), Some(5), Some(0)]);
 }
 
+/// A body fails midway: it is not sent again.
 #[tokio::test]
 async fn failed_body_is_not_replayed() {
     let (mut sender, mut body, rewind) = recorded();
@@ -382,6 +399,7 @@ async fn failed_body_is_not_replayed() {
     assert!(rewind.rewind().is_none());
 }
 
+/// No retry is possible any more: recording stops.
 #[tokio::test]
 async fn dropped_handle_stops_recording() {
     let (mut sender, mut body, rewind) = recorded_up_to(2 * LEAST_SHARED);
@@ -397,6 +415,7 @@ async fn dropped_handle_stops_recording() {
     assert_eq!(data(&mut body).await, "more");
 }
 
+/// The body of the caller panics while it is read.
 #[tokio::test]
 async fn source_panic_poisons_nothing() {
     struct Panics;

@@ -58,6 +58,7 @@ mod tests {
         })
     }
 
+    /// A base URL has a path.
     #[test]
     fn a_base_url_keeps_its_path_as_a_prefix() {
         for (base_url, expected) in [
@@ -71,6 +72,7 @@ mod tests {
         }
     }
 
+    /// A path is appended to a base URL, with or without a slash.
     #[test]
     fn a_path_can_be_appended() {
         for (base_url, expected) in [
@@ -83,6 +85,7 @@ mod tests {
         }
     }
 
+    /// A base URL cannot be used: the error has a hint.
     #[test]
     fn unusable_base_url_error_has_hint() {
         for (base_url, hint) in [

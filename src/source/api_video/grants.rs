@@ -94,6 +94,7 @@ impl TokenSource for ApiVideo {
 mod tests {
     use super::*;
 
+    /// A secret contains characters that JSON escapes.
     #[test]
     fn a_secret_is_escaped_in_json() {
         assert_eq!(Grant::ApiKey("a\"b").body(), r#"{"apiKey":"a\"b"}"#);

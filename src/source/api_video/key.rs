@@ -49,7 +49,7 @@ impl ApiKey {
 mod tests {
     use super::*;
 
-    /// Row 48. Checked by type, because a test cannot read freed memory.
+    /// The API key stays in memory after it was dropped. Checked by type, because a test cannot read freed memory.
     #[test]
     fn zeroizes_key() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
@@ -57,6 +57,7 @@ mod tests {
         overwritten(&ApiKey::new("key".into()).key);
     }
 
+    /// An API key is not valid: the error has a hint, and does not show the key.
     #[test]
     fn invalid_key_error_has_hint() {
         for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_LEN + 1)] {

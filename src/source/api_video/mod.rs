@@ -245,6 +245,7 @@ mod tests {
     use super::*;
     use crate::source::TokenSource;
 
+    /// The headers that name the application are not valid.
     #[test]
     fn checks_origin_app_name_and_version() {
         let named = |name: &str, version: &str| ApiVideo::new("key").origin_app(name, version).validate();
@@ -260,7 +261,7 @@ mod tests {
         }
     }
 
-    /// `TokenProvider::new` does not call `validate`.
+    /// A source whose options are not valid is used without `validate`, which `TokenProvider::new` does not call.
     #[tokio::test]
     async fn fetch_reports_errors_of_validate() {
         use crate::source::{RefreshReason, TokenRequest};
@@ -282,6 +283,7 @@ mod tests {
         }
     }
 
+    /// A 429 says in api.video's own header when to ask again.
     #[test]
     fn rate_limit_header_counts_for_429() {
         let delay = |status: StatusCode, headers: &[(&'static str, &str)]| {
@@ -301,6 +303,7 @@ mod tests {
         assert_eq!(delay(StatusCode::SERVICE_UNAVAILABLE, &[rate_limit]), None);
     }
 
+    /// The `Debug` output of the source contains the API key.
     #[test]
     fn debug_shows_no_key() {
         assert!(!format!("{:?}", ApiVideo::new("canary")).contains("canary"));

@@ -270,6 +270,7 @@ mod tests {
         SourceError::from_status(StatusCode::from_u16(code).unwrap(), &headers)
     }
 
+    /// The status of a response decides the kind of the error, and its delay.
     #[test]
     fn status_decides_kind_and_delay() {
         use SourceErrorKind::{Configuration, InvalidResponse, Rejected, Unavailable};
@@ -289,7 +290,7 @@ mod tests {
             assert_eq!((error.kind(), error.retry_after()), (kind, None), "{code}");
             assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
 
-            // Row 150: a server that asks for a delay will respond otherwise.
+            // A server that asks for a delay will respond otherwise.
             let error = from_status(code, &[(http::header::RETRY_AFTER, "7")]);
             let asks = matches!(code, 400..=599);
             assert_eq!(error.kind(), if asks { Unavailable } else { kind }, "{code}");
@@ -297,7 +298,7 @@ mod tests {
         }
     }
 
-    /// Row 148.
+    /// A firewall responds in place of the token endpoint, with a page: that says nothing about the credential.
     #[test]
     fn page_is_no_verdict() {
         for (content_type, shown) in [

@@ -181,13 +181,15 @@ mod tests {
         String::from_utf8(decoded.unwrap()).unwrap()
     }
 
-    /// RFC 6749 §2.3.1.
+    /// A client id or secret has characters that Basic authentication form-encodes (RFC 6749 §2.3.1), and the server
+    /// expects them raw.
     #[test]
     fn basic_is_form_encoded_unless_raw() {
         assert_eq!(header(&ClientAuth::basic("a:b", "p%q r+é")), "a%3Ab:p%25q+r%2B%C3%A9");
         assert_eq!(header(&ClientAuth::basic_raw("a", "p%q r:+")), "a:p%q r:+");
     }
 
+    /// A client id or secret is not valid: the error does not show it.
     #[test]
     fn invalid_client_error_shows_no_secret() {
         for (auth, expected) in [

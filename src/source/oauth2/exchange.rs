@@ -191,6 +191,7 @@ mod tests {
 
     use super::*;
 
+    /// The claims of a challenge come as JSON or in base64.
     #[test]
     fn claims_are_decoded_if_in_base64() {
         let claims_of = |text: &str| {

@@ -199,6 +199,7 @@ impl fmt::Debug for Server {
 mod tests {
     use super::*;
 
+    /// The URL of an authorization server is not valid: the error has a hint.
     #[test]
     fn invalid_url_error_has_hint() {
         for (server, hint) in [
