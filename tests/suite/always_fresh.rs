@@ -22,7 +22,7 @@ use tower_bearer::{
     TokenRequest, TokenSource,
 };
 
-use crate::support::{self, Act, Api, Source, at_once, chain, get};
+use crate::support::{self, Act, Api, Scene, Source, at_once, chain, get, scene};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -117,9 +117,8 @@ async fn repeated_token_causes_no_fetch_loop() {
 /// The API challenges a token, and the source returns the same one.
 #[tokio::test(start_paused = true)]
 async fn refetched_same_token_is_not_new() {
-    let source = Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR));
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
+    let Scene { source, service, .. } =
+        scene().then(Act::Live(HOUR)).then(Act::Again(HOUR)).then(Act::Again(HOUR)).build();
     let start = Instant::now();
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
@@ -147,11 +146,7 @@ async fn four_second_token_blocks_no_caller() {
 /// A clock is changed, or the machine is suspended, so that only the API knows of the expiry.
 #[tokio::test(start_paused = true)]
 async fn expiry_seen_only_by_api_heals() {
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let api = Api::default();
-    api.accept("access-1");
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { api, source, service, .. } = scene().living(HOUR).accept(["access-1"]).build();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
 
     // The machine was suspended: an hour passed for the API, but not for the monotonic clock.
@@ -354,8 +349,8 @@ async fn background_ends_with_last_handle() {
 #[tokio::test(start_paused = true)]
 async fn running_fetch_outlives_last_handle() {
     for keep_fresh in [false, true] {
-        let source = Source::living(HOUR);
-        let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(keep_fresh).build().unwrap();
+        let Scene { source, provider, .. } =
+            scene().living(HOUR).provider(|builder| builder.keep_fresh(keep_fresh)).build();
         let mut changes = provider.subscribe();
         let _ = tokio::time::timeout(SECOND / 2, provider.token()).await;
         drop(provider);
@@ -443,8 +438,7 @@ async fn ready_retries_until_permanent_error() {
     assert_eq!(provider.ready().await.unwrap().access_token(), "access-6");
     assert_eq!(provider.status().failed_refreshes, 1);
 
-    let source = Source::new().then(rejected());
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().then(rejected()).build();
     let error = provider.ready().await.unwrap_err();
     assert!(chain(&error).contains("the key was rejected"));
     assert_eq!(source.fetches(), 1);
@@ -461,12 +455,8 @@ async fn ready_retries_until_permanent_error() {
 /// A token is invalidated, and a caller still gets it.
 #[tokio::test(start_paused = true)]
 async fn invalidated_token_is_never_given() {
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let api = Api::default();
-    api.accept("access-2");
-    let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
-    provider.token().await.unwrap();
+    let Scene { api, source, provider, mut service, .. } =
+        scene().living(HOUR).accept(["access-2"]).with_token().await;
     let _ = service.ready().await.unwrap();
     provider.invalidate();
     assert!(provider.current().is_none());
@@ -508,10 +498,7 @@ async fn shutdown_waits_for_running_exchange() {
 /// challenged.
 #[tokio::test(start_paused = true)]
 async fn endless_401s_obey_cool_down() {
-    let source = Source::living(HOUR);
-    let api = Api::default();
-    let service =
-        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    let Scene { source, service, .. } = scene().living(HOUR).build();
     let start = Instant::now();
     while start.elapsed() < HOUR {
         let response = service.clone().oneshot(get()).await.unwrap();
@@ -526,8 +513,7 @@ async fn endless_401s_obey_cool_down() {
 /// A subscriber misses a change of the status, or waits after the last handle was dropped.
 #[tokio::test(start_paused = true)]
 async fn subscriber_sees_changes_until_drop() {
-    let source = Source::living(HOUR).then(down());
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let provider = scene().living(HOUR).then(down()).build().provider;
     let mut changes = provider.subscribe();
     let waiter = tokio::spawn({
         let provider = provider.clone();
@@ -571,11 +557,7 @@ fn build_checks_every_option() {
 /// A token without a known lifetime is used until the API challenges it.
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_token_lasts_until_challenge() {
-    let source = Source::living(Duration::ZERO);
-    let api = Api::default();
-    api.accept("access-1");
-    let service =
-        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    let Scene { api, source, service, .. } = scene().living(Duration::ZERO).accept(["access-1"]).build();
     for _ in 0..9 {
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
         sleep(MINUTE).await;

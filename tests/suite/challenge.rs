@@ -21,14 +21,11 @@ use tower_bearer::{
 };
 use tower_bearer_testing::{AuthServer, Fault, Route};
 
-use crate::support::{self, Act, Api, CHALLENGED, Source, get, ours};
+use crate::support::{self, Act, Api, CHALLENGED, Scene, Source, get, ours, scene};
 
 /// An API that accepts only the second token, and a layer whose provider has the first.
 async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {
-    let (api, source) = (Api::default(), Source::new());
-    api.accept("access-2");
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
-    layer.provider().token().await.unwrap();
+    let Scene { api, source, layer, .. } = scene().accept(["access-2"]).with_token().await;
     (api, source, layer)
 }
 
@@ -45,9 +42,7 @@ async fn retries_challenge_with_new_token() {
 /// The first request finds no token.
 #[tokio::test(start_paused = true)]
 async fn first_request_obtains_token() {
-    let (api, source) = (Api::default(), Source::new());
-    api.accept("access-1");
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let Scene { api, layer, .. } = scene().accept(["access-1"]).build();
     let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(api.tokens(), ["access-1"]);
@@ -65,9 +60,8 @@ async fn first_retry_has_no_backoff() {
 /// The source fails: no request is sent without a token.
 #[tokio::test(start_paused = true)]
 async fn never_sends_without_token() {
-    let source = Source::new().then(Act::Fail(SourceError::rejected("the key was rejected")));
-    let api = Api::default();
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let Scene { api, layer, .. } =
+        scene().then(Act::Fail(SourceError::rejected("the key was rejected"))).build();
     let error = layer.layer(api.service()).oneshot(get()).await.unwrap_err();
     assert!(matches!(ours(&error), Error::Source(_)));
     assert!(support::chain(&*error).contains("the key was rejected"));
@@ -77,8 +71,7 @@ async fn never_sends_without_token() {
 /// The API responds with 401 to every token, and to 200 requests at once.
 #[tokio::test(start_paused = true)]
 async fn burst_of_401s_costs_one_refresh() {
-    let (api, source) = (Api::default(), Source::new());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let Scene { api, source, layer, .. } = scene().build();
     let mut requests = JoinSet::new();
     for _ in 0..200 {
         requests.spawn(layer.layer(api.service()).oneshot(get()));
@@ -117,9 +110,7 @@ async fn max_retries_bounds_requests() {
 /// The API challenges a token that was just issued.
 #[tokio::test(start_paused = true)]
 async fn lagging_api_is_retried_after_backoff() {
-    let (api, source) = (Api::default(), Source::new());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
-    layer.provider().token().await.unwrap();
+    let Scene { api, source, layer, .. } = scene().with_token().await;
     let start = tokio::time::Instant::now();
     let request = tokio::spawn(layer.layer(api.service()).oneshot(get()));
     // The refresh takes a second. The backoff of 100 ms is not over yet.
@@ -149,11 +140,8 @@ async fn no_replay_401_refreshes_in_background() {
 /// A refresh fails after a challenge: the caller gets the 401.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_returns_401() {
-    let source = Source::new().then(Act::Live(Duration::from_secs(60)));
-    let source = source.then(Act::Fail(SourceError::rejected("no")));
-    let api = Api::default();
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
-    let service = layer.layer(api.service());
+    let Scene { api, service, .. } =
+        scene().then(Act::Live(Duration::from_secs(60))).then(Act::Fail(SourceError::rejected("no"))).build();
     let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), CHALLENGED);
@@ -276,8 +264,7 @@ async fn custom_predicate_finds_challenge() {
 #[tokio::test(start_paused = true)]
 async fn own_authorization_causes_no_refresh() {
     for has_token in [true, false] {
-        let (api, source) = (Api::default(), Source::new());
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+        let Scene { api, source, layer, .. } = scene().build();
         if has_token {
             layer.provider().token().await.unwrap();
         }
@@ -313,10 +300,11 @@ async fn keeps_or_replaces_all_authorizations() {
 #[tokio::test(start_paused = true)]
 async fn never_sends_expired_token() {
     let minute = Duration::from_secs(60);
-    let source = Source::new().then(Act::Live(minute)).then(Act::Fail(SourceError::rejected("no")));
-    let api = Api::default();
-    ["access-1", "access-3"].iter().for_each(|token| api.accept(token));
-    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(api.service());
+    let Scene { api, service, .. } = scene()
+        .then(Act::Live(minute))
+        .then(Act::Fail(SourceError::rejected("no")))
+        .accept(["access-1", "access-3"])
+        .build();
     service.clone().oneshot(get()).await.unwrap();
     tokio::time::advance(minute).await;
     assert!(matches!(ours(&service.clone().oneshot(get()).await.unwrap_err()), Error::Source(_)));
@@ -329,11 +317,8 @@ async fn never_sends_expired_token() {
 #[tokio::test(start_paused = true)]
 async fn expiring_token_refreshes_in_background() {
     let minute = Duration::from_secs(60);
-    let source = Source::new().then(Act::Live(minute)).then(Act::Live(minute));
-    let api = Api::default();
-    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
-    let service =
-        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    let Scene { api, source, service, .. } =
+        scene().then(Act::Live(minute)).then(Act::Live(minute)).accept(["access-1", "access-2"]).build();
     service.clone().oneshot(get()).await.unwrap();
     tokio::time::advance(Duration::from_secs(55)).await;
     let start = tokio::time::Instant::now();
@@ -349,10 +334,10 @@ async fn expiring_token_refreshes_in_background() {
 #[tokio::test(start_paused = true)]
 async fn replaces_authorization_if_asked() {
     for has_token in [true, false] {
-        let (api, source) = (Api::default(), Source::new());
-        api.accept("access-2");
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
-            .existing_authorization(ExistingAuthorization::Replace);
+        let Scene { api, layer, .. } = scene()
+            .accept(["access-2"])
+            .layer(|layer| layer.existing_authorization(ExistingAuthorization::Replace))
+            .build();
         if has_token {
             layer.provider().token().await.unwrap();
         }
@@ -414,9 +399,7 @@ async fn retry_repeats_request_exactly() {
 /// A thousand requests are challenged at once: retries must not multiply the load.
 #[tokio::test(start_paused = true)]
 async fn retry_budget_bounds_load() {
-    let (api, source) = (Api::default(), Source::new());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
-    let service = layer.layer(api.service());
+    let Scene { api, service, .. } = scene().build();
     // The API challenges the first token, and then the second one.
     service.clone().oneshot(get()).await.unwrap();
     let before = api.requests();
@@ -793,10 +776,7 @@ async fn cool_down_doubles_despite_old_success() {
 /// The token is replaced while a retry waits.
 #[tokio::test(start_paused = true)]
 async fn retry_sends_current_token() {
-    let (api, source) = (Api::default(), Source::new());
-    api.accept("access-3");
-    let provider = TokenProvider::new(Arc::clone(&source));
-    provider.token().await.unwrap();
+    let Scene { api, provider, .. } = scene().accept(["access-3"]).with_token().await;
     let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(limited.clone());
     let request = tokio::spawn(service.oneshot(get()));

@@ -24,9 +24,9 @@ use tokio::{
     time::timeout,
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer::{BearerAuthLayer, BoxError};
 
-use crate::support::{self, Source, chain};
+use crate::support::{self, chain, scene};
 
 const FRAME: &[u8] = b"0123456789";
 const LENGTH: u64 = 2 * FRAME.len() as u64;
@@ -100,8 +100,7 @@ async fn server(seen: Arc<Seen>, is_early: bool) -> SocketAddr {
 async fn upload(is_early: bool) {
     let seen = Arc::<Seen>::default();
     let address = server(Arc::clone(&seen), is_early).await;
-    let provider = TokenProvider::new(Source::new());
-    provider.token().await.unwrap();
+    let provider = scene().with_token().await.provider;
     let service = BearerAuthLayer::with_provider(provider).buffered(1024).layer(support::http1());
     let (sender, body) = mpsc::channel(2);
     tokio::spawn({

@@ -23,7 +23,7 @@ use tower_bearer::{
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
-use crate::support::{self, Act, Source};
+use crate::support::{self, Act, Scene, Source, scene};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -208,12 +208,11 @@ fn source_that_reads_status_is_no_deadlock() {
 /// A caller joins a refresh that the background has started, and the source then fails once.
 #[tokio::test(start_paused = true)]
 async fn joiner_of_background_refresh_gets_one_more_attempt() {
-    let source = Source::new().then(Act::Fail(SourceError::unavailable("once")));
-    let provider = TokenProvider::builder(source)
-        .keep_fresh(true)
-        .retry(RetryPolicy::new().max_retries(0))
+    let provider = scene()
+        .then(Act::Fail(SourceError::unavailable("once")))
+        .provider(|builder| builder.keep_fresh(true).retry(RetryPolicy::new().max_retries(0)))
         .build()
-        .unwrap();
+        .provider;
     sleep(10 * MS).await;
     assert!(provider.status().refreshing);
     assert!(provider.token().await.is_ok());
@@ -223,12 +222,12 @@ async fn joiner_of_background_refresh_gets_one_more_attempt() {
 #[tokio::test(start_paused = true)]
 async fn background_gets_no_further_attempt() {
     let down = || Act::Fail(SourceError::unavailable("down"));
-    let source = Source::new().then(Act::Live(100 * SECOND)).then(down()).then(down());
-    let provider = TokenProvider::builder(Arc::clone(&source))
-        .keep_fresh(true)
-        .retry(RetryPolicy::new().max_retries(0))
-        .build()
-        .unwrap();
+    let Scene { source, provider, .. } = scene()
+        .then(Act::Live(100 * SECOND))
+        .then(down())
+        .then(down())
+        .provider(|builder| builder.keep_fresh(true).retry(RetryPolicy::new().max_retries(0)))
+        .build();
     provider.ready().await.unwrap();
     while provider.status().refreshes < 2 {
         sleep(100 * MS).await;

@@ -21,7 +21,7 @@ use tower_bearer::{
 };
 use tower_http::follow_redirect::FollowRedirectLayer;
 
-use crate::support::{self, Source};
+use crate::support::{self, Scene, Source, scene};
 
 const A: &str = "https://ws.api.video";
 
@@ -121,9 +121,8 @@ async fn token_is_safe_outside_redirect_layer() {
 /// A user's input contains an absolute URI.
 #[tokio::test(start_paused = true)]
 async fn foreign_origin_gets_no_token() {
-    let source = Source::new();
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
-        .allowed_origins(AllowedOrigins::origins([A]).unwrap());
+    let Scene { source, layer, .. } =
+        scene().layer(|layer| layer.allowed_origins(AllowedOrigins::origins([A]).unwrap())).build();
     let api = support::Api::default();
     let service = layer.layer(api.service());
     for uri in [
@@ -310,9 +309,8 @@ async fn foreign_401_is_no_challenge() {
         Ok::<_, Infallible>(response)
     });
     for (path, fetches) in [("/away", 1), ("/here", 2)] {
-        let source = Source::new();
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)))
-            .allowed_origins(AllowedOrigins::origins([A]).unwrap());
+        let Scene { source, layer, .. } =
+            scene().layer(|layer| layer.allowed_origins(AllowedOrigins::origins([A]).unwrap())).build();
         let service = layer.layer(FollowRedirectLayer::new().layer(web));
         let answer = service.oneshot(get(&format!("{A}{path}"))).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);

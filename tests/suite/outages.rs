@@ -12,8 +12,9 @@ use tower_bearer::{
 use tracing::Level;
 
 use crate::support::{
-    self, Act, Api, Source, fleet, get,
+    self, Act, Api, Scene, Source, fleet, get,
     log::{Logged, Record},
+    scene,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,10 +39,7 @@ fn down() -> Act {
 #[tokio::test(start_paused = true)]
 async fn constant_401_is_a_line_per_minute() {
     let (record, _guard) = Record::start();
-    let api = Api::default();
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { source, provider, service, .. } = scene().living(HOUR).build();
     record.clear();
     for round in 0..2 {
         let requests = (0..100).map(|_| service.clone().oneshot(get()));
@@ -110,9 +108,7 @@ async fn challenged_token_again_is_news() {
 async fn retry_after_is_one_refresh() {
     let (record, _guard) = Record::start();
     let error = SourceError::unavailable("HTTP 429").with_retry_after(SECOND * 60);
-    let source = Source::living(HOUR).then(Act::Fail(error));
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let Scene { source, provider, service, .. } = scene().living(HOUR).then(Act::Fail(error)).build();
     record.clear();
     for _ in 0..200 {
         let error = service.clone().oneshot(get()).await.unwrap_err();
@@ -142,8 +138,7 @@ async fn level_follows_impact_on_callers() {
     let (record, _guard) = Record::start();
     let api = Api::default();
     (1..100).for_each(|number| api.accept(&format!("access-{number}")));
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().living(HOUR).build();
     let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
     provider.token().await.unwrap();
     record.clear();
@@ -186,10 +181,7 @@ async fn level_follows_impact_on_callers() {
 #[tokio::test(start_paused = true)]
 async fn rejection_is_reported_once() {
     let (record, _guard) = Record::start();
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
-    provider.token().await.unwrap();
+    let Scene { source, provider, service, .. } = scene().living(HOUR).with_token().await;
     (0..9).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
     record.clear();
     advance(HOUR * 99 / 100).await;
@@ -218,10 +210,7 @@ async fn rejection_is_reported_once() {
 #[tokio::test(start_paused = true)]
 async fn required_login_is_reported_once() {
     let (record, _guard) = Record::start();
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
-    provider.token().await.unwrap();
+    let Scene { source, provider, service, .. } = scene().living(HOUR).with_token().await;
     (0..100)
         .for_each(|_| source.next(Act::Fail(SourceError::login_required("the refresh token was rejected"))));
     record.clear();
@@ -286,11 +275,7 @@ async fn another_reason_is_news() {
 #[tokio::test(start_paused = true)]
 async fn alternating_failures_are_news_once() {
     let (record, _guard) = Record::start();
-    let api = Api::default();
-    api.accept("access-1");
-    let source = Source::living(2 * HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { api, source, service, .. } = scene().living(2 * HOUR).accept(["access-1"]).build();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
     (0..10_000).for_each(|_| source.next(down()));
     advance(HOUR * 19 / 10).await;
@@ -332,9 +317,8 @@ async fn request_dropped_in_outage_has_failed() {
 #[tokio::test(start_paused = true)]
 async fn late_failure_is_no_new_outage() {
     let (record, _guard) = Record::start();
-    let source = Source::living(HOUR).then(Act::Fail(SourceError::rejected("the key was rejected")));
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let Scene { provider, service, .. } =
+        scene().living(HOUR).then(Act::Fail(SourceError::rejected("the key was rejected"))).build();
     let mut late = Box::pin(service.oneshot(get()));
     assert!(support::at_once(&mut late).is_none());
     sleep(SECOND * 5).await;
@@ -350,11 +334,7 @@ async fn late_failure_is_no_new_outage() {
 #[tokio::test(start_paused = true)]
 async fn challenged_token_does_not_work() {
     let (record, _guard) = Record::start();
-    let api = Api::default();
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
-    provider.token().await.unwrap();
+    let Scene { source, service, .. } = scene().living(HOUR).with_token().await;
     source.next(Act::Fail(SourceError::rejected("the key was rejected")));
     record.clear();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
@@ -366,9 +346,7 @@ async fn challenged_token_does_not_work() {
 #[tokio::test(start_paused = true)]
 async fn healed_attempt_is_no_outage() {
     let (record, _guard) = Record::start();
-    let source = Source::living(HOUR).then(down());
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let Scene { provider, service, .. } = scene().living(HOUR).then(down()).build();
     record.clear();
     provider.token().await.unwrap();
     assert_eq!(lines(&record).len(), 2, "the failed attempt, and the token: {:?}", lines(&record));

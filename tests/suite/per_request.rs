@@ -1,15 +1,11 @@
 //! Request extensions select the token of one request: none, or a given one.
 
-use std::sync::Arc;
-
 use http::{HeaderValue, Request, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Empty};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, ExistingAuthorization, NoBearer, Token, TokenProvider, UseToken,
-};
+use tower_bearer::{AllowedOrigins, ExistingAuthorization, NoBearer, Token, UseToken};
 
-use crate::support::{Api, CHALLENGED, Source, get};
+use crate::support::{CHALLENGED, Scene, get, scene};
 
 type Body = Empty<bytes::Bytes>;
 
@@ -26,9 +22,7 @@ fn with(extension: impl Clone + Send + Sync + 'static) -> Request<Body> {
 /// A request that needs no token is sent unchanged.
 #[tokio::test(start_paused = true)]
 async fn no_bearer_request_goes_unchanged() {
-    let (api, source) = (Api::default(), Source::new());
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider).layer(api.service());
+    let Scene { api, source, service, .. } = scene().build();
     // Before there is a token, and afterwards.
     for _ in 0..2 {
         let answer = service.clone().oneshot(with(NoBearer)).await.unwrap();
@@ -51,9 +45,7 @@ async fn no_bearer_request_goes_unchanged() {
 /// A request has a token in its extensions, which the API challenges.
 #[tokio::test(start_paused = true)]
 async fn own_token_causes_no_refresh() {
-    let (api, source) = (Api::default(), Source::new());
-    let service =
-        BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source))).layer(api.service());
+    let Scene { api, source, service, .. } = scene().build();
     let answer = service.clone().oneshot(with(delegated())).await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     api.accept("delegated");
@@ -70,8 +62,7 @@ async fn own_token_causes_no_refresh() {
 /// A request with a token in its extensions goes to an origin that is not allowed.
 #[tokio::test(start_paused = true)]
 async fn own_token_follows_layer_rules() {
-    let api = Api::default();
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+    let Scene { api, layer, .. } = scene().build();
     let mut own = with(delegated());
     own.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
 

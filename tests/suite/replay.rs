@@ -21,7 +21,7 @@ use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, SourceError, TokenProvider, replay::ReplayBody};
 use tower_bearer_testing::{AuthServer, Upload};
 
-use crate::support::{self, Act, Api, Source};
+use crate::support::{self, Act, Api, Source, scene};
 
 /// A body of many different frames, with trailers. It yields to the runtime between frames, as a file does.
 struct Video {
@@ -273,9 +273,11 @@ async fn early_401_holds_upload_below_limit() {
 /// A refresh fails during an upload, which resumes, and the caller gets its 401.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_resumes_upload() {
-    let source = Source::new().then(Act::Live(Duration::from_secs(3600)));
-    let source = source.then(Act::Fail(SourceError::rejected("no")));
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
+    let layer = scene()
+        .then(Act::Live(Duration::from_secs(3600)))
+        .then(Act::Fail(SourceError::rejected("no")))
+        .build()
+        .layer;
     let uploaded = Arc::new(AtomicU64::new(0));
     let service = tower::service_fn({
         let uploaded = Arc::clone(&uploaded);

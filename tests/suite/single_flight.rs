@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 
-use crate::support::{self, Act, Api, Source, at_once, chain, get};
+use crate::support::{self, Act, Api, Scene, Source, at_once, chain, get, scene};
 
 const CALLERS: usize = 10_000;
 
@@ -35,8 +35,7 @@ where
 /// 10,000 callers have no token: one fetch.
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_callers_cost_one_fetch() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     let tokens = call_all(|provider| async move { provider.token().await }, &provider).await;
     assert!(tokens.into_iter().all(|token| token.unwrap().generation() == 1));
     for generation in 2..=10 {
@@ -59,9 +58,7 @@ async fn ten_thousand_callers_cost_one_fetch() {
 /// 10,000 callers have an expiring token: none waits, one fetch.
 #[tokio::test(start_paused = true)]
 async fn expiring_token_makes_nobody_wait() {
-    let source = Source::new().then(Act::Live(HOUR));
-    let provider = TokenProvider::new(Arc::clone(&source));
-    provider.token().await.unwrap();
+    let Scene { source, provider, .. } = scene().then(Act::Live(HOUR)).with_token().await;
     tokio::time::advance(HOUR * 89 / 100 - HOUR / 100).await;
     provider.token().await.unwrap();
     assert_eq!(source.fetches(), 1, "refreshed too early");
@@ -81,8 +78,7 @@ async fn expiring_token_makes_nobody_wait() {
 async fn dropped_leader_spends_refresh_token_once() {
     // The request completes within 12 polls. Each round drops it before another poll.
     for polls in 0..12 {
-        let source = Source::new();
-        let provider = TokenProvider::new(Arc::clone(&source));
+        let Scene { source, provider, .. } = scene().build();
         let first = provider.token().await.unwrap();
         let api = Api::default();
         api.accept("access-2");
@@ -106,8 +102,7 @@ async fn dropped_leader_spends_refresh_token_once() {
 /// A refresh panics.
 #[tokio::test(start_paused = true)]
 async fn panicked_refresh_fails_its_waiters() {
-    let source = Source::new().then(Act::Panic);
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().then(Act::Panic).build();
     let results = call_all(|provider| async move { provider.token().await }, &provider).await;
     assert!(results.iter().all(|result| matches!(result, Err(Error::Interrupted))));
     assert_eq!(source.fetches(), 1);
@@ -121,8 +116,7 @@ async fn panicked_refresh_fails_its_waiters() {
 fn lost_runtime_interrupts_waiters() {
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let source = Source::new().then(Act::Hang);
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source: _, provider, .. } = scene().then(Act::Hang).build();
     let (leader, live) = (runtime(), runtime());
     leader.block_on(async {
         let _ = tokio::time::timeout(Duration::from_secs(2), provider.token()).await;
@@ -132,8 +126,7 @@ fn lost_runtime_interrupts_waiters() {
     assert!(matches!(live.block_on(waiter), Ok(token) if token.access_token() == "access-2"));
 
     // This waiter waits already when the runtime shuts down.
-    let source = Source::new().then(Act::Hang);
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let provider = scene().then(Act::Hang).build().provider;
     let leader = runtime();
     leader.block_on(async {
         let _ = tokio::time::timeout(Duration::from_secs(2), provider.token()).await;
@@ -155,8 +148,7 @@ fn no_runtime_is_typed_error() {
 /// 401s arrive late, for a token that was already replaced.
 #[tokio::test(start_paused = true)]
 async fn late_401_costs_no_refresh() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     let first = provider.token().await.unwrap();
     let second = provider.refresh(&first).await.unwrap();
     for _ in 0..CALLERS {
@@ -169,8 +161,7 @@ async fn late_401_costs_no_refresh() {
 /// A 401 arrives during a refresh.
 #[tokio::test(start_paused = true)]
 async fn challenge_joins_running_refresh() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     let first = provider.token().await.unwrap();
     let started = tokio::spawn({
         let (provider, first) = (provider.clone(), first.clone());
@@ -186,8 +177,7 @@ async fn challenge_joins_running_refresh() {
 /// A program reports challenges itself, of tokens that were just published: the bucket alone bounds the fetches.
 #[tokio::test(start_paused = true)]
 async fn ten_reported_challenges_cost_ten_fetches() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     let mut token = provider.token().await.unwrap();
     let start = tokio::time::Instant::now();
     while start.elapsed() < Duration::from_secs(60) {
@@ -201,8 +191,7 @@ async fn ten_reported_challenges_cost_ten_fetches() {
 /// A waiter is dropped.
 #[tokio::test(start_paused = true)]
 async fn dropped_waiter_keeps_refresh_running() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     let timed_out = tokio::time::timeout(Duration::from_millis(10), provider.token()).await;
     assert!(timed_out.is_err());
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -366,8 +355,7 @@ async fn retry_after_is_followed_and_capped() {
     let limited = |seconds| {
         Act::Fail(SourceError::unavailable("limited").with_retry_after(Duration::from_secs(seconds)))
     };
-    let source = Source::new().then(limited(20)).then(limited(u64::MAX));
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().then(limited(20)).then(limited(u64::MAX)).build();
     let start = tokio::time::Instant::now();
     // The second delay exceeds the refresh timeout, so the refresh fails at once.
     assert!(provider.token().await.is_err());
@@ -592,8 +580,7 @@ async fn latest_possible_expiry_works() {
 /// What was rejected is repaired during the cool-down, which grows to a minute.
 #[tokio::test(start_paused = true)]
 async fn ready_asks_again_after_repair() {
-    let source = Source::new();
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().build();
     for _ in 0..8 {
         source.next(Act::Fail(SourceError::rejected("not yet")));
         provider.token().await.unwrap_err();

@@ -32,14 +32,11 @@ use tower_bearer::{
     replay::{Buffered, ReplayBody},
 };
 
-use crate::support::{Act, Api, CHALLENGED, Source, at_once, get};
+use crate::support::{Act, Api, CHALLENGED, Scene, Source, at_once, get, scene};
 
 /// Returns an API and a layer. The API challenges the layer's current token and accepts the next.
 async fn revoked_once() -> (Api, BearerAuthLayer) {
-    let api = Api::default();
-    api.accept("access-2");
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
-    layer.provider().token().await.unwrap();
+    let Scene { api, layer, .. } = scene().accept(["access-2"]).with_token().await;
     (api, layer)
 }
 
@@ -315,9 +312,8 @@ async fn drop_at_any_point_leaks_no_permit() {
 /// Two clones of a layer get a token each.
 #[tokio::test(start_paused = true)]
 async fn layer_clones_share_one_token() {
-    let (api, source) = (Api::default(), Source::new().then(Act::Live(Duration::from_secs(60))));
-    api.accept("access-1");
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let Scene { api, source, layer, .. } =
+        scene().then(Act::Live(Duration::from_secs(60))).accept(["access-1"]).build();
     let services =
         [layer.layer(api.service()), layer.layer(api.service()), layer.clone().layer(api.service())];
     for service in services {

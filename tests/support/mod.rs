@@ -5,10 +5,13 @@ pub mod fleet;
 pub mod folder;
 pub mod log;
 pub mod logins;
+mod scene;
 
 use std::{
     collections::{HashSet, VecDeque},
     convert::Infallible,
+    marker::PhantomData,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -25,7 +28,10 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use tower::Service;
 use tower_bearer::{BoxError, Credential, SourceError, Token, TokenRequest, TokenSource};
+
+pub use self::scene::{Scene, scene};
 
 /// What a [`Source`] does on one call.
 pub enum Act {
@@ -148,27 +154,38 @@ impl Api {
     }
 
     /// Returns a service that reads a request's body before it responds.
-    pub fn service<B>(
-        &self,
-    ) -> impl tower::Service<
-        Request<B>,
-        Response = Response<Full<Bytes>>,
-        Error = Infallible,
-        Future: Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send,
-    > + Clone
-    + Send
-    + 'static
-    where
-        B: Body<Data: Send> + Send + 'static,
-    {
-        let api = self.clone();
-        tower::service_fn(move |request: Request<B>| {
-            let api = api.clone();
-            async move {
-                let (head, body) = request.into_parts();
-                let _ = body.collect().await;
-                Ok(api.answer(&head.headers))
-            }
+    pub fn service<B>(&self) -> ApiService<B> {
+        ApiService(self.clone(), PhantomData)
+    }
+}
+
+/// An [`Api`] for requests with a body of type `B`.
+pub struct ApiService<B>(Api, PhantomData<fn(B)>);
+
+impl<B> Clone for ApiService<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
+    }
+}
+
+impl<B> Service<Request<B>> for ApiService<B>
+where
+    B: Body<Data: Send> + Send + 'static,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let api = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let _ = body.collect().await;
+            Ok(api.answer(&head.headers))
         })
     }
 }

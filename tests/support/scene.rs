@@ -1,0 +1,89 @@
+//! What a test has, in one expression: a source, an API, a provider and a layer.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use tower::Layer;
+use tower_bearer::{BearerAuth, BearerAuthLayer, TokenProvider, TokenProviderBuilder};
+
+use super::{Act, Api, ApiService, Source};
+
+/// Destructure it, and take what the test uses.
+pub struct Scene {
+    pub source: Arc<Source>,
+    pub api: Api,
+    pub provider: TokenProvider,
+    pub layer: BearerAuthLayer,
+    /// The API behind the layer, for requests without a body.
+    pub service: BearerAuth<ApiService<Empty<Bytes>>>,
+}
+
+type Options<'a, T> = Box<dyn FnOnce(T) -> T + 'a>;
+
+pub struct SceneBuilder<'a> {
+    source: Source,
+    api: Api,
+    provider: Options<'a, TokenProviderBuilder<Arc<Source>>>,
+    layer: Options<'a, BearerAuthLayer>,
+}
+
+/// Starts a scene: tokens have no lifetime, the API accepts none of them, and all options have their defaults.
+pub fn scene<'a>() -> SceneBuilder<'a> {
+    SceneBuilder {
+        source: Source::default(),
+        api: Api::default(),
+        provider: Box::new(|builder| builder),
+        layer: Box::new(|layer| layer),
+    }
+}
+
+impl<'a> SceneBuilder<'a> {
+    /// Sets the lifetime of the tokens after the last act.
+    pub fn living(mut self, lifetime: Duration) -> Self {
+        self.source.lifetime = Some(lifetime);
+        self
+    }
+
+    /// Adds an act of the source.
+    pub fn then(self, act: Act) -> Self {
+        self.source.next(act);
+        self
+    }
+
+    /// Lets the API accept these tokens.
+    pub fn accept<const N: usize>(self, tokens: [&str; N]) -> Self {
+        tokens.into_iter().for_each(|token| self.api.accept(token));
+        self
+    }
+
+    /// Sets options of the provider.
+    pub fn provider(
+        mut self,
+        options: impl FnOnce(TokenProviderBuilder<Arc<Source>>) -> TokenProviderBuilder<Arc<Source>> + 'a,
+    ) -> Self {
+        self.provider = Box::new(options);
+        self
+    }
+
+    /// Sets options of the layer.
+    pub fn layer(mut self, options: impl FnOnce(BearerAuthLayer) -> BearerAuthLayer + 'a) -> Self {
+        self.layer = Box::new(options);
+        self
+    }
+
+    pub fn build(self) -> Scene {
+        let (source, api) = (Arc::new(self.source), self.api);
+        let provider = (self.provider)(TokenProvider::builder(Arc::clone(&source))).build().unwrap();
+        let layer = (self.layer)(BearerAuthLayer::with_provider(provider.clone()));
+        let service = layer.layer(api.service());
+        Scene { source, api, provider, layer, service }
+    }
+
+    /// As [`build`](Self::build), with a provider that has the first token.
+    pub async fn with_token(self) -> Scene {
+        let scene = self.build();
+        scene.provider.token().await.unwrap();
+        scene
+    }
+}
