@@ -1,11 +1,6 @@
 //! Processes that share the login of a user: one refresh token, which a server revokes if it is presented twice.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    io,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -16,7 +11,7 @@ use tokio::{
     time::{Instant, advance, sleep, timeout},
 };
 use tower_bearer::{
-    BoxError, Error, OAuth2, SourceErrorKind, Token, TokenClient, TokenProvider, TokenProviderBuilder,
+    BoxError, Error, OAuth2, Token, TokenClient, TokenProvider,
     oauth2::{ClientAuth, Server},
     store::{Extension, Lease, Publication, Record, StoreError, TokenStore},
 };
@@ -24,230 +19,9 @@ use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 
 use crate::support::{
     fleet::{Chance, Health, MINUTE, MemoryStore, POST},
+    logins::{Act, Auth, SECOND, is_login, stored, user},
     runs,
 };
-
-const SECOND: Duration = Duration::from_secs(1);
-
-/// An authorization server whose refresh tokens rotate. A token request is processed at its start, and takes [`POST`].
-#[derive(Clone, Default)]
-struct Logins(Arc<Mutex<State>>);
-
-#[derive(Default)]
-struct State {
-    /// The number of the login that each refresh token belongs to, and when it was spent.
-    refresh_tokens: HashMap<String, (usize, Option<Instant>)>,
-    /// The number of the login of each access token.
-    granted_to: Vec<usize>,
-    /// How long a spent refresh token is accepted.
-    grace: Duration,
-    granted: u32,
-    presented: Vec<String>,
-    /// As `presented`, also if a request was not processed.
-    asked: Vec<String>,
-    /// The next requests are not processed, and get this answer: a status, and `Retry-After`.
-    refusals: VecDeque<(u16, &'static str)>,
-    /// How much longer the next answer takes.
-    delay: Duration,
-    /// Whether the access token stays the same.
-    is_same: bool,
-    /// Whether the access token is not valid.
-    is_unusable: bool,
-    /// Further fields of the response.
-    further: &'static str,
-    /// Decides which requests fail, and how long the others take.
-    chance: Option<Chance>,
-    /// As `chance`, with all faults. The fault of a burst, and how many requests it lasts.
-    chaos: Option<(Chance, u64, u64)>,
-    /// Whether the newest answer was lost.
-    was_lost: bool,
-    /// How often a spent refresh token was presented too late, which revoked the login.
-    reused: u32,
-    /// Whether that is only rejected, and revokes nothing.
-    is_lenient: bool,
-}
-
-impl Logins {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
-    }
-
-    /// Logs a user in: `refresh_token` is the first of its family, which ends the one before.
-    fn log_in(&self, refresh_token: &str) {
-        self.state().refresh_tokens.clear();
-        self.enrol(refresh_token, 0);
-    }
-
-    /// As [`log_in`](Self::log_in), with a number, and without an end of other logins.
-    fn enrol(&self, refresh_token: &str, login: usize) {
-        self.state().refresh_tokens.insert(refresh_token.to_owned(), (login, None));
-    }
-
-    /// The number of the login that a token belongs to.
-    fn login_of(&self, token: &Token) -> usize {
-        let number: usize = token.access_token().trim_start_matches("access-").parse().unwrap();
-        self.state().granted_to[number - 1]
-    }
-
-    fn revoke(&self) {
-        self.state().refresh_tokens.clear();
-    }
-
-    fn reused(&self) -> u32 {
-        self.state().reused
-    }
-
-    fn presented(&self) -> Vec<String> {
-        self.state().presented.clone()
-    }
-
-    fn grant(&self, refresh_token: &str) -> Option<u32> {
-        let mut state = self.state();
-        state.presented.push(refresh_token.to_owned());
-        let grace = state.grace;
-        let (login, spent) = state.refresh_tokens.get_mut(refresh_token)?;
-        let login = *login;
-        if spent.get_or_insert_with(Instant::now).elapsed() > grace {
-            if state.is_lenient {
-                return None;
-            }
-            state.reused += 1;
-            state.refresh_tokens.retain(|_, (of, _)| *of != login);
-            return None;
-        }
-        state.granted += 1;
-        state.granted_to.push(login);
-        let next = format!("refresh-{}", state.granted);
-        state.refresh_tokens.insert(next, (login, None));
-        Some(state.granted)
-    }
-
-    /// Responds to a token request. Whether a spent refresh token was used in it is known from its first time.
-    async fn answer(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
-        let field =
-            form_urlencoded::parse(request.body().as_bytes()).find(|(name, _)| name == "refresh_token");
-        let (_, refresh_token) = field.unwrap();
-        let (refusal, takes) = {
-            let mut state = self.state();
-            let drawn = state.chance.as_mut().map(|chance| (chance.draw(8), chance.draw(3000)));
-            match (drawn, state.refusals.pop_front()) {
-                (Some((0, _)), _) => (Some((503, "0")), POST),
-                (Some((1, _)), _) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
-                (Some((_, millis)), _) => (None, Duration::from_millis(millis)),
-                (None, None) => (None, POST + std::mem::take(&mut state.delay)),
-                (None, refusal) => (refusal, POST),
-            }
-        };
-        if let Some((status, retry_after)) = refusal {
-            let response = Response::builder().status(status).header("retry-after", retry_after);
-            return Ok(response.body(Full::default())?);
-        }
-        let granted = self.grant(&refresh_token);
-        sleep(takes).await;
-        let (is_same, is_unusable) = {
-            let state = self.state();
-            (state.is_same, state.is_unusable)
-        };
-        let further = self.state().further;
-        let (status, body) = match granted {
-            Some(number) => {
-                let access_token = match (is_same, is_unusable) {
-                    (true, _) => "same".to_owned(),
-                    (_, true) => "not valid".to_owned(),
-                    _ => format!("access-{number}"),
-                };
-                let body = format!(
-                    r#"{{"access_token":"{access_token}","refresh_token":"refresh-{number}","expires_in":60{further}}}"#
-                );
-                (200, body)
-            }
-            None => (400, r#"{"error":"invalid_grant"}"#.to_owned()),
-        };
-        Ok(Response::builder().status(status).body(Full::from(body))?)
-    }
-
-    /// Responds with any fault, alone or in a burst, or as [`answer`](Self::answer).
-    async fn chaos(&self, request: Request<String>) -> Result<Response<Full<Bytes>>, BoxError> {
-        if self.state().chaos.is_none() {
-            return self.answer(request).await;
-        }
-        let (fault, takes, presented) = {
-            let mut state = self.state();
-            let (chance, burst, left) = state.chaos.as_mut().unwrap();
-            if *left == 0 {
-                *burst = chance.draw(24);
-                *left = if chance.draw(6) == 0 { 1 + chance.draw(4) } else { 1 };
-            }
-            *left -= 1;
-            let drawn = (*burst, Duration::from_millis(chance.draw(2500)));
-            let field =
-                form_urlencoded::parse(request.body().as_bytes()).find(|(name, _)| name == "refresh_token");
-            (drawn.0, drawn.1, field.unwrap().1.into_owned())
-        };
-        self.state().asked.push(presented);
-        let respond = |status: u16, body: &'static str| {
-            Ok(Response::builder().status(status).body(Full::from(body))?)
-        };
-        // A second lost answer in a row would be presented after the grace.
-        let is_lost = matches!(fault, 5..=7) && !std::mem::replace(&mut self.state().was_lost, false);
-        self.state().was_lost = is_lost;
-        match fault {
-            0 => respond(503, ""),
-            1 => Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
-            2 => respond(403, "<html>"),
-            3 => respond(400, r#"{"error":"Bad Request"}"#),
-            4 => respond(429, ""),
-            5 | 6 if is_lost => {
-                self.answer(request).await?;
-                if fault == 5 {
-                    Err(io::Error::from(io::ErrorKind::ConnectionReset).into())
-                } else {
-                    respond(200, "<html>")
-                }
-            }
-            7 if is_lost => {
-                self.state().is_unusable = true;
-                let answer = self.answer(request).await;
-                self.state().is_unusable = false;
-                answer
-            }
-            _ => {
-                self.state().delay = takes;
-                self.answer(request).await
-            }
-        }
-    }
-
-    fn client(&self) -> TokenClient {
-        self.client_of(&Life::default())
-    }
-
-    /// The client of a process that may be killed.
-    fn client_of(&self, life: &Life) -> TokenClient {
-        let (logins, life) = (self.clone(), life.clone());
-        TokenClient::with_service(tower::service_fn(move |request| {
-            let (logins, life) = (logins.clone(), life.clone());
-            async move { life.of(logins.chaos(request)).await }
-        }))
-    }
-
-    fn source(&self) -> OAuth2 {
-        let server = Server::token_endpoint("https://login.example/token");
-        OAuth2::login(server, ClientAuth::public("id")).with_client(self.client())
-    }
-
-    fn process(&self, store: &MemoryStore, seed: &str) -> TokenProvider {
-        self.builder(seed).store(store.clone()).build().unwrap()
-    }
-
-    fn builder(&self, seed: &str) -> TokenProviderBuilder<OAuth2> {
-        TokenProvider::builder(self.source()).login(seed)
-    }
-
-    fn single(&self, seed: &str) -> TokenProvider {
-        self.builder(seed).build().unwrap()
-    }
-}
 
 /// The life of a process: what it does ends with it, between any two steps.
 #[derive(Clone, Default)]
@@ -298,18 +72,14 @@ impl TokenStore for Mortal {
     }
 }
 
-fn logged_in() -> (Logins, MemoryStore) {
-    let logins = Logins::default();
-    logins.log_in("seed");
-    (logins, MemoryStore::default())
+fn logged_in() -> (Auth, MemoryStore) {
+    (Auth::new(&["seed"]), MemoryStore::default())
 }
 
-fn is_login(error: &Error) -> bool {
-    matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::LoginRequired)
-}
-
-fn stored(store: &MemoryStore) -> String {
-    store.kept().record.map(|(record, _)| record.text().to_owned()).unwrap_or_default()
+/// Logs a user in, which ends the login before.
+fn log_in(logins: &Auth, user: &str) {
+    logins.state().tokens.clear();
+    logins.user(user);
 }
 
 /// Starts a refresh, and changes the store while its exchange runs.
@@ -337,7 +107,7 @@ async fn one_process_presents_each_refresh_token() {
         }
         advance(MINUTE).await;
     }
-    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2", "refresh-3"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1", "r-seed-2", "r-seed-3"]);
 }
 
 /// The process that presents the seed ends; another one, which never had it, continues.
@@ -347,7 +117,7 @@ async fn stored_seed_outlives_its_process() {
     logins.state().grace = MINUTE;
     let first = logins.process(&store, "seed");
     assert!(timeout(POST / 2, first.token()).await.is_err());
-    assert_eq!(logins.presented(), ["seed"]);
+    assert_eq!(logins.processed(), ["seed"]);
     let record = stored(&store);
     assert!(record.contains(r#""refresh_token":"seed""#) && !record.contains("access"), "{record}");
 
@@ -356,8 +126,8 @@ async fn stored_seed_outlives_its_process() {
     let store = MemoryStore::default();
     store.change(|kept| kept.record = killed.record);
     let other = logins.process(&store, "");
-    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
-    assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(); 2], 0));
+    assert_eq!(other.token().await.unwrap().access_token(), "acc-seed-2");
+    assert_eq!((logins.processed(), logins.reused()), (vec!["seed".to_owned(); 2], 0));
 }
 
 /// A stored refresh token expires before the access token: another process than the one that got it presents it in
@@ -370,10 +140,10 @@ async fn stored_refresh_token_is_presented_before_it_expires() {
     first.token().await.unwrap();
     first.shutdown().await;
     let other = logins.process(&store, "");
-    assert_eq!(other.token().await.unwrap().access_token(), "access-1");
+    assert_eq!(other.token().await.unwrap().access_token(), "acc-seed-1");
     advance(SECOND * 29).await;
-    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
-    assert_eq!((logins.presented(), logins.reused()), (vec!["seed".to_owned(), "refresh-1".to_owned()], 0));
+    assert_eq!(other.token().await.unwrap().access_token(), "acc-seed-2");
+    assert_eq!((logins.processed(), logins.reused()), (vec!["seed".to_owned(), "r-seed-1".to_owned()], 0));
 }
 
 /// A process that starts again has its seed, which is spent, and the store, which has a newer refresh token.
@@ -384,14 +154,14 @@ async fn stored_refresh_token_wins_over_seed() {
     advance(MINUTE).await;
     let restarted = logins.process(&store, "seed");
     restarted.token().await.unwrap();
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 
     // The next deployment has the refresh token of a new login.
-    logins.log_in("seed-2");
+    log_in(&logins, "seed-2");
     advance(MINUTE).await;
     let restarted = logins.process(&store, "seed-2");
     restarted.token().await.unwrap();
-    assert_eq!(logins.presented()[2..], ["seed-2"]);
+    assert_eq!(logins.processed()[2..], ["seed-2"]);
 }
 
 /// A user logs in to one process, and the others have only the store.
@@ -401,25 +171,25 @@ async fn login_reaches_fleet() {
     let (one, other) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
     one.token().await.unwrap();
     other.token().await.unwrap();
-    logins.revoke();
+    logins.state().tokens.clear();
     advance(MINUTE).await;
     assert!(is_login(&one.token().await.unwrap_err()));
     assert!(is_login(&other.token().await.unwrap_err()));
-    let presented = logins.presented().len();
+    let presented = logins.processed().len();
     advance(SECOND * 2).await;
     for provider in [&one, &other] {
         assert!(is_login(&provider.token().await.unwrap_err()));
     }
-    assert_eq!(logins.presented().len(), presented, "nothing is left to present");
+    assert_eq!(logins.processed().len(), presented, "nothing is left to present");
 
-    logins.log_in("login-2");
-    one.log_in("login-2");
-    assert_eq!(one.token().await.unwrap().access_token(), "access-2");
+    log_in(&logins, "second");
+    one.log_in("second");
+    assert_eq!(one.token().await.unwrap().access_token(), "acc-second-2");
     advance(SECOND * 10).await;
-    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
+    assert_eq!(other.token().await.unwrap().access_token(), "acc-second-2");
     advance(MINUTE).await;
     other.token().await.unwrap();
-    assert_eq!(logins.presented()[presented..], ["login-2", "refresh-2"]);
+    assert_eq!(logins.processed()[presented..], ["second", "r-second-2"]);
 }
 
 /// The store of a login is down, so a process cannot know whether another one has spent the refresh token.
@@ -433,7 +203,7 @@ async fn refresh_token_waits_for_store() {
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("must not be presented without it"), "{error}");
     }
-    assert_eq!(logins.presented(), [""; 0]);
+    assert_eq!(logins.processed(), [""; 0]);
 
     store.set(Health::Good);
     sleep(SECOND * 10).await;
@@ -450,7 +220,7 @@ async fn refresh_token_waits_for_store() {
         store.set(Health::Good);
         advance(MINUTE).await;
     }
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// The store of a login fails between the response and its publication.
@@ -465,10 +235,10 @@ async fn new_refresh_token_is_stored_before_use() {
     assert!(!refreshing.is_finished(), "its refresh token is not stored");
     let waiting = tokio::spawn(async move { other.token().await });
     store.set(Health::Good);
-    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2");
-    assert!(stored(&store).contains("refresh-2"));
-    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "access-2");
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "acc-seed-2");
+    assert!(stored(&store).contains("r-seed-2"));
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "acc-seed-2");
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// The store of a login fails for longer. The token is used after one lease, and is stored later.
@@ -477,11 +247,11 @@ async fn token_is_used_if_store_stays_down() {
     let (logins, store) = logged_in();
     let one = logins.process(&store, "seed");
     let refreshing = refresh_into(&one, &store, Health::Down).await;
-    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-1");
-    assert!(!stored(&store).contains("access-1"));
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "acc-seed-1");
+    assert!(!stored(&store).contains("acc-seed-1"));
     store.set(Health::Good);
     sleep(MINUTE / 2).await;
-    assert!(stored(&store).contains("refresh-1"));
+    assert!(stored(&store).contains("r-seed-1"));
     let lease = store.lease(SECOND).await.unwrap();
     assert!(lease.is_some(), "no lease is left");
 }
@@ -496,7 +266,7 @@ async fn single_process_needs_no_store() {
         assert!(tokens.iter().all(Result::is_ok));
         advance(MINUTE).await;
     }
-    assert_eq!((logins.presented().len(), logins.reused()), (20, 0));
+    assert_eq!((logins.processed().len(), logins.reused()), (20, 0));
 }
 
 /// A process stores the refresh token of a new login, and does not get a token. Another one does, and rotates it.
@@ -507,11 +277,11 @@ async fn login_is_handed_over() {
     one.token().await.unwrap();
     other.token().await.unwrap();
     advance(MINUTE).await;
-    logins.log_in("login-2");
-    one.log_in("login-2");
-    logins.state().refusals.extend([(503, "0"); 3]);
+    log_in(&logins, "second");
+    one.log_in("second");
+    logins.state().acts.extend([Act::Busy(503, "0"); 3]);
     assert!(one.token().await.unwrap_err().is_transient());
-    assert!(stored(&store).contains("login-2"));
+    assert!(stored(&store).contains("second"));
     other.token().await.unwrap();
     for _ in 0..3 {
         sleep(SECOND * 5).await;
@@ -519,7 +289,7 @@ async fn login_is_handed_over() {
         advance(MINUTE).await;
         other.token().await.unwrap();
     }
-    assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
+    assert_eq!(logins.reused(), 0, "{:?}", logins.processed());
 }
 
 /// Each process is told of a new login, also one that starts again later.
@@ -531,21 +301,21 @@ async fn each_process_may_be_told_of_login() {
         process.token().await.unwrap();
     }
     advance(MINUTE).await;
-    logins.log_in("login-2");
+    log_in(&logins, "second");
     for process in &processes {
-        process.log_in("login-2");
+        process.log_in("second");
         process.token().await.unwrap();
         advance(MINUTE).await;
     }
     let restarted = logins.process(&store, "");
-    restarted.log_in("login-2");
+    restarted.log_in("second");
     for process in processes.iter().chain([&restarted]) {
         process.token().await.unwrap();
         advance(MINUTE).await;
     }
-    let presented = logins.presented();
+    let presented = logins.processed();
     assert_eq!(
-        presented.iter().filter(|refresh_token| *refresh_token == "login-2").count(),
+        presented.iter().filter(|refresh_token| *refresh_token == "second").count(),
         1,
         "{presented:?}"
     );
@@ -557,7 +327,12 @@ async fn each_process_may_be_told_of_login() {
 async fn random_fleet_keeps_login() {
     for number in 0..runs(300) {
         let (logins, store) = logged_in();
-        logins.state().chance = Some(Chance(number));
+        let mut random = Chance(number);
+        logins.state().random = Some(Box::new(move || match (random.draw(8), random.draw(3000)) {
+            (0, _) => Act::Busy(503, "0"),
+            (1, _) => Act::Refused,
+            (_, millis) => Act::Slow(Duration::from_millis(millis)),
+        }));
         let mut chance = Chance(number + 1000);
         let start = |seed: &str| logins.process(&store, seed);
         let mut processes = [start("seed"), start("seed"), start("")];
@@ -565,20 +340,20 @@ async fn random_fleet_keeps_login() {
             let one = chance.draw(3) as usize;
             match chance.draw(10) {
                 // With the last login, as if its configuration had it.
-                0 => processes[one] = start(if step > 15 { "login-2" } else { "seed" }),
-                1 if step > 15 => processes[one].log_in("login-2"),
+                0 => processes[one] = start(if step > 15 { "second" } else { "seed" }),
+                1 if step > 15 => processes[one].log_in("second"),
                 _ => {}
             }
             if step == 15 {
-                logins.log_in("login-2");
-                processes[one].log_in("login-2");
+                log_in(&logins, "second");
+                processes[one].log_in("second");
             }
             for process in &processes {
                 let _ = timeout(Duration::from_millis(chance.draw(2000)), process.token()).await;
             }
             sleep(Duration::from_millis(chance.draw(40_000))).await;
         }
-        assert_eq!(logins.reused(), 0, "{number}: {:?}", logins.presented());
+        assert_eq!(logins.reused(), 0, "{number}: {:?}", logins.processed());
     }
 }
 
@@ -595,14 +370,14 @@ async fn unreadable_record_is_not_replaced() {
     assert!(error.to_string().contains("must not be presented without it"), "{error}");
     assert!(wrong.status().store.is_some_and(|store| !store.is_usable()), "the store fails");
     running.token().await.unwrap();
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// The access token stays the same while the refresh tokens rotate.
 #[tokio::test(start_paused = true)]
 async fn same_access_token_may_have_new_refresh_token() {
     let (logins, store) = logged_in();
-    logins.state().is_same = true;
+    logins.state().same_access_token = true;
     let processes = [logins.process(&store, "seed"), logins.process(&store, "seed")];
     for _ in 0..3 {
         for process in &processes {
@@ -610,30 +385,30 @@ async fn same_access_token_may_have_new_refresh_token() {
             advance(MINUTE).await;
         }
     }
-    assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
+    assert_eq!(logins.reused(), 0, "{:?}", logins.processed());
 }
 
 /// An exchange starts late in a refresh, whose timeout ends it. Its token is used by the next one.
 #[tokio::test(start_paused = true)]
 async fn exchange_outlives_its_refresh() {
     let (logins, _) = logged_in();
-    logins.state().refusals.push_back((503, "25"));
-    logins.state().delay = SECOND * 10;
+    logins.state().acts.push_back(Act::Busy(503, "25"));
+    logins.state().acts.push_back(Act::Slow(POST + SECOND * 10));
     let provider = logins.single("seed");
     provider.token().await.unwrap_err();
-    assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+    assert_eq!(provider.token().await.unwrap().access_token(), "acc-seed-1");
     advance(MINUTE).await;
-    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(provider.token().await.unwrap().access_token(), "acc-seed-2");
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 
     // Nobody asks before that token has expired, too: its refresh token is used.
     let (logins, _) = logged_in();
-    logins.state().delay = SECOND * 10;
+    logins.state().acts.push_back(Act::Slow(POST + SECOND * 10));
     let provider = logins.builder("seed").refresh_timeout(SECOND * 5).build().unwrap();
     provider.token().await.unwrap_err();
     sleep(MINUTE * 2).await;
-    assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(provider.token().await.unwrap().access_token(), "acc-seed-2");
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// A refresh times out, and another process needs a token before the exchange ends.
@@ -645,15 +420,15 @@ async fn lease_outlives_its_refresh() {
         builder.lease(SECOND * 2).refresh_timeout(SECOND * 5).build().unwrap()
     };
     let (one, other) = (build(), build());
-    logins.state().delay = SECOND * 15;
+    logins.state().acts.push_back(Act::Slow(POST + SECOND * 15));
     one.token().await.unwrap_err();
     let mut refreshes = 0;
     while other.token().await.is_err() {
         refreshes += 1;
     }
     assert!(refreshes > 1, "the exchange runs for longer than a refresh of the other process");
-    assert_eq!(one.token().await.unwrap().access_token(), "access-1");
-    assert_eq!(logins.presented(), ["seed"]);
+    assert_eq!(one.token().await.unwrap().access_token(), "acc-seed-1");
+    assert_eq!(logins.processed(), ["seed"]);
 }
 
 /// A refresh ends while its token is being stored, and nobody asks before that has expired.
@@ -670,7 +445,7 @@ async fn token_is_stored_after_its_refresh() {
     sleep(MINUTE * 2).await;
     let other = logins.process(&store, "seed");
     other.token().await.unwrap();
-    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1", "r-seed-2"]);
 }
 
 /// The store of a login has no room for longer than a lease. No other process gets the lease meanwhile.
@@ -682,11 +457,11 @@ async fn lease_is_kept_until_token_is_stored() {
     other.token().await.unwrap();
     advance(MINUTE).await;
     let refreshing = refresh_into(&one, &store, Health::Full).await;
-    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "access-2", "after one lease");
+    assert_eq!(refreshing.await.unwrap().unwrap().access_token(), "acc-seed-2", "after one lease");
     other.token().await.unwrap_err();
     store.set(Health::Good);
-    assert_eq!(other.token().await.unwrap().access_token(), "access-2");
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(other.token().await.unwrap().access_token(), "acc-seed-2");
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// A response has no usable access token: with a store, another process has to present its refresh token.
@@ -697,11 +472,11 @@ async fn refresh_token_of_unusable_response_is_stored() {
     one.token().await.unwrap();
     other.token().await.unwrap();
     advance(MINUTE).await;
-    logins.state().is_unusable = true;
+    logins.state().always = Some(Act::Unusable);
     one.token().await.unwrap_err();
-    logins.state().is_unusable = false;
+    logins.state().always = None;
     other.token().await.unwrap();
-    assert_eq!(logins.reused(), 0, "{:?}", logins.presented());
+    assert_eq!(logins.reused(), 0, "{:?}", logins.processed());
 }
 
 /// A process that starts again stores its seed, though another one has a token of that login to store.
@@ -718,9 +493,9 @@ async fn seed_does_not_outlive_later_token() {
     let text = r#"{"schema":1,"refresh_token":"seed","login":"GbJYVuHBUMqDTP_ItZsjrQ"}"#;
     store.put(text, Duration::ZERO);
     sleep(MINUTE * 2).await;
-    assert!(stored(&store).contains("refresh-2"), "{}", stored(&store));
+    assert!(stored(&store).contains("r-seed-2"), "{}", stored(&store));
     one.token().await.unwrap();
-    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-2"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1", "r-seed-2"]);
 }
 
 /// Another user logs in, or a restart has another user's refresh token. The first user's token is not used again.
@@ -730,12 +505,12 @@ async fn nobody_acts_as_somebody_else() {
         let (logins, store) = logged_in();
         let build = |seed: &str| if has_store { logins.process(&store, seed) } else { logins.single(seed) };
         let process = build("seed");
-        assert_eq!(process.token().await.unwrap().access_token(), "access-1");
-        logins.enrol("second", 1);
+        assert_eq!(process.token().await.unwrap().access_token(), "acc-seed-1");
+        logins.user("second");
         process.log_in("second");
         assert!(process.current().is_none(), "the token of the first user");
-        assert_eq!(process.token().await.unwrap().access_token(), "access-2");
-        assert_eq!(logins.presented(), ["seed", "second"]);
+        assert_eq!(process.token().await.unwrap().access_token(), "acc-second-2");
+        assert_eq!(logins.processed(), ["seed", "second"]);
 
         // The first login is known, also after many rotations.
         advance(MINUTE).await;
@@ -743,17 +518,17 @@ async fn nobody_acts_as_somebody_else() {
         process.log_in("seed");
         advance(MINUTE).await;
         process.token().await.unwrap();
-        assert_eq!(logins.presented()[2..], ["refresh-2", "refresh-3"]);
+        assert_eq!(logins.processed()[2..], ["r-second-2", "r-second-3"]);
     }
 
     // A restart.
     let (logins, store) = logged_in();
     logins.process(&store, "seed").token().await.unwrap();
-    logins.enrol("second", 1);
-    assert_eq!(logins.process(&store, "second").token().await.unwrap().access_token(), "access-2");
+    logins.user("second");
+    assert_eq!(logins.process(&store, "second").token().await.unwrap().access_token(), "acc-second-2");
     // One that still has the first is a laggard of the deployment.
-    assert_eq!(logins.process(&store, "seed").token().await.unwrap().access_token(), "access-2");
-    assert_eq!(logins.presented(), ["seed", "second"]);
+    assert_eq!(logins.process(&store, "seed").token().await.unwrap().access_token(), "acc-second-2");
+    assert_eq!(logins.processed(), ["seed", "second"]);
     assert_eq!(logins.reused(), 0);
 }
 
@@ -762,15 +537,15 @@ async fn nobody_acts_as_somebody_else() {
 async fn login_before_first_token_wins() {
     let (logins, store) = logged_in();
     logins.process(&store, "seed").token().await.unwrap();
-    logins.enrol("second", 1);
+    logins.user("second");
     let processes = ["seed", "", "other"].map(|seed| logins.process(&store, seed));
     for process in &processes {
         process.log_in("second");
     }
     for token in join_all(processes.iter().map(TokenProvider::token)).await {
-        assert_eq!(token.unwrap().access_token(), "access-2");
+        assert_eq!(token.unwrap().access_token(), "acc-second-2");
     }
-    assert_eq!(logins.presented(), ["seed", "second"]);
+    assert_eq!(logins.processed(), ["seed", "second"]);
 }
 
 /// The refresh token in a configuration has a typing error, which does not cost the login that works, and is presented
@@ -784,13 +559,13 @@ async fn typing_error_costs_no_login() {
         let process = logins.process(&store, "sead");
         process.token().await.unwrap();
     }
-    assert_eq!(logins.presented(), ["seed", "sead", "refresh-1", "refresh-2", "refresh-3"]);
+    assert_eq!(logins.processed(), ["seed", "sead", "r-seed-1", "r-seed-2", "r-seed-3"]);
     // A user's login is not the configuration's: nobody goes on as another user.
     let process = logins.process(&store, "seed");
     process.log_in("sead-2");
     assert!(is_login(&process.token().await.unwrap_err()));
     assert!(is_login(&logins.process(&store, "seed").token().await.unwrap_err()));
-    assert_eq!(logins.presented()[5..], ["sead-2"]);
+    assert_eq!(logins.processed()[5..], ["sead-2"]);
 }
 
 /// A configuration is corrected before the server has said anything of the wrong one.
@@ -799,11 +574,11 @@ async fn corrected_configuration_uses_login_before() {
     let (logins, store) = logged_in();
     logins.process(&store, "seed").token().await.unwrap();
     advance(MINUTE).await;
-    logins.state().refusals.extend([(503, "0"); 3]);
+    logins.state().acts.extend([Act::Busy(503, "0"); 3]);
     logins.process(&store, "sead").token().await.unwrap_err();
-    assert!(stored(&store).contains("sead") && stored(&store).contains("refresh-1"));
+    assert!(stored(&store).contains("sead") && stored(&store).contains("r-seed-1"));
     logins.process(&store, "seed").token().await.unwrap();
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 }
 
 /// Two processes on one store have two configurations. The newer one wins, and each seed is presented once.
@@ -812,7 +587,7 @@ async fn two_configurations_converge() {
     let (logins, store) = logged_in();
     let old = logins.process(&store, "seed");
     old.token().await.unwrap();
-    logins.enrol("second", 1);
+    logins.user("second");
     let new = logins.process(&store, "second");
     new.token().await.unwrap();
     for round in 0..4 {
@@ -823,8 +598,8 @@ async fn two_configurations_converge() {
             logins.process(&store, seed).token().await.unwrap();
         }
     }
-    assert_eq!(logins.presented()[..2], ["seed", "second"]);
-    assert_eq!((logins.presented().len(), logins.reused()), (6, 0));
+    assert_eq!(logins.processed()[..2], ["seed", "second"]);
+    assert_eq!((logins.processed().len(), logins.reused()), (6, 0));
 }
 
 /// A restart has another client, other scopes or another audience, on the same store.
@@ -835,15 +610,15 @@ async fn record_belongs_to_credential() {
     build(logins.source()).unwrap().token().await.unwrap();
     // The access token is not for these, but the login is.
     for (source, presented) in [
-        (logins.source().scopes(["other"]), "refresh-1"),
-        (logins.source().audience("other"), "refresh-2"),
-        (logins.source().resources(["https://other"]), "refresh-3"),
-        (logins.source().parameter("x", "y"), "refresh-4"),
-        (logins.source(), "refresh-5"),
+        (logins.source().scopes(["other"]), "r-seed-1"),
+        (logins.source().audience("other"), "r-seed-2"),
+        (logins.source().resources(["https://other"]), "r-seed-3"),
+        (logins.source().parameter("x", "y"), "r-seed-4"),
+        (logins.source(), "r-seed-5"),
     ] {
         let process = build(source).unwrap();
         process.token().await.unwrap();
-        assert_eq!(logins.presented().last().unwrap(), presented);
+        assert_eq!(logins.processed().last().unwrap(), presented);
         // A new secret of the client is no other credential.
         process.shutdown().await;
     }
@@ -854,11 +629,11 @@ async fn record_belongs_to_credential() {
     // Its first refresh token is spent, and the newest one is not for this client.
     let error = other.token().await.unwrap_err();
     assert!(error.to_string().contains("was used with another server, client or key"), "{error}");
-    assert_eq!(logins.presented().last().unwrap(), "refresh-5");
-    logins.log_in("seed-2");
+    assert_eq!(logins.processed().last().unwrap(), "r-seed-5");
+    log_in(&logins, "seed-2");
     other.log_in("seed-2");
     other.token().await.unwrap();
-    assert_eq!(logins.presented().last().unwrap(), "seed-2");
+    assert_eq!(logins.processed().last().unwrap(), "seed-2");
     assert_eq!(logins.reused(), 0);
 }
 
@@ -877,13 +652,13 @@ async fn login_may_be_subject_of_exchange() {
         let source = OAuth2::token_exchange(server, ClientAuth::none(), login);
         TokenProvider::builder(source.with_client(TokenClient::with_service(exchanged))).build().unwrap()
     };
-    for expected in ["for-access-1", "for-access-2"] {
+    for expected in ["for-acc-seed-1", "for-acc-seed-2"] {
         let provider = exchange(logins.process(&store, "seed"));
         let token = provider.token().await.unwrap();
         assert_eq!((token.access_token(), token.refresh_token()), (expected, None));
         advance(MINUTE).await;
     }
-    assert_eq!(logins.presented(), ["seed", "refresh-1"]);
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
 
     let server = Server::token_endpoint("https://sts.example/token");
     let source = OAuth2::token_exchange(server, ClientAuth::none(), logins.source());
@@ -899,21 +674,21 @@ async fn unusable_response_is_stored_when_store_recovers() {
         let one = logins.process(&store, "seed");
         one.token().await.unwrap();
         advance(MINUTE).await;
-        logins.state().is_unusable = true;
+        logins.state().always = Some(Act::Unusable);
         let refreshing = refresh_into(&one, &store, Health::Full).await;
         sleep(SECOND / 4).await;
-        logins.state().is_unusable = false;
+        logins.state().always = None;
         sleep(outage).await;
         store.set(Health::Good);
         let _ = refreshing.await.unwrap();
         sleep(SECOND * 5).await;
         // The process ends, and another one continues.
         let newest = logins.state().granted;
-        assert!(stored(&store).contains(&format!("refresh-{newest}")), "{outage:?}: {}", stored(&store));
+        assert!(stored(&store).contains(&format!("r-seed-{newest}")), "{outage:?}: {}", stored(&store));
         drop(one);
         sleep(SECOND * 30).await;
         logins.process(&store, "").token().await.unwrap();
-        assert_eq!(logins.reused(), 0, "{outage:?}: {:?}", logins.presented());
+        assert_eq!(logins.reused(), 0, "{outage:?}: {:?}", logins.processed());
     }
 }
 
@@ -923,28 +698,28 @@ async fn ready_asks_again_at_once() {
     let (logins, _) = logged_in();
     let provider = logins.single("seed");
     for cause in [403, 404] {
-        logins.state().refusals.extend([(cause, ""); 40]);
+        logins.state().acts.extend([Act::Busy(cause, ""); 40]);
         // A long cool-down.
         for _ in 0..200 {
             provider.token().await.unwrap_err();
             sleep(SECOND).await;
         }
-        logins.state().refusals.clear();
+        logins.state().acts.clear();
         let begun = Instant::now();
         provider.ready().await.unwrap();
         assert!(begun.elapsed() <= POST * 2, "{cause}: {:?}", begun.elapsed());
         provider.invalidate();
     }
     // A loop of it is bounded.
-    logins.revoke();
-    let before = logins.presented().len();
-    logins.state().refusals.extend(std::iter::repeat_n((403, ""), 1000));
+    logins.state().tokens.clear();
+    let before = logins.processed().len();
+    logins.state().acts.extend(std::iter::repeat_n(Act::Busy(403, ""), 1000));
     let begun = Instant::now();
     while begun.elapsed() < MINUTE * 10 {
         provider.ready().await.unwrap_err();
         sleep(SECOND).await;
     }
-    let asked = 1000 - logins.state().refusals.len();
+    let asked = 1000 - logins.state().acts.len();
     assert!((12..=30).contains(&asked), "{asked}, {before}");
 }
 
@@ -952,7 +727,7 @@ async fn ready_asks_again_at_once() {
 #[tokio::test(start_paused = true)]
 async fn laggard_does_not_bury_newer_chain() {
     let (logins, store) = logged_in();
-    logins.state().is_lenient = true;
+    logins.state().lenient = true;
     let (ahead, laggard) = (logins.process(&store, "seed"), logins.process(&store, "seed"));
     ahead.token().await.unwrap();
     laggard.token().await.unwrap();
@@ -962,12 +737,12 @@ async fn laggard_does_not_bury_newer_chain() {
     // The newest write is lost, as in a failover.
     store.change(|kept| kept.record = lost.record);
     assert!(is_login(&laggard.token().await.unwrap_err()));
-    assert!(!stored(&store).contains("refresh-1"), "{}", stored(&store));
+    assert!(!stored(&store).contains("r-seed-1"), "{}", stored(&store));
     advance(MINUTE).await;
-    assert_eq!(ahead.token().await.unwrap().access_token(), "access-3");
+    assert_eq!(ahead.token().await.unwrap().access_token(), "acc-seed-3");
     advance(SECOND * 30).await;
-    assert_eq!(laggard.token().await.unwrap().access_token(), "access-3");
-    assert_eq!(logins.presented(), ["seed", "refresh-1", "refresh-1", "refresh-2"]);
+    assert_eq!(laggard.token().await.unwrap().access_token(), "acc-seed-3");
+    assert_eq!(logins.processed(), ["seed", "r-seed-1", "r-seed-1", "r-seed-2"]);
 }
 
 /// A fleet gets a doubtful answer to its refresh token: one process asks once a minute.
@@ -979,7 +754,7 @@ async fn fleet_tries_doubtful_refresh_token_once_a_minute() {
         process.token().await.unwrap();
     }
     advance(MINUTE).await;
-    logins.state().refusals.extend(std::iter::repeat_n((403, ""), 10_000));
+    logins.state().acts.extend(std::iter::repeat_n(Act::Busy(403, ""), 10_000));
     let begun = Instant::now();
     while begun.elapsed() < MINUTE * 20 {
         for process in &processes {
@@ -987,11 +762,11 @@ async fn fleet_tries_doubtful_refresh_token_once_a_minute() {
         }
         sleep(SECOND * 5).await;
     }
-    let asked = 10_000 - logins.state().refusals.len();
+    let asked = 10_000 - logins.state().acts.len();
     assert!((15..=21).contains(&asked), "{asked}");
     // Nor does a process that starts again ask.
     assert!(is_login(&logins.process(&store, "seed").token().await.unwrap_err()));
-    logins.state().refusals.clear();
+    logins.state().acts.clear();
     advance(MINUTE).await;
     processes[3].token().await.unwrap();
 }
@@ -1005,7 +780,7 @@ async fn burst_of_unclear_answers_ends_no_login() {
         process.token().await.unwrap();
         for burst in [2, 5, 40] {
             advance(MINUTE).await;
-            logins.state().refusals.extend(std::iter::repeat_n((502, "0"), burst));
+            logins.state().acts.extend(std::iter::repeat_n(Act::Busy(502, "0"), burst));
             while process.token().await.is_err() {
                 sleep(SECOND).await;
             }
@@ -1024,6 +799,32 @@ async fn random_users_share_store() {
     }
 }
 
+/// Any fault, alone or in a burst, or none.
+fn chaos(mut chance: Chance) -> Box<dyn FnMut() -> Act + Send> {
+    let (mut burst, mut left, mut was_lost) = (0, 0, false);
+    Box::new(move || {
+        if left == 0 {
+            burst = chance.draw(24);
+            left = if chance.draw(6) == 0 { 1 + chance.draw(4) } else { 1 };
+        }
+        left -= 1;
+        let takes = POST + Duration::from_millis(chance.draw(2500));
+        // A second lost answer in a row would be presented after the grace.
+        was_lost = matches!(burst, 5..=7) && !was_lost;
+        match burst {
+            0 => Act::Answer(503, "text/plain", ""),
+            1 => Act::Refused,
+            2 => Act::Answer(403, "text/html", "<html>"),
+            3 => Act::Answer(400, "application/json", r#"{"error":"Bad Request"}"#),
+            4 => Act::Answer(429, "text/plain", ""),
+            5 if was_lost => Act::Lost(POST),
+            6 if was_lost => Act::Page,
+            7 if was_lost => Act::Unusable,
+            _ => Act::Slow(takes),
+        }
+    })
+}
+
 struct Member {
     provider: TokenProvider,
     life: Life,
@@ -1032,14 +833,21 @@ struct Member {
 }
 
 async fn random_users(number: u64) {
-    let (logins, store) = (Logins::default(), MemoryStore::default());
+    let (logins, store) = (Auth::new(&[]), MemoryStore::default());
     logins.state().grace = MINUTE * 6;
-    logins.state().chaos = Some((Chance(number), 0, 0));
+    logins.state().random = Some(chaos(Chance(number)));
     let mut chance = Chance(number + 10_000);
     let start = |seed: &str| {
         let life = Life::default();
         let server = Server::token_endpoint("https://login.example/token");
-        let source = OAuth2::login(server, ClientAuth::public("id")).with_client(logins.client_of(&life));
+        let client = TokenClient::with_service(tower::service_fn({
+            let (logins, life) = (logins.clone(), life.clone());
+            move |request| {
+                let (logins, life) = (logins.clone(), life.clone());
+                async move { life.of(logins.answer(request)).await }
+            }
+        }));
+        let source = OAuth2::login(server, ClientAuth::public("id")).with_client(client);
         let store = Mortal(store.clone(), life.clone());
         let provider = TokenProvider::builder(source).login(seed).store(store).build().unwrap();
         Member { provider, life, given: None }
@@ -1048,7 +856,7 @@ async fn random_users(number: u64) {
     let mut new_user = || {
         users += 1;
         let seed = format!("user-{users}");
-        logins.enrol(&seed, users);
+        logins.user(&seed);
         seed
     };
     let mut configured = new_user();
@@ -1085,19 +893,19 @@ async fn random_users(number: u64) {
         for Member { provider, given, .. } in &members {
             let asked = timeout(Duration::from_millis(chance.draw(4000)), provider.token()).await;
             if let (Ok(Ok(token)), Some(given)) = (asked, given) {
-                let begun = |seed: &String| logins.state().asked.iter().position(|asked| asked == seed);
-                let used = format!("user-{}", logins.login_of(&token));
+                let begun = |seed: &String| logins.presented().iter().position(|asked| asked == seed);
+                let used = user(&token);
                 assert!(
                     begun(given).is_some() && begun(&used) >= begun(given),
                     "{number}: {used} after {given}: {:?}",
-                    logins.state().asked
+                    logins.presented()
                 );
             }
         }
         sleep(Duration::from_millis(chance.draw(30_000))).await;
     }
 
-    logins.state().chaos = None;
+    logins.state().random = None;
     store.set(Health::Good);
     for _ in 0..18 {
         sleep(SECOND * 10).await;
@@ -1115,7 +923,7 @@ async fn random_users(number: u64) {
     sleep(MINUTE).await;
     for member in &members {
         let token = member.provider.token().await.unwrap_or_else(|error| panic!("{number}: {error}"));
-        assert_eq!(format!("user-{}", logins.login_of(&token)), last, "{number}");
+        assert_eq!(user(&token), last, "{number}");
     }
-    assert_eq!(logins.reused(), 0, "{number}: {:?}", logins.state().asked);
+    assert_eq!(logins.reused(), 0, "{number}: {:?}", logins.presented());
 }

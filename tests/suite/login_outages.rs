@@ -242,7 +242,7 @@ async fn lost_answer_late_in_outage_is_soon_asked_for_again() {
         for (outage, length) in [(&refused, 900), (&busy, 30), (&busy, 90), (&busy, 900)] {
             let (auth, _) = with_grace(&["A"]);
             let provider = auth.single("A");
-            auth.state().always = Some(outage.clone());
+            auth.state().always = Some(*outage);
             let begun = Instant::now();
             while begun.elapsed() < SECOND * length {
                 provider.token().await.unwrap_err();

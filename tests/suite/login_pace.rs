@@ -146,14 +146,14 @@ async fn answer_is_lost_between_those_of_ingress() {
         for before in [0, 10] {
             let (auth, _) = with_grace(&["A"]);
             let provider = auth.single("A");
-            auth.state().always = Some(act.clone());
+            auth.state().always = Some(act);
             let begun = Instant::now();
             while begun.elapsed() < MINUTE * before {
                 provider.token().await.unwrap_err();
                 sleep(SECOND).await;
             }
             auth.state().always = None;
-            auth.state().acts.extend([Act::Lost(SECOND / 5), act.clone()]);
+            auth.state().acts.extend([Act::Lost(SECOND / 5), act]);
             let from = auth.presented().len();
             let begun = Instant::now();
             while begun.elapsed() < MINUTE * 4 {

@@ -22,7 +22,7 @@ use super::fleet::{MemoryStore, POST};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Act {
     /// Not processed: status, content type, body.
     Answer(u16, &'static str, &'static str),
@@ -36,6 +36,10 @@ pub enum Act {
     Lost(Duration),
     /// Processed; the access token is not usable.
     Unusable,
+    /// Processed; a page is the answer.
+    Page,
+    /// Not processed: status, and `Retry-After`.
+    Busy(u16, &'static str),
 }
 
 /// An authorization server with several users, which answers as it is told to.
@@ -51,10 +55,18 @@ pub struct State {
     pub lenient: bool,
     pub reused: Vec<String>,
     pub presented: Vec<(Instant, String)>,
+    /// The presented refresh tokens of the requests that were processed.
+    pub processed: Vec<String>,
     pub acts: VecDeque<Act>,
     /// For each request, instead of `acts`.
     pub always: Option<Act>,
+    /// What happens at random, if `acts` is empty.
+    pub random: Option<Box<dyn FnMut() -> Act + Send>>,
     pub lifetime: u32,
+    /// Whether the access token stays the same.
+    pub same_access_token: bool,
+    /// Further fields of a token response.
+    pub further: &'static str,
     pub clients: Option<HashSet<String>>,
 }
 
@@ -80,8 +92,18 @@ impl Auth {
         self.state().presented.iter().map(|(_, token)| token.clone()).collect()
     }
 
+    pub fn processed(&self) -> Vec<String> {
+        self.state().processed.clone()
+    }
+
+    /// How often a spent refresh token was presented too late.
+    pub fn reused(&self) -> usize {
+        self.state().reused.len()
+    }
+
     pub fn grant(&self, refresh_token: &str) -> Option<(String, u32)> {
         let mut state = self.state();
+        state.processed.push(refresh_token.to_owned());
         let grace = state.grace;
         let (user, spent) = state.tokens.get_mut(refresh_token)?;
         let user = user.clone();
@@ -115,7 +137,8 @@ impl Auth {
             if bad {
                 Some(Act::Answer(401, "application/json", r#"{"error":"invalid_client"}"#))
             } else {
-                state.always.clone().or_else(|| state.acts.pop_front())
+                let act = state.always.or_else(|| state.acts.pop_front());
+                act.or_else(|| state.random.as_mut().map(|random| random()))
             }
         };
         let (mut unusable, mut takes) = (false, POST);
@@ -131,6 +154,15 @@ impl Auth {
                 sleep(takes).await;
                 return Ok(Response::builder().status(status).body(Full::from(body))?);
             }
+            Some(Act::Busy(status, retry_after)) => {
+                let response = Response::builder().status(status).header("retry-after", retry_after);
+                return Ok(response.body(Full::default())?);
+            }
+            Some(Act::Page) => {
+                self.grant(&refresh_token);
+                sleep(POST).await;
+                return Ok(Response::new(Full::from("<html>")));
+            }
             Some(Act::Refused) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
             Some(Act::Lost(takes)) => {
                 self.grant(&refresh_token);
@@ -143,13 +175,23 @@ impl Auth {
         }
         let granted = self.grant(&refresh_token);
         sleep(takes).await;
-        let lifetime = self.state().lifetime;
+        let (lifetime, same, further) = {
+            let state = self.state();
+            (state.lifetime, state.same_access_token, state.further)
+        };
         let (status, body) = match granted {
             Some((user, n)) => {
-                let access = if unusable { "not valid".to_owned() } else { format!("acc-{user}-{n}") };
+                let access = match (unusable, same) {
+                    (true, _) => "not valid".to_owned(),
+                    (_, true) => "same".to_owned(),
+                    _ => format!("acc-{user}-{n}"),
+                };
                 let lifetime =
                     if lifetime == 0 { String::new() } else { format!(r#","expires_in":{lifetime}"#) };
-                (200, format!(r#"{{"access_token":"{access}","refresh_token":"r-{user}-{n}"{lifetime}}}"#))
+                let body = format!(
+                    r#"{{"access_token":"{access}","refresh_token":"r-{user}-{n}"{lifetime}{further}}}"#
+                );
+                (200, body)
             }
             None => (400, r#"{"error":"invalid_grant"}"#.to_owned()),
         };
@@ -218,7 +260,8 @@ pub fn exchange(login: TokenProvider) -> TokenProviderBuilder<OAuth2> {
 }
 
 pub fn user(token: &Token) -> String {
-    token.access_token().split('-').nth(1).unwrap().to_owned()
+    let (user, _) = token.access_token().trim_start_matches("acc-").rsplit_once('-').unwrap();
+    user.to_owned()
 }
 
 pub fn is_login(error: &Error) -> bool {
