@@ -57,7 +57,8 @@ fn documented() -> Vec<Documented> {
     let mut in_refresh_span = false;
     let mut events = Vec::new();
     let names = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    for line in include_str!("../../src/observability/mod.rs").lines().take_while(|line| line.starts_with("//!"))
+    for line in
+        include_str!("../../src/observability/mod.rs").lines().take_while(|line| line.starts_with("//!"))
     {
         in_refresh_span |= line.starts_with("//! Within a refresh's span");
         in_refresh_span &= !line.starts_with("//! Outside of a refresh");

@@ -1,5 +1,5 @@
 //! Helpers for the tests: a scripted token source, an API that knows the valid tokens, and clients.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod fleet;
 pub mod folder;

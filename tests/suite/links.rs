@@ -37,7 +37,7 @@ fn anchor(heading: &str) -> String {
     kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
 }
 
-/// Why a URL such as `tower-bearer-store/latest/tower_bearer_store/struct.FileStore.html#locks` leads nowhere.
+/// Says why a URL such as `tower-bearer-store/latest/tower_bearer_store/struct.FileStore.html#locks` leads nowhere.
 fn check(url: &str) -> Result<(), &'static str> {
     let (page, fragment) = url.split_once('#').unwrap_or((url, ""));
     let mut parts = page.trim_end_matches('/').split('/');
@@ -79,6 +79,7 @@ fn check(url: &str) -> Result<(), &'static str> {
     if found { Ok(()) } else { Err("the page has no such anchor") }
 }
 
+/// A link from one package to an item of another, which was renamed.
 #[test]
 fn links_to_own_packages_lead_somewhere() {
     let mut files: Vec<_> =
@@ -105,6 +106,7 @@ fn links_to_own_packages_lead_somewhere() {
     assert!(checked > 20, "{checked}");
 }
 
+/// The check itself: a wrong package, crate, item or anchor.
 #[test]
 fn wrong_links_are_found() {
     let store = "tower-bearer-store/latest/tower_bearer_store";
