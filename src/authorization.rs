@@ -1,9 +1,7 @@
 //! [`authorize`]: adds the `Authorization` header. [`ExistingAuthorization`]: what happens to one that is there.
 
-use http::{
-    HeaderMap, HeaderValue,
-    header::{AUTHORIZATION, Entry},
-};
+use http::header::{AUTHORIZATION, Entry};
+use http::{HeaderMap, HeaderValue};
 
 /// What happens to an `Authorization` header that a request already has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,10 +8,8 @@ use std::{mem, sync::Arc, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::{
-    source::{Credential, fingerprint},
-    token::Token,
-};
+use crate::source::{Credential, fingerprint};
+use crate::token::Token;
 
 /// How many logins are remembered after others have replaced them.
 const MAX_REPLACED: usize = 16;

@@ -2,10 +2,8 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{
-    Extensions, HeaderMap, Response, StatusCode, Version,
-    header::{HeaderValue, WWW_AUTHENTICATE},
-};
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::{Extensions, HeaderMap, Response, StatusCode, Version};
 
 use crate::www_authenticate::bearer_challenges;
 

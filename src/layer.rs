@@ -9,18 +9,16 @@ use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
-use crate::{
-    authorization::ExistingAuthorization,
-    bounds::CloneService,
-    challenge::{ChallengeRule, ResponseHead},
-    layer_options::LayerOptions,
-    origins::AllowedOrigins,
-    provider::TokenProvider,
-    replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
-    retry::RetryPolicy,
-    select::Providers,
-    service::BearerAuth,
-};
+use crate::authorization::ExistingAuthorization;
+use crate::bounds::CloneService;
+use crate::challenge::{ChallengeRule, ResponseHead};
+use crate::layer_options::LayerOptions;
+use crate::origins::AllowedOrigins;
+use crate::provider::TokenProvider;
+use crate::replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith};
+use crate::retry::RetryPolicy;
+use crate::select::Providers;
+use crate::service::BearerAuth;
 #[cfg(feature = "tenants")]
 use crate::{
     error::Error,
@@ -204,7 +202,7 @@ impl<R> BearerAuthLayer<R> {
     /// KiB, however small the frames are. [`ReplayBody`](crate::replay::ReplayBody#memory) documents which frames are
     /// copied.
     pub fn buffered(self, limit: usize) -> BearerAuthLayer<Buffered> {
-        self.with_replay(Buffered::new(limit), Some(limit))
+        self.with_replay(Buffered { limit }, Some(limit))
     }
 
     /// As [`buffered`](Self::buffered), for an inner service with a body type of its own: `wrap` converts a
@@ -230,13 +228,13 @@ impl<R> BearerAuthLayer<R> {
     /// # is_service(&service);
     /// ```
     pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>> {
-        self.with_replay(ReplayWith::new(limit, wrap), Some(limit))
+        self.with_replay(ReplayWith { buffered: Buffered { limit }, wrap }, Some(limit))
     }
 
     /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that
     /// cannot be cloned.
     pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
-        self.with_replay(CloneWith::new(clone), None)
+        self.with_replay(CloneWith { clone }, None)
     }
 
     /// Sends no request again: the caller gets the challenge, and the next request has a new token. For any body.

@@ -1,9 +1,12 @@
 //! [`LayerOptions`]: what the layer's methods set, and their validation.
 
-use crate::{
-    authorization::ExistingAuthorization, challenge::ChallengeRule, error::Error, origins::AllowedOrigins,
-    replay::Cloned, retry::RetryPolicy, select::Providers,
-};
+use crate::authorization::ExistingAuthorization;
+use crate::challenge::ChallengeRule;
+use crate::error::Error;
+use crate::origins::AllowedOrigins;
+use crate::replay::Cloned;
+use crate::retry::RetryPolicy;
+use crate::select::Providers;
 
 #[derive(Clone, Debug)]
 pub(crate) struct LayerOptions<R> {

@@ -112,6 +112,7 @@ mod authorization;
 mod bounds;
 mod chain;
 pub mod challenge;
+mod debug;
 mod detached;
 mod error;
 mod future;
@@ -142,34 +143,32 @@ mod token;
 mod upload_token;
 mod www_authenticate;
 
+pub use self::authorization::ExistingAuthorization;
+pub use self::bounds::{CloneService, HttpService};
+pub use self::error::{BoxError, Error, SourceError, SourceErrorKind, TokenError};
+pub use self::future::ResponseFuture;
+pub use self::layer::BearerAuthLayer;
+pub use self::origins::AllowedOrigins;
+pub use self::per_request::{NoBearer, UseToken};
+pub use self::provider::{Freshness, Status, StatusChanges, TokenProvider, TokenProviderBuilder};
+pub use self::refresh_ahead::RefreshAhead;
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
+pub use self::retry::RetryPolicy;
+pub use self::service::BearerAuth;
 #[cfg(feature = "default-client")]
 #[cfg_attr(docsrs, doc(cfg(feature = "default-client")))]
 pub use self::source::client::tls;
 pub use self::source::oauth2::{self, OAuth2};
+pub use self::source::{
+    Credential, RefreshReason, SourceFn, StaticToken, TokenClient, TokenFile, TokenRequest, TokenResponse,
+    TokenSource, source_fn,
+};
 #[cfg(feature = "tenants")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
 pub use self::tenants::TokenProviders;
-pub use self::{
-    authorization::ExistingAuthorization,
-    bounds::{CloneService, HttpService},
-    error::{BoxError, Error, SourceError, SourceErrorKind, TokenError},
-    future::ResponseFuture,
-    layer::BearerAuthLayer,
-    origins::AllowedOrigins,
-    per_request::{NoBearer, UseToken},
-    provider::{Freshness, Status, StatusChanges, TokenProvider, TokenProviderBuilder},
-    refresh_ahead::RefreshAhead,
-    retry::RetryPolicy,
-    service::BearerAuth,
-    source::{
-        Credential, RefreshReason, SourceFn, StaticToken, TokenClient, TokenFile, TokenRequest,
-        TokenResponse, TokenSource, source_fn,
-    },
-    token::{Token, TokenBuilder},
-};
+pub use self::token::{Token, TokenBuilder};
 pub use self::{source::api_video::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.

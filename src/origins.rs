@@ -1,16 +1,12 @@
 //! [`AllowedOrigins`]: which origins may see the token.
 
-use std::{
-    fmt,
-    hash::{DefaultHasher, Hasher},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use http::{
-    Uri,
-    uri::{Authority, Scheme},
-};
+use http::Uri;
+use http::uri::{Authority, Scheme};
 
 use crate::error::Error;
 
@@ -47,20 +43,12 @@ enum Allowed {
     Any,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Origin {
     scheme: Scheme,
-    host: Host,
-    port: u16,
-    /// The form that requests usually have: the name in lower case, and the port only if it is not the scheme's
-    /// default.
+    /// The form that requests usually have: the name in lower case or the address in its shortest form, and the port only if
+    /// it is not the scheme's default. Equal origins have the same.
     authority: String,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Host {
-    Name(String),
-    Address(IpAddr),
 }
 
 impl AllowedOrigins {
@@ -71,10 +59,7 @@ impl AllowedOrigins {
     ///
     /// [`Error::InvalidOption`] unless every text is `http` or `https`, a host and optionally a port. A path, a query,
     /// a user name and a host that is not in ASCII are errors.
-    pub fn origins<I>(origins: I) -> Result<Self, Error>
-    where
-        I: IntoIterator<Item: AsRef<str>>,
-    {
+    pub fn origins<I: IntoIterator<Item: AsRef<str>>>(origins: I) -> Result<Self, Error> {
         let parsed = origins.into_iter().map(|text| Origin::parse(text.as_ref()));
         Ok(Self(Allowed::Origins(parsed.collect::<Result<_, _>>()?)))
     }
@@ -104,9 +89,7 @@ impl AllowedOrigins {
     }
 
     fn covers_otherwise(&self, uri: &Uri) -> bool {
-        let (scheme, Some(authority)) = (uri.scheme(), uri.authority()) else {
-            return true;
-        };
+        let (scheme, Some(authority)) = (uri.scheme(), uri.authority()) else { return true };
         let usual =
             |origin: &Origin| authority.as_str() == origin.authority && scheme == Some(&origin.scheme);
         match &self.0 {
@@ -120,10 +103,7 @@ impl AllowedOrigins {
 /// Whether `origins` contains the origin of `uri`, in any notation.
 #[cold]
 fn names(origins: &[Origin], uri: &Uri) -> bool {
-    let is = |one: &Origin, other: &Origin| {
-        (&one.scheme, &one.host, one.port) == (&other.scheme, &other.host, other.port)
-    };
-    Origin::of(uri).is_some_and(|origin| origins.iter().any(|other| is(other, &origin)))
+    Origin::of(uri).is_some_and(|origin| origins.contains(&origin))
 }
 
 /// Tells whether a response comes from the origin of its request, in four bytes: a request keeps no more of its URI. Two
@@ -167,10 +147,13 @@ pub(crate) fn shown_with_path(uri: &Uri) -> String {
 
 /// Whether the host is `localhost` or a loopback address.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    match Host::of(host) {
-        Host::Name(name) => name == "localhost",
-        Host::Address(address) => address.is_loopback(),
-    }
+    address(host).map_or_else(|| host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
+}
+
+/// Returns the IP address that a host is, if it is one.
+fn address(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse().ok()
 }
 
 /// What tells one origin from another, in the notation of its URI but for the port.
@@ -205,9 +188,13 @@ impl<'a> Parts<'a> {
 impl Origin {
     fn of(uri: &Uri) -> Option<Self> {
         let Parts { scheme, host, port, is_default_port } = Parts::of(uri)?;
-        let name = host.to_ascii_lowercase();
-        let usual = if is_default_port { name } else { format!("{name}:{port}") };
-        Some(Self { scheme: scheme.clone(), host: Host::of(host), port, authority: usual })
+        let host = match address(host) {
+            Some(IpAddr::V6(address)) => format!("[{address}]"),
+            Some(address) => address.to_string(),
+            None => host.to_ascii_lowercase(),
+        };
+        let authority = if is_default_port { host } else { format!("{host}:{port}") };
+        Some(Self { scheme: scheme.clone(), authority })
     }
 
     fn parse(text: &str) -> Result<Self, Error> {
@@ -224,9 +211,9 @@ impl Origin {
                 "be http or https with a host and perhaps a port, such as https://ws.api.video:443",
             );
         };
-        let is_named =
-            |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if matches!(&origin.host, Host::Name(name) if !is_named(name)) {
+        let host = uri.host().unwrap_or_default();
+        let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if !is_name && address(host).is_none() {
             return invalid(&format!("name its host, with no wildcards, got {}", shown(&uri)));
         }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
@@ -243,16 +230,6 @@ impl Origin {
 fn port(authority: &Authority) -> Option<&str> {
     let after_user = authority.as_str().rsplit('@').next()?;
     after_user.strip_prefix(authority.host()).map(|rest| rest.strip_prefix(':').unwrap_or(rest))
-}
-
-impl Host {
-    fn of(text: &str) -> Self {
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        match bare.parse() {
-            Ok(address) => Self::Address(address),
-            Err(_) => Self::Name(text.to_ascii_lowercase()),
-        }
-    }
 }
 
 impl fmt::Debug for AllowedOrigins {

@@ -1,7 +1,5 @@
 //! [`NoBearer`] and [`UseToken`]: request extensions that override the token.
 
-use http::Extensions;
-
 use crate::token::Token;
 
 /// A request [extension](http::Extensions): the layer sends the request without its token.
@@ -36,18 +34,3 @@ pub struct NoBearer;
 /// ```
 #[derive(Clone, Debug)]
 pub struct UseToken(pub Token);
-
-/// How a request overrides the token.
-pub(crate) enum AuthOverride {
-    NoBearer,
-    UseToken(Token),
-}
-
-impl AuthOverride {
-    pub(crate) fn of(extensions: &Extensions) -> Option<Self> {
-        if extensions.get::<NoBearer>().is_some() {
-            return Some(Self::NoBearer);
-        }
-        extensions.get().map(|UseToken(token)| Self::UseToken(token.clone()))
-    }
-}

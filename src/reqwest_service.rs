@@ -1,10 +1,8 @@
 //! [`ReqwestService`]: a reqwest client as a service for `http` requests.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
@@ -52,10 +50,7 @@ impl ReqwestService {
     }
 }
 
-impl<B> Service<Request<B>> for ReqwestService
-where
-    B: Into<Body>,
-{
+impl<B: Into<Body>> Service<Request<B>> for ReqwestService {
     type Response = Response<Body>;
     type Error = Error;
     type Future = ReqwestFuture;
@@ -65,14 +60,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ReqwestFuture {
-        ReqwestFuture {
-            state: match request.try_into() {
-                Ok(request) => {
-                    let request: reqwest::Request = request;
-                    State::Sent { url: Some(request.url().clone()), response: self.0.call(request) }
-                }
-                Err(error) => State::Invalid { error: Some(error) },
-            },
+        match reqwest::Request::try_from(request) {
+            Ok(request) => {
+                let url = Some(request.url().clone());
+                ReqwestFuture { url, response: Some(self.0.call(request)), invalid: None }
+            }
+            Err(error) => ReqwestFuture { url: None, response: None, invalid: Some(error) },
         }
     }
 }
@@ -81,25 +74,12 @@ pin_project! {
     /// The response future of [`ReqwestService`].
     #[derive(Debug)]
     pub struct ReqwestFuture {
+        // Where the request was sent.
+        url: Option<Url>,
         #[pin]
-        state: State,
-    }
-}
-
-pin_project! {
-    #[derive(Debug)]
-    #[project = StateProj]
-    enum State {
-        Sent {
-            // Where the request was sent.
-            url: Option<Url>,
-            #[pin]
-            response: <Client as Service<reqwest::Request>>::Future,
-        },
-        /// reqwest rejected the request.
-        Invalid {
-            error: Option<Error>,
-        },
+        response: Option<<Client as Service<reqwest::Request>>::Future>,
+        // Why reqwest rejected the request. Then there is no response.
+        invalid: Option<Error>,
     }
 }
 
@@ -107,20 +87,17 @@ impl Future for ReqwestFuture {
     type Output = Result<Response<Body>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Sent { url, response } => {
-                let response = ready!(response.poll(cx))?;
-                let is_own = url.take().is_none_or(|url| url.origin() == response.url().origin());
-                let mut response = Response::from(response);
-                if !is_own {
-                    response.extensions_mut().insert(Redirected);
-                }
-                Poll::Ready(Ok(response))
-            }
+        let this = self.project();
+        let Some(response) = this.response.as_pin_mut() else {
             // Polling a completed future is a bug of the caller. It stays pending, without a panic.
-            StateProj::Invalid { error } => {
-                error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
-            }
+            return this.invalid.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)));
+        };
+        let response = ready!(response.poll(cx))?;
+        let is_own = this.url.take().is_none_or(|url| url.origin() == response.url().origin());
+        let mut response = Response::from(response);
+        if !is_own {
+            response.extensions_mut().insert(Redirected);
         }
+        Poll::Ready(Ok(response))
     }
 }

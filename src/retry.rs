@@ -3,10 +3,8 @@
 
 use std::{sync::OnceLock, time::Duration};
 
-use tower::{
-    retry::budget::{Budget as _, TpsBudget},
-    util::rng::{HasherRng, Rng},
-};
+use tower::retry::budget::{Budget as _, TpsBudget};
+use tower::util::rng::{HasherRng, Rng};
 
 use crate::error::{Error, seconds};
 

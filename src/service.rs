@@ -1,26 +1,23 @@
 //! [`BearerAuth`]: the service that the layer makes.
 
-use std::{
-    fmt,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use http::{Request, Response, Uri, header::AUTHORIZATION};
 use tower_service::Service;
 
-use crate::{
-    authorization::{Authorized, ExistingAuthorization, authorize},
-    bounds::HttpService,
-    error::{BoxError, Error},
-    future::{ResponseFuture, Shared, Via},
-    layer_options::LayerOptions,
-    origins::OriginHash,
-    per_request::AuthOverride,
-    provider::{Need, TokenProvider},
-    replay::{Cloned, Head, Replay},
-    sync::Cache,
-};
+use crate::authorization::{Authorized, ExistingAuthorization, authorize};
+use crate::bounds::HttpService;
+use crate::error::{BoxError, Error};
+use crate::future::{ResponseFuture, Shared, Via};
+use crate::layer_options::LayerOptions;
+use crate::origins::OriginHash;
+use crate::per_request::{NoBearer, UseToken};
+use crate::provider::{Need, TokenProvider};
+use crate::replay::{Cloned, KeepHead, Replay};
+use crate::sync::Cache;
+use crate::token::Token;
 
 /// A service that adds a bearer token to each request, and sends a request again after a 401.
 ///
@@ -108,8 +105,11 @@ impl<S, R> BearerAuth<S, R> {
             return Plan::Fail(error.clone());
         }
         if !request.extensions().is_empty() {
-            if let Some(requested) = AuthOverride::of(request.extensions()) {
-                return self.plan_override(request, requested);
+            if request.extensions().get::<NoBearer>().is_some() {
+                return Plan::Pass;
+            }
+            if let Some(UseToken(token)) = request.extensions().get().cloned() {
+                return self.plan_with_token(request, &token);
             }
         }
         let selected = match options.providers.select {
@@ -126,7 +126,7 @@ impl<S, R> BearerAuth<S, R> {
             // A service keeps none of their tokens, since it would keep them all.
             Some(provider) => {
                 current = provider.fresh();
-                current.as_ref().map(|token| (token.0.header(), token.id()))
+                current.as_ref().map(|token| (token.header(), token.id()))
             }
         };
         let Some((header, token)) = token else {
@@ -153,11 +153,10 @@ impl<S, R> BearerAuth<S, R> {
         }
     }
 
-    /// For a request whose extensions say which token it gets.
+    /// For a request whose extensions have the token that it gets.
     #[cold]
-    fn plan_override<B>(&self, request: &mut Request<B>, requested: AuthOverride) -> Plan {
+    fn plan_with_token<B>(&self, request: &mut Request<B>, token: &Token) -> Plan {
         let options = &self.shared.options;
-        let AuthOverride::UseToken(token) = requested else { return Plan::Pass };
         // The request has a token. It needs a provider only for the origins.
         let selected = match options.providers.of(request) {
             Ok(selected) => selected,
@@ -167,7 +166,7 @@ impl<S, R> BearerAuth<S, R> {
         if !self.covers(&selected, request.uri()) {
             return self.pass_foreign(request, selected);
         }
-        match authorize(request.headers_mut(), token.0.header(), options.existing) {
+        match authorize(request.headers_mut(), token.header(), options.existing) {
             Some(_) => Plan::Pass,
             None => Plan::Fail(Error::TooManyHeaders),
         }
@@ -264,7 +263,7 @@ impl<S, R> BearerAuth<S, R> {
         let waiting = match via.provider().obtain(need).take_token() {
             // The caller's own header would have been kept before.
             Ok(token) => {
-                let (headers, header) = (request.headers_mut(), token.0.header());
+                let (headers, header) = (request.headers_mut(), token.header());
                 if authorize(headers, header, ExistingAuthorization::Replace).is_some() {
                     let origin = self.shared.origin(request.uri());
                     let response = self.inner.call(request);

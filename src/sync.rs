@@ -49,11 +49,9 @@ mod real {
 
 #[cfg(all(test, tower_bearer_loom))]
 mod mocked {
-    use std::{
-        future::Future,
-        pin::Pin,
-        task::{Context, Poll},
-    };
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
 
     use loom::sync::{Arc, Condvar};
 

@@ -2,10 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tokio::{
-    runtime::Handle,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Makes a timer on the current runtime, or else on this one. `None` outside of a tokio runtime, or in one without time.
 pub(crate) fn timer(at: Instant, runtime: Option<&Handle>) -> Option<Sleep> {

@@ -1,15 +1,14 @@
 //! [`Token`]: an access token, its expiry, and the refresh token that renews it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::{
-    error::{MAX_TOKEN_LEN, TokenError},
-    refresh_ahead::RefreshAhead,
-};
+use crate::debug::debug_fields;
+use crate::error::{MAX_TOKEN_LEN, TokenError};
+use crate::refresh_ahead::RefreshAhead;
 
 const SCHEME: &str = "Bearer ";
 
@@ -43,13 +42,15 @@ pub struct Token(pub(crate) Arc<Inner>);
 #[derive(Clone)]
 pub(crate) struct Inner {
     /// `Bearer <access token>`, marked sensitive. It is formatted once per token, not once per request.
-    header: HeaderValue,
+    pub(crate) header: HeaderValue,
     refresh_token: Option<SecretString>,
     expires_at: Option<Instant>,
-    /// When the provider starts to fetch the next token in the background. It is never after `expires_at`. Before the
-    /// publication: when the refresh token expires.
+    /// When the refresh token expires, if it does. Known until the publication.
+    refresh_token_expires_at: Option<Instant>,
+    /// When the provider starts to fetch the next token in the background. It is never after `expires_at`. `None` until the
+    /// publication.
     refresh_at: Option<Instant>,
-    id: TokenId,
+    pub(crate) id: TokenId,
 }
 
 /// Identifies a published access token within the process. All zero before publication.
@@ -67,28 +68,6 @@ impl Inner {
     pub(crate) fn is_fresh_now(&self) -> bool {
         self.refresh_at.is_none_or(|at| Instant::now() < at)
     }
-
-    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
-        self.refresh_at.is_none_or(|at| now < at)
-    }
-
-    pub(crate) fn is_expired(&self, now: Instant) -> bool {
-        self.expires_at.is_some_and(|at| at <= now)
-    }
-
-    fn remaining(&self) -> Option<Duration> {
-        self.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    #[inline]
-    pub(crate) fn header(&self) -> &HeaderValue {
-        &self.header
-    }
-
-    #[inline]
-    pub(crate) fn id(&self) -> TokenId {
-        self.id
-    }
 }
 
 impl Token {
@@ -104,16 +83,6 @@ impl Token {
             refresh_token_expires_in: None,
             requested_at: Instant::now(),
         }
-    }
-
-    /// Makes a token that no provider has published, and that is in no store.
-    fn new(
-        header: HeaderValue,
-        refresh_token: Option<SecretString>,
-        expires_at: Option<Instant>,
-        refresh_at: Option<Instant>,
-    ) -> Self {
-        Self(Arc::new(Inner { header, refresh_token, expires_at, refresh_at, id: TokenId::default() }))
     }
 
     /// Returns the access token (RFC 6749 §1.4), which is a secret.
@@ -134,7 +103,7 @@ impl Token {
 
     /// Returns the remaining lifetime: zero if the token has expired, `None` if the source stated no lifetime.
     pub fn remaining(&self) -> Option<Duration> {
-        self.0.remaining()
+        self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Returns the number of the token within its provider, counted from 1. It is 0 until a provider has published the
@@ -143,6 +112,20 @@ impl Token {
         self.0.id.generation.into()
     }
 
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        self.0.refresh_at.is_none_or(|at| now < at)
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.0.expires_at.is_some_and(|at| at <= now)
+    }
+
+    #[inline]
+    pub(crate) fn header(&self) -> &HeaderValue {
+        &self.0.header
+    }
+
+    #[inline]
     pub(crate) fn id(&self) -> TokenId {
         self.0.id
     }
@@ -155,13 +138,13 @@ impl Token {
         self.0.refresh_at
     }
 
-    /// When the refresh token expires, if it does. Known until the publication.
     pub(crate) fn refresh_token_expires_at(&self) -> Option<Instant> {
-        self.0.refresh_at.filter(|_| self.0.id == TokenId::default())
+        self.0.refresh_token_expires_at
     }
 
     pub(crate) fn without_refresh_token(self) -> Self {
-        Self(Arc::new(Inner { refresh_token: None, refresh_at: None, ..Arc::unwrap_or_clone(self.0) }))
+        let inner = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Inner { refresh_token: None, refresh_token_expires_at: None, ..inner }))
     }
 
     /// Returns the token with this refresh token, which was kept.
@@ -187,12 +170,13 @@ impl Token {
         let left = |at: Instant| at.saturating_duration_since(now);
         let known = |at: Option<Instant>| at.filter(|at| left(*at) >= LEAST_LIFE);
         let expires_at = known(self.0.expires_at);
-        let ends = [expires_at, known(self.refresh_token_expires_at())];
+        let ends = [expires_at, known(self.0.refresh_token_expires_at)];
         let took = now.saturating_duration_since(asked_at);
         // At most ten refreshes in a second, however short the lives are.
         let at = |end| ahead.refresh_at(now, left(end), took).max(now + LEAST_LIFE);
         let refresh_at = ends.into_iter().flatten().min().map(at);
-        Self(Arc::new(Inner { id, expires_at, refresh_at, ..Arc::unwrap_or_clone(self.0) }))
+        let inner = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Inner { id, expires_at, refresh_at, refresh_token_expires_at: None, ..inner }))
     }
 
     /// Returns the token as one that is expiring.
@@ -201,22 +185,11 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Shows no secret.
-impl fmt::Debug for Inner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token")
-            .field("generation", &self.id.generation)
-            .field("remaining", &self.remaining())
-            .field("has_refresh_token", &self.refresh_token.is_some())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(Token |it| {
+    generation: it.0.id.generation,
+    remaining: it.remaining(),
+    has_refresh_token: it.0.refresh_token.is_some()
+});
 
 /// A builder for a [`Token`], made by [`Token::builder`].
 #[derive(Debug)]
@@ -291,8 +264,14 @@ impl TokenBuilder {
             Duration::ZERO => Some(Instant::now().max(self.requested_at)),
             lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
         };
-        let (expires_at, refresh_at) = (end(self.expires_in), end(self.refresh_token_expires_in));
-        Ok(Token::new(header, self.refresh_token, expires_at, refresh_at))
+        Ok(Token(Arc::new(Inner {
+            header,
+            refresh_token_expires_at: end(self.refresh_token_expires_in),
+            expires_at: end(self.expires_in),
+            refresh_at: None,
+            id: TokenId::default(),
+            refresh_token: self.refresh_token,
+        })))
     }
 }
 

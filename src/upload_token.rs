@@ -1,23 +1,18 @@
 //! [`UploadToken`]: a token for api.video's delegated uploads, requested with the layer over the source's client.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::{
-    error::{self, BoxError, Error, SourceError, SourceErrorKind},
-    layer::BearerAuthLayer,
-    provider::TokenProvider,
-    source::{
-        TokenResponse,
-        api_video::{ApiVideo, OPTION, failure},
-        client::Sent,
-    },
-};
-
-const PATH: &str = "/upload-tokens";
+use crate::error;
+use crate::error::{BoxError, Error, SourceError, SourceErrorKind};
+use crate::layer::BearerAuthLayer;
+use crate::provider::TokenProvider;
+use crate::source::api_video::{ApiVideo, OPTION, failure};
+use crate::source::client::Sent;
+use crate::source::{TokenResponse, TokenSource};
 
 /// A token that allows its holder to upload videos, without the API key and without a bearer token (delegated upload).
 ///
@@ -25,7 +20,7 @@ const PATH: &str = "/upload-tokens";
 /// layer, add [`NoBearer`](crate::NoBearer) to the request.
 ///
 /// `Debug` does not show the token. The token is overwritten in memory when it is dropped.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct UploadToken {
     token: SecretString,
     ttl: Duration,
@@ -40,12 +35,6 @@ impl UploadToken {
     /// Returns the lifetime of the token, counted from its creation.
     pub fn ttl(&self) -> Duration {
         self.ttl
-    }
-}
-
-impl fmt::Debug for UploadToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UploadToken").field("ttl", &self.ttl).finish_non_exhaustive()
     }
 }
 
@@ -84,9 +73,8 @@ impl ApiVideo {
         if seconds == 0 || seconds > i32::MAX as u64 {
             return Err(Error::out_of_range("ttl", "> 0 and < 2^31 s", error::seconds(ttl)));
         }
-        let request = self.request(PATH, format!(r#"{{"ttl":{seconds}}}"#))?;
-        let layer =
-            BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.base_url.allowed_origins());
+        let request = self.request("upload-tokens", format!(r#"{{"ttl":{seconds}}}"#))?;
+        let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.allowed_origins());
         let client = layer.layer(service_fn(|request: Request<String>| async {
             let response = self.client.exchange(request, OPTION, &Sent::default()).await?;
             let mut answer = Response::new(String::new());
@@ -120,11 +108,9 @@ impl ApiVideo {
 
 /// Returns the error inside the layer's boxed one: the provider's, or the source's.
 fn into_error(error: BoxError) -> Error {
-    match error.downcast::<Error>() {
+    let source_error = |error: BoxError| match error.downcast::<SourceError>() {
         Ok(error) => *error,
-        Err(error) => match error.downcast::<SourceError>() {
-            Ok(error) => (*error).into(),
-            Err(error) => SourceError::unavailable("no upload token from api.video").with_cause(error).into(),
-        },
-    }
+        Err(error) => SourceError::unavailable("no upload token from api.video").with_cause(error),
+    };
+    error.downcast::<Error>().map_or_else(|error| source_error(error).into(), |error| *error)
 }

@@ -68,22 +68,16 @@ impl<'a> Reader<'a> {
 
     /// Skips an equals sign, with white space around it.
     fn skip_equals(&mut self) -> bool {
-        match self.0.trim_ascii_start().strip_prefix(b"=") {
-            Some(rest) => {
-                self.0 = rest;
-                true
-            }
-            None => false,
-        }
+        let Some(rest) = self.0.trim_ascii_start().strip_prefix(b"=") else { return false };
+        self.0 = rest;
+        true
     }
 
     /// Takes the value of a parameter. `None` if another challenge follows.
     fn value(&mut self) -> Option<String> {
         let rest = self.0.trim_ascii_start();
-        if let Some(value) = Reader(rest).quoted().map(|(value, after)| {
+        if let Some((value, after)) = Reader(rest).quoted() {
             self.0 = after;
-            value
-        }) {
             return Some(value);
         }
         let length = rest.iter().position(|byte| is_separator(*byte)).unwrap_or(rest.len());
@@ -100,20 +94,15 @@ impl<'a> Reader<'a> {
     /// nothing: an earlier one was not closed.
     fn quoted(&self) -> Option<(String, &'a [u8])> {
         let mut value = Vec::new();
-        let mut bytes = self.0.strip_prefix(b"\"")?;
+        let mut bytes = self.0.strip_prefix(b"\"")?.iter();
         loop {
-            let (byte, rest) = bytes.split_first()?;
-            bytes = rest;
-            match byte {
+            match bytes.next()? {
                 b'"' => break,
-                b'\\' => {
-                    let (escaped, rest) = bytes.split_first()?;
-                    bytes = rest;
-                    value.push(*escaped);
-                }
+                b'\\' => value.push(*bytes.next()?),
                 byte => value.push(*byte),
             }
         }
+        let bytes = bytes.as_slice();
         let mut after = Reader(bytes);
         let word = after.word();
         let is_closed = word.is_empty() || is_known(word) || after.skip_equals();

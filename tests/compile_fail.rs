@@ -10,6 +10,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 /// The crates that the files use.
 const CRATES: [&str; 6] = ["bytes", "http", "http_body_util", "hyper_util", "tower", "tower_bearer"];
 
@@ -48,19 +50,24 @@ const MISTAKES: [(&str, [&str; 2]); 6] = [
     ),
 ];
 
-/// The library of a crate that this test was built with: the newest one that is older than this test's program.
-fn library(libraries: &Path, name: &str) -> PathBuf {
-    let built = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
-    let linked = built(&env::current_exe().unwrap());
-    let prefix = format!("lib{name}-");
-    fs::read_dir(libraries)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rlib"))
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&prefix))
-        .filter(|path| built(path) <= linked)
-        .max_by_key(|path| built(path))
-        .unwrap_or_else(|| panic!("no library of {name} in {}", libraries.display()))
+/// The library of a crate that this test was built with, by cargo's records of what it has built: the folder also has those
+/// of other features.
+fn library(program: &Path, name: &str) -> PathBuf {
+    let libraries = program.parent().unwrap();
+    let records = libraries.with_file_name(".fingerprint");
+    let (_, hash) = program.file_stem().unwrap().to_str().unwrap().rsplit_once('-').unwrap();
+    let own = records.join(format!("tower-bearer-{hash}/test-integration-test-compile_fail.json"));
+    let own: Value = serde_json::from_slice(&fs::read(own).unwrap()).unwrap();
+    let mut dependencies = own["deps"].as_array().unwrap().iter();
+    let built = dependencies.find(|of| of[1] == name).and_then(|of| of[3].as_u64()).unwrap();
+    let built: String = built.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let is_built =
+        |record: &Path| fs::read_to_string(record.join(format!("lib-{name}"))).is_ok_and(|of| of == built);
+    let record =
+        fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().path()).find(|record| is_built(record));
+    let record = record.unwrap_or_else(|| panic!("no library of {name} in {}", libraries.display()));
+    let (_, hash) = record.to_str().unwrap().rsplit_once('-').unwrap();
+    libraries.join(format!("lib{name}-{hash}.rlib"))
 }
 
 /// Compiles `tests/ui/<name>.rs`. Returns the errors if it does not compile.
@@ -76,7 +83,7 @@ fn compile(name: &str) -> Result<(), String> {
         .arg("-L")
         .arg(format!("dependency={}", libraries.display()))
         .args(CRATES.iter().flat_map(|name| {
-            ["--extern".to_owned(), format!("{name}={}", library(libraries, name).display())]
+            ["--extern".to_owned(), format!("{name}={}", library(&program, name).display())]
         }))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/ui/{name}.rs")))
         .output()

@@ -10,10 +10,8 @@ mod store;
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 pub(crate) use self::source::{Facts, MAX_TOKEN_LEN, Presented};
-pub use self::{
-    source::{SourceError, SourceErrorKind, TokenError},
-    store::{StoreError, StoreErrorKind},
-};
+pub use self::source::{SourceError, SourceErrorKind, TokenError};
+pub use self::store::{StoreError, StoreErrorKind};
 
 /// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;

@@ -18,14 +18,12 @@ mod pending_request;
 mod shared;
 mod slow_path;
 
-use std::{
-    fmt,
-    future::Future,
-    marker::PhantomData,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -36,16 +34,12 @@ use tower_service::Service;
 pub(crate) use self::shared::Redirected;
 pub(crate) use self::shared::{Shared, Via};
 
-use self::{
-    pending_request::{PendingRequest, Unsent},
-    slow_path::SlowPath,
-};
-use crate::{
-    error::{BoxError, Error},
-    origins::OriginHash,
-    provider::Waiting,
-    replay::Replay,
-};
+use self::pending_request::{PendingRequest, Unsent};
+use self::slow_path::SlowPath;
+use crate::error::{BoxError, Error};
+use crate::origins::OriginHash;
+use crate::provider::Waiting;
+use crate::replay::Replay;
 
 pin_project! {
     /// The future of [`BearerAuth`](crate::BearerAuth), named `<BearerAuth<S, R> as Service<Request<B>>>::Future`.

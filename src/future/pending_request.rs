@@ -6,14 +6,12 @@ use http::{Request, Response};
 use tokio::time::{Instant, Sleep};
 
 use super::shared::Via;
-use crate::{
-    layer_options::LayerOptions,
-    origins::OriginHash,
-    provider::Need,
-    replay::{Head, Replay},
-    retry::Backoff,
-    token::Token,
-};
+use crate::layer_options::LayerOptions;
+use crate::origins::OriginHash;
+use crate::provider::Need;
+use crate::replay::{KeepHead, Replay};
+use crate::retry::Backoff;
+use crate::token::Token;
 
 /// The last retry of a request waits until a token that the API has not accepted yet is this old: an API may know a token
 /// later than its issuer.
@@ -114,7 +112,7 @@ impl<K> PendingRequest<K> {
     }
 }
 
-impl<H: Head, Spare> PendingRequest<(H, Spare)> {
+impl<H: KeepHead, Spare> PendingRequest<(H, Spare)> {
     /// Stops the body of the running attempt where it is, if the request may be sent again.
     ///
     /// It is [released](Self::release) before long.

@@ -1,22 +1,17 @@
 //! [`Via`]: what a request under way needs of the service that sent it. [`Shared`]: what its requests share.
 
-use std::{
-    collections::BTreeSet,
-    ops::Deref,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Response, Uri};
 
-use crate::{
-    error::Error,
-    layer_options::LayerOptions,
-    origins::{self, OriginHash},
-    provider::TokenProvider,
-};
+use crate::error::Error;
+use crate::layer_options::LayerOptions;
+use crate::origins;
+use crate::origins::OriginHash;
+use crate::provider::TokenProvider;
 
 /// How many origins that are not allowed are reported: a request's URI may be a stranger's input.
 const MAX_REPORTED: usize = 64;

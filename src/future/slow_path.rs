@@ -1,12 +1,11 @@
 //! [`SlowPath`]: every path but the happy one: no token yet, a challenge and what follows it, a request that was not sent.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Buf;
 use http::{Request, Response};
@@ -15,17 +14,13 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
-use super::{
-    pending_request::{NO_TOKEN, NotRetried, PendingRequest, Unsent},
-    shared::Via,
-};
-use crate::{
-    authorization::{ExistingAuthorization, authorize},
-    challenge::Challenge,
-    error::{BoxError, Error},
-    provider::{TokenProvider, Waiting},
-    replay::Replay,
-};
+use super::pending_request::{NO_TOKEN, NotRetried, PendingRequest, Unsent};
+use super::shared::Via;
+use crate::authorization::{ExistingAuthorization, authorize};
+use crate::challenge::Challenge;
+use crate::error::{BoxError, Error};
+use crate::provider::{TokenProvider, Waiting};
+use crate::replay::Replay;
 
 /// How much of a challenge's body is read at most, so that its connection can be used again. One that may be larger is
 /// not kept for long.
@@ -254,7 +249,7 @@ where
                         }
                     };
                     // A request whose own header is kept does not come here.
-                    let (headers, header) = (unsent.request.headers_mut(), token.0.header());
+                    let (headers, header) = (unsent.request.headers_mut(), token.header());
                     if authorize(headers, header, ExistingAuthorization::Replace).is_none() {
                         break Err(Error::TooManyHeaders.into());
                     }

@@ -1,18 +1,14 @@
 //! The one exchange at a time: that of a login goes on if its refresh is dropped, as long as its runtime is driven.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::future::FutureExt;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Login, memory::Running};
 use crate::{detached::detached, error::SourceError, source::TokenRequest, store::Lease, token::Token};

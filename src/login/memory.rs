@@ -5,10 +5,8 @@ use std::sync::Weak;
 use futures_util::future::Shared;
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{
-    chain::{Known, Seed},
-    error::SourceError,
-};
+use crate::chain::{Known, Seed};
+use crate::error::SourceError;
 
 #[derive(Default)]
 pub(super) struct Memory {

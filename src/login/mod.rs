@@ -17,11 +17,9 @@ mod present;
 mod publish;
 mod with_store;
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
@@ -29,14 +27,13 @@ use tokio::time::Instant;
 pub(crate) use self::present::NO_LOGINS;
 
 use self::memory::Memory;
-use crate::{
-    chain::Seed,
-    error::{SourceError, StoreError},
-    observability::{self, Reporter},
-    source::{Credential, DynTokenSource, TokenRequest, check_text},
-    store::{Role, StoreAccess, StoreStatus},
-    token::{LEAST_LIFE, Token},
-};
+use crate::chain::Seed;
+use crate::error::{SourceError, StoreError};
+use crate::observability;
+use crate::observability::Reporter;
+use crate::source::{Credential, DynTokenSource, TokenRequest, check_text};
+use crate::store::{Role, StoreAccess, StoreStatus};
+use crate::token::{LEAST_LIFE, Token};
 
 /// The future of [`Login::check_store`].
 pub(crate) type Check = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -198,7 +195,7 @@ impl Login {
         let of = state.known.credential.as_deref().and_then(Credential::token);
         let is_ours = of == credential.token() || self.is_reader();
         let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
-        let works = !token.0.is_expired(Instant::now() + LEAST_LIFE);
+        let works = !token.is_expired(Instant::now() + LEAST_LIFE);
         (is_ours && is_another && works).then_some(token)
     }
 

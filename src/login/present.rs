@@ -6,14 +6,12 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::{Login, check_refresh_token, memory::Failing};
-use crate::{
-    chain::{Begun, Chain, DOUBT, Known, Seed},
-    error::{Presented, SourceError, SourceErrorKind},
-    observability,
-    source::{Credential, Sent, TokenRequest},
-    store::{Lease, Publication, StoreAccess},
-    token::Token,
-};
+use crate::chain::{Begun, Chain, DOUBT, Known, Seed};
+use crate::error::{Presented, SourceError, SourceErrorKind};
+use crate::observability;
+use crate::source::{Credential, Sent, TokenRequest};
+use crate::store::{Lease, Publication, StoreAccess};
+use crate::token::Token;
 
 /// A refresh token is presented again after a tenth of the outage so far, and after this at most.
 const MAX_PAUSE: Duration = Duration::from_secs(60);

@@ -7,23 +7,19 @@
 //! | [`Login::publish_unless_newer`] | what is known, unless the store has something newer | one that it takes |
 //! | [`Login::publish_later`] | what is known, in a task, until the store has it | a given one, then new ones |
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::Login;
-use crate::{
-    chain::Known,
-    error::{SourceError, StoreError},
-    observability,
-    retry::Backoff,
-    source::TokenRequest,
-    store::{Lease, Publication, StoreAccess},
-    token::Token,
-};
+use crate::chain::Known;
+use crate::error::{SourceError, StoreError};
+use crate::observability;
+use crate::retry::Backoff;
+use crate::source::TokenRequest;
+use crate::store::{Lease, Publication, StoreAccess};
+use crate::token::Token;
 
 /// The delay between two attempts to publish a token later, min and max.
 const PUBLISH_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));

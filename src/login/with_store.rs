@@ -4,18 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{
-    Asked, Asking, Login,
-    present::{OLD, STORED, shared},
-};
-use crate::{
-    chain::{Before, Chain, Known},
-    error::{SourceError, StoreError, StoreErrorKind},
-    retry::Backoff,
-    source::{Credential, RefreshReason, TokenRequest},
-    store::{POLL_BACKOFF, StoreAccess},
-    token::{LEAST_LIFE, Token},
-};
+use super::present::{OLD, STORED, shared};
+use super::{Asked, Asking, Login};
+use crate::chain::{Before, Chain, Known};
+use crate::error::{SourceError, StoreError, StoreErrorKind};
+use crate::retry::Backoff;
+use crate::source::{Credential, RefreshReason, TokenRequest};
+use crate::store::{POLL_BACKOFF, StoreAccess};
+use crate::token::{LEAST_LIFE, Token};
 
 /// How long the process that presents a refresh token may take to store what it was granted, once the store works.
 const PUBLISH_GRACE: Duration = Duration::from_secs(3);
@@ -61,7 +57,7 @@ impl Login {
             if let Some(token) = self.adopt_if_newer(store, &found, previous) {
                 store.release(lease).await;
                 // A store may have taken its time.
-                if token.0.is_expired(Instant::now() + LEAST_LIFE) {
+                if token.is_expired(Instant::now() + LEAST_LIFE) {
                     continue;
                 }
                 return Ok(Ok(token));
@@ -180,7 +176,7 @@ impl Login {
         previous: Option<&Token>,
     ) -> Option<Token> {
         let found = found.as_ref()?;
-        let token = found.token.clone().filter(|token| !token.0.is_expired(Instant::now() + LEAST_LIFE))?;
+        let token = found.token.clone().filter(|token| !token.is_expired(Instant::now() + LEAST_LIFE))?;
         let is_another = previous.is_none_or(|previous| !token.has_same_access_token(previous));
         if !is_another || !self.take_up(found, true) {
             return None;

@@ -6,10 +6,8 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::{Reporter, millis};
-use crate::{
-    error::{Error, ErrorChain, SourceError, StoreError},
-    token::Token,
-};
+use crate::error::{Error, ErrorChain, SourceError, StoreError};
+use crate::token::Token;
 
 /// Emits an event; with `if`, at its level if it is news, else at DEBUG.
 macro_rules! event {

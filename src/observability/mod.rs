@@ -148,13 +148,13 @@ mod reporter;
 
 use std::{future::Future, time::Duration};
 
+pub(crate) use self::events::{
+    credential_used, lifetime_ignored, token_file_readable, token_file_unreadable,
+};
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub use self::metrics::describe_metrics;
-pub(crate) use self::{
-    events::{credential_used, lifetime_ignored, token_file_readable, token_file_unreadable},
-    reporter::{Reporter, TokenLeft},
-};
+pub(crate) use self::reporter::{Reporter, TokenLeft};
 
 #[cfg(feature = "tracing")]
 pub(crate) use tracing::Span;

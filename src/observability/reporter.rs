@@ -1,20 +1,14 @@
 //! [`Reporter`]: decides which failures are news, and reports them.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, UNIX_EPOCH},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use super::{
-    metrics::{Label, Registered, counters},
-    millis,
-};
-use crate::{
-    error::{Error, SourceErrorKind},
-    token::Token,
-};
+use super::metrics::{Label, Registered, counters};
+use super::millis;
+use crate::error::{Error, SourceErrorKind};
+use crate::token::Token;
 
 /// A challenge that starts no refresh is news once in this time.
 const NEWS_INTERVAL: Duration = Duration::from_secs(60);

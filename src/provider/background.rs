@@ -7,6 +7,12 @@ use tokio::time::Instant;
 
 use crate::sync::Waiter;
 
+/// How often a background task runs at least.
+pub(super) const TICK: Duration = Duration::from_secs(60);
+
+/// How often a background task looks for a changed credential while the one before is rejected.
+pub(super) const REVISION_TICK: Duration = Duration::from_secs(1);
+
 /// A background task that is this late is on a runtime that is not driven.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 

@@ -1,22 +1,19 @@
 //! [`TokenProviderBuilder`]: sets the options of a provider, and builds it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
-use super::{
-    TokenProvider,
-    options::{Group, ProviderOptions, ProviderParts},
-};
-use crate::{
-    error::Error,
-    login::NO_LOGINS,
-    refresh_ahead::RefreshAhead,
-    retry::{RetryBudget, RetryPolicy},
-    source::{NoSource, TokenSource},
-    store::{Role, TokenStore},
-};
+use super::TokenProvider;
+use super::options::{Group, ProviderOptions, ProviderParts};
+use crate::debug::debug_fields;
+use crate::error::Error;
+use crate::login::NO_LOGINS;
+use crate::refresh_ahead::RefreshAhead;
+use crate::retry::{RetryBudget, RetryPolicy};
+use crate::source::{NoSource, TokenSource};
+use crate::store::{Role, TokenStore};
 
 impl TokenProvider {
     /// Starts to build a provider with other options.
@@ -31,7 +28,7 @@ impl TokenProvider {
     /// [`BearerAuthLayer::allowed_origins`](crate::BearerAuthLayer::allowed_origins). By default the token goes to every
     /// `https` origin, and to loopback.
     pub fn reader(store: impl TokenStore) -> TokenProviderBuilder<NoSource> {
-        Self::builder(NoSource::new()).store(store).role(Role::Reader)
+        Self::builder(NoSource(())).store(store).role(Role::Reader)
     }
 }
 
@@ -308,8 +305,4 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     }
 }
 
-impl<T> fmt::Debug for TokenProviderBuilder<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProviderBuilder").field("name", &self.parts.name).finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenProviderBuilder<T> |it| { name: it.parts.name });

@@ -7,39 +7,29 @@
 //! Neither a source, nor a subscriber, nor a waker, nor the drop of an error may run under the lock: each is foreign code,
 //! and may call the provider.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{self, Ordering},
-    },
-    time::Duration,
-};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic};
+use std::time::Duration;
 
 use futures_util::future::{Either, OptionFuture, select};
-use tokio::{
-    runtime::{Handle, RuntimeFlavor},
-    sync::watch,
-    time::{Instant, Sleep},
-};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
 
-use super::{
-    decide::{Decision, Need, Snapshot, decide},
-    options::ProviderOptions,
-    state::{AskedAt, Ended, NotEnded, Refresh, State},
-    status::Status,
-};
-use crate::{
-    error::{Error, SourceError},
-    login::Login,
-    observability::{Reporter, TokenLeft},
-    origins::AllowedOrigins,
-    retry::RetryBudget,
-    source::RefreshReason,
-    sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock},
-    timer::timer,
-    token::Token,
-};
+use super::decide::{Decision, Need, Snapshot, decide};
+use super::options::ProviderOptions;
+use super::state::{AskedAt, Ended, NotEnded, Refresh, State};
+use super::status::Status;
+use crate::error::{Error, SourceError};
+use crate::login::Login;
+use crate::observability::{Reporter, TokenLeft};
+use crate::origins::AllowedOrigins;
+use crate::retry::RetryBudget;
+use crate::source::RefreshReason;
+use crate::sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock};
+use crate::timer::timer;
+use crate::token::Token;
 
 /// A decision, and for one to join or to start a refresh: that, and the wait for it.
 pub(super) type Decided = (Decision, Option<(Arc<Refresh>, Waiter)>);
@@ -98,7 +88,7 @@ impl Core {
 
     /// The token published last, unless it has expired.
     pub(crate) fn current(&self) -> Option<Token> {
-        self.published().filter(|token| !token.0.is_expired(Instant::now()))
+        self.published().filter(|token| !token.is_expired(Instant::now()))
     }
 
     /// Publishes a token, or none. The guard shows that the caller holds the lock, without which a decision could see
@@ -183,7 +173,7 @@ impl Core {
     /// Makes the current token count as expiring, so that requests do not take the happy path: a challenge is about to
     /// replace it, or its refresh was interrupted.
     fn mark_expiring(&self, state: &MutexGuard<'_, State>, now: Instant) {
-        if let Some(token) = self.published().filter(|token| token.0.is_fresh(now)) {
+        if let Some(token) = self.published().filter(|token| token.is_fresh(now)) {
             self.publish(state, Some(token.expiring(now)));
         }
     }

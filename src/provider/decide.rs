@@ -15,12 +15,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::state::State;
-use crate::{
-    challenge::Challenge,
-    error::Error,
-    source::RefreshReason,
-    token::{Token, TokenId},
-};
+use crate::challenge::Challenge;
+use crate::error::Error;
+use crate::source::RefreshReason;
+use crate::token::{Token, TokenId};
 
 /// Why a caller asks, and so which tokens it can use.
 #[derive(Clone, Debug)]
@@ -82,12 +80,12 @@ pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Insta
 
     let (reason, current) = match (need, seen.current) {
         (_, None) => (Missing, None),
-        (_, Some(token)) if token.0.is_expired(now) => (Expired, None),
+        (_, Some(token)) if token.is_expired(now) => (Expired, None),
         (Need::Other { than, .. }, Some(token)) if token.id() != *than => {
             return Decision::Use(token.clone());
         }
         (Need::Other { .. }, Some(token)) => (Challenged, Some(token)),
-        (_, Some(token)) if token.0.is_fresh(now) => return Decision::Use(token.clone()),
+        (_, Some(token)) if token.is_fresh(now) => return Decision::Use(token.clone()),
         (_, Some(token)) => (Expiring, Some(token)),
     };
     // A challenged token is no answer to its challenge.

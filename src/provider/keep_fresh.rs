@@ -2,10 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
-};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::{core::Core, decide::Need, refresh::obtain};
 use crate::sync::{Sender, channel};

@@ -17,35 +17,28 @@ mod state;
 mod status;
 mod status_changes;
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-pub use self::{
-    builder::TokenProviderBuilder,
-    status::{Freshness, Status},
-    status_changes::StatusChanges,
-};
+pub use self::builder::TokenProviderBuilder;
+pub use self::status::{Freshness, Status};
+pub use self::status_changes::StatusChanges;
 pub(crate) use self::{decide::Need, options::Group, refresh::Waiting};
 use http::HeaderValue;
 
-use self::{
-    core::Core,
-    options::{ProviderOptions, ProviderParts},
-    refresh::obtain,
-};
-use crate::{
-    challenge::Challenge,
-    error::{Error, SourceError},
-    login::Login,
-    observability::Reporter,
-    origins::AllowedOrigins,
-    source::{Credential, TokenRequest, TokenSource},
-    store::StoreAccess,
-    sync::Cache,
-    token::{Token, TokenId},
-};
+use self::core::Core;
+use self::options::{ProviderOptions, ProviderParts};
+use self::refresh::obtain;
+use crate::challenge::Challenge;
+use crate::debug::debug_fields;
+use crate::error::{Error, SourceError};
+use crate::login::Login;
+use crate::observability::Reporter;
+use crate::origins::AllowedOrigins;
+use crate::source::{Credential, TokenRequest, TokenSource};
+use crate::store::StoreAccess;
+use crate::sync::Cache;
+use crate::token::{Token, TokenId};
 
 /// Holds one credential's current token and refreshes it, once for all callers.
 ///
@@ -240,7 +233,7 @@ impl TokenProvider {
     #[inline(always)]
     pub(crate) fn header<'a>(&self, cache: &'a mut Cache) -> Option<(&'a HeaderValue, TokenId)> {
         let token = cache.load().as_ref().filter(|token| token.is_fresh_now())?;
-        Some((token.header(), token.id()))
+        Some((&token.header, token.id))
     }
 
     /// Returns the current token, if it is fresh.
@@ -319,8 +312,4 @@ impl TokenSource for TokenProvider {
     }
 }
 
-impl fmt::Debug for TokenProvider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProvider").field("status", &self.status()).finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenProvider |it| { status: it.status() });

@@ -1,21 +1,17 @@
 //! [`ProviderParts`] and [`ProviderOptions`]: the options of a provider, their defaults, and which values are valid.
 
-use std::{
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
-use crate::{
-    error::{Error, seconds},
-    login::check_refresh_token,
-    observability::Reporter,
-    refresh_ahead::RefreshAhead,
-    retry::{RetryBudget, RetryPolicy},
-    store::{DynTokenStore, Role},
-};
+use crate::error::{Error, seconds};
+use crate::login::check_refresh_token;
+use crate::observability::Reporter;
+use crate::refresh_ahead::RefreshAhead;
+use crate::retry::{RetryBudget, RetryPolicy};
+use crate::store::{DynTokenStore, Role};
 
 /// The name of all providers without one.
 static DEFAULT_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());

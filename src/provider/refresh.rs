@@ -1,35 +1,25 @@
 //! [`obtain`]: from a need to the task that refreshes the token, and the future that waits for it.
 
-use std::{
-    future::{Future, Ready, ready},
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::future::{Future, Ready, ready};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::{
-    FutureExt,
-    future::{Either, select},
-};
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout_at},
-};
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout_at};
 
-use super::{
-    core::Core,
-    decide::{Decision, Need},
-    state::{AskedAt, Ended, NotEnded, Refresh},
-};
-use crate::{
-    error::Error,
-    login::Asked,
-    observability,
-    source::{RefreshReason, TokenRequest},
-    sync::{Outcome, Waiter},
-    token::Token,
-};
+use super::core::Core;
+use super::decide::{Decision, Need};
+use super::state::{AskedAt, Ended, NotEnded, Refresh};
+use crate::error::Error;
+use crate::login::Asked;
+use crate::observability;
+use crate::source::{RefreshReason, TokenRequest};
+use crate::sync::{Outcome, Waiter};
+use crate::token::Token;
 
 /// How much longer than a refresh those who wait for it wait: a refresh that ends itself says why.
 const SLACK: Duration = Duration::from_millis(100);

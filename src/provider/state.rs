@@ -3,40 +3,26 @@
 //! [`Core`](super::core::Core) has the lock. Nothing in here runs foreign code: what has to be dropped without the lock,
 //! such as an error that was replaced, is returned.
 
-use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::{runtime, sync::watch, time::Instant};
 
-use super::{
-    background::Background,
-    options::ProviderOptions,
-    pace::{CoolDown, Pace},
-    status::{Freshness, Status},
-};
-use crate::{
-    challenge::Challenge,
-    error::{Error, SourceError},
-    retry::Backoff,
-    source::{CurrentReason, RefreshReason},
-    sync::{Outcome, Sender, Waiter, channel},
-    token::{Token, TokenId},
-};
+use super::background::{Background, REVISION_TICK, TICK};
+use super::options::ProviderOptions;
+use super::pace::{CoolDown, Pace};
+use super::status::{Freshness, Status};
+use crate::challenge::Challenge;
+use crate::error::{Error, SourceError};
+use crate::retry::Backoff;
+use crate::source::{CurrentReason, RefreshReason};
+use crate::sync::{Outcome, Sender, Waiter, channel};
+use crate::token::{Token, TokenId};
 
 /// The longest `Retry-After` of a source that is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// How often a background task runs at least.
-const TICK: Duration = Duration::from_secs(60);
-
-/// How often a background task looks for a changed credential while the one before is rejected.
-const REVISION_TICK: Duration = Duration::from_secs(1);
 
 /// The shortest time between two decisions of the background task, and between two attempts of `ready`.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
@@ -366,7 +352,7 @@ impl State {
         let at = match (&self.running, current, &self.failure) {
             // It ends before that, unless its runtime is not driven.
             (Some(running), ..) => Some(running.deadline + PAUSE),
-            (None, Some(token), _) if token.0.is_fresh(now) => token.refresh_at(),
+            (None, Some(token), _) if token.is_fresh(now) => token.refresh_at(),
             (None, _, Some(failure)) if failure.error.is_transient() => Some(failure.not_before.max(soon)),
             (None, _, Some(failure)) => Some(failure.not_before.min(now + REVISION_TICK).max(soon)),
             (None, _, None) => Some(soon),
@@ -383,8 +369,8 @@ impl State {
     pub(super) fn status(&self, current: Option<&Token>, now: Instant) -> Status {
         let freshness = match current {
             None => Freshness::Missing,
-            Some(token) if token.0.is_expired(now) => Freshness::Expired,
-            Some(token) if token.0.is_fresh(now) => Freshness::Fresh,
+            Some(token) if token.is_expired(now) => Freshness::Expired,
+            Some(token) if token.is_fresh(now) => Freshness::Fresh,
             Some(_) => Freshness::Expiring,
         };
         let not_before = self.failure.as_ref().map(|failure| failure.not_before);

@@ -1,10 +1,11 @@
 //! [`StatusChanges`]: waits for the status of a provider to change.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::{core::Core, status::Status};
+use crate::debug::debug_fields;
 
 /// Waits for changes of a provider's status; see [`TokenProvider::subscribe`](crate::TokenProvider::subscribe).
 ///
@@ -47,8 +48,4 @@ fn has_ended(status: &Status) -> bool {
     status.shut_down && !status.refreshing
 }
 
-impl fmt::Debug for StatusChanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StatusChanges").field("status", &self.core.status()).finish_non_exhaustive()
-    }
-}
+debug_fields!(StatusChanges |it| { status: it.core.status() });

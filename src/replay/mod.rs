@@ -18,29 +18,20 @@
 //! trailers.
 
 mod body;
-mod request_head;
+mod kept_head;
+mod recording;
 mod strategies;
 
-pub(crate) use self::request_head::Head;
+pub(crate) use self::kept_head::KeepHead;
 use http::Request;
 use tower_service::Service;
 
-pub use self::{
-    body::{ReplayBody, Superseded},
-    strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith},
-};
+pub use self::body::{ReplayBody, Superseded};
+pub use self::strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith};
 
 mod sealed {
-    use super::strategies::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith};
-
     /// Prevents implementations of [`Replay`](super::Replay) in other crates.
     pub trait Sealed {}
-
-    impl Sealed for Cloned {}
-    impl Sealed for Buffered {}
-    impl<F> Sealed for ReplayWith<F> {}
-    impl<F> Sealed for CloneWith<F> {}
-    impl Sealed for NoReplay {}
 }
 
 /// Sends a request body of type `B` again: the bound on [`BearerAuthLayer`](crate::BearerAuthLayer)'s parameter.
@@ -70,7 +61,7 @@ pub trait Replay<B>: sealed::Sealed + Clone {
 
     /// What is kept of the request besides its body: its head, or nothing if no body is ever sent again.
     #[doc(hidden)]
-    type Head: Head;
+    type Head: KeepHead;
 
     /// Starts the first attempt. Without a spare, the body is not sent again.
     #[doc(hidden)]

@@ -1,18 +1,23 @@
 //! The strategies for sending a body again, one type each. [`BearerAuthLayer`](crate::BearerAuthLayer)'s methods
 //! select one.
 
-use std::{convert::Infallible, fmt};
+use std::convert::Infallible;
 
 use http::Request;
 use http_body::Body;
 use tower_service::Service;
 
-use super::{
-    Replay,
-    body::{ReplayBody, Rewind},
-    request_head::RequestHead,
-};
-use crate::error::BoxError;
+use super::Replay;
+use super::body::{ReplayBody, Rewind};
+use super::kept_head::KeptHead;
+use super::sealed::Sealed;
+use crate::{debug::debug_fields, error::BoxError};
+
+impl Sealed for Cloned {}
+impl Sealed for Buffered {}
+impl<F> Sealed for ReplayWith<F> {}
+impl<F> Sealed for CloneWith<F> {}
+impl Sealed for NoReplay {}
 
 /// Clones the body before it is sent. This is the default. The body type does not change.
 ///
@@ -25,17 +30,14 @@ pub struct Cloned;
 impl<B: Clone> Replay<B> for Cloned {
     type Body = B;
     type Spare = B;
-    type Head = RequestHead;
+    type Head = KeptHead;
 
     fn begin(&self, body: B) -> (B, Option<B>) {
         (body.clone(), Some(body))
     }
 
     #[inline]
-    fn call<S>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<B>)
-    where
-        S: Service<Request<B>>,
-    {
+    fn call<S: Service<Request<B>>>(&self, service: &mut S, request: Request<B>) -> (S::Future, Option<B>) {
         let spare = request.body().clone();
         (service.call(request), Some(spare))
     }
@@ -49,13 +51,7 @@ impl<B: Clone> Replay<B> for Cloned {
 /// [`BearerAuthLayer::buffered`](crate::BearerAuthLayer::buffered).
 #[derive(Clone, Copy, Debug)]
 pub struct Buffered {
-    limit: usize,
-}
-
-impl Buffered {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { limit }
-    }
+    pub(crate) limit: usize,
 }
 
 impl<B> Replay<B> for Buffered
@@ -65,7 +61,7 @@ where
 {
     type Body = ReplayBody<B>;
     type Spare = Rewind<B>;
-    type Head = RequestHead;
+    type Head = KeptHead;
 
     fn begin(&self, body: B) -> (ReplayBody<B>, Option<Rewind<B>>) {
         ReplayBody::record(body, self.limit)
@@ -89,14 +85,8 @@ where
 /// [`BearerAuthLayer::replay_with`](crate::BearerAuthLayer::replay_with).
 #[derive(Clone, Copy)]
 pub struct ReplayWith<F> {
-    buffered: Buffered,
-    wrap: F,
-}
-
-impl<F> ReplayWith<F> {
-    pub(crate) fn new(limit: usize, wrap: F) -> Self {
-        Self { buffered: Buffered::new(limit), wrap }
-    }
+    pub(crate) buffered: Buffered,
+    pub(crate) wrap: F,
 }
 
 impl<B, F, W> Replay<B> for ReplayWith<F>
@@ -107,7 +97,7 @@ where
 {
     type Body = W;
     type Spare = Rewind<B>;
-    type Head = RequestHead;
+    type Head = KeptHead;
 
     fn begin(&self, body: B) -> (W, Option<Rewind<B>>) {
         let (body, spare) = self.buffered.begin(body);
@@ -128,22 +118,12 @@ where
     }
 }
 
-impl<F> fmt::Debug for ReplayWith<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplayWith").field("limit", &self.buffered.limit).finish_non_exhaustive()
-    }
-}
+debug_fields!(ReplayWith<F> |it| { limit: it.buffered.limit });
 
 /// Clones the body with a function. See [`BearerAuthLayer::clone_with`](crate::BearerAuthLayer::clone_with).
 #[derive(Clone, Copy)]
 pub struct CloneWith<F> {
-    clone: F,
-}
-
-impl<F> CloneWith<F> {
-    pub(crate) fn new(clone: F) -> Self {
-        Self { clone }
-    }
+    pub(crate) clone: F,
 }
 
 impl<B, F> Replay<B> for CloneWith<F>
@@ -152,7 +132,7 @@ where
 {
     type Body = B;
     type Spare = B;
-    type Head = RequestHead;
+    type Head = KeptHead;
 
     fn begin(&self, body: B) -> (B, Option<B>) {
         let spare = (self.clone)(&body);
@@ -164,11 +144,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for CloneWith<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CloneWith").finish_non_exhaustive()
-    }
-}
+debug_fields!(CloneWith<F> |_| {});
 
 /// Never sends a request again. See [`BearerAuthLayer::no_replay`](crate::BearerAuthLayer::no_replay).
 #[derive(Clone, Copy, Debug, Default)]

@@ -13,20 +13,22 @@ mod source_fn;
 mod static_token;
 mod token_file;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, ops::RangeBounds, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
+
+pub use self::client::{TokenClient, TokenResponse};
+pub use self::credential::Credential;
+pub use self::no_source::NoSource;
+pub use self::request::{RefreshReason, TokenRequest};
+pub use self::source_fn::{SourceFn, source_fn};
+pub use self::static_token::StaticToken;
+pub use self::token_file::TokenFile;
 pub(crate) use self::{client::Sent, credential::fingerprint, request::CurrentReason};
-pub use self::{
-    client::{TokenClient, TokenResponse},
-    credential::Credential,
-    no_source::NoSource,
-    request::{RefreshReason, TokenRequest},
-    source_fn::{SourceFn, source_fn},
-    static_token::StaticToken,
-    token_file::TokenFile,
-};
 
-use crate::{error::SourceError, origins::AllowedOrigins, token::Token};
+use crate::error::{SourceError, seconds};
+use crate::origins::AllowedOrigins;
+use crate::token::Token;
 
 /// Where a [`TokenProvider`](crate::TokenProvider) gets its tokens.
 ///
@@ -165,19 +167,16 @@ impl<T: TokenSource> TokenSource for Arc<T> {
     }
 }
 
-/// The future of [`DynTokenSource::fetch`].
-pub(crate) type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Token, SourceError>> + Send + 'a>>;
-
 /// A [`TokenSource`] that can be a trait object, so that the provider and the layer have no type parameter for it.
 pub(crate) trait DynTokenSource: Send + Sync {
-    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a>;
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> BoxFuture<'a, Result<Token, SourceError>>;
     fn validate(&self) -> Result<(), SourceError>;
     fn credential(&self) -> Credential;
     fn allowed_origins(&self) -> AllowedOrigins;
 }
 
 impl<T: TokenSource> DynTokenSource for T {
-    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, request: &'a TokenRequest<'_>) -> BoxFuture<'a, Result<Token, SourceError>> {
         Box::pin(TokenSource::fetch(self, request))
     }
 
@@ -192,6 +191,27 @@ impl<T: TokenSource> DynTokenSource for T {
     fn allowed_origins(&self) -> AllowedOrigins {
         TokenSource::allowed_origins(self)
     }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Checks that a duration is in its range, which `accepted` describes.
+///
+/// # Errors
+///
+/// [`SourceError::configuration`].
+fn check_duration(
+    option: &str,
+    value: Duration,
+    range: impl RangeBounds<Duration>,
+    accepted: &str,
+) -> Result<(), SourceError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let got = seconds(value);
+    Err(SourceError::configuration(format!("{option} must be {accepted}, got {got}")))
 }
 
 /// Checks a text that goes into a request. A line break at the end of a file is easily taken along.

@@ -5,13 +5,7 @@ use crate::{error::SourceError, token::Token};
 
 /// The source of a provider without a credential, which [`TokenProvider::reader`](crate::TokenProvider::reader) makes.
 #[derive(Debug)]
-pub struct NoSource(());
-
-impl NoSource {
-    pub(crate) fn new() -> Self {
-        Self(())
-    }
-}
+pub struct NoSource(pub(crate) ());
 
 impl TokenSource for NoSource {
     async fn fetch(&self, _: &TokenRequest<'_>) -> Result<Token, SourceError> {

@@ -1,13 +1,7 @@
 //! [`TokenRequest`]: what the provider passes to a source when it asks for a token.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
-};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -17,7 +11,6 @@ use crate::{challenge::Challenge, token::Token};
 /// Why a [`TokenProvider`](crate::TokenProvider) asks its source for a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-#[repr(u8)]
 pub enum RefreshReason {
     /// There is no token.
     Missing,
@@ -71,13 +64,7 @@ pub struct TokenRequest<'a> {
 impl<'a> TokenRequest<'a> {
     /// Makes a request without a previous token and without a challenge.
     pub fn new(reason: RefreshReason) -> Self {
-        Self {
-            refresh_token: None,
-            previous: None,
-            reason: CurrentReason::new(reason, true),
-            challenge: None,
-            sent: Sent::default(),
-        }
+        Self::of(None, &CurrentReason::new(reason, true), None)
     }
 
     /// Sets the refresh token to present. Default: none, so that the source uses its credential.
@@ -168,44 +155,34 @@ impl<'a> TokenRequest<'a> {
     }
 }
 
-/// Why a running refresh is needed, and whether a caller waits for it. Clones share it.
-#[derive(Clone)]
-pub(crate) struct CurrentReason(Arc<AtomicU8>);
-
-/// Set if a caller needs the token, rather than the background.
-const NEEDED: u8 = 1 << 7;
-
-impl fmt::Debug for CurrentReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.get().fmt(f)
-    }
-}
+/// Why a running refresh is needed, and whether a caller needs the token, rather than the background. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct CurrentReason(Arc<Mutex<(RefreshReason, bool)>>);
 
 impl CurrentReason {
     pub(crate) fn new(reason: RefreshReason, is_needed: bool) -> Self {
-        Self(Arc::new(AtomicU8::new(reason as u8 | if is_needed { NEEDED } else { 0 })))
+        Self(Arc::new(Mutex::new((reason, is_needed))))
+    }
+
+    fn current(&self) -> MutexGuard<'_, (RefreshReason, bool)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self) -> RefreshReason {
-        match self.0.load(Ordering::Relaxed) & !NEEDED {
-            0 => RefreshReason::Missing,
-            1 => RefreshReason::Expired,
-            2 => RefreshReason::Expiring,
-            _ => RefreshReason::Challenged,
-        }
+        self.current().0
     }
 
     pub(crate) fn is_needed(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & NEEDED != 0
+        self.current().1
     }
 
     /// A caller that needs the token for this reason joins the refresh. If no caller needed it before, the caller's reason
     /// replaces that of the background.
-    ///
-    /// Nothing else is published by this value, so no ordering is needed.
     pub(crate) fn raise(&self, reason: RefreshReason) {
-        let raise = |current| (current & NEEDED == 0).then_some(reason as u8 | NEEDED);
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise);
+        let mut current = self.current();
+        if !current.1 {
+            *current = (reason, true);
+        }
     }
 }
 

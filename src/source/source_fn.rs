@@ -1,9 +1,9 @@
 //! [`source_fn`]: a token source made from a closure.
 
-use std::{any::type_name, fmt, future::Future};
+use std::{any::type_name, future::Future};
 
 use super::{TokenRequest, TokenSource};
-use crate::{error::SourceError, token::Token};
+use crate::{debug::debug_fields, error::SourceError, token::Token};
 
 /// Makes a [`TokenSource`] from a closure that obtains one token per call, like tower's `service_fn` for services.
 ///
@@ -56,8 +56,4 @@ where
     }
 }
 
-impl<F> fmt::Debug for SourceFn<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceFn").field("fetch", &type_name::<F>()).finish()
-    }
-}
+debug_fields!(SourceFn<F> |_| { fetch: type_name::<F>() });

@@ -1,7 +1,5 @@
 //! [`StaticToken`]: a fixed access token, which is never renewed.
 
-use std::fmt;
-
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{Credential, TokenRequest, TokenSource};
@@ -25,6 +23,7 @@ use crate::{error::SourceError, token::Token};
 ///
 /// Every `https` origin and loopback, unless the layer's
 /// [`allowed_origins`](crate::BearerAuthLayer::allowed_origins) are set. Set them to the origins that the token is for.
+#[derive(Debug)]
 pub struct StaticToken(SecretString);
 
 impl StaticToken {
@@ -57,11 +56,5 @@ impl TokenSource for StaticToken {
 
     fn credential(&self) -> Credential {
         Credential::new([self.0.expose_secret()]).without_logins()
-    }
-}
-
-impl fmt::Debug for StaticToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StaticToken").finish_non_exhaustive()
     }
 }

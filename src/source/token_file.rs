@@ -1,26 +1,17 @@
 //! [`TokenFile`]: a token in a file that another process rotates.
 
-use std::{
-    fmt,
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use std::{io, thread};
 
 use secrecy::zeroize::Zeroizing;
 
-use super::{TokenRequest, TokenSource};
-use crate::{
-    error::{SourceError, seconds},
-    observability,
-    token::Token,
-};
+use super::{DAY, SECOND, TokenRequest, TokenSource, check_duration};
+use crate::{error::SourceError, observability, token::Token};
 
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -93,11 +84,13 @@ impl TokenFile {
         let text = read
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| SourceError::unavailable(format!("{shown} cannot be read: {error}")))?;
-        let invalid = |why: &dyn fmt::Display| {
+        let valid = access_token(&text).map_err(str::to_owned).and_then(|token| {
+            let token = Token::builder(token).expires_in(self.reload_interval).build();
+            token.map_err(|error| error.to_string())
+        });
+        valid.map_err(|why| {
             SourceError::invalid_response(format!("{shown} does not contain a valid access token: {why}"))
-        };
-        let token = access_token(&text).map_err(|why| invalid(&why))?;
-        Token::builder(token).expires_in(self.reload_interval).build().map_err(|error| invalid(&error))
+        })
     }
 }
 
@@ -106,10 +99,8 @@ impl TokenSource for TokenFile {
         self.validate()?;
         match (self.read().await, request.previous()) {
             (Err(error), Some(last_good)) => {
-                observability::token_file_unreadable(
-                    &error,
-                    self.failures.fetch_add(1, Ordering::Relaxed) + 1,
-                );
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                observability::token_file_unreadable(&error, failures);
                 Ok(Token::builder(last_good.access_token()).expires_in(self.reload_interval).build()?)
             }
             (read, _) => read.inspect(|_| match self.failures.swap(0, Ordering::Relaxed) {
@@ -120,31 +111,24 @@ impl TokenSource for TokenFile {
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        if (Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&self.reload_interval) {
-            return Ok(());
-        }
-        let got = seconds(self.reload_interval);
-        Err(SourceError::configuration(format!("reload_interval must be >= 1s and <= 1d, got {got}")))
+        check_duration("reload_interval", self.reload_interval, SECOND..=DAY, ">= 1s and <= 1d")
     }
 }
 
 /// Returns the text of the file without the white space around it, or why it is no token. No reason quotes it.
 fn access_token(text: &[u8]) -> Result<&str, &'static str> {
-    let first = |flaws: &[(bool, &'static str)]| {
-        flaws.iter().find(|(has, _)| *has).map_or(Ok(()), |flaw| Err(flaw.1))
-    };
-    first(&[
-        (text.starts_with(b"\xef\xbb\xbf"), "it starts with a byte order mark"),
-        (text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff"), "it is UTF-16"),
-        (text.contains(&0), "it has a NUL byte: it is binary, UTF-16 or half written"),
-    ])?;
-    let token = std::str::from_utf8(text).map_err(|_| "it is not UTF-8")?.trim();
+    let utf8 = std::str::from_utf8(text);
+    let token = utf8.unwrap_or_default().trim();
     let quotes = ['"', '\'', '`'];
     let first_word = token.split([' ', '\t', ':']).next().unwrap_or_default();
     let is_jwt = JWT_HEADERS.iter().any(|start| token.starts_with(start) || start.starts_with(token));
     // A signed JWT has three parts, an encrypted one five. The last is never empty.
     let is_whole = matches!(token.split('.').count(), 3 | 5) && !token.ends_with('.');
-    first(&[
+    let flaws = [
+        (text.starts_with(b"\xef\xbb\xbf"), "it starts with a byte order mark"),
+        (text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff"), "it is UTF-16"),
+        (text.contains(&0), "it has a NUL byte: it is binary, UTF-16 or half written"),
+        (utf8.is_err(), "it is not UTF-8"),
         (token.is_empty(), "it is empty"),
         (token.starts_with(['{', '[']), "it is JSON"),
         (token.starts_with(quotes) || token.ends_with(quotes), "it has quotes"),
@@ -152,8 +136,8 @@ fn access_token(text: &[u8]) -> Result<&str, &'static str> {
         (token.contains(['\r', '\n']), "it has more than one line"),
         (token.contains(char::is_whitespace), "it has more than one word"),
         (is_jwt && !is_whole, "it is a JWT without its end: it is half written"),
-    ])?;
-    Ok(token)
+    ];
+    flaws.into_iter().find(|(has, _)| *has).map_or(Ok(token), |(_, flaw)| Err(flaw))
 }
 
 /// Reads the file until two reads agree: it may be written meanwhile.

@@ -1,20 +1,16 @@
 //! [`StoreAccess`]: a provider's access to its store: each operation within a time limit, the wait for a lease, and its extension.
 
-use std::{
-    convert::Infallible,
-    future::{Future, pending},
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 
-use super::{
-    DynTokenStore, Extension, Lease, Publication, Record, Role, StoreError, StoreErrorKind,
-    health::{Health, Operation},
-};
+use super::health::{Health, Operation};
+use super::{DynTokenStore, Extension, Lease, Publication, Record, Role, StoreError, StoreErrorKind};
 use crate::{chain::Known, observability::Reporter, retry::Backoff};
 
 /// The time limit of one operation of a store.

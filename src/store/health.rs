@@ -1,11 +1,9 @@
 //! [`Health`]: whether the store can be used, as its operations show. [`StoreStatus`]: what a provider's status says of
 //! it.
 
-use std::{
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 

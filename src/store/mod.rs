@@ -15,15 +15,11 @@ mod record;
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 pub(crate) use self::access::{POLL_BACKOFF, StoreAccess};
-pub use self::{
-    health::StoreStatus,
-    record::{Extension, Lease, Publication, Record},
-};
+pub use self::health::StoreStatus;
+pub use self::record::{Extension, Lease, Publication, Record};
 
-pub use crate::{
-    error::{StoreError, StoreErrorKind},
-    source::NoSource,
-};
+pub use crate::error::{StoreError, StoreErrorKind};
+pub use crate::source::NoSource;
 
 use crate::error::Error;
 

@@ -1,23 +1,19 @@
 //! [`Record`] and [`Lease`]: what a store keeps and what it grants, and the JSON text that a token is stored as.
 
-use std::{
-    any::Any,
-    fmt,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::StoreError;
-use crate::{
-    chain::{Before, Chain, DOUBT, Known, LoginChain},
-    observability::millis,
-    source::Credential,
-    token::{Token, TokenBuilder},
-};
+use crate::chain::{Before, Chain, DOUBT, Known, LoginChain};
+use crate::debug::debug_fields;
+use crate::observability::millis;
+use crate::source::Credential;
+use crate::token::{Token, TokenBuilder};
 
 /// The schema of the text. A record with another schema counts as absent.
 const SCHEMA: u64 = 1;
@@ -84,7 +80,7 @@ impl Record {
     pub(super) fn of(known: &Known, fence: u64) -> Self {
         let Known { token, chain, credential, .. } = known;
         let now = Instant::now();
-        let token = token.as_ref().filter(|token| !token.0.is_expired(now));
+        let token = token.as_ref().filter(|token| !token.is_expired(now));
         let secret = |secret: &SecretString| secret.expose_secret().to_owned();
         let ends_at = token.and_then(Token::refresh_token_expires_at);
         let credential = credential.as_deref();
@@ -223,14 +219,7 @@ fn seconds_since_1970(at: Instant) -> u64 {
     since_1970() + at.saturating_duration_since(Instant::now()).as_secs()
 }
 
-impl fmt::Debug for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record")
-            .field("version", &self.version)
-            .field("expires_in", &self.expires_in)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(Record |it| { version: it.version, expires_in: it.expires_in });
 
 /// The right to refresh the token, for a limited time. See [`TokenStore::lease`](super::TokenStore::lease).
 #[derive(Debug)]

@@ -1,11 +1,10 @@
 //! [`TokenProvidersBuilder`]: the options of a group, and their validation.
 
-use std::{fmt, hash::Hash, sync::Arc, time::Duration};
+use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{
-    error::{Error, seconds},
-    provider::{Group, TokenProvider},
-};
+use crate::debug::debug_fields;
+use crate::error::{Error, seconds};
+use crate::provider::{Group, TokenProvider};
 
 const MAX_PROVIDERS: usize = 10_000_000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -27,10 +26,7 @@ pub struct TokenProvidersBuilder<K> {
     pub(super) metrics_by_provider: bool,
 }
 
-impl<K> TokenProvidersBuilder<K>
-where
-    K: Clone + Eq + Hash + Send + Sync + 'static,
-{
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProvidersBuilder<K> {
     pub(super) fn new(make: Make<K>) -> Self {
         Self {
             make,
@@ -104,12 +100,8 @@ where
     }
 }
 
-impl<K> fmt::Debug for TokenProvidersBuilder<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProvidersBuilder")
-            .field("name", &self.name)
-            .field("max_providers", &self.max_providers)
-            .field("idle_timeout", &self.idle_timeout)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenProvidersBuilder<K> |it| {
+    name: it.name,
+    max_providers: it.max_providers,
+    idle_timeout: it.idle_timeout
+});

@@ -67,6 +67,7 @@
 //! 2,100 bytes, and wakes once a minute, or once a second while its credential is rejected.
 
 mod builder;
+mod cache;
 mod providers;
 
 pub use self::{builder::TokenProvidersBuilder, providers::TokenProviders};

@@ -4,42 +4,25 @@
 //! lost, is parked: it is found again by its key, and dropped once nothing needs it. What is idle is evicted by those who
 //! use the group, without a task.
 
-use std::{
-    borrow::Borrow,
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    fmt,
-    hash::{Hash, RandomState},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-};
+use std::borrow::Borrow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use futures_util::future::join_all;
-use quick_cache::{
-    Lifecycle, OptionsBuilder, UnitWeighter,
-    sync::{Cache, GuardResult},
-};
+use quick_cache::sync::GuardResult;
 use tokio::time::Instant;
 
 use super::builder::{Make, TokenProvidersBuilder};
-use crate::{
-    error::{BoxError, Error, SourceError},
-    observability::{Reporter, millis},
-    provider::{Group, Status, TokenProvider, TokenProviderBuilder},
-    source::{TokenSource, source_fn},
-};
-
-/// How many providers a part of the cache has at least: a part with fewer would often be full before the others.
-const LEAST_PER_PART: usize = 1000;
-
-/// How many providers are parked before those that nothing needs any more are looked for.
-const LEAST_PARKED: usize = 16;
-
-/// The time of a provider that is being inserted.
-const BEING_INSERTED: u64 = u64::MAX;
+use super::cache;
+use super::cache::{BEING_INSERTED, Evictions, Park, ProviderCache};
+use crate::debug::debug_fields;
+use crate::error::{BoxError, Error, SourceError};
+use crate::observability::{Reporter, millis};
+use crate::provider::{Group, Status, TokenProvider, TokenProviderBuilder};
+use crate::source::{TokenSource, source_fn};
 
 /// Token providers by key: one for each tenant, made when it is used first.
 ///
@@ -86,14 +69,13 @@ const BEING_INSERTED: u64 = u64::MAX;
 /// When the last handle is dropped, those in layers and services included, all providers are dropped, as with
 /// [`TokenProvider`]. [`shutdown`](Self::shutdown) also waits for the refreshes that run.
 pub struct TokenProviders<K> {
-    shared: Arc<Shared<K>>,
+    shared: Arc<Members<K>>,
 }
 
-struct Shared<K> {
+struct Members<K> {
     make: Make<K>,
     group: Arc<Group>,
-    cache: Cache<K, TokenProvider, UnitWeighter, RandomState, Park<K>>,
-    /// The evicted providers that are used, or with which something would be lost.
+    cache: ProviderCache<K>,
     parked: Park<K>,
     max_providers: usize,
     /// In milliseconds, as all times of the group.
@@ -108,54 +90,13 @@ struct Shared<K> {
     nobody: TokenProvider,
 }
 
-/// Evicted providers, until nothing needs them.
-struct Parked<K> {
-    providers: HashMap<K, TokenProvider>,
-    /// With so many, all are looked at: each insertion pays for few of them.
-    sweep_at: usize,
-}
-
-/// Parks what the cache evicts, under its lock: a use of the key finds it here. Its user drops what nothing needs without
-/// the lock, since the drop of a source is foreign code.
-struct Park<K>(Arc<Mutex<Parked<K>>>);
-
-impl<K> Clone for Park<K> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K> Park<K> {
-    fn lock(&self) -> MutexGuard<'_, Parked<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: Clone + Eq + Hash> Lifecycle<K, TokenProvider> for Park<K> {
-    /// The keys of what was evicted, and what was parked under them before.
-    type RequestState = Vec<(K, Option<TokenProvider>)>;
-
-    /// The cache would prefer to evict what is new.
-    fn is_pinned(&self, _: &K, provider: &TokenProvider) -> bool {
-        provider.used_at().load(Ordering::Relaxed) == BEING_INSERTED
-    }
-
-    fn on_evict(&self, evicted: &mut Self::RequestState, key: K, provider: TokenProvider) {
-        let before = self.lock().providers.insert(key.clone(), provider);
-        evicted.push((key, before));
-    }
-}
-
-impl<K> Drop for Shared<K> {
+impl<K> Drop for Members<K> {
     fn drop(&mut self) {
         self.nobody.reporter().providers(0);
     }
 }
 
-impl<K> TokenProviders<K>
-where
-    K: Clone + Eq + Hash + Send + Sync + 'static,
-{
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProviders<K> {
     /// Makes a group with the default options, and this factory.
     pub fn new<F, T, E>(make: F) -> Self
     where
@@ -181,35 +122,18 @@ where
 
     fn with_options(options: TokenProvidersBuilder<K>) -> Self {
         let TokenProvidersBuilder { make, name, max_providers, idle_timeout, metrics_by_provider } = options;
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let parts = (max_providers / LEAST_PER_PART).clamp(1, 4 * threads);
-        // The cache has a power of two of them, and would round the bound of each up.
-        let parts = 1 << parts.ilog2();
-        let capacity = max_providers - max_providers % parts;
-        let options = OptionsBuilder::new()
-            .shards(parts)
-            .estimated_items_capacity(capacity)
-            .weight_capacity(capacity as u64)
-            .build();
-        // Fails only without the two capacities.
-        let Ok(options) = options else { unreachable!("both capacities are set") };
+        let (cache, parked) = cache::cache(max_providers);
         let source = source_fn(|_| async { Err(SourceError::configuration("the request has no tenant")) });
-        let parked = Parked { providers: HashMap::new(), sweep_at: LEAST_PARKED };
-        let parked = Park(Arc::new(Mutex::new(parked)));
-        let shared = Arc::new_cyclic(|shared: &Weak<Shared<K>>| {
-            let of_group = Weak::clone(shared);
-            let evict_idle = move || {
-                if let Some(shared) = of_group.upgrade() {
-                    shared.evict_idle(shared.now());
-                }
-            };
-            let evict_idle = Arc::new(evict_idle);
+        let shared = Arc::new_cyclic(|shared: &Weak<Members<K>>| {
+            let shared = Weak::clone(shared);
+            let evict_idle =
+                Arc::new(move || shared.upgrade().iter().for_each(|shared| shared.evict_idle(shared.now())));
             let group = Arc::new(Group { name, is_label: !metrics_by_provider, evict_idle });
-            Shared {
+            Members {
                 nobody: TokenProvider::reporting_for(&group, source),
                 make,
                 group,
-                cache: Cache::with_options(options, UnitWeighter, RandomState::new(), parked.clone()),
+                cache,
                 parked,
                 max_providers,
                 idle_timeout: idle_timeout.map_or(u64::MAX, millis),
@@ -252,8 +176,11 @@ where
     {
         let shared = &self.shared;
         // Entered before this waits for another thread: that may be this one, or wait for this one.
-        let text = "the factory must not call TokenProviders::get for a key without a provider";
-        let entered = Entered::new().ok_or_else(|| Error::Factory(Arc::from(BoxError::from(text))))?;
+        if IS_MAKING.replace(true) {
+            let text = "the factory must not call TokenProviders::get for a key without a provider";
+            return Err(Error::Factory(Arc::from(BoxError::from(text))));
+        }
+        let making = Making;
         let guard = match shared.cache.get_value_or_guard(key, None) {
             GuardResult::Guard(guard) => guard,
             GuardResult::Value(provider) => return Ok(provider),
@@ -263,15 +190,15 @@ where
         let parked = shared.parked.lock().providers.remove(key);
         let is_shut_down = shared.is_shut_down.load(Ordering::Relaxed);
         let provider = match parked {
-            Some(provider) => provider,
+            Some((provider, _)) => provider,
             None if is_shut_down => return Err(Error::ShutDown),
             None => (shared.make)(&key.to_owned(), &shared.group)?,
         };
-        drop(entered);
+        drop(making);
         provider.used_at().store(BEING_INSERTED, Ordering::Relaxed);
-        let mut evicted = Vec::new();
+        let mut evictions = Evictions::default();
         // Fails if the key was removed meanwhile: then only the requests that began before use this provider.
-        let _ = guard.insert_with_lifecycle(provider.clone(), &mut evicted);
+        let _ = guard.insert_with_lifecycle(provider.clone(), &mut evictions);
         provider.used_at().store(shared.now(), Ordering::Relaxed);
         if !is_shut_down && shared.is_shut_down.load(Ordering::Relaxed) {
             provider.core().shut_down();
@@ -279,7 +206,7 @@ where
             return Err(Error::ShutDown);
         }
         shared.reporter().made();
-        shared.evicted(evicted, "capacity");
+        shared.drop_unneeded(evictions, false);
         Ok(provider)
     }
 
@@ -296,10 +223,8 @@ where
         Q: Eq + Hash + ?Sized,
     {
         let cached = self.shared.cache.remove(key).map(|(_, provider)| provider);
-        let parked = self.shared.parked.lock().providers.remove(key);
-        let provider = cached.or(parked)?;
-        self.shared.report_number();
-        Some(provider)
+        let parked = self.shared.parked.lock().providers.remove(key).map(|(provider, _)| provider);
+        cached.or(parked).inspect(|_| self.shared.report_number())
     }
 
     /// Returns the number of providers, those included that are kept beyond the bound.
@@ -341,10 +266,7 @@ where
     }
 }
 
-impl<K> TokenProvidersBuilder<K>
-where
-    K: Clone + Eq + Hash + Send + Sync + 'static,
-{
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProvidersBuilder<K> {
     /// Builds the group. No provider is made before its first use.
     ///
     /// # Errors
@@ -356,7 +278,7 @@ where
     }
 }
 
-impl<K> Shared<K> {
+impl<K: Clone + Eq + Hash> Members<K> {
     /// Reports what concerns the whole group.
     fn reporter(&self) -> &Reporter {
         self.nobody.reporter()
@@ -367,12 +289,7 @@ impl<K> Shared<K> {
     fn now(&self) -> u64 {
         millis(self.begun.elapsed())
     }
-}
 
-impl<K> Shared<K>
-where
-    K: Clone + Eq + Hash,
-{
     fn number(&self) -> usize {
         self.cache.len() + self.parked.lock().providers.len()
     }
@@ -380,7 +297,8 @@ where
     fn all(&self) -> HashMap<K, TokenProvider> {
         // One that is parked meanwhile is there once.
         let mut all: HashMap<_, _> = self.cache.iter().collect();
-        all.extend(self.parked.lock().providers.clone());
+        let parked = self.parked.lock();
+        all.extend(parked.providers.iter().map(|(key, (provider, _))| (key.clone(), provider.clone())));
         all
     }
 
@@ -397,7 +315,7 @@ where
     fn sweep(&self, now: u64) {
         // At least one: the timeout is at least a second.
         self.next_eviction.store(now + self.idle_timeout / 8, Ordering::Relaxed);
-        let evicted = RefCell::default();
+        let evictions = RefCell::default();
         // The cache has one handle.
         self.cache.retain(|key, provider| {
             if provider.has_other_handles() {
@@ -405,39 +323,19 @@ where
             }
             let is_idle = provider.used_at().load(Ordering::Relaxed).saturating_add(self.idle_timeout) <= now;
             if is_idle {
-                self.parked.on_evict(&mut evicted.borrow_mut(), key.clone(), provider.clone());
+                let (mut evictions, evicted) = (evictions.borrow_mut(), (provider.clone(), "idle"));
+                self.parked.evict(&mut evictions, key.clone(), evicted, provider.is_busy());
             }
             !is_idle
         });
-        self.parked.lock().sweep_at = 0;
-        // If none was idle, those that are dropped were evicted before.
-        let reason = if evicted.borrow().is_empty() { "capacity" } else { "idle" };
-        self.evicted(evicted.into_inner(), reason);
+        self.drop_unneeded(evictions.into_inner(), true);
     }
 
-    /// Drops the evicted providers that nobody uses and with which nothing would be lost, and now and then those that were
-    /// parked and are not needed any more.
-    fn evicted(&self, evicted: Vec<(K, Option<TokenProvider>)>, reason: &'static str) {
-        let (mut keys, before): (Vec<_>, Vec<_>) = evicted.into_iter().unzip();
-        drop(before);
-        let mut dropped = Vec::new();
-        {
-            let mut parked = self.parked.lock();
-            let is_due = parked.providers.len() >= parked.sweep_at;
-            if is_due {
-                keys = parked.providers.keys().cloned().collect();
-            }
-            for key in keys {
-                let is_needed = |provider: &TokenProvider| provider.has_other_handles() || provider.is_busy();
-                if parked.providers.get(&key).is_some_and(|provider| !is_needed(provider)) {
-                    dropped.extend(parked.providers.remove_entry(&key));
-                }
-            }
-            if is_due {
-                parked.sweep_at = LEAST_PARKED.max(2 * parked.providers.len());
-            }
-        }
-        for (_, provider) in &dropped {
+    /// Drops the evicted providers that nothing needs. Looks at all that are parked if this `sweeps`.
+    fn drop_unneeded(&self, (mut dropped, _replaced): Evictions<K>, sweeps: bool) {
+        dropped.extend(self.parked.take_unneeded(sweeps));
+        for (_, (provider, reason)) in &dropped {
+            // The event names the tenant, the metric the group.
             provider.reporter().evicted(reason);
             self.reporter().count("tower_bearer_evictions_total", &[("reason", reason)]);
         }
@@ -448,7 +346,7 @@ where
     fn report_number(&self) {
         let number = self.number();
         let exceeds = number > self.max_providers;
-        let is_news = self.exceeds.swap(exceeds, Ordering::Relaxed) != exceeds && exceeds;
+        let is_news = !self.exceeds.swap(exceeds, Ordering::Relaxed) && exceeds;
         self.reporter().providers(number);
         if is_news {
             self.reporter().exceeds_bound(number);
@@ -462,30 +360,18 @@ impl<K> Clone for TokenProviders<K> {
     }
 }
 
-/// Shows no key: a key may be a secret.
-impl<K> fmt::Debug for TokenProviders<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenProviders")
-            .field("max_providers", &self.shared.max_providers)
-            .finish_non_exhaustive()
-    }
-}
+// No key: a key may be a secret.
+debug_fields!(TokenProviders<K> |it| { max_providers: it.shared.max_providers });
 
 thread_local! {
+    /// Whether this thread makes a provider.
     static IS_MAKING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks that this thread makes a provider.
-struct Entered(());
+/// Exists while this thread makes a provider.
+struct Making;
 
-impl Entered {
-    /// `None` if this thread makes a provider already.
-    fn new() -> Option<Self> {
-        (!IS_MAKING.replace(true)).then_some(Self(()))
-    }
-}
-
-impl Drop for Entered {
+impl Drop for Making {
     fn drop(&mut self) {
         IS_MAKING.set(false);
     }

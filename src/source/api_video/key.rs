@@ -9,21 +9,12 @@ const MAX_LEN: usize = 1024;
 
 #[derive(Clone)]
 pub(super) struct ApiKey {
-    key: SecretString,
+    pub(super) key: SecretString,
     /// How often it was replaced.
     pub(super) revision: u64,
 }
 
 impl ApiKey {
-    pub(super) fn new(key: String) -> Self {
-        Self { key: key.into(), revision: 0 }
-    }
-
-    pub(super) fn set(&mut self, key: String) {
-        self.key = key.into();
-        self.revision += 1;
-    }
-
     pub(super) fn unchecked(&self) -> &str {
         self.key.expose_secret()
     }
@@ -49,22 +40,26 @@ impl ApiKey {
 mod tests {
     use super::*;
 
+    fn key(key: &str) -> ApiKey {
+        ApiKey { key: key.into(), revision: 0 }
+    }
+
     /// The API key stays in memory after it was dropped. Checked by type, because a test cannot read freed memory.
     #[test]
     fn zeroizes_key() {
         fn overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
 
-        overwritten(&ApiKey::new("key".into()).key);
+        overwritten(&key("key").key);
     }
 
     /// An API key is not valid: the error has a hint, and does not show the key.
     #[test]
     fn invalid_key_error_has_hint() {
         for bad in ["", " ", "canary key", "canary\n", "canaré", &"a".repeat(MAX_LEN + 1)] {
-            let error = ApiKey::new(bad.into()).checked().err().unwrap();
+            let error = key(bad).checked().err().unwrap();
             assert!(error.to_string().contains("dashboard") && !error.to_string().contains("canar"));
             assert!(!error.is_transient());
         }
-        assert!(ApiKey::new("kq5z3-_x".into()).checked().is_ok());
+        assert!(key("kq5z3-_x").checked().is_ok());
     }
 }

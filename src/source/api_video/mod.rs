@@ -1,33 +1,21 @@
 //! [`ApiVideo`]: the source for api.video's disposable bearer tokens.
 //!
-//! This file has the options and the request that all endpoints share. `base_url` has the URL of the endpoints, `grants`
-//! has the two grants, and `key` the API key.
+//! This file has the options, `request` what is sent to the endpoints, and `key` the API key.
 
-mod base_url;
-mod grants;
 mod key;
+mod request;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header::CONTENT_TYPE};
+use http::{HeaderValue, Uri};
 
-pub(crate) use self::base_url::OPTION;
-use self::{base_url::BaseUrl, key::ApiKey};
-use super::client::{TokenClient, TokenResponse};
-use crate::{error::SourceError, retry_after::header_seconds};
+use self::key::ApiKey;
+pub(crate) use self::request::{OPTION, failure};
+use super::{TokenSource, client::TokenClient};
+use crate::{debug::debug_fields, error::SourceError};
 
 const PRODUCTION: &str = "https://ws.api.video";
 const SANDBOX: &str = "https://sandbox.api.video";
-
-/// The name of the client, in the form that api.video's own clients use.
-const ORIGIN_CLIENT: HeaderName = HeaderName::from_static("av-origin-client");
-const ORIGIN_APP: HeaderName = HeaderName::from_static("av-origin-app");
-
-/// The delay that a 429 of api.video asks for, in seconds.
-const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 
 /// A [`TokenSource`](crate::TokenSource) for api.video's disposable bearer tokens ("Bearer Token Authentication" in its
 /// documents).
@@ -76,7 +64,7 @@ const RATE_LIMIT_RETRY_AFTER: &str = "x-ratelimit-retry-after";
 #[derive(Clone)]
 pub struct ApiVideo {
     key: Arc<Mutex<ApiKey>>,
-    pub(crate) base_url: BaseUrl,
+    base_url: Uri,
     pub(crate) client: TokenClient,
     /// The header, or the error for a name or a version that is not valid.
     origin_app: Option<Result<HeaderValue, SourceError>>,
@@ -99,8 +87,8 @@ impl ApiVideo {
 
     fn at(key: String, base_url: Uri) -> Self {
         Self {
-            key: Arc::new(Mutex::new(ApiKey::new(key))),
-            base_url: BaseUrl::new(base_url),
+            key: Arc::new(Mutex::new(ApiKey { key: key.into(), revision: 0 })),
+            base_url,
             client: TokenClient::new(),
             origin_app: None,
             key_only: false,
@@ -113,7 +101,7 @@ impl ApiVideo {
     /// neither a query nor a user name. A URL that is not valid is an error of
     /// [`TokenProviderBuilder::build`](crate::TokenProviderBuilder::build), or else of the first use.
     pub fn base_url(mut self, base_url: Uri) -> Self {
-        self.base_url = BaseUrl::new(base_url);
+        self.base_url = base_url;
         self
     }
 
@@ -133,7 +121,11 @@ impl ApiVideo {
     /// # Ok::<(), http::Error>(())
     /// ```
     pub fn api_base(&self) -> Uri {
-        self.base_url.with_slash()
+        let path = self.base_url.path().trim_end_matches('/');
+        let mut parts = self.base_url.clone().into_parts();
+        parts.path_and_query = format!("{path}/").parse().ok();
+        // A URL without an origin is returned as it was set.
+        Uri::from_parts(parts).unwrap_or_else(|_| self.base_url.clone())
     }
 
     /// Sets the client for the token endpoint, with its timeout, headers and TLS. Default: [`TokenClient::new`].
@@ -168,12 +160,10 @@ impl ApiVideo {
 
     /// Sets that every token is requested with the API key, never with a refresh token. Default: no.
     ///
-    /// Use it for several processes on one key that do not share a store. Each authentication with a key ends the
-    /// refresh token before it, whichever process holds that. Without this option, every process but the newest
-    /// therefore finds its refresh token dead: each expiry costs a rejected refresh and an authentication, which ends
-    /// the refresh token of the next process. This option avoids the rejected refresh, but sends the key once per
-    /// process and expiry. A store that all share costs one refresh per expiry instead
-    /// ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store)).
+    /// Use it for several processes on one key that do not share a store. Each of them ends the refresh tokens of the others
+    /// ([above](Self#order-of-grants)), so that every expiry costs a rejected refresh and an authentication. This option
+    /// avoids the rejected refresh, but sends the key once per process and expiry. A store that all share costs one refresh
+    /// per expiry instead ([`TokenProviderBuilder::store`](crate::TokenProviderBuilder#method.store)).
     ///
     /// The access tokens of the other processes remain valid, unless api.video ends them, which its documents do not
     /// say. If it does, each new token costs every other process a 401 and a retry, and without a store that does not
@@ -187,56 +177,16 @@ impl ApiVideo {
     ///
     /// The current access token remains in use until it is about to expire or the API challenges it.
     pub fn set_key(&self, api_key: impl Into<String>) {
-        self.key().set(api_key.into());
+        let mut key = self.key();
+        *key = ApiKey { key: api_key.into().into(), revision: key.revision + 1 };
     }
 
     fn key(&self) -> MutexGuard<'_, ApiKey> {
         self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Builds a `POST` request to the API, with the headers that all requests have.
-    ///
-    /// # Errors
-    ///
-    /// [`SourceError::configuration`] if an option other than the key is not valid.
-    pub(crate) fn request(&self, path: &str, body: String) -> Result<Request<String>, SourceError> {
-        self.client.check()?;
-        let mut request = Request::post(self.base_url.join(path, &self.client)?)
-            .header(CONTENT_TYPE, "application/json")
-            .header(ORIGIN_CLIENT, concat!("tower-bearer:", env!("CARGO_PKG_VERSION")));
-        if let Some(app) = self.origin_app.clone().transpose()? {
-            request = request.header(ORIGIN_APP, app);
-        }
-        request.body(body).map_err(|error| {
-            SourceError::configuration("cannot build the request to api.video").with_cause(error)
-        })
-    }
 }
 
-impl fmt::Debug for ApiVideo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiVideo")
-            .field("origin", &self.base_url.allowed_origins())
-            .field("client", &self.client)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Returns the error for a response whose status is not a success.
-///
-/// A 429 of api.video may have its delay in `X-RateLimit-Retry-After`, which counts if there is no `Retry-After`.
-pub(crate) fn failure(response: &TokenResponse) -> SourceError {
-    // Its errors have no code: 400, 401 and 403 reject the grant.
-    let error = response.failure_of(None);
-    match header_seconds(response.headers(), RATE_LIMIT_RETRY_AFTER) {
-        Some(delay)
-            if response.status() == StatusCode::TOO_MANY_REQUESTS && error.retry_after().is_none() =>
-        {
-            error.with_retry_after(delay)
-        }
-        _ => error,
-    }
-}
+debug_fields!(ApiVideo |it| { origin: it.allowed_origins(), client: it.client });
 
 #[cfg(all(test, feature = "default-client"))]
 mod tests {
@@ -281,26 +231,6 @@ mod tests {
             let fetched = source.fetch(&TokenRequest::new(RefreshReason::Missing)).await.unwrap_err();
             assert_eq!(fetched.to_string(), error);
         }
-    }
-
-    /// A 429 says in api.video's own header when to ask again.
-    #[test]
-    fn rate_limit_header_counts_for_429() {
-        let delay = |status: StatusCode, headers: &[(&'static str, &str)]| {
-            let builder = http::Response::builder().status(status);
-            let builder =
-                headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
-            let head = builder.body(()).unwrap().into_parts().0;
-            let (url, option, requested_at) =
-                (PRODUCTION.into(), "base_url".into(), std::time::Instant::now());
-            let response = TokenResponse { url, option, requested_at, head, body: None, fields: None };
-            failure(&response).retry_after().map(|delay| delay.as_secs())
-        };
-        let (limited, rate_limit) = (StatusCode::TOO_MANY_REQUESTS, (RATE_LIMIT_RETRY_AFTER, "7"));
-        assert_eq!(delay(limited, &[rate_limit]), Some(7));
-        assert_eq!(delay(limited, &[rate_limit, ("retry-after", "3")]), Some(3));
-        assert_eq!(delay(limited, &[rate_limit, ("retry-after", "soon")]), Some(7));
-        assert_eq!(delay(StatusCode::SERVICE_UNAVAILABLE, &[rate_limit]), None);
     }
 
     /// The `Debug` output of the source contains the API key.

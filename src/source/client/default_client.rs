@@ -1,32 +1,23 @@
 //! [`DefaultClient`]: hyper-util's client over rustls, with a connection for each exchange.
 
-use std::{
-    io,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{HttpConnector, capture_connection},
-    },
-    rt::TokioExecutor,
-};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use tower::ServiceExt;
 
-use super::{
-    tls::{Cryptography, Roots},
-    transport::{Sent, Transport},
-};
+use super::tls::{Cryptography, Roots};
+use super::transport::{Sent, Transport};
 use crate::error::SourceError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,6 @@
 //! - `default_client`: the client that is used unless the user sets one, and `tls`: its roots and cryptography.
 //! - `response`: what a response means.
 //! - `verdict`: the table of what a response that is no token means, and `stated_code`: which code it states.
-//! - `url`: whether a credential may be sent to a URL.
 
 #[cfg(feature = "default-client")]
 mod default_client;
@@ -13,15 +12,12 @@ mod stated_code;
 #[cfg(feature = "default-client")]
 pub mod tls;
 mod transport;
-mod url;
 mod verdict;
 
-use std::{fmt, time::Duration};
+use std::{ops::Bound, time::Duration};
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT},
-};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -34,15 +30,15 @@ use self::{
     default_client::DefaultClient,
     tls::{Cryptography, Roots},
 };
-use self::{
-    response::Fields,
-    transport::Transport,
-    url::{EXPECTED_URL, check_url},
-};
-use crate::{
-    error::{BoxError, SourceError, seconds},
-    origins::shown_with_path,
-};
+use self::{response::Fields, transport::Transport};
+use super::check_duration;
+use crate::debug::debug_fields;
+use crate::error::{BoxError, SourceError};
+use crate::origins;
+use crate::origins::{AllowedOrigins, is_loopback};
+
+/// What a URL must be at least.
+const EXPECTED_URL: &str = "have a scheme and a host, such as https://api.example.com";
 
 /// The time limit of an exchange, unless another one is set.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -277,7 +273,7 @@ impl TokenClient {
             headers.entry(name).or_insert(HeaderValue::from_static(value));
         }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let url = shown_with_path(request.uri());
+        let url = origins::shown_with_path(request.uri());
         let requested_at = Instant::now().into_std();
         let answer = transport.send(request, self.limit(), sent).await;
         let (head, body) = answer.map_err(|error| error.within(&format!("no response from {url}")))?;
@@ -300,11 +296,8 @@ impl TokenClient {
 
     /// Checks all options.
     pub(crate) fn check(&self) -> Result<(), SourceError> {
-        let timeout = self.limit();
-        if timeout.is_zero() || timeout > Duration::from_secs(60 * 60) {
-            let got = seconds(timeout);
-            return Err(SourceError::configuration(format!("timeout must be > 0 and <= 1h, got {got}")));
-        }
+        let range = (Bound::Excluded(Duration::ZERO), Bound::Included(Duration::from_secs(60 * 60)));
+        check_duration("timeout", self.limit(), range, "> 0 and <= 1h")?;
         self.invalid.clone().map_or(Ok(()), Err)?;
         // Other roots take time to load.
         #[cfg(feature = "default-client")]
@@ -315,8 +308,29 @@ impl TokenClient {
     }
 
     /// Checks that a credential may be sent to `url`, which the option of this name has set.
-    pub(crate) fn check_url(&self, url: &http::Uri, option: &str) -> Result<(), SourceError> {
-        check_url(url, option, self.allows_plaintext)
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::configuration`] if the URL cannot be used. The message shows at most the origin, because a user name or
+    /// a query may be a secret.
+    pub(crate) fn check_url(&self, url: &Uri, option: &str) -> Result<(), SourceError> {
+        let what = match (url.scheme_str(), url.authority()) {
+            (None, _) | (_, None) => EXPECTED_URL.to_owned(),
+            (_, Some(authority)) if authority.as_str().contains('@') => {
+                "not have a user name or password".to_owned()
+            }
+            (_, Some(authority)) if authority.host().is_empty() => "have a host".to_owned(),
+            (Some("http"), Some(authority)) if !self.allows_plaintext && !is_loopback(authority.host()) => {
+                format!(
+                    "not be plaintext http except on loopback, got {}: use https, or TokenClient::allow_plaintext",
+                    origins::shown(url)
+                )
+            }
+            (Some("http" | "https"), _) if AllowedOrigins::origin_of(url).covers(url) => return Ok(()),
+            (Some("http" | "https"), _) => "have a port of at most 65535".to_owned(),
+            _ => format!("be https or http, got {}", origins::shown(url)),
+        };
+        Err(SourceError::configuration(format!("{option} must {what}")))
     }
 
     /// The time limit of one exchange.
@@ -330,11 +344,4 @@ impl TokenClient {
     }
 }
 
-impl fmt::Debug for TokenClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenClient")
-            .field("is_default", &self.given.is_none())
-            .field("timeout", &self.timeout)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenClient |it| { is_default: it.given.is_none(), timeout: it.timeout });

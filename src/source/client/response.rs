@@ -1,25 +1,19 @@
 //! [`TokenResponse`]: a response of a token endpoint, and what it means.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    time::{Duration, Instant},
-};
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode, response::Parts};
 use secrecy::zeroize::{Zeroize, Zeroizing};
 use serde_json::{Map, Value};
 
-use super::{
-    stated_code::stated_code,
-    transport::ReadBody,
-    verdict::{Content, content_type, is_page},
-};
-use crate::{
-    error::{Presented, SourceError},
-    observability,
-    token::{LEAST_LIFE, Token, TokenBuilder},
-};
+use super::stated_code::stated_code;
+use super::transport::ReadBody;
+use super::verdict::{Content, content_type, is_page};
+use crate::debug::debug_fields;
+use crate::error::{Presented, SourceError};
+use crate::observability;
+use crate::token::{LEAST_LIFE, Token, TokenBuilder};
 
 /// The types of a token that needs a proof with each request (RFC 9449 §5, RFC 7800, RFC 6749 §7.1).
 const PROOF_TYPES: [&str; 3] = ["dpop", "pop", "mac"];
@@ -143,14 +137,12 @@ impl TokenResponse {
             Some(fields) => {
                 Content::Fields { code, has_error: fields.has_error(), has_token: fields.has_token() }
             }
-            None if self.is_empty() => Content::Empty,
+            None if self.body.as_ref().is_some_and(|body| body.is_empty()) && !is_page(self.headers()) => {
+                Content::Empty
+            }
             None => Content::Other,
         };
         SourceError::of_response(self.status(), self.headers(), content, &self.url, &self.option)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.body.as_ref().is_some_and(|body| body.is_empty()) && !is_page(self.headers())
     }
 
     pub(crate) fn invalid(&self, what: &str) -> SourceError {
@@ -164,14 +156,7 @@ impl TokenResponse {
     }
 }
 
-impl fmt::Debug for TokenResponse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenResponse")
-            .field("url", &self.url)
-            .field("status", &self.head.status)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenResponse |it| { url: it.url, status: it.head.status });
 
 /// The fields of a response, of which the last counts if a name is there twice. They are overwritten when dropped.
 pub(crate) struct Fields(Map<String, Value>);

@@ -1,15 +1,12 @@
 //! [`Transport`]: sends one request by an HTTP client, within one deadline and a limit on the response.
 
-use std::{
-    error::Error as StdError,
-    fmt,
-    future::{Future, poll_fn},
-    io,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::Poll,
-    time::Duration,
-};
+use std::error::Error as StdError;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::{Buf, Bytes};
 use http::{Request, Response, header::CONTENT_ENCODING, response::Parts};

@@ -2,10 +2,8 @@
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 
-use crate::{
-    error::{Facts, Presented, SourceError, SourceErrorKind, seconds},
-    retry_after::retry_after,
-};
+use crate::error::{Facts, Presented, SourceError, SourceErrorKind, seconds};
+use crate::retry_after::retry_after;
 
 /// What a response says.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +44,7 @@ const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
         "check the client's id and its secret; of an assertion, the key, the audience and the clock";
     const DPOP: &str = "the server asks for DPoP, which this source does not have";
     const LOGIN: &str = "a user has to log in again";
+    const REQUEST: &str = "check the options, and the subject token of an exchange";
 
     [
         ("invalid_grant", Refused, Rejected, GRANT),
@@ -60,12 +59,7 @@ const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
         ("disabled_client", Refused, Unspent, CLIENT),
         ("incorrect_client_credentials", Refused, Unspent, CLIENT),
         ("access_denied", Refused, Doubtful, "the grant was denied"),
-        (
-            "invalid_request",
-            Configuration,
-            Doubtful,
-            "check the options, and the subject token of an exchange",
-        ),
+        ("invalid_request", Configuration, Doubtful, REQUEST),
         ("interaction_required", LoginRequired, Doubtful, LOGIN),
         ("login_required", LoginRequired, Doubtful, LOGIN),
         ("account_selection_required", LoginRequired, Doubtful, LOGIN),
@@ -136,11 +130,7 @@ impl Verdict {
         let known = CODES.into_iter().find(|(name, ..)| Some(*name) == code);
         let known =
             known.map(|(name, kind, presented, hint)| Self { kind, presented, code: Some((name, hint)) });
-        let is_refusal = || match content {
-            Content::Fields { .. } => true,
-            Content::Empty | Content::Unread => matches!(status.as_u16(), 400 | 401 | 403),
-            Content::Other => false,
-        };
+        let is_fields = matches!(content, Content::Fields { .. });
         let verdict = match (status.as_u16(), known) {
             _ if is_firewall => Self::new(InvalidResponse, Unclear),
             (_, Some(Self { presented: Rejected, .. })) if is_outage(status) => {
@@ -154,12 +144,11 @@ impl Verdict {
             }
             (_, Some(known)) => known,
             (400..=499, _) if asks_for_delay => Self::new(Unavailable, Unspent),
-            (404 | 405 | 410 | 415, _) if matches!(content, Content::Fields { .. }) => {
-                Self::new(Configuration, Doubtful)
-            }
+            (404 | 405 | 410 | 415, _) if is_fields => Self::new(Configuration, Doubtful),
             (300..=399 | 404 | 405 | 410 | 415, _) => Self::new(Configuration, Unspent),
             (400, _) if content == Content::Empty => Self::new(Refused, Unclear),
-            (400..=499, _) if is_refusal() => Self::new(Refused, Doubtful),
+            (400..=499, _) if is_fields => Self::new(Refused, Doubtful),
+            (400 | 401 | 403, _) if content != Content::Other => Self::new(Refused, Doubtful),
             (200..=299, _) if has_error => Self::new(Refused, Doubtful),
             _ => Self::new(InvalidResponse, Unclear),
         };
@@ -171,12 +160,8 @@ impl Verdict {
 impl SourceError {
     /// Makes the error for a response of a token endpoint whose status is not a success.
     ///
-    /// | status | kind |
-    /// |---|---|
-    /// | 408, 425, 429, 5xx; any 4xx with `Retry-After` | [`Unavailable`](SourceErrorKind::Unavailable), after that delay |
-    /// | 400, 401, 403 | [`Rejected`](SourceErrorKind::Rejected) |
-    /// | 3xx, 404, 405, 410, 415 | [`Configuration`](SourceErrorKind::Configuration) |
-    /// | any other, and 400, 401, 403 with a `Content-Type` of HTML, XML or plain text, such as the page of a firewall | [`InvalidResponse`](SourceErrorKind::InvalidResponse) |
+    /// The kind is the one that [`TokenClient`](crate::TokenClient#what-a-response-means) has for the status. A 400, 401 or 403
+    /// counts as one with JSON, unless its `Content-Type` is HTML, XML or plain text, as that of a firewall's page.
     ///
     /// If a refresh token was presented, a rejection is doubtful, since the body is not known
     /// ([`TokenSource::fetch`](crate::TokenSource::fetch)). A [`TokenClient`](crate::TokenClient) reads it.
@@ -210,47 +195,44 @@ impl SourceError {
         endpoint: &str,
         option: &str,
     ) -> Self {
+        use SourceErrorKind::{Configuration, InvalidResponse, LoginRequired, Rejected, Unavailable};
+
         let asked_for = retry_after(headers);
         // AWS WAF has responded, with any status.
         let is_firewall = headers.contains_key("x-amzn-waf-action");
         let Verdict { kind, presented, code: known } =
             Verdict::of(status, content, asked_for.is_some(), is_firewall);
         let code = status.as_u16();
+        let responded = format!("{endpoint} responded with HTTP {code}");
         let message = match (kind, known) {
-            (_, Some((name, hint))) => {
-                format!("{endpoint} responded with HTTP {code} {name}: {hint}")
-            }
-            (SourceErrorKind::Rejected, _) if content == Content::Empty => {
+            (_, Some((name, hint))) => format!("{responded} {name}: {hint}"),
+            (Rejected, _) if content == Content::Empty => {
                 format!("{endpoint} rejected the request (HTTP {code}), without a reason")
             }
-            (SourceErrorKind::Rejected | SourceErrorKind::LoginRequired, _) => {
-                format!("{endpoint} rejected the credential (HTTP {code})")
-            }
-            (SourceErrorKind::Configuration, _) if status.is_redirection() => format!(
+            (Rejected | LoginRequired, _) => format!("{endpoint} rejected the credential (HTTP {code})"),
+            (Configuration, _) if status.is_redirection() => format!(
                 "{endpoint} responded with a redirect (HTTP {code}), which is not followed: set {option} to the final URL"
             ),
-            (SourceErrorKind::Configuration, _) => {
+            (Configuration, _) => {
                 format!("{endpoint} does not take this request (HTTP {code}): check {option}")
             }
-            (SourceErrorKind::Unavailable, _) => {
-                let delay = asked_for.map(|delay| format!(", and asks to wait {}", seconds(delay)));
-                format!("{endpoint} responded with HTTP {code}{}", delay.unwrap_or_default())
-            }
-            (SourceErrorKind::InvalidResponse, _) => {
-                let hint = match code {
-                    200..=299 if matches!(content, Content::Fields { .. }) => {
-                        ", with an error and an access token"
-                    }
-                    200..=299 => ", which is not a token response in JSON",
-                    400 | 401 | 403 => {
+            (Unavailable, _) => match asked_for {
+                Some(delay) => format!("{responded}, and asks to wait {}", seconds(delay)),
+                None => responded,
+            },
+            (InvalidResponse, _) => {
+                let hint = match (code, content) {
+                    (200..=299, Content::Fields { .. }) => ", with an error and an access token",
+                    (200..=299, _) => ", which is not a token response in JSON",
+                    (400 | 401 | 403, _) => {
                         ", not with JSON: perhaps a proxy or a firewall, else check the credential"
                     }
                     _ => "",
                 };
-                format!("{endpoint} responded with HTTP {code} and {}{hint}", content_type(headers))
+                format!("{responded} and {}{hint}", content_type(headers))
             }
         };
-        let retry_after = asked_for.filter(|_| kind == SourceErrorKind::Unavailable);
+        let retry_after = asked_for.filter(|_| kind == Unavailable);
         // These may come from a gateway, or after the request was processed.
         let is_answer = !status.is_redirection() && !matches!(code, 500 | 502 | 504);
         let facts = Facts { is_answer, presented: Some(presented), ..Facts::default() };

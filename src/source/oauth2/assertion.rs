@@ -1,31 +1,23 @@
 //! [`Assertion`]: a source of JWTs that are signed with a [`SigningKey`] (RFC 7523 §3).
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use ring::{
-    error::{KeyRejected, Unspecified},
-    rand::{SecureRandom, SystemRandom},
-    signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
-    },
+use ring::error::{KeyRejected, Unspecified};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
 };
 use rustls_pki_types::PrivateKeyDer;
 use secrecy::zeroize::Zeroizing;
 use serde_json::{Map, Value};
 
-use super::{
-    super::{Credential, TokenRequest, TokenSource, check_text},
-    form::base64_of_any_form,
-};
-use crate::{
-    error::{Facts, SourceError, seconds},
-    token::Token,
-};
+use super::super::{Credential, DAY, SECOND, TokenRequest, TokenSource, check_duration, check_text};
+use super::form::base64_of_any_form;
+use crate::debug::debug_fields;
+use crate::error::{Facts, SourceError};
+use crate::token::Token;
 
 /// How long an assertion is valid. Authorization servers accept a few minutes; GitHub accepts ten at most.
 const LIFETIME: Duration = Duration::from_secs(300);
@@ -178,14 +170,7 @@ fn pkcs8_of_p256(sec1: &[u8]) -> Vec<u8> {
     der(0x30, &[HEAD, &der(0x04, sec1)].concat())
 }
 
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SigningKey")
-            .field("algorithm", &self.algorithm)
-            .field("key_id", &self.key_id)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SigningKey |it| { algorithm: it.algorithm, key_id: it.key_id });
 
 /// A [`TokenSource`] of signed JWTs: the assertion of [`OAuth2::jwt_bearer`](super::OAuth2::jwt_bearer), or the subject of
 /// [`OAuth2::token_exchange`](super::OAuth2::token_exchange).
@@ -262,10 +247,7 @@ impl Assertion {
 
     /// Checks the key and the options.
     pub(super) fn check(&self) -> Result<(), SourceError> {
-        if !(Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60)).contains(&self.lifetime) {
-            let got = seconds(self.lifetime);
-            return Err(SourceError::configuration(format!("lifetime must be >= 1s and <= 1d, got {got}")));
-        }
+        check_duration("lifetime", self.lifetime, SECOND..=DAY, ">= 1s and <= 1d")?;
         let key_id = self.key.key_id.as_deref().map(|id| ("key_id", id));
         let claims = self.claims.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
         for (name, text) in key_id.into_iter().chain(claims) {
@@ -311,12 +293,4 @@ impl TokenSource for Assertion {
     }
 }
 
-impl fmt::Debug for Assertion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Assertion")
-            .field("key", &self.key)
-            .field("claims", &self.claims.keys().collect::<Vec<_>>())
-            .field("lifetime", &self.lifetime)
-            .finish()
-    }
-}
+debug_fields!(Assertion |it| { key: it.key, claims: it.claims.keys().collect::<Vec<_>>(), lifetime: it.lifetime });

@@ -15,7 +15,7 @@ use crate::error::SourceError;
 /// `Debug` shows the client's id and the method, and no secret.
 #[derive(Clone, Debug)]
 pub struct ClientAuth {
-    id: String,
+    pub(super) id: String,
     method: Method,
 }
 
@@ -97,10 +97,6 @@ impl ClientAuth {
             Method::Basic { secret, .. } | Method::Post(secret) => *secret = new.into(),
             _ => {}
         }
-    }
-
-    pub(super) fn id(&self) -> &str {
-        &self.id
     }
 
     /// Whether the body has the client's id.

@@ -3,25 +3,17 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use http::{
-    Request, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE},
-};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Request, Uri};
 use serde_json::Value;
 
-use super::{
-    super::{
-        TokenRequest, check_text,
-        client::{Sent, TokenClient, TokenResponse},
-    },
-    form::{Form, base64_of_any_form},
-    options::{Grant, OAuth2},
-};
-use crate::{
-    challenge::Challenge,
-    error::{SourceError, SourceErrorKind},
-    token::Token,
-};
+use super::super::client::{Sent, TokenClient, TokenResponse};
+use super::super::{TokenRequest, check_text};
+use super::form::{Form, base64_of_any_form};
+use super::options::{Grant, OAuth2};
+use crate::challenge::Challenge;
+use crate::error::{SourceError, SourceErrorKind};
+use crate::token::Token;
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
 const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -31,10 +23,10 @@ const RESERVED: &str = "grant_type refresh_token assertion subject_token subject
                         client_assertion client_assertion_type";
 
 impl OAuth2 {
-    /// Requests a token with the secret of the grant, if it has one: the name of its field, and its value.
-    pub(super) async fn exchange(
+    /// Requests a token. `secret` is the field of the grant's secret, if it has one, and its value.
+    pub(super) async fn request_token(
         &self,
-        presented: Option<(&str, &str)>,
+        secret: Option<(&str, &str)>,
         request: &TokenRequest<'_>,
     ) -> Result<Token, SourceError> {
         self.check()?;
@@ -42,7 +34,7 @@ impl OAuth2 {
         let url = self.server.endpoint(&client).await?;
         let send = async |url: &Uri| {
             let sent = Sent::default();
-            client.exchange(self.request(url, presented, request)?, self.server.option(), &sent).await
+            client.exchange(self.token_request(url, secret, request)?, self.server.option(), &sent).await
         };
         let mut result = send(&url).await;
         let is_gone = |response: &TokenResponse| matches!(response.status().as_u16(), 404 | 405 | 410);
@@ -71,9 +63,8 @@ impl OAuth2 {
                 && error.kind() == SourceErrorKind::Configuration
                 && response.code() == Some("invalid_request")
         };
-        response.granted(self.options.default_lifetime).map_err(|error| match is_subject(&error) {
-            true => error.of_kind(SourceErrorKind::Rejected),
-            false => error,
+        response.granted(self.options.default_lifetime).map_err(|error| {
+            if is_subject(&error) { error.of_kind(SourceErrorKind::Rejected) } else { error }
         })
     }
 
@@ -143,16 +134,14 @@ impl OAuth2 {
         form
     }
 
-    fn request(
+    fn token_request(
         &self,
         url: &Uri,
-        presented: Option<(&str, &str)>,
+        secret: Option<(&str, &str)>,
         request: &TokenRequest<'_>,
     ) -> Result<Request<String>, SourceError> {
         let mut form = self.fixed_fields();
-        if let Some((name, value)) = presented {
-            form.add(name, value);
-        }
+        secret.iter().for_each(|(field, secret)| form.add(field, secret));
         self.options.parameters.iter().for_each(|(name, value)| form.add(name, value));
         if let Some(challenge) = request.challenge().filter(|_| self.options.follow_challenge) {
             claims(challenge).iter().for_each(|claims| form.add("claims", claims));

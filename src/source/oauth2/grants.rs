@@ -1,27 +1,21 @@
 //! The grants of [`OAuth2`]: what each presents.
 
-use super::{
-    super::{Credential, TokenRequest, TokenSource},
-    options::{Grant, OAuth2},
-};
+use super::super::{Credential, TokenRequest, TokenSource};
+use super::options::{Grant, OAuth2};
 use crate::{error::SourceError, token::Token};
 
 impl OAuth2 {
     /// Requests a token by a grant whose credential is not a refresh token. That works as long as a refresh token would, so
     /// one in the response is dropped.
     async fn by_credential(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
-        let subject = match &self.grant {
-            Grant::TokenExchange { subject, .. } => Some(("subject_token", subject)),
-            Grant::JwtBearer(assertion) => Some(("assertion", assertion)),
-            Grant::ClientCredentials | Grant::Login => None,
+        let token = match self.grant.subject() {
+            Some((field, subject)) => {
+                let subject = subject.fetch(&TokenRequest::new(request.reason())).await?;
+                self.request_token(Some((field, subject.access_token())), request).await
+            }
+            None => self.request_token(None, request).await,
         };
-        let mut presented = None;
-        if let Some((name, subject)) = subject {
-            let asked = TokenRequest::new(request.reason());
-            presented = Some((name, subject.fetch(&asked).await?));
-        }
-        let presented = presented.as_ref().map(|(name, token)| (*name, token.access_token()));
-        Ok(self.exchange(presented, request).await?.without_refresh_token())
+        Ok(token?.without_refresh_token())
     }
 }
 
@@ -29,7 +23,7 @@ impl TokenSource for OAuth2 {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         match (&self.grant, request.refresh_token()) {
             (Grant::Login, Some(refresh_token)) => {
-                self.exchange(Some(("refresh_token", refresh_token)), request).await
+                self.request_token(Some(("refresh_token", refresh_token)), request).await
             }
             (Grant::Login, None) => {
                 self.check()?;
@@ -44,7 +38,7 @@ impl TokenSource for OAuth2 {
     }
 
     fn validate(&self) -> Result<(), SourceError> {
-        if let Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) = &self.grant {
+        if let Some((_, subject)) = self.grant.subject() {
             subject.validate()?;
             if subject.credential().is_login() {
                 return Err(SourceError::configuration(
@@ -60,18 +54,16 @@ impl TokenSource for OAuth2 {
     /// resources, the audience, the parameters, and the subject of an exchange. The client's secret is no part of it.
     fn credential(&self) -> Credential {
         let (client_auth, revision) = self.client_auth();
-        let holder = [self.server.url(), client_auth.id(), self.grant.name()];
+        let holder = [&*self.server.url, &*client_auth.id, self.grant.name()];
         let credential = Credential::new(holder).for_token(self.fixed_fields().iter());
         let parameters = self.options.parameters.iter().flat_map(|(name, value)| [name, value]);
         let credential = credential.for_token(parameters.map(String::as_str)).with_revision(revision);
         let credential =
             if self.options.use_id_token { credential.for_token(["id_token"]) } else { credential };
-        match &self.grant {
-            Grant::Login => credential.of_login(),
-            Grant::TokenExchange { subject, .. } | Grant::JwtBearer(subject) => {
-                credential.of_subject(&subject.credential()).without_logins()
-            }
-            Grant::ClientCredentials => credential.without_logins(),
+        match self.grant.subject() {
+            Some((_, subject)) => credential.of_subject(&subject.credential()).without_logins(),
+            None if matches!(self.grant, Grant::Login) => credential.of_login(),
+            None => credential.without_logins(),
         }
     }
 }

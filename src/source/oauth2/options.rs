@@ -1,16 +1,13 @@
 //! [`OAuth2`]: the source for an OAuth 2.0 authorization server, and its options.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use super::{
-    super::{DynTokenSource, TokenSource, client::TokenClient},
-    client_auth::ClientAuth,
-    server::Server,
-};
+use super::super::client::TokenClient;
+use super::super::{DynTokenSource, TokenSource};
+use super::client_auth::ClientAuth;
+use super::server::Server;
+use crate::debug::debug_fields;
 
 /// A [`TokenSource`] for an OAuth 2.0 authorization server (RFC 6749).
 ///
@@ -254,23 +251,23 @@ impl OAuth2 {
         client_auth.1 += 1;
     }
 
-    /// How the client authenticates, and how often that was replaced.
     pub(super) fn client_auth(&self) -> (ClientAuth, u64) {
         self.client_auth.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl fmt::Debug for OAuth2 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OAuth2")
-            .field("grant", &self.grant.name())
-            .field("server", &self.server)
-            .field("client", &self.client_auth().0)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(OAuth2 |it| { grant: it.grant.name(), server: it.server, client: it.client_auth().0 });
 
 impl Grant {
+    /// Returns the source of the token that is presented, if there is one, and the field that has that token.
+    pub(super) fn subject(&self) -> Option<(&'static str, &dyn DynTokenSource)> {
+        match self {
+            Self::TokenExchange { subject, .. } => Some(("subject_token", &**subject)),
+            Self::JwtBearer(assertion) => Some(("assertion", &**assertion)),
+            Self::ClientCredentials | Self::Login => None,
+        }
+    }
+
     /// Returns the `grant_type`.
     pub(super) fn name(&self) -> &'static str {
         match self {

@@ -1,22 +1,16 @@
 //! [`Server`]: the authorization server: the URL of its token endpoint, or its issuer, whose metadata has that URL.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::{Request, Uri};
 use tokio::time::Instant;
 
-use super::super::{
-    check_text,
-    client::{Sent, TokenClient},
-};
-use crate::{
-    error::{Facts, SourceError},
-    origins::{shown, shown_with_path},
-};
+use super::super::check_text;
+use super::super::client::{Sent, TokenClient};
+use crate::debug::debug_fields;
+use crate::error::{Facts, SourceError};
+use crate::origins::{shown, shown_with_path};
 
 /// How long metadata is used. A server may move its endpoints, and keep the old ones for some time.
 const METADATA_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,7 +27,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Server {
     /// The token endpoint or the issuer.
-    url: String,
+    pub(super) url: String,
     is_issuer: bool,
     /// The token endpoint in the issuer's metadata, and when that is read again. Clones share it.
     discovered: Arc<Mutex<Option<(Uri, Instant)>>>,
@@ -66,11 +60,6 @@ impl Server {
     /// Returns the audience of an assertion for the token endpoint with this URL: the issuer, if the server was made from it.
     pub(super) fn audience(&self, endpoint: &Uri) -> String {
         if self.is_issuer { self.url.clone() } else { endpoint.to_string() }
-    }
-
-    /// The URL that the server was made from.
-    pub(super) fn url(&self) -> &str {
-        &self.url
     }
 
     /// The name of the URL in errors.
@@ -185,15 +174,7 @@ impl Server {
     }
 }
 
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = self.url.parse().map(|url| shown_with_path(&url)).ok();
-        f.debug_struct("Server")
-            .field("url", &url)
-            .field("is_issuer", &self.is_issuer)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(Server |it| { url: it.url.parse().map(|url| shown_with_path(&url)).ok(), is_issuer: it.is_issuer });
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! [`RequestHead`]: a copy of everything in a request but its body. [`Head`]: such a copy, or nothing.
+//! [`KeptHead`]: a copy of everything in a request but its body. [`KeepHead`]: such a copy, or nothing.
 //! [`FlatHeaders`]: a header map as one buffer.
 //!
 //! Cloning a `HeaderMap` costs an allocation for nearly every value that was never cloned, and a hash for each name.
@@ -17,7 +17,7 @@ const TYPICAL_LENGTH: usize = 48;
 
 /// Everything in a request but its body. It is copied before the token is added, so it never contains the token.
 #[expect(missing_debug_implementations, reason = "the caller's headers may be secret")]
-pub struct RequestHead {
+pub struct KeptHead {
     method: Method,
     uri: Uri,
     version: Version,
@@ -33,15 +33,18 @@ pub(super) struct FlatHeaders {
     count: usize,
 }
 
-/// Keeps the head of a request, or nothing: an `Option<Infallible>` takes no space.
-pub trait Head: Sized {
+/// Keeps the head of a request, or nothing.
+///
+/// What is kept for a retry is an `Option` of a head and a spare. It takes no space if both are [`Infallible`]: an enum leaves
+/// out a variant only if it has no value and no field with a size.
+pub trait KeepHead: Sized {
     fn of<B>(request: &Request<B>) -> Option<Self>;
 
     /// Creates a request with this head and `body`.
     fn request<B>(&self, body: B) -> Request<B>;
 }
 
-impl Head for RequestHead {
+impl KeepHead for KeptHead {
     #[inline]
     fn of<B>(request: &Request<B>) -> Option<Self> {
         Some(Self {
@@ -65,7 +68,7 @@ impl Head for RequestHead {
     }
 }
 
-impl Head for Infallible {
+impl KeepHead for Infallible {
     #[inline]
     fn of<B>(_: &Request<B>) -> Option<Self> {
         None
@@ -79,7 +82,20 @@ impl Head for Infallible {
 impl FlatHeaders {
     #[inline]
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        Self { flat: flatten(headers), count: headers.len() }
+        // Enough for most requests. Computing the exact size would cost more than growing the buffer once when it is not.
+        let mut flat = Vec::with_capacity(headers.len() * TYPICAL_LENGTH);
+        for (name, value) in headers {
+            let name = name.as_str().as_bytes();
+            // `http` limits a name to 2¹⁶-1 bytes. A value of 2 GiB could not be sent.
+            let (name_length, value_length) = (name.len() as u16, value.len() as u32 & !SENSITIVE);
+            let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
+            let [n0, n1] = name_length.to_le_bytes();
+            let [v0, v1, v2, v3] = (value_length | mark).to_le_bytes();
+            flat.extend_from_slice(&[n0, n1, v0, v1, v2, v3]);
+            flat.extend_from_slice(name);
+            flat.extend_from_slice(&value.as_bytes()[..value_length as usize]);
+        }
+        Self { flat, count: headers.len() }
     }
 
     /// Frees unused capacity.
@@ -106,27 +122,6 @@ impl FlatHeaders {
     }
 }
 
-#[inline]
-fn flatten(headers: &HeaderMap) -> Vec<u8> {
-    if headers.is_empty() {
-        return Vec::new();
-    }
-    // Enough for most requests. Computing the exact size would cost more than growing the buffer once when it is not.
-    let mut flat = Vec::with_capacity(headers.len() * TYPICAL_LENGTH);
-    for (name, value) in headers {
-        let name = name.as_str().as_bytes();
-        // `http` limits a name to 2¹⁶-1 bytes. A value of 2 GiB could not be sent.
-        let (name_length, value_length) = (name.len() as u16, value.len() as u32 & !SENSITIVE);
-        let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
-        let [n0, n1] = name_length.to_le_bytes();
-        let [v0, v1, v2, v3] = (value_length | mark).to_le_bytes();
-        flat.extend_from_slice(&[n0, n1, v0, v1, v2, v3]);
-        flat.extend_from_slice(name);
-        flat.extend_from_slice(&value.as_bytes()[..value_length as usize]);
-    }
-    flat
-}
-
 fn next_header(flat: &[u8]) -> Option<(HeaderName, HeaderValue, &[u8])> {
     let (name_length, flat) = flat.split_first_chunk()?;
     let (value_length, flat) = flat.split_first_chunk()?;
@@ -147,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn restored(request: Request<()>) -> Request<()> {
-        RequestHead::of(&request).unwrap().request(())
+        KeptHead::of(&request).unwrap().request(())
     }
 
     /// A retry has another method, URI, version, header or extension than the request.
