@@ -1,17 +1,17 @@
 //! Model test of a fleet with random faults in its store, its processes and its endpoint. No caller ever gets an
 //! expired token, every caller gets a token, and after the faults there is again one token and one POST per expiry.
 //!
-//! proptest records shrunk failures in `tests/suite/fleet_model.proptest-regressions` and runs them first.
+//! A failure prints the shortest sequence that fails, and the `TEST_SEED` that repeats it.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use proptest::{prelude::*, test_runner::TestCaseError};
+use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, timeout};
 use tower_bearer::TokenProvider;
 
 use crate::support::{
-    fleet::{Endpoint, Health, MINUTE, MemoryStore},
-    runs,
+    fleet::{Chance, Endpoint, Health, MINUTE, MemoryStore},
+    runs, sequences,
 };
 
 const PROCESSES: usize = 4;
@@ -46,68 +46,64 @@ enum Step {
     Restart(usize),
 }
 
+fn process(chance: &mut Chance) -> usize {
+    chance.draw(PROCESSES as u64) as usize
+}
+
 /// Steps without a fault of the store or of a process.
-fn calm_step() -> impl Strategy<Value = Step> {
-    let process = 0..PROCESSES;
-    prop_oneof![
-        4 => process.clone().prop_map(Step::Ask),
-        3 => Just(Step::AskAll),
-        2 => process.prop_map(Step::Challenge),
-        4 => (0..70_000u64).prop_map(Step::Pass),
-        2 => takes(),
-        1 => Just(Step::Elsewhere),
-    ]
+fn calm_step(chance: &mut Chance) -> Step {
+    match chance.draw(16) {
+        0..4 => Step::Ask(process(chance)),
+        4..7 => Step::AskAll,
+        7 | 8 => Step::Challenge(process(chance)),
+        9..13 => Step::Pass(chance.draw(70_000)),
+        13 | 14 => takes(chance),
+        _ => Step::Elsewhere,
+    }
 }
 
 /// Two exchanges, the first of which is rejected, take less time than the others wait for a lease: five times
 /// [`LEASE`].
-fn takes() -> impl Strategy<Value = Step> {
-    prop_oneof![Just(200u64), Just(1_500), Just(2_500), Just(4_000)].prop_map(Step::Takes)
+fn takes(chance: &mut Chance) -> Step {
+    Step::Takes(chance.pick(&[200, 1_500, 2_500, 4_000]))
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let process = 0..PROCESSES;
-    prop_oneof![
-        6 => process.clone().prop_map(Step::Ask),
-        2 => Just(Step::AskAll),
-        2 => process.clone().prop_map(Step::Challenge),
-        4 => (0..70_000u64).prop_map(Step::Pass),
-        2 => prop_oneof![
-            Just(Health::Good),
-            Just(Health::Down),
-            Just(Health::Slow),
-            Just(Health::ReadOnly),
-            Just(Health::Forgetful),
-            Just(Health::Full),
-        ].prop_map(Step::Store),
-        1 => Just(Step::Flush),
-        1 => Just(Step::LoseLease),
-        1 => prop::collection::vec(any::<bool>(), 1..6).prop_map(Step::Unclear),
-        1 => prop_oneof![Just(3_000u64), Just(100_000)].prop_map(Step::Delay),
-        1 => takes(),
-        1 => Just(Step::Elsewhere),
-        1 => process.prop_map(Step::Restart),
-    ]
+fn step(chance: &mut Chance) -> Step {
+    use Health::{Down, Forgetful, Full, Good, ReadOnly, Slow};
+    match chance.draw(23) {
+        0..6 => Step::Ask(process(chance)),
+        6 | 7 => Step::AskAll,
+        8 | 9 => Step::Challenge(process(chance)),
+        10..14 => Step::Pass(chance.draw(70_000)),
+        14 | 15 => Step::Store(chance.pick(&[Good, Down, Slow, ReadOnly, Forgetful, Full])),
+        16 => Step::Flush,
+        17 => Step::LoseLease,
+        18 => Step::Unclear(chance.list(5, |chance| chance.draw(2) == 0)),
+        19 => Step::Delay(chance.pick(&[3_000, 100_000])),
+        20 => takes(chance),
+        21 => Step::Elsewhere,
+        _ => Step::Restart(process(chance)),
+    }
 }
 
 /// Gets a token of one process, and checks that it has not expired.
-async fn ask(process: &TokenProvider) -> Result<String, TestCaseError> {
+async fn ask(process: &TokenProvider) -> String {
     let begun = Instant::now();
     loop {
         // A refresh without a response ends with an error. The next call starts another one.
         match process.token().await {
             Ok(token) => {
-                prop_assert!(!token.remaining().unwrap().is_zero());
-                return Ok(token.access_token().to_owned());
+                assert!(!token.remaining().unwrap().is_zero());
+                return token.access_token().to_owned();
             }
             Err(error) => {
-                prop_assert!(error.is_transient() && begun.elapsed() < MAX_REFRESH * 4, "{:?}", error);
+                assert!(error.is_transient() && begun.elapsed() < MAX_REFRESH * 4, "{:?}", error);
             }
         }
     }
 }
 
-async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+async fn run(steps: Vec<Step>) {
     let (endpoint, store) = (Endpoint::default(), MemoryStore::default());
     let build = || endpoint.process(&store).lease(LEASE).build().unwrap();
     let mut processes = [(); PROCESSES].map(|()| build());
@@ -118,17 +114,17 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let is_calm = steps.iter().all(is_calm_step);
     for step in steps {
         match step {
-            Step::Ask(process) => _ = ask(&processes[process]).await?,
+            Step::Ask(process) => _ = ask(&processes[process]).await,
             Step::AskAll => {
                 let asked = processes.clone().map(|process| tokio::spawn(async move { ask(&process).await }));
                 for asked in asked {
-                    asked.await.unwrap()?;
+                    asked.await.unwrap();
                 }
             }
             Step::Challenge(process) => {
                 if let Some(token) = processes[process].current() {
                     // The refresh may fail, but must end.
-                    prop_assert!(timeout(MAX_REFRESH, processes[process].refresh(&token)).await.is_ok());
+                    assert!(timeout(MAX_REFRESH, processes[process].refresh(&token)).await.is_ok());
                 }
             }
             Step::Pass(millis) => sleep(Duration::from_millis(millis)).await,
@@ -149,11 +145,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
 
     // Without faults, leases prevent concurrent use of a refresh token, however slow the endpoint is.
     let presented_twice = endpoint.grants().presented_twice;
-    prop_assert!(
-        !is_calm || presented_twice == 0,
-        "refresh tokens presented by two at once: {}",
-        presented_twice
-    );
+    assert!(!is_calm || presented_twice == 0, "refresh tokens presented by two at once: {}", presented_twice);
 
     // No faults from here on.
     store.set(Health::Good);
@@ -164,7 +156,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     });
     sleep(3 * MINUTE).await;
     for process in &processes {
-        ask(process).await?;
+        ask(process).await;
     }
     for _ in 0..2 {
         // One expiry, at which all processes need a token at once.
@@ -173,33 +165,29 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
         let asked = processes.clone().map(|process| tokio::spawn(async move { ask(&process).await }));
         let mut tokens = BTreeSet::new();
         for asked in asked {
-            tokens.insert(asked.await.unwrap()?);
+            tokens.insert(asked.await.unwrap());
         }
-        prop_assert_eq!(tokens.len(), 1);
+        assert_eq!(tokens.len(), 1);
         let posts = endpoint.grants().posts() - before;
-        prop_assert!(posts == 1, "{} POSTs", posts);
+        assert!(posts == 1, "{} POSTs", posts);
     }
-    Ok(())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: runs(1_000) as u32, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
+fn check(step: fn(&mut Chance) -> Step) {
+    sequences(runs(1_000), 0..40, step, |steps| {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(run(steps));
+    });
+}
 
-    /// A random sequence of faults leaves processes with different tokens.
-    #[test]
-    fn fleet_converges_after_any_fault(
-        steps in prop::collection::vec(step(), 0..40)
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(run(steps))?;
-    }
+/// A random sequence of faults leaves processes with different tokens.
+#[test]
+fn fleet_converges_after_any_fault() {
+    check(step);
+}
 
-    /// Without faults of the store, two processes present the same refresh token.
-    #[test]
-    fn calm_fleet_presents_no_token_twice(
-        steps in prop::collection::vec(calm_step(), 0..40)
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.unwrap().block_on(run(steps))?;
-    }
+/// Without faults of the store, two processes present the same refresh token.
+#[test]
+fn calm_fleet_presents_no_token_twice() {
+    check(calm_step);
 }

@@ -3,13 +3,13 @@
 //! The model has rotating refresh tokens, faults, revocations, interrupted refreshes, a clock, callers that are dropped
 //! and waiters that give up. The end of `run` checks what must hold after every sequence.
 //!
-//! `PROPTEST_CASES=100000 cargo test --test suite model::` runs more sequences. proptest records the shrunk sequence of a
-//! failure in `tests/suite/model.proptest-regressions`, and runs it first from then on.
+//! `TEST_RUNS=250 cargo test --test suite model::` runs more sequences. A failure prints the shortest sequence that fails,
+//! and the `TEST_SEED` that repeats it.
 
 use std::{
     collections::HashMap,
     io,
-    panic::resume_unwind,
+    panic::{catch_unwind, resume_unwind},
     pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -19,9 +19,8 @@ use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use proptest::prelude::*;
 use tokio::{
-    runtime::Handle,
+    runtime::{Builder, Handle},
     sync::Notify,
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -32,7 +31,7 @@ use tower_bearer::{
     TokenClient, TokenProvider, TokenRequest, TokenSource,
 };
 
-use crate::support::runs;
+use crate::support::{fleet::Chance, runs, sequences};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -80,30 +79,24 @@ enum Step {
     Invalidate,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let fault = prop_oneof![
-        3 => Just(Fault::None),
-        1 => Just(Fault::Down),
-        1 => Just(Fault::Limited),
-        2 => Just(Fault::Lost),
-        1 => Just(Fault::Failed),
-        1 => Just(Fault::Hangs),
-    ];
-    let pass = prop_oneof![Just(10), Just(500), Just(3_000), Just(20_000), Just(55_000), Just(61_000)];
-    prop_oneof![
-        6 => prop::collection::vec(prop::option::weighted(0.3, 0..30_u8), 1..5).prop_map(Step::Requests),
-        1 => (1..10_u8).prop_map(Step::Challenged),
-        1 => (1..20_u8).prop_map(Step::Revocations),
-        1 => (1..20_u8).prop_map(Step::Beside),
-        1 => prop::collection::vec(0..30_u8, 1..5).prop_map(Step::Waiters),
-        2 => Just(Step::Interrupt),
-        4 => pass.prop_map(|millis| Step::Pass(Duration::from_millis(millis))),
-        2 => Just(Step::RevokeAccess),
-        1 => Just(Step::RevokeRefresh),
-        3 => fault.prop_map(Step::Fault),
-        1 => any::<bool>().prop_map(|is_set| Step::Key { is_set }),
-        1 => Just(Step::Invalidate),
-    ]
+fn step(chance: &mut Chance) -> Step {
+    match chance.draw(28) {
+        0..6 => Step::Requests(chance.list(4, |chance| (chance.draw(10) < 3).then(|| chance.draw(30) as u8))),
+        6 => Step::Challenged(1 + chance.draw(9) as u8),
+        7 => Step::Revocations(1 + chance.draw(19) as u8),
+        8 => Step::Beside(1 + chance.draw(19) as u8),
+        9 => Step::Waiters(chance.list(4, |chance| chance.draw(30) as u8)),
+        10 | 11 => Step::Interrupt,
+        12..16 => Step::Pass(Duration::from_millis(chance.pick(&[10, 500, 3_000, 20_000, 55_000, 61_000]))),
+        16 | 17 => Step::RevokeAccess,
+        18 => Step::RevokeRefresh,
+        19..22 => {
+            use Fault::{Down, Failed, Hangs, Limited, Lost, None};
+            Step::Fault(chance.pick(&[None, None, None, Down, Limited, Lost, Lost, Failed, Hangs]))
+        }
+        22..24 => Step::Key { is_set: chance.draw(2) == 0 },
+        _ => Step::Invalidate,
+    }
 }
 
 /// The state of the auth endpoint and of the API.
@@ -238,7 +231,7 @@ impl TokenSource for Interruptible {
     }
 }
 
-async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
+async fn run(steps: Vec<Step>, keep_fresh: bool) {
     let account = Shared::default();
     let auth = tower::service_fn({
         let account = Arc::clone(&account);
@@ -327,11 +320,11 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
 
     // The refresh timeout and the limit of retries bound how long a caller waits.
     let results = timeout(SECOND * 120, callers.join_all()).await;
-    prop_assert!(results.is_ok(), "a caller is stuck: {:?}", provider.status());
+    assert!(results.is_ok(), "a caller is stuck: {:?}", provider.status());
     for result in results.unwrap().into_iter().flatten() {
         match result {
-            Ok(response) => prop_assert!([200, 401].contains(&response.status().as_u16())),
-            Err(error) => prop_assert!(error.is::<Error>(), "{error:?}"),
+            Ok(response) => assert!([200, 401].contains(&response.status().as_u16())),
+            Err(error) => assert!(error.is::<Error>(), "{error:?}"),
         }
     }
     // Once all faults have ended and the longest pause is over, the next request succeeds.
@@ -343,20 +336,20 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
     source.set_key(format!("key-{key}"));
     sleep(SECOND * 65).await;
     let response = service.clone().oneshot(request()).await;
-    prop_assert!(response.is_ok(), "{response:?}");
-    prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
+    assert!(response.is_ok(), "{response:?}");
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
 
     // After a revocation of an accepted token, the next request succeeds. The same holds for a second revocation.
     for _ in 0..2 {
         account.lock().unwrap().access.clear();
         let response = service.clone().oneshot(request()).await;
-        prop_assert_eq!(response.unwrap().status(), StatusCode::OK);
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
     }
     // A request that cannot be sent again waits for the refresh that a challenge has started.
     account.lock().unwrap().access.clear();
     let challenged = without_replay.clone().oneshot(request()).await;
-    prop_assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
-    prop_assert_eq!(without_replay.oneshot(request()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(without_replay.oneshot(request()).await.unwrap().status(), StatusCode::OK);
 
     // A program that reports challenges itself heals eight in a row. One of the refreshes is interrupted.
     sleep(SECOND * 65).await;
@@ -369,64 +362,79 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) -> Result<(), TestCaseError> {
         }
         let token = provider.refresh(&challenged).await;
         let token = if token.is_ok() { token } else { provider.refresh(&challenged).await };
-        prop_assert!(
-            token.is_ok_and(|token| token.access_token() != challenged.access_token()),
-            "{}",
-            number
-        );
+        assert!(token.is_ok_and(|token| token.access_token() != challenged.access_token()), "{}", number);
         sleep(SECOND * 3 / 20).await;
     }
     // Nobody has a wrong token by now, and the bucket of challenges is full again.
     sleep(SECOND * 65).await;
-    prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
     let exchanges = account.lock().unwrap().exchanges.clone();
     let most = exchanges
         .iter()
         .map(|begun| exchanges.iter().filter(|at| *at >= begun && **at - *begun < 60 * SECOND).count());
-    prop_assert!(most.max().unwrap_or_default() < 100, "{:?}", exchanges);
+    assert!(most.max().unwrap_or_default() < 100, "{:?}", exchanges);
 
     // One endpoint challenges every token, another one works. The first one causes at most ten exchanges at once, and
     // then one per five seconds.
     let before = account.lock().unwrap().exchanges.len();
     for _ in 0..13 {
         let challenged = service.clone().oneshot(request_to(CHALLENGED)).await;
-        prop_assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
-        prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(challenged.unwrap().status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
         sleep(SECOND).await;
     }
     {
         let account = account.lock().unwrap();
         let exchanges = account.exchanges.len() - before;
-        prop_assert!(exchanges <= 10 + 13 / 5 + 1, "{} exchanges", exchanges);
+        assert!(exchanges <= 10 + 13 / 5 + 1, "{} exchanges", exchanges);
     }
     // The other endpoint recovers from a revocation within that time.
     account.lock().unwrap().access.clear();
     sleep(5 * SECOND).await;
-    prop_assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(service.clone().oneshot(request()).await.unwrap().status(), StatusCode::OK);
 
     drop(service);
     provider.shutdown().await;
-    prop_assert!(!provider.status().refreshing);
+    assert!(!provider.status().refreshing);
     drop(provider);
-    prop_assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
     let account = account.lock().unwrap();
-    prop_assert!(account.violations.is_empty(), "{:?}", account.violations);
+    assert!(account.violations.is_empty(), "{:?}", account.violations);
     for (refresh_token, (presented, accepted)) in &account.presented {
-        prop_assert!(*accepted <= 1 && *presented <= 2, "{refresh_token}: {presented}, {accepted}");
+        assert!(*accepted <= 1 && *presented <= 2, "{refresh_token}: {presented}, {accepted}");
     }
-    Ok(())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: runs(4_000) as u32, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
-
-    /// A random sequence of events leaves a provider without a token, or spends a refresh token twice.
-    #[test]
-    fn heals_and_spends_no_token_twice(
-        steps in prop::collection::vec(step(), 1..16),
-        keep_fresh: bool,
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(run(steps, keep_fresh))?;
+/// A random sequence of events leaves a provider without a token, or spends a refresh token twice.
+#[test]
+fn heals_and_spends_no_token_twice() {
+    for keep_fresh in [false, true] {
+        sequences(runs(2_000), 1..16, step, |steps| {
+            let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(run(steps, keep_fresh));
+        });
     }
+}
+
+/// A sequence that fails is not found, or is not made shorter.
+#[test]
+fn shortest_failing_sequence_is_found() {
+    let newest = Mutex::new(Vec::new());
+    let failed = catch_unwind(|| {
+        sequences(
+            100,
+            1..40,
+            |chance| chance.draw(10),
+            |steps| {
+                if steps.contains(&3) && steps.contains(&7) {
+                    *newest.lock().unwrap() = steps;
+                    panic!("3 and 7");
+                }
+            },
+        );
+    });
+    assert!(failed.is_err());
+    let mut newest = newest.into_inner().unwrap();
+    newest.sort_unstable();
+    assert_eq!(newest, [3, 7]);
 }

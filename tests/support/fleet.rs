@@ -401,7 +401,7 @@ pub async fn trigger_every_store_event(name: &str) {
     other.refresh(&token).await.unwrap();
 }
 
-/// Pseudo-random numbers, the same in each run.
+/// Pseudo-random numbers, which depend on a seed alone.
 #[derive(Default)]
 pub struct Chance(pub u64);
 
@@ -409,5 +409,15 @@ impl Chance {
     pub fn draw(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
+    }
+
+    /// One of these.
+    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.draw(of.len() as u64) as usize].clone()
+    }
+
+    /// Up to so many, and at least one.
+    pub fn list<T>(&mut self, up_to: u64, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..=self.draw(up_to)).map(|_| one(self)).collect()
     }
 }

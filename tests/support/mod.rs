@@ -5,6 +5,7 @@ pub mod fleet;
 pub mod folder;
 pub mod log;
 pub mod logins;
+mod random;
 mod scene;
 
 use std::{
@@ -31,7 +32,11 @@ use hyper_util::{
 use tower::Service;
 use tower_bearer::{BoxError, Credential, SourceError, Token, TokenRequest, TokenSource};
 
-pub use self::scene::{Scene, scene};
+#[allow(unused_imports)]
+pub use self::{
+    random::{runs, sequences},
+    scene::{Scene, scene},
+};
 
 /// What a [`Source`] does on one call.
 pub enum Act {
@@ -192,12 +197,6 @@ where
 
 fn token_of(headers: &HeaderMap) -> Option<&str> {
     headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
-
-/// Returns how often a random test runs: a tenth of `all`, or `all` if the environment has `TEST_RUNS=all`, as in the
-/// gate.
-pub fn runs(all: u64) -> u64 {
-    if std::env::var_os("TEST_RUNS").is_some_and(|runs| runs == "all") { all } else { all / 10 }
 }
 
 /// Polls a future once. Returns its output, or `None` if it is pending.
