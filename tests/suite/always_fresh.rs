@@ -22,11 +22,7 @@ use tower_bearer::{
     TokenRequest, TokenSource,
 };
 
-use crate::support::{self, Act, Api, Scene, Source, at_once, chain, get, scene};
-
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{self, Act, Api, HOUR, MINUTE, SECOND, Scene, Source, at_once, chain, get, scene};
 
 fn keep_fresh_provider(source: impl TokenSource) -> TokenProvider {
     TokenProvider::builder(source).keep_fresh(true).build().unwrap()

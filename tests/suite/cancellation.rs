@@ -16,9 +16,7 @@ use tokio::{runtime::Handle, task::JoinSet, time::sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider};
 
-use crate::support::{Act, Api, Source};
-
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{Act, Api, HOUR, Source};
 
 /// More polls than any request in this test needs.
 const MOST_POLLS: usize = 12;

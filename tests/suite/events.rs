@@ -21,13 +21,11 @@ use tower_bearer::{
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::support::{
-    Act, Api, Source, fleet,
+    Act, Api, HOUR, Source, fleet,
     folder::Folder,
     get,
     log::{Fields, Logged, Record},
 };
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// An event in the documentation of `observability`.
 #[derive(Debug)]

@@ -10,11 +10,9 @@ use tower_bearer::{
 use tower_bearer_store::{EncryptedStore, EncryptionKeys};
 
 use crate::support::{
-    self,
+    self, SECOND,
     fleet::{Endpoint, Health, MINUTE, MemoryStore, POST, Stop, record_text},
 };
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Waits until the token is expiring, whatever its jitter.
 async fn until_expiring(provider: &TokenProvider) {

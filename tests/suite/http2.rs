@@ -34,14 +34,12 @@ use tower_bearer::{
     BearerAuthLayer, BoxError, SourceError, Token, TokenProvider, replay::ReplayBody, source_fn,
 };
 
-use crate::support::{self, http1, http2, ours};
+use crate::support::{self, MILLISECOND, http1, http2, ours};
 
 type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// More than any exchange takes, and less than a test that hangs should take.
 const LIMIT: Duration = Duration::from_secs(8);
-
-const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// More than a small 401 has.
 const LARGE: usize = 100 * 1024;

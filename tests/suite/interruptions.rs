@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
 };
 
 use tokio::{
@@ -23,11 +22,7 @@ use tower_bearer::{
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
-use crate::support::{self, Act, Scene, Source, scene};
-
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{self, Act, HOUR, MILLISECOND, SECOND, Scene, Source, scene};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -42,7 +37,7 @@ fn hangs() -> impl TokenSource {
 fn start_on_stalled_runtime(provider: &TokenProvider) -> Runtime {
     let stalled = runtime();
     stalled.block_on(async {
-        let _ = timeout(20 * MS, provider.token()).await;
+        let _ = timeout(20 * MILLISECOND, provider.token()).await;
     });
     assert!(provider.status().refreshing);
     stalled
@@ -80,7 +75,7 @@ fn panic_while_refresh_is_dropped_interrupts_waiters() {
         move || {
             runtime().block_on(async {
                 let mut token = Box::pin(provider.token());
-                assert!(timeout(MS, &mut token).await.is_err());
+                assert!(timeout(MILLISECOND, &mut token).await.is_err());
                 joined.send(()).unwrap();
                 timeout(30 * SECOND, token).await
             })
@@ -106,11 +101,11 @@ fn shutdown_does_not_wait_for_blocked_source() {
         async { Ok::<_, SourceError>(Token::builder("abc").expires_in(SECOND).build()?) }
     });
     Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap().block_on(async {
-        let provider = TokenProvider::builder(source).refresh_timeout(200 * MS).build().unwrap();
+        let provider = TokenProvider::builder(source).refresh_timeout(200 * MILLISECOND).build().unwrap();
         let mut changes = provider.subscribe();
         while !provider.status().refreshing || provider.status().refreshes < 2 {
             provider.token().await.unwrap();
-            sleep(MS).await;
+            sleep(MILLISECOND).await;
         }
         timeout(30 * SECOND, provider.shutdown()).await.expect("it waits for the source");
         release.send(()).unwrap();
@@ -136,19 +131,20 @@ fn late_token_reaches_waiters() {
     }
 
     let source = Arc::new(Scripted(AtomicU64::new(0), Notify::new()));
-    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(500 * MS).build().unwrap();
+    let provider =
+        TokenProvider::builder(Arc::clone(&source)).refresh_timeout(500 * MILLISECOND).build().unwrap();
     let stalled = start_on_stalled_runtime(&provider);
-    thread::sleep(520 * MS);
+    thread::sleep(520 * MILLISECOND);
     let outcome = runtime().block_on(async {
         let waiter = tokio::spawn({
             let provider = provider.clone();
             async move { provider.token().await }
         });
         while source.0.load(Ordering::SeqCst) < 2 {
-            sleep(MS).await;
+            sleep(MILLISECOND).await;
         }
         source.1.notify_one();
-        thread::spawn(move || stalled.block_on(async { sleep(100 * MS).await })).join().unwrap();
+        thread::spawn(move || stalled.block_on(async { sleep(100 * MILLISECOND).await })).join().unwrap();
         // The refresh in its place has not ended yet.
         assert!(provider.status().refreshing);
         waiter.await.unwrap()
@@ -169,13 +165,15 @@ fn waiter_gets_no_old_error() {
             pending().await
         }
     });
-    let builder = TokenProvider::builder(source).cool_down(10 * MS, 10 * MS).refresh_timeout(300 * MS);
+    let builder = TokenProvider::builder(source)
+        .cool_down(10 * MILLISECOND, 10 * MILLISECOND)
+        .refresh_timeout(300 * MILLISECOND);
     let provider = builder.build().unwrap();
     let stalled = runtime();
     stalled.block_on(async {
         assert!(matches!(provider.token().await, Err(Error::Source(_))));
-        sleep(50 * MS).await;
-        let _ = timeout(20 * MS, provider.token()).await;
+        sleep(50 * MILLISECOND).await;
+        let _ = timeout(20 * MILLISECOND, provider.token()).await;
     });
     let outcome = runtime().block_on(provider.token());
     assert!(matches!(outcome, Err(Error::TimedOut(_))), "{outcome:?}");
@@ -213,7 +211,7 @@ async fn joiner_of_background_refresh_gets_one_more_attempt() {
         .provider(|builder| builder.keep_fresh(true).retry(RetryPolicy::new().max_retries(0)))
         .build()
         .provider;
-    sleep(10 * MS).await;
+    sleep(10 * MILLISECOND).await;
     assert!(provider.status().refreshing);
     assert!(provider.token().await.is_ok());
 }
@@ -230,11 +228,11 @@ async fn background_gets_no_further_attempt() {
         .build();
     provider.ready().await.unwrap();
     while provider.status().refreshes < 2 {
-        sleep(100 * MS).await;
+        sleep(100 * MILLISECOND).await;
     }
     provider.invalidate();
     while provider.status().failed_refreshes == 0 {
-        sleep(10 * MS).await;
+        sleep(10 * MILLISECOND).await;
     }
     assert_eq!(source.fetches(), 2);
 }

@@ -31,9 +31,7 @@ use tower_bearer::{
     TokenClient, TokenProvider, TokenRequest, TokenSource,
 };
 
-use crate::support::{fleet::Chance, runs, sequences};
-
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{SECOND, fleet::Chance, runs, sequences};
 
 /// How an exchange with the auth endpoint fails.
 #[derive(Clone, Copy, Debug, PartialEq)]

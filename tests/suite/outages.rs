@@ -1,7 +1,7 @@
 //! What an outage writes to the log: a few lines, however long it lasts, with the count of what they stand for.
 #![cfg(all(feature = "tracing", feature = "default-client"))]
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::StatusCode;
 use tokio::time::{advance, sleep};
@@ -12,13 +12,10 @@ use tower_bearer::{
 use tracing::Level;
 
 use crate::support::{
-    self, Act, Api, Scene, Source, fleet, get,
+    self, Act, Api, HOUR, SECOND, Scene, Source, fleet, get,
     log::{Logged, Record},
     scene,
 };
-
-const HOUR: Duration = Duration::from_secs(3600);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The lines that an operator sees.
 fn lines(record: &Record) -> Vec<Logged> {

@@ -21,10 +21,7 @@ use tower_bearer::{
     BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenSource, source_fn,
 };
 
-use crate::support::{Act, Api, Source};
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{Act, Api, MILLISECOND, SECOND, Source};
 
 type Client = BoxCloneService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
 

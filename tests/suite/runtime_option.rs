@@ -23,9 +23,7 @@ use tower_bearer::{
     TokenRequest, TokenSource, source_fn,
 };
 
-use crate::support::{block_on, chain, get};
-
-const MILLISECOND: Duration = Duration::from_millis(1);
+use crate::support::{MILLISECOND, block_on, chain, get};
 
 /// Runs a future on a runtime of its own, as a synchronous wrapper of a client does for each call.
 fn call<F: Future>(future: F) -> F::Output {

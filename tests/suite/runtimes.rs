@@ -25,10 +25,7 @@ use tower_bearer::{
     TokenProvider, TokenProviders, TokenRequest, TokenSource, source_fn,
 };
 
-use crate::support::{Api, block_on, chain, get, ours};
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{Api, HOUR, MILLISECOND, block_on, chain, get, ours};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()

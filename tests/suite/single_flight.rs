@@ -14,11 +14,9 @@ use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 
-use crate::support::{self, Act, Api, Scene, Source, at_once, chain, get, scene};
+use crate::support::{self, Act, Api, HOUR, Scene, Source, at_once, chain, get, scene};
 
 const CALLERS: usize = 10_000;
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// Runs [`CALLERS`] calls concurrently and returns their results.
 async fn call_all<F>(call: impl Fn(TokenProvider) -> F, provider: &TokenProvider) -> Vec<F::Output>

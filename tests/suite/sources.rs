@@ -9,10 +9,7 @@ use tower_bearer::{
     BearerAuthLayer, Error, SourceErrorKind, StaticToken, TokenFile, TokenProvider, TokenSource,
 };
 
-use crate::support::{Api, at_once, chain, folder::Folder, get};
-
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+use crate::support::{Api, MINUTE, SECOND, at_once, chain, folder::Folder, get};
 
 /// Replaces the file by renaming a new one, as a rotation does.
 fn rotate(path: &Path, content: impl AsRef<[u8]>) {

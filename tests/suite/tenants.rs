@@ -25,10 +25,7 @@ use tower_bearer::{
     source_fn, tenants::TokenProvidersBuilder,
 };
 
-use crate::support::{self, Act, Api, Source, at_once, fleet, ours};
-
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{self, Act, Api, HOUR, SECOND, Source, at_once, fleet, ours};
 
 /// The tenant of a request, in its extensions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -13,9 +13,7 @@ use tower_bearer::{
     TokenClient, TokenFile, TokenProvider, TokenProviderBuilder, TokenSource, replay::ReplayBody,
 };
 
-use crate::support::{self, get, ours};
-
-const SECOND: Duration = Duration::from_secs(1);
+use crate::support::{self, SECOND, get, ours};
 
 fn builder() -> TokenProviderBuilder<StaticToken> {
     TokenProvider::builder(StaticToken::new("abc"))

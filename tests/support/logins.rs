@@ -18,9 +18,8 @@ use tower_bearer::{
     oauth2::{ClientAuth, Server},
 };
 
+pub use super::SECOND;
 use super::fleet::{MemoryStore, POST};
-
-pub const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 pub enum Act {

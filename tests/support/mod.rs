@@ -38,6 +38,11 @@ pub use self::{
     scene::{Scene, scene},
 };
 
+pub const MILLISECOND: Duration = Duration::from_millis(1);
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const MINUTE: Duration = Duration::from_secs(60);
+pub const HOUR: Duration = Duration::from_secs(3600);
+
 /// What a [`Source`] does on one call.
 pub enum Act {
     Fail(SourceError),
