@@ -282,7 +282,7 @@ async fn ready_at_start_and_doubt_later() {
 async fn mark_was_seen_before_outage() {
     let mut lost = Vec::new();
     for health in [Health::Down, Health::ReadOnly, Health::Slow] {
-        for round in 0..runs(30) {
+        for round in 0..runs(40) {
             let mut random = fleet::Chance(round);
             let (auth, store) = with_grace(&["A"]);
             let one = auth.process(&store, "A");
@@ -370,7 +370,7 @@ async fn slowest_recovery(health: Health) -> Duration {
         let until = Instant::now() + Duration::from_millis(60_000 + random.draw(600_000));
         while Instant::now() < until {
             let _ = tokio::time::timeout_at(until, other.token()).await;
-            sleep(Duration::from_millis(500)).await;
+            sleep(SECOND).await;
         }
         store.set(Health::Good);
         let begun = Instant::now();

@@ -3,7 +3,7 @@
 //! The model has rotating refresh tokens, faults, revocations, interrupted refreshes, a clock, callers that are dropped
 //! and waiters that give up. The end of `run` checks what must hold after every sequence.
 //!
-//! `TEST_RUNS=250 cargo test --test suite model::` runs more sequences. A failure prints the shortest sequence that fails,
+//! `TEST_RUNS=500 cargo test --test suite model::` runs more sequences. A failure prints the shortest sequence that fails,
 //! and the `TEST_SEED` that repeats it.
 
 use std::{

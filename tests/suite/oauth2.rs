@@ -1068,7 +1068,7 @@ async fn each_answer_decides_about_refresh_token() {
         while begun.elapsed() < Duration::from_secs(3600) {
             let error = provider.token().await.unwrap_err();
             assert_eq!(kind(&error), kind(&first), "{status} {body}");
-            sleep(Duration::from_secs(10)).await;
+            sleep(Duration::from_secs(15)).await;
         }
         let presented = endpoint.values("refresh_token").len() - 1;
         let (expected, count) = match follows {

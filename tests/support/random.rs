@@ -10,10 +10,10 @@ use std::{
 
 use super::fleet::Chance;
 
-/// Returns how often a random test runs: a tenth of `all` times `TEST_RUNS` of the environment, which is 1 by default
-/// and 10 in the gate.
+/// Returns how often a random test runs: a twentieth of `all` times `TEST_RUNS` of the environment, which is 1 by default
+/// and 20 in the gate.
 pub fn runs(all: u64) -> u64 {
-    all * env::var("TEST_RUNS").map_or(1, |factor| factor.parse::<u64>().unwrap()) / 10
+    all * env::var("TEST_RUNS").map_or(1, |factor| factor.parse::<u64>().unwrap()) / 20
 }
 
 /// Checks random sequences of steps: `check` panics if one fails.
