@@ -431,7 +431,7 @@ async fn lease_outlives_its_refresh() {
     assert_eq!(logins.processed(), ["seed"]);
 }
 
-/// A refresh ends while its token is being stored, and nobody asks before that has expired.
+/// A refresh ends while its token is being stored, and no caller asks before that has expired.
 #[tokio::test(start_paused = true)]
 async fn token_is_stored_after_its_refresh() {
     let (logins, store) = logged_in();
