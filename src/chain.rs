@@ -48,8 +48,8 @@ pub(crate) struct LoginChain {
     pub(crate) before: Option<Before>,
     /// The logins that were given since the login before, and that no token was granted for.
     pub(crate) tried: Vec<String>,
-    /// Orders the refresh tokens of the login: the version of the record that was the newest one when this was granted. 0 for
-    /// the first.
+    /// Orders the refresh tokens of the login. No time, but the version of the record that was the newest one when this was
+    /// granted; 0 for the first.
     pub(crate) granted_at: u64,
     /// Whether a process presents the refresh token.
     pub(crate) is_presented: bool,
@@ -256,7 +256,7 @@ impl Known {
         self.credential.as_deref().and_then(Credential::holder)
     }
 
-    /// Whether a record says nothing that this does not know, or knows better.
+    /// Whether a record says nothing that this does not know, or knows better. True of an equal one.
     pub(crate) fn is_newer_than(&self, found: &Self) -> bool {
         let is_older = found.version <= self.version;
         match (&self.chain.login, &found.chain.login) {

@@ -1,6 +1,6 @@
 //! The primitives whose interleavings loom explores: the standard ones, or loom's under `--cfg tower_bearer_loom`.
 //!
-//! The rest of the module uses these names, so that loom runs the same code as users do.
+//! `provider::core` and `provider::state` use these names, so that loom runs the same code as users do.
 
 use std::sync::PoisonError;
 

@@ -9,7 +9,7 @@ mod store;
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-pub(crate) use self::source::{Facts, MAX_TOKEN_LEN, Presented};
+pub(crate) use self::source::{Facts, Fate, MAX_TOKEN_LEN};
 pub use self::source::{SourceError, SourceErrorKind, TokenError};
 pub use self::store::{StoreError, StoreErrorKind};
 

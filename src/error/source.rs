@@ -46,12 +46,12 @@ pub(crate) struct Facts {
     /// Whether the status of a response is the reason, and is one that says what became of the request.
     pub(crate) is_answer: bool,
     /// What became of a refresh token in the request. `None` if only the kind says it.
-    pub(crate) presented: Option<Presented>,
+    pub(crate) fate: Option<Fate>,
 }
 
 /// What became of the refresh token in the request of a failed exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Presented {
+pub(crate) enum Fate {
     /// It may be spent: the endpoint may have processed the request.
     Unclear,
     /// It is not spent: the request was not sent, or not processed, or its client is rejected.
@@ -154,13 +154,13 @@ impl SourceError {
     ///
     /// Without this, the [kind](Self::kind) decides ([`TokenSource::fetch`](crate::TokenSource::fetch)).
     pub fn with_rejected_refresh_token(self) -> Self {
-        self.with_presented(Presented::Rejected)
+        self.with_fate(Fate::Rejected)
     }
 
     /// Says that the refresh token in the request is not spent: the request was not sent, or not processed, or its client
     /// was rejected.
     pub fn with_unspent_refresh_token(self) -> Self {
-        self.with_presented(Presented::Unspent)
+        self.with_fate(Fate::Unspent)
     }
 
     /// Says that the endpoint has granted this refresh token in place of the one in the request, beside an access token that
@@ -172,21 +172,21 @@ impl SourceError {
         self
     }
 
-    pub(crate) fn with_presented(mut self, presented: Presented) -> Self {
-        self.facts.presented = Some(presented);
+    pub(crate) fn with_fate(mut self, fate: Fate) -> Self {
+        self.facts.fate = Some(fate);
         self
     }
 
     /// What became of the refresh token in the request.
-    pub(crate) fn presented(&self) -> Presented {
+    pub(crate) fn fate(&self) -> Fate {
         let by_kind = match self.kind {
-            _ if self.facts.is_unsent => Presented::Unspent,
-            SourceErrorKind::Rejected => Presented::Doubtful,
-            SourceErrorKind::LoginRequired => Presented::Rejected,
-            SourceErrorKind::Configuration => Presented::Unspent,
-            SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse => Presented::Unclear,
+            _ if self.facts.is_unsent => Fate::Unspent,
+            SourceErrorKind::Rejected => Fate::Doubtful,
+            SourceErrorKind::LoginRequired => Fate::Rejected,
+            SourceErrorKind::Configuration => Fate::Unspent,
+            SourceErrorKind::Unavailable | SourceErrorKind::InvalidResponse => Fate::Unclear,
         };
-        self.facts.presented.unwrap_or(by_kind)
+        self.facts.fate.unwrap_or(by_kind)
     }
 
     pub(crate) fn take_next_refresh_token(&mut self) -> Option<SecretString> {

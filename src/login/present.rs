@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Login, check_refresh_token, memory::Failing};
 use crate::chain::{Begun, Chain, DOUBT, Known, Seed};
-use crate::error::{Presented, SourceError, SourceErrorKind};
+use crate::error::{Fate, SourceError, SourceErrorKind};
 use crate::observability;
 use crate::source::{Credential, Sent, TokenRequest};
 use crate::store::{Lease, Publication, StoreAccess};
@@ -304,12 +304,12 @@ impl Login {
 
     /// Whether a refresh token is not presented again after this error.
     pub(super) fn is_over(&self, error: &SourceError) -> bool {
-        match error.presented() {
-            Presented::Rejected | Presented::Doubtful => true,
+        match error.fate() {
+            Fate::Rejected | Fate::Doubtful => true,
             _ if self.is_login() => false,
-            Presented::Unclear => self.state().unclear >= MAX_UNCLEAR && error.retry_after().is_none(),
+            Fate::Unclear => self.state().unclear >= MAX_UNCLEAR && error.retry_after().is_none(),
             // The endpoint may take no refresh token. If the options are wrong, the exchange of the credential says so.
-            Presented::Unspent => error.kind() == SourceErrorKind::Configuration,
+            Fate::Unspent => error.kind() == SourceErrorKind::Configuration,
         }
     }
 
@@ -337,9 +337,9 @@ impl Login {
             state.is_unstored = self.store.is_some();
             state.unclear = 0;
         }
-        match error.presented() {
-            presented @ (Presented::Rejected | Presented::Doubtful) if is_login && !is_replaced => {
-                let is_doubtful = presented == Presented::Doubtful;
+        match error.fate() {
+            fate @ (Fate::Rejected | Fate::Doubtful) if is_login && !is_replaced => {
+                let is_doubtful = fate == Fate::Doubtful;
                 let chain = &mut state.known.chain;
                 let id = chain.id().unwrap_or_default().to_owned();
                 let has_fallen_back = !is_doubtful && chain.fall_back(credential.holder());
@@ -366,16 +366,16 @@ impl Login {
                 observability::credential_used(&error);
                 Ok(None)
             }
-            presented => {
-                state.unclear -= u32::from(presented == Presented::Unspent && state.unclear > 0);
-                if !error.is_transient() && presented == Presented::Unclear && !is_replaced {
+            fate => {
+                state.unclear -= u32::from(fate == Fate::Unspent && state.unclear > 0);
+                if !error.is_transient() && fate == Fate::Unclear && !is_replaced {
                     error = error.of_kind(SourceErrorKind::InvalidResponse);
                 }
                 if is_login {
                     let more = state.more();
                     // From the first answer that was lost on: the refresh token may be spent since, and a server accepts it
                     // again for a short time only.
-                    let is_lost = presented == Presented::Unclear && !error.facts.is_answer;
+                    let is_lost = fate == Fate::Unclear && !error.facts.is_answer;
                     let failing = more.failing.filter(|failing| failing.is_lost || !is_lost);
                     let failing = failing.unwrap_or(Failing { since: asked_at, is_lost });
                     let lasted = now - failing.since;

@@ -157,6 +157,7 @@ impl Login {
                 store.release(lease).await;
                 Ok(Publication::Stored)
             }
+            // A newer lease exists: there is none to release.
             Ok(superseded) => Ok(superseded),
             Err(error) => Err((error, lease)),
         }

@@ -20,8 +20,9 @@ const PUBLISH_GRACE: Duration = Duration::from_secs(3);
 const HEALS_WITHIN: Duration = Duration::from_secs(3);
 
 impl Login {
-    /// The protocol of [`TokenStore`](crate::store::TokenStore). The outer error means that the source was not asked, because
-    /// the store has failed.
+    /// The protocol of [`TokenStore`](crate::store::TokenStore). The outer error means that the store has failed before the
+    /// lease was used: the refresh may go on without it. A refresh token that could not be marked as presented is an inner
+    /// error, as an answer of the source is.
     pub(super) async fn with_store(
         self: &Arc<Self>,
         store: &StoreAccess,

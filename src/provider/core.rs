@@ -6,6 +6,9 @@
 //!
 //! Neither a source, nor a subscriber, nor a waker, nor the drop of an error may run under the lock: each is foreign code,
 //! and may call the provider.
+//!
+//! The order of the locks: this one, then that of the login's memory, which [`Core::decide`] takes to know whether there is a
+//! login. Nothing takes this one under another.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;

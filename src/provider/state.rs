@@ -67,7 +67,8 @@ pub(crate) struct Refresh {
     pub(super) number: u64,
     /// Why it started.
     pub(super) reason: RefreshReason,
-    /// Why it is needed now: a caller that joins may need it more.
+    /// Why it is needed now: a caller that joins may need it more. A challenge that joins is not charged to the pace, since it
+    /// starts no refresh.
     pub(super) current_reason: CurrentReason,
     /// The challenge that started it, and whether the program itself has reported that.
     pub(super) challenge: Option<Challenge>,

@@ -11,7 +11,7 @@ use super::stated_code::stated_code;
 use super::transport::ReadBody;
 use super::verdict::{Content, content_type, is_page};
 use crate::debug::debug_fields;
-use crate::error::{Presented, SourceError};
+use crate::error::{Fate, SourceError};
 use crate::observability;
 use crate::token::{LEAST_LIFE, Token, TokenBuilder};
 
@@ -78,7 +78,7 @@ impl TokenResponse {
     /// Adds the refresh token in the response, whose access token cannot be used, unless the one before is rejected.
     pub(crate) fn with_next_refresh_token(&self, error: SourceError) -> SourceError {
         let next = self.fields.as_ref().and_then(Fields::refresh_token);
-        match next.filter(|_| self.status().is_success() && error.presented() != Presented::Rejected) {
+        match next.filter(|_| self.status().is_success() && error.fate() != Fate::Rejected) {
             Some(next) => error.with_next_refresh_token(next),
             None => error,
         }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 
-use crate::error::{Facts, Presented, SourceError, SourceErrorKind, seconds};
+use crate::error::{Facts, Fate, SourceError, SourceErrorKind, seconds};
 use crate::retry_after::retry_after;
 
 /// What a response says.
@@ -10,7 +10,7 @@ use crate::retry_after::retry_after;
 struct Verdict {
     kind: SourceErrorKind,
     /// What became of the refresh token in the request, if there was one.
-    presented: Presented,
+    fate: Fate,
     /// The code in the response, if it is a known one, and what to check.
     code: Option<(&'static str, &'static str)>,
 }
@@ -35,8 +35,8 @@ pub(super) enum Content {
 
 /// The error codes that say more than the status: those of RFC 6749 §4.1.2.1 and §5.2, RFC 6750 §3.1, RFC 8628 §3.5,
 /// RFC 8707 §2, RFC 9449 §5 and §8, OpenID Connect Core §3.1.2.6, and of large servers.
-const CODES: [(&str, SourceErrorKind, Presented, &str); 27] = {
-    use Presented::{Doubtful, Rejected, Unclear, Unspent};
+const CODES: [(&str, SourceErrorKind, Fate, &str); 27] = {
+    use Fate::{Doubtful, Rejected, Unclear, Unspent};
     use SourceErrorKind::{Configuration, LoginRequired, Rejected as Refused, Unavailable};
 
     const GRANT: &str = "the grant is not valid, has expired, or was revoked";
@@ -114,13 +114,13 @@ pub(super) fn is_page(headers: &HeaderMap) -> bool {
 }
 
 impl Verdict {
-    fn new(kind: SourceErrorKind, presented: Presented) -> Self {
-        Self { kind, presented, code: None }
+    fn new(kind: SourceErrorKind, fate: Fate) -> Self {
+        Self { kind, fate, code: None }
     }
 
     /// Every rule about the answer to a grant is here. The first one that matches counts.
     fn of(status: StatusCode, content: Content, asks_for_delay: bool, is_firewall: bool) -> Self {
-        use Presented::{Doubtful, Rejected, Unclear, Unspent};
+        use Fate::{Doubtful, Rejected, Unclear, Unspent};
         use SourceErrorKind::{Configuration, InvalidResponse, Rejected as Refused, Unavailable};
 
         let (code, has_error, has_token) = match content {
@@ -128,20 +128,15 @@ impl Verdict {
             _ => (None, false, false),
         };
         let known = CODES.into_iter().find(|(name, ..)| Some(*name) == code);
-        let known =
-            known.map(|(name, kind, presented, hint)| Self { kind, presented, code: Some((name, hint)) });
+        let known = known.map(|(name, kind, fate, hint)| Self { kind, fate, code: Some((name, hint)) });
         let is_fields = matches!(content, Content::Fields { .. });
         let verdict = match (status.as_u16(), known) {
             _ if is_firewall => Self::new(InvalidResponse, Unclear),
-            (_, Some(Self { presented: Rejected, .. })) if is_outage(status) => {
-                Self::new(Unavailable, Rejected)
-            }
+            (_, Some(Self { fate: Rejected, .. })) if is_outage(status) => Self::new(Unavailable, Rejected),
             (408 | 425 | 429, _) => Self::new(Unavailable, Unspent),
             (500..=599, _) => Self::new(Unavailable, Unclear),
             // The user may not use this client (RFC 6749 §5.2 has 400 for the client itself).
-            (403, Some(known)) if code == Some("unauthorized_client") => {
-                Self { presented: Doubtful, ..known }
-            }
+            (403, Some(known)) if code == Some("unauthorized_client") => Self { fate: Doubtful, ..known },
             (_, Some(known)) => known,
             (400..=499, _) if asks_for_delay => Self::new(Unavailable, Unspent),
             (404 | 405 | 410 | 415, _) if is_fields => Self::new(Configuration, Doubtful),
@@ -200,7 +195,7 @@ impl SourceError {
         let asked_for = retry_after(headers);
         // AWS WAF has responded, with any status.
         let is_firewall = headers.contains_key("x-amzn-waf-action");
-        let Verdict { kind, presented, code: known } =
+        let Verdict { kind, fate, code: known } =
             Verdict::of(status, content, asked_for.is_some(), is_firewall);
         let code = status.as_u16();
         let responded = format!("{endpoint} responded with HTTP {code}");
@@ -235,7 +230,7 @@ impl SourceError {
         let retry_after = asked_for.filter(|_| kind == Unavailable);
         // These may come from a gateway, or after the request was processed.
         let is_answer = !status.is_redirection() && !matches!(code, 500 | 502 | 504);
-        let facts = Facts { is_answer, presented: Some(presented), ..Facts::default() };
+        let facts = Facts { is_answer, fate: Some(fate), ..Facts::default() };
         let error = Self::new(kind, message).with_facts(facts);
         retry_after.into_iter().fold(error, Self::with_retry_after)
     }

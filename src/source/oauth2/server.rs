@@ -141,7 +141,7 @@ impl Server {
             let text = format!("{message}: check the issuer {}, or use Server::token_endpoint", self.url);
             return Err(SourceError::configuration(text).with_facts(Facts { is_answer, ..Facts::default() }));
         };
-        let facts = Facts { is_unsent: true, is_answer: false, presented: None, ..outage.facts };
+        let facts = Facts { is_unsent: true, is_answer: false, fate: None, ..outage.facts };
         let error = SourceError::unavailable(message).with_facts(facts);
         Err(delay.into_iter().fold(error, SourceError::with_retry_after))
     }
