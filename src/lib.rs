@@ -59,7 +59,7 @@
 //! # Features
 //!
 //! Features only add items. Two things affect other code. `tower-http` changes
-//! which 401 is a challenge. `default-client` enables rustls with ring, `aws-lc-rs` with
+//! which 401 is a challenge. `default-client`, `RedisStore` and the test server enable rustls with ring, `aws-lc-rs` with
 //! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and
 //! panics. Such a program installs one at its start (`CryptoProvider::install_default`).
 //!

@@ -9,12 +9,9 @@ mod store;
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+pub use self::source::{BoxError, SourceError, SourceErrorKind, TokenError};
 pub(crate) use self::source::{Facts, Fate, MAX_TOKEN_LEN};
-pub use self::source::{SourceError, SourceErrorKind, TokenError};
 pub use self::store::{StoreError, StoreErrorKind};
-
-/// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
-pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why a request could not be sent with a token.
 ///
@@ -159,7 +156,7 @@ impl Error {
 
     /// Why there is no other token, if the response to a challenged request was dropped; else this error.
     fn reason(&self) -> &Self {
-        if let Self::ChallengeDropped(Some(reason)) = self { reason } else { self }
+        if let Self::ChallengeDropped(Some(reason)) = self { reason.reason() } else { self }
     }
 
     /// Whether a later retry may succeed without any change.

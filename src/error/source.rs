@@ -4,7 +4,8 @@ use std::{borrow::Cow, error::Error as StdError, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 
-use super::BoxError;
+/// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The maximum length of a token in bytes.
 pub(crate) const MAX_TOKEN_LEN: usize = 16 * 1024;

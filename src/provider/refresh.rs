@@ -1,13 +1,13 @@
 //! [`obtain`]: from a need to the task that refreshes the token, and the future that waits for it.
 
-use std::future::{Future, Ready, ready};
-use std::pin::{Pin, pin};
+use std::future::{Future, Ready, poll_fn, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{Either, select};
+use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
@@ -185,7 +185,7 @@ impl Drop for RefreshTask {
 /// Resolves with what a need leads to.
 pub(crate) struct Waiting {
     /// What was decided without a refresh, or the [wait] for one.
-    outcome: Either<Ready<Outcome>, Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    outcome: Either<Ready<Outcome>, Pin<Box<dyn Future<Output = Outcome> + Send + Sync>>>,
     /// Whether the refresh is lost if the caller, who has started it, does not wait.
     pub(crate) may_be_lost: bool,
 }
@@ -218,13 +218,17 @@ impl Future for Waiting {
 /// is no timer, and no bound.
 async fn wait(core: Arc<Core>, waiter: Waiter, deadline: Instant, uses_current: bool) -> Outcome {
     let interrupted = |_| Err(Error::Interrupted);
-    let outcome = match core.timer(deadline + SLACK) {
-        None => waiter.await.unwrap_or_else(interrupted),
-        Some(timer) => match select(waiter, pin!(timer)).await {
-            Either::Left((outcome, _)) => outcome.unwrap_or_else(interrupted),
-            Either::Right(_) => Err(core.timed_out(deadline - core.config.refresh_timeout)),
-        },
-    };
+    let (mut waiter, mut timer) = (waiter, None);
+    let answered = poll_fn(|cx| {
+        if let Poll::Ready(outcome) = waiter.poll_unpin(cx) {
+            return Poll::Ready(Some(outcome.unwrap_or_else(interrupted)));
+        }
+        // The next poll may be the first one within a runtime.
+        timer = timer.take().or_else(|| core.timer(deadline + SLACK).map(Box::pin));
+        timer.as_mut().map_or(Poll::Pending, |timer| timer.poll_unpin(cx).map(|()| None))
+    });
+    let timed_out = || Err(core.timed_out(deadline - core.config.refresh_timeout));
+    let outcome = answered.await.unwrap_or_else(timed_out);
     // Not the one of then: a login may have begun.
     let current = || core.current().filter(|_| uses_current);
     outcome.or_else(|error| current().ok_or(error))

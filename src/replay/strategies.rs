@@ -10,7 +10,7 @@ use tower_service::Service;
 use super::Replay;
 use super::body::{ReplayBody, Rewind};
 use super::kept_head::KeptHead;
-use super::sealed::Sealed;
+use super::strategy::sealed::Sealed;
 use crate::{debug::debug_fields, error::BoxError};
 
 impl Sealed for Cloned {}

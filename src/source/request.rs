@@ -1,6 +1,7 @@
 //! [`TokenRequest`]: what the provider passes to a source when it asks for a token.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -156,8 +157,14 @@ impl<'a> TokenRequest<'a> {
 }
 
 /// Why a running refresh is needed, and whether a caller needs the token, rather than the background. Clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct CurrentReason(Arc<Mutex<(RefreshReason, bool)>>);
+
+impl fmt::Debug for CurrentReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
 
 impl CurrentReason {
     pub(crate) fn new(reason: RefreshReason, is_needed: bool) -> Self {

@@ -539,6 +539,40 @@ fn ready_outside_of_a_runtime_is_an_error() {
     assert!(matches!(ready, Err(Error::NoRuntime)));
 }
 
+/// The release of a lease finds a record that is invalid, which says nothing of the store.
+#[tokio::test(start_paused = true)]
+async fn invalid_record_at_release_is_no_outage() {
+    struct Releases(MemoryStore);
+
+    impl TokenStore for Releases {
+        fn namespace(&self) -> &str {
+            "releases"
+        }
+
+        async fn load(&self) -> Result<Option<Record>, StoreError> {
+            self.0.load().await
+        }
+
+        async fn lease(&self, length: Duration) -> Result<Option<Lease>, StoreError> {
+            self.0.lease(length).await
+        }
+
+        async fn publish(&self, lease: &Lease, record: Record) -> Result<Publication, StoreError> {
+            self.0.publish(lease, record).await
+        }
+
+        async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+            self.0.release(lease).await?;
+            Err(StoreError::invalid_record("it is another one's"))
+        }
+    }
+
+    let store = Releases(MemoryStore::default());
+    let process = TokenProvider::builder(Endpoint::default()).store(store).build().unwrap();
+    assert_eq!(process.ready().await.unwrap().generation(), 1);
+    assert!(process.status().store.unwrap().is_usable());
+}
+
 /// The drop of a store error's cause is foreign code, which may read the status.
 #[test]
 fn drop_of_store_error_is_no_deadlock() {

@@ -17,16 +17,31 @@ struct Source {
     /// The paths of `pub use`, by their last name: no dependency, but a name for one.
     handed_on: BTreeMap<String, Vec<String>>,
     paths: Vec<Vec<String>>,
+    /// The words of its code, by which a name that is handed on may also be used.
+    words: BTreeSet<String>,
 }
 
 /// Splits code into words, `::` and other characters. Comments, texts and unit tests are left out.
 fn tokens(code: &str) -> Vec<String> {
-    let end = ["#[cfg(test)]\nmod ", "#[cfg(all(test"].iter().filter_map(|tests| code.find(tests)).min();
-    let (mut rest, mut tokens) = (&code[..end.unwrap_or(code.len())], Vec::new());
+    let tests = code.find("\nmod tests").filter(|at| code[..*at].ends_with(")]"));
+    let (mut rest, mut tokens) = (&code[..tests.unwrap_or(code.len())], Vec::new());
     while let Some(first) = rest.chars().next() {
         let is_word = |char: char| char.is_alphanumeric() || char == '_';
+        assert!(
+            !rest.starts_with("/*"),
+            "a comment of another kind than `//`: {}",
+            &rest[..rest.len().min(40)]
+        );
+        let raw = rest
+            .strip_prefix('r')
+            .map(|rest| rest.trim_start_matches('#'))
+            .filter(|rest| rest.starts_with('"'));
         let length = if rest.starts_with("//") {
             rest.find('\n').unwrap_or(rest.len())
+        } else if let Some(text) = raw {
+            let hashes = rest.len() - text.len() - 1;
+            let end = format!("\"{}", "#".repeat(hashes));
+            1 + hashes + 1 + text[1..].find(&end).map_or(text.len() - 1, |at| at + end.len())
         } else if first == '"' {
             let mut chars = rest.char_indices().skip(1);
             let mut end = rest.len();
@@ -51,7 +66,7 @@ fn tokens(code: &str) -> Vec<String> {
             first.len_utf8()
         };
         let token = &rest[..length];
-        if is_word(first) || !(token.trim().is_empty() || token.starts_with("//") || token.starts_with('"')) {
+        if (is_word(first) && raw.is_none()) || !(token.trim().is_empty() || token.contains(['/', '"'])) {
             tokens.push(token.to_owned());
         }
         rest = &rest[length..];
@@ -78,7 +93,8 @@ fn read_use(
                 while read_use(tokens, &path, paths) == "," {}
                 path = prefix.to_vec();
             }
-            "as" => _ = tokens.next(),
+            // By its name here.
+            "as" => path.extend(tokens.next().map(|name| format!("as {name}"))),
             "," | "}" | ";" => {
                 add(&path, paths);
                 return token;
@@ -105,8 +121,11 @@ fn read(code: &str) -> Source {
                     if path.last().is_some_and(|last| last == "self") && path.len() > 1 {
                         path.pop();
                     }
+                    let last = path.last().unwrap().clone();
+                    let name = last.strip_prefix("as ").unwrap_or(&last).to_owned();
+                    path.retain(|part| !part.starts_with("as "));
                     if is_public {
-                        source.handed_on.insert(path.last().unwrap().clone(), path);
+                        source.handed_on.insert(name, path);
                     } else {
                         source.paths.push(path);
                     }
@@ -114,15 +133,17 @@ fn read(code: &str) -> Source {
                 at = tokens.len() - rest.len();
                 continue;
             }
-            "struct" | "enum" | "trait" | "type" | "fn" | "const" | "static" => {
+            "struct" | "enum" | "trait" | "union" | "type" | "fn" | "const" | "static" => {
                 if let Some(name) = next.filter(|name| *name != "fn") {
                     source.items.insert(name.clone());
-                    if matches!(token, "struct" | "enum" | "trait") {
+                    if matches!(token, "struct" | "enum" | "trait" | "union") {
                         source.types.insert(name.clone());
                     }
                 }
             }
-            "crate" | "super" | "self" if next.is_some_and(|next| next == "::") => {
+            "extern" => panic!("`extern crate` gives the crate another name"),
+            // A path, also one that begins with the name of an inner module.
+            _ if next.is_some_and(|next| next == "::") && (at == 0 || tokens[at - 1] != "::") => {
                 let mut path = vec![token.to_owned()];
                 while tokens.get(at + 1).is_some_and(|next| next == "::") {
                     path.extend(tokens.get(at + 2).cloned());
@@ -130,7 +151,8 @@ fn read(code: &str) -> Source {
                 }
                 source.paths.push(path);
             }
-            _ => {}
+            _ if at > 0 && tokens[at - 1] == "mod" => {}
+            _ => _ = source.words.insert(token.to_owned()),
         }
         at += 1;
     }
@@ -160,8 +182,17 @@ fn resolve(sources: &BTreeMap<Module, Source>, from: &[String], path: &[String])
     let mut module = match &**first {
         "crate" => Vec::new(),
         "self" => from.to_vec(),
+        // From a module within the file.
+        "super" if rest.first().is_some_and(|name| sources[from].items.contains(name)) => {
+            return Some(from.to_vec());
+        }
         "super" => from[..from.len() - 1].to_vec(),
-        _ => return None,
+        inner => {
+            let inner: Module = from.iter().cloned().chain([inner.to_owned()]).collect();
+            return sources
+                .contains_key(&inner)
+                .then(|| resolve(sources, &inner, &[&["self".to_owned()], rest].concat()))?;
+        }
     };
     while let Some((name, after)) = rest.split_first() {
         if name == "super" {
@@ -219,7 +250,12 @@ fn modules_import_only_what_is_below() {
     );
     let (mut checked, mut wrong) = (0, Vec::new());
     for (module, source) in sources.iter().filter(|(module, _)| !module.is_empty()) {
-        for path in &source.paths {
+        // A module may hand on what is in its own folder, as long as it does not use it itself.
+        let handed_on = source.handed_on.iter().filter(|(name, path)| {
+            source.words.contains(*name)
+                || resolve(&sources, module, path).is_some_and(|of| !of.starts_with(module))
+        });
+        for path in source.paths.iter().chain(handed_on.map(|(_, path)| path)) {
             let Some(used) = resolve(&sources, module, path).filter(|used| used != module) else { continue };
             checked += 1;
             if used.is_empty() || order[&used] <= order[module] {

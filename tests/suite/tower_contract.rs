@@ -336,6 +336,12 @@ fn types_are_send_and_sync() {
     let mut service = layer.layer(Api::default().service());
     is_send_and_sync(&service);
     is_send(&service.call(get()));
+    let client = tower::service_fn(|_: Request<Empty<Bytes>>| {
+        std::future::ready(Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new())))
+    });
+    is_send_and_sync(&layer.layer(client).call(get()));
+    fn is_sync<T: Sync>(_: &T) {}
+    is_sync(&layer.provider().token());
     // hyper's client, as the fields of an application's state.
     #[derive(Clone)]
     struct State {

@@ -6,7 +6,9 @@
 //! | [`RedisStore`] | processes on any number of hosts | `redis` |
 //! | [`EncryptedStore`] | as the store that it wraps, with encrypted records | `encryption` |
 //!
-//! No feature is enabled by default. Give a store to [`TokenProviderBuilder::store`]. The module [`tower_bearer::store`]
+//! `RedisStore` uses rustls for `rediss://`, and enables its `ring`: see the
+//! [features of tower-bearer](https://docs.rs/tower-bearer/latest/tower_bearer/#features) if a program has another provider
+//! of cryptography, too. No feature is enabled by default. Give a store to [`TokenProviderBuilder::store`]. The module [`tower_bearer::store`]
 //! documents the protocol, and the page [`tower_bearer::guide::fleet`] how to run processes that share a token.
 //!
 //! [`TokenProviderBuilder::store`]: tower_bearer::TokenProviderBuilder::store
@@ -15,7 +17,8 @@
 
 #[cfg(feature = "encryption")]
 mod encrypted;
-#[cfg(all(feature = "file", unix))]
+// rustix has no `flock` for Solaris.
+#[cfg(all(feature = "file", unix, not(target_os = "solaris")))]
 mod file;
 #[cfg(feature = "redis")]
 mod redis;
@@ -23,7 +26,7 @@ mod redis;
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use self::encrypted::{EncryptedStore, EncryptionKeys};
-#[cfg(all(feature = "file", unix))]
+#[cfg(all(feature = "file", unix, not(target_os = "solaris")))]
 #[cfg_attr(docsrs, doc(cfg(all(feature = "file", unix))))]
 pub use self::file::FileStore;
 #[cfg(feature = "redis")]

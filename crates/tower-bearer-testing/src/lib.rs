@@ -25,6 +25,11 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run()).unwrap();
 //! ```
 //!
+//! # Cryptography
+//!
+//! TLS is by rustls with ring. A program that has another provider of cryptography, too, installs one as the default at its
+//! start (`CryptoProvider::install_default`), since rustls then selects none.
+//!
 //! # Accounts
 //!
 //! A server has one account from its start. Its key is [`api_key`](AuthServer::api_key), and the OAuth 2.0 client and
