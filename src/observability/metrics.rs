@@ -90,8 +90,8 @@ pub(super) fn counters(registered: Registered) -> impl Iterator<Item = (&'static
     })
 }
 
-/// Describes the [metrics](crate::observability#metrics-feature-metrics) and their units to the installed recorder. Call it once, after
-/// installing the recorder.
+/// Describes the [metrics](crate::observability#metrics-feature-metrics) and their units to the installed recorder. Call it
+/// once, after installing the recorder.
 #[cfg(feature = "metrics")]
 pub fn describe_metrics() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};

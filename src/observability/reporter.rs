@@ -98,7 +98,10 @@ impl Reporter {
     }
 
     fn register_counters(&self, registered: Registered) {
-        counters(registered).for_each(|(name, labels)| self.add(name, &labels, 0));
+        // Otherwise the series would be listed for nobody.
+        if cfg!(feature = "metrics") {
+            counters(registered).for_each(|(name, labels)| self.add(name, &labels, 0));
+        }
     }
 
     /// Sets the counters of a provider to 0. Those of a group are registered once for all its providers.

@@ -330,7 +330,7 @@ async fn expiring_token_refreshes_in_background() {
     assert_eq!(source.fetches(), 2);
 }
 
-/// A request has its own token, which the layer replaces if it is told to.
+/// A request has its own token, which the layer replaces by an option.
 #[tokio::test(start_paused = true)]
 async fn replaces_authorization_if_asked() {
     for has_token in [true, false] {

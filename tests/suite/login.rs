@@ -292,7 +292,7 @@ async fn login_is_handed_over() {
     assert_eq!(logins.reused(), 0, "{:?}", logins.processed());
 }
 
-/// Each process is told of a new login, also one that starts again later.
+/// Each process gets a new login, also one that starts again later.
 #[tokio::test(start_paused = true)]
 async fn each_process_may_be_told_of_login() {
     let (logins, store) = logged_in();

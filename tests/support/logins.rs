@@ -41,7 +41,7 @@ pub enum Act {
     Busy(u16, &'static str),
 }
 
-/// An authorization server with several users, which answers as it is told to.
+/// An authorization server with several users, which answers by a script.
 #[derive(Clone, Default)]
 pub struct Auth(Arc<Mutex<State>>);
 

@@ -8,8 +8,10 @@
 //!
 //! `RedisStore` uses rustls for `rediss://`, and enables its `ring`: see the
 //! [features of tower-bearer](https://docs.rs/tower-bearer/latest/tower_bearer/#features) if a program has another provider
-//! of cryptography, too. No feature is enabled by default. Give a store to [`TokenProviderBuilder::store`]. The module [`tower_bearer::store`]
-//! documents the protocol, and the page [`tower_bearer::guide::fleet`] how to run processes that share a token.
+//! of cryptography, too. No feature is enabled by default.
+//!
+//! Give a store to [`TokenProviderBuilder::store`]. The module [`tower_bearer::store`] documents the protocol, and the page
+//! [`tower_bearer::guide::fleet`] how to run processes that share a token.
 //!
 //! [`TokenProviderBuilder::store`]: tower_bearer::TokenProviderBuilder::store
 
