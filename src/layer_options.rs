@@ -44,9 +44,8 @@ impl<R> LayerOptions<R> {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        if self.replay_limit == Some(0) {
-            return Err(Error::out_of_range("the replay limit", "> 0 (use no_replay() to keep nothing)", 0));
-        }
+        let limit = format_args!("the replay limit must be > 0 (use no_replay() to keep nothing), got 0");
+        Error::check(self.replay_limit != Some(0), limit)?;
         self.retry.validate()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower::util::rng::{HasherRng, Rng};
 
-use crate::error::{Error, seconds};
+use crate::error::{Error, Seconds};
 
 /// How long before its expiry a token is replaced in the background.
 ///
@@ -75,19 +75,14 @@ impl RefreshAhead {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        if !(0.0..=MAX_SHARE).contains(&self.share) {
-            return Err(Error::out_of_range("RefreshAhead::share", ">= 0 and <= 0.9", self.share));
-        }
-        if self.min > self.max {
-            let got = format!("{} and {}", seconds(self.min), seconds(self.max));
-            return Err(Error::InvalidOption(
-                format!("RefreshAhead::between: need min <= max, got {got}").into(),
-            ));
-        }
-        if !(0.0..=MAX_JITTER).contains(&self.jitter) {
-            return Err(Error::out_of_range("RefreshAhead::jitter", ">= 0 and <= 0.5", self.jitter));
-        }
-        Ok(())
+        let Self { share, min, max, jitter } = self;
+        let text = format_args!("RefreshAhead::share must be >= 0 and <= 0.9, got {share}");
+        Error::check((0.0..=MAX_SHARE).contains(share), text)?;
+        let (least, most) = (Seconds(*min), Seconds(*max));
+        let text = format_args!("RefreshAhead::between: need min <= max, got {least} and {most}");
+        Error::check(min <= max, text)?;
+        let text = format_args!("RefreshAhead::jitter must be >= 0 and <= 0.5, got {jitter}");
+        Error::check((0.0..=MAX_JITTER).contains(jitter), text)
     }
 
     /// Half as long before the expiry.

@@ -6,7 +6,7 @@ use std::{sync::OnceLock, time::Duration};
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::util::rng::{HasherRng, Rng};
 
-use crate::error::{Error, seconds};
+use crate::error::{Error, Seconds};
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -73,13 +73,9 @@ impl RetryPolicy {
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let (min, max) = self.backoff;
-        if min > max || max.is_zero() || max > HOUR {
-            let (min, max) = (seconds(min), seconds(max));
-            return Err(Error::InvalidOption(
-                format!("backoff must have min <= max and 0 < max <= 1h, got {min} and {max}").into(),
-            ));
-        }
-        Ok(())
+        let (least, most) = (Seconds(min), Seconds(max));
+        let text = format_args!("backoff must have min <= max and 0 < max <= 1h, got {least} and {most}");
+        Error::check(min <= max && !max.is_zero() && max <= HOUR, text)
     }
 
     pub(crate) fn retries(&self) -> u32 {
@@ -154,18 +150,13 @@ impl RetryBudget {
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let Self { ttl, min_per_sec, ratio, .. } = self;
-        let invalid = |text: String| Err(Error::InvalidOption(text.into()));
-        if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(ttl) {
-            return invalid(format!("retry_budget must have 1s <= ttl <= 60s, got {}", seconds(*ttl)));
-        }
-        if *min_per_sec > 1_000_000 {
-            return invalid(format!("retry_budget must have min_per_sec <= 1000000, got {min_per_sec}"));
-        }
+        let text = format_args!("retry_budget must have 1s <= ttl <= 60s, got {}", Seconds(*ttl));
+        Error::check((Duration::from_secs(1)..=Duration::from_secs(60)).contains(ttl), text)?;
+        let text = format_args!("retry_budget must have min_per_sec <= 1000000, got {min_per_sec}");
+        Error::check(*min_per_sec <= 1_000_000, text)?;
         // No range contains NaN. tower rounds a greater ratio up (tower#857).
-        if !(0.0..=0.5).contains(ratio) {
-            return invalid(format!("retry_budget must have 0 <= ratio <= 0.5, got {ratio}"));
-        }
-        Ok(())
+        let text = format_args!("retry_budget must have 0 <= ratio <= 0.5, got {ratio}");
+        Error::check((0.0..=0.5).contains(ratio), text)
     }
 }
 

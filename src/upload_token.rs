@@ -6,8 +6,7 @@ use http::{Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::error;
-use crate::error::{BoxError, Error, SourceError, SourceErrorKind};
+use crate::error::{BoxError, Error, Seconds, SourceError, SourceErrorKind};
 use crate::layer::BearerAuthLayer;
 use crate::provider::TokenProvider;
 use crate::source::api_video::{ApiVideo, OPTION, failure};
@@ -70,9 +69,8 @@ impl ApiVideo {
     /// expires.
     pub async fn upload_token(&self, provider: &TokenProvider, ttl: Duration) -> Result<UploadToken, Error> {
         let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
-        if seconds == 0 || seconds > i32::MAX as u64 {
-            return Err(Error::out_of_range("ttl", "> 0 and < 2^31 s", error::seconds(ttl)));
-        }
+        let text = format_args!("ttl must be > 0 and < 2^31 s, got {}", Seconds(ttl));
+        Error::check((1..=i32::MAX as u64).contains(&seconds), text)?;
         let request = self.request("upload-tokens", format!(r#"{{"ttl":{seconds}}}"#))?;
         let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(self.allowed_origins());
         let client = layer.layer(service_fn(|request: Request<String>| async {

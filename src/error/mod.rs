@@ -145,13 +145,8 @@ impl From<SourceError> for Error {
 
 impl Error {
     /// Fails unless the options are valid. The text has the option, the accepted values, and the value unless it is a secret.
-    pub(crate) fn check(is_valid: bool, text: impl FnOnce() -> String) -> Result<(), Self> {
-        if is_valid { Ok(()) } else { Err(Self::InvalidOption(text().into())) }
-    }
-
-    /// Says which option is out of its range, what is accepted, and the value.
-    pub(crate) fn out_of_range(option: &str, accepted: &str, value: impl fmt::Display) -> Self {
-        Self::InvalidOption(format!("{option} must be {accepted}, got {value}").into())
+    pub(crate) fn check(is_valid: bool, text: fmt::Arguments<'_>) -> Result<(), Self> {
+        if is_valid { Ok(()) } else { Err(Self::InvalidOption(text.to_string().into())) }
     }
 
     /// Why there is no other token, if the response to a challenged request was dropped; else this error.
@@ -222,6 +217,10 @@ impl fmt::Display for ErrorChain<'_> {
 }
 
 /// A duration as error messages show it.
-pub(crate) fn seconds(duration: Duration) -> String {
-    format!("{}s", duration.as_secs_f64())
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", self.0.as_secs_f64())
+    }
 }

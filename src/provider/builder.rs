@@ -285,21 +285,20 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
             source.validate()?;
         }
         let credential = source.credential();
-        Error::check(parts.login.is_none() || !credential.takes_no_login(), || {
-            format!("TokenProviderBuilder::login: {NO_LOGINS}")
-        })?;
+        let text = format_args!("TokenProviderBuilder::login: {NO_LOGINS}");
+        Error::check(parts.login.is_none() || !credential.takes_no_login(), text)?;
         let (is_in_group, has_store) = (config.group.is_some(), parts.store.is_some());
         let is_login = parts.login.is_some() || credential.is_login();
-        Error::check(!is_login || !is_in_group || has_store, || {
+        let text = format_args!(
             "a login in a group of providers needs a store: an idle provider is evicted, and with it the only copy of its \
              refresh token"
-                .to_owned()
-        })?;
-        Error::check(!credential.is_in_memory() || !(is_in_group || has_store), || {
+        );
+        Error::check(!is_login || !is_in_group || has_store, text)?;
+        let text = format_args!(
             "the login that is the subject of the exchange needs a store of its own: that of the exchange keeps no refresh \
              token of it"
-                .to_owned()
-        })?;
+        );
+        Error::check(!credential.is_in_memory() || !(is_in_group || has_store), text)?;
         let config = config.of_role(parts.role);
         Ok(TokenProvider::made_of(source, parts, config))
     }

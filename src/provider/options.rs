@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
-use crate::error::{Error, seconds};
+use crate::error::{Error, Seconds};
 use crate::login::check_refresh_token;
 use crate::observability::Reporter;
 use crate::refresh_ahead::RefreshAhead;
@@ -68,17 +68,14 @@ impl ProviderParts {
     pub(super) fn validate(&self) -> Result<(), Error> {
         let Self { name, login, store, role, lease } = self;
         let is_named = name.as_ref().is_none_or(|name| !name.is_empty());
-        Error::check(is_named, || "name must be at least one character long, got none".to_owned())?;
+        Error::check(is_named, format_args!("name must be at least one character long, got none"))?;
         login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
-        Error::check(login.is_none() || *role != Role::Reader, || {
-            "a reader must have no login: it uses the tokens in its store".to_owned()
-        })?;
-        Error::check(store.is_some() || *role == Role::Member, || {
-            format!("role {role:?} needs a store: set one with store()")
-        })?;
-        Error::check((Duration::from_millis(100)..=HOUR).contains(lease), || {
-            format!("lease must be >= 0.1s and <= 1h, got {}", seconds(*lease))
-        })?;
+        let text = format_args!("a reader must have no login: it uses the tokens in its store");
+        Error::check(login.is_none() || *role != Role::Reader, text)?;
+        let text = format_args!("role {role:?} needs a store: set one with store()");
+        Error::check(store.is_some() || *role == Role::Member, text)?;
+        let text = format_args!("lease must be >= 0.1s and <= 1h, got {}", Seconds(*lease));
+        Error::check((Duration::from_millis(100)..=HOUR).contains(lease), text)?;
         store.as_ref().map_or(Ok(()), |store| store.validate())
     }
 }
@@ -95,12 +92,11 @@ impl ProviderOptions {
         self.retry.validate()?;
         self.retry_budget.as_ref().map_or(Ok(()), RetryBudget::validate)?;
         let (timeout, (min, max)) = (self.refresh_timeout, self.cool_down);
-        Error::check(!timeout.is_zero() && timeout <= HOUR, || {
-            format!("refresh_timeout must be > 0 and <= 1h, got {}", seconds(timeout))
-        })?;
-        Error::check(!min.is_zero() && min <= max && max <= HOUR, || {
-            format!("cool_down: need 0 < min <= max <= 1h, got {} and {}", seconds(min), seconds(max))
-        })
+        let text = format_args!("refresh_timeout must be > 0 and <= 1h, got {}", Seconds(timeout));
+        Error::check(!timeout.is_zero() && timeout <= HOUR, text)?;
+        let (least, most) = (Seconds(min), Seconds(max));
+        let text = format_args!("cool_down: need 0 < min <= max <= 1h, got {least} and {most}");
+        Error::check(!min.is_zero() && min <= max && max <= HOUR, text)
     }
 
     /// The runtime for a new task: that of the refreshes, or else that of the caller.

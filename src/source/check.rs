@@ -2,7 +2,7 @@
 
 use std::{ops::RangeBounds, time::Duration};
 
-use crate::error::{SourceError, seconds};
+use crate::error::{Seconds, SourceError};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -18,11 +18,12 @@ pub(crate) fn check_duration(
     range: impl RangeBounds<Duration>,
     accepted: &str,
 ) -> Result<(), SourceError> {
-    if range.contains(&value) {
-        return Ok(());
+    match range.contains(&value) {
+        true => Ok(()),
+        false => {
+            Err(SourceError::configuration(format!("{option} must be {accepted}, got {}", Seconds(value))))
+        }
     }
-    let got = seconds(value);
-    Err(SourceError::configuration(format!("{option} must be {accepted}, got {got}")))
 }
 
 /// Checks a text that goes into a request. A line break at the end of a file is easily taken along.

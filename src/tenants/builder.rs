@@ -3,7 +3,7 @@
 use std::{hash::Hash, sync::Arc, time::Duration};
 
 use crate::debug::debug_fields;
-use crate::error::{Error, seconds};
+use crate::error::{Error, Seconds};
 use crate::provider::{Group, TokenProvider};
 
 const MAX_PROVIDERS: usize = 10_000_000;
@@ -85,18 +85,13 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProvidersBuilder<K> {
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {
-        if self.name.is_empty() {
-            return Err(Error::out_of_range("name", "at least one character long", "none"));
-        }
-        if !(1..=MAX_PROVIDERS).contains(&self.max_providers) {
-            return Err(Error::out_of_range("max_providers", ">= 1 and <= 10000000", self.max_providers));
-        }
-        if let Some(timeout) = self.idle_timeout {
-            if !(Duration::from_secs(1)..=30 * DAY).contains(&timeout) {
-                return Err(Error::out_of_range("idle_timeout", ">= 1s and <= 30 days", seconds(timeout)));
-            }
-        }
-        Ok(())
+        let (max, timeout) = (self.max_providers, self.idle_timeout.unwrap_or(DAY));
+        let text = format_args!("name must be at least one character long, got none");
+        Error::check(!self.name.is_empty(), text)?;
+        let text = format_args!("max_providers must be >= 1 and <= 10000000, got {max}");
+        Error::check((1..=MAX_PROVIDERS).contains(&max), text)?;
+        let text = format_args!("idle_timeout must be >= 1s and <= 30 days, got {}", Seconds(timeout));
+        Error::check((Duration::from_secs(1)..=30 * DAY).contains(&timeout), text)
     }
 }
 

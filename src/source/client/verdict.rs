@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 
-use crate::error::{Facts, Fate, SourceError, SourceErrorKind, seconds};
+use crate::error::{Facts, Fate, Seconds, SourceError, SourceErrorKind};
 use crate::retry_after::retry_after;
 
 /// What a response says.
@@ -212,7 +212,7 @@ impl SourceError {
                 format!("{endpoint} does not take this request (HTTP {code}): check {option}")
             }
             (Unavailable, _) => match asked_for {
-                Some(delay) => format!("{responded}, and asks to wait {}", seconds(delay)),
+                Some(delay) => format!("{responded}, and asks to wait {}", Seconds(delay)),
                 None => responded,
             },
             (InvalidResponse, _) => {
