@@ -1,11 +1,11 @@
 //! [`BearerAuthLayer`]: the layer and its options.
 
+use std::sync::Arc;
 #[cfg(feature = "tenants")]
 use std::{
     borrow::{Borrow, Cow},
     hash::Hash,
 };
-use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
@@ -83,10 +83,11 @@ use crate::{
 /// # Options out of their range
 ///
 /// The layer's methods cannot fail. The first request gets [`Error::InvalidOption`](crate::Error::InvalidOption).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it wraps a service"]
 pub struct BearerAuthLayer<R = Cloned> {
-    options: LayerOptions<R>,
+    options: LayerOptions,
+    replay: R,
 }
 
 impl BearerAuthLayer {
@@ -102,7 +103,8 @@ impl BearerAuthLayer {
     /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.
     pub fn with_provider(provider: TokenProvider) -> Self {
         let origins = provider.core().allowed_origins.clone();
-        Self { options: LayerOptions::new(Providers { default: provider, select: None }, Some(origins)) }
+        let options = LayerOptions::new(Providers { default: provider, select: None }, Some(origins));
+        Self { options, replay: Cloned }
     }
 
     /// Makes a layer that adds to each request the token of its tenant. `key_of` reads the tenant's key from the head of the
@@ -150,7 +152,8 @@ impl BearerAuthLayer {
             let key = key_of(head).ok_or(Error::MissingKey)?;
             providers.get::<Q>(&key)
         };
-        Self { options: LayerOptions::new(Providers { default, select: Some(Arc::new(select)) }, None) }
+        let options = LayerOptions::new(Providers { default, select: Some(Arc::new(select)) }, None);
+        Self { options, replay: Cloned }
     }
 }
 
@@ -242,8 +245,8 @@ impl<R> BearerAuthLayer<R> {
         self.with_replay(NoReplay, None)
     }
 
-    fn with_replay<R2>(self, replay: R2, limit: Option<usize>) -> BearerAuthLayer<R2> {
-        BearerAuthLayer { options: self.options.with_replay(replay, limit) }
+    fn with_replay<R2>(self, replay: R2, replay_limit: Option<usize>) -> BearerAuthLayer<R2> {
+        BearerAuthLayer { options: LayerOptions { replay_limit, ..self.options }, replay }
     }
 }
 
@@ -255,15 +258,6 @@ where
     type Service = BearerAuth<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        BearerAuth::new(inner, self.options.clone())
-    }
-}
-
-impl<R> fmt::Debug for BearerAuthLayer<R>
-where
-    R: fmt::Debug,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BearerAuthLayer").field("options", &self.options).finish()
+        BearerAuth::new(inner, self.options.clone(), self.replay.clone())
     }
 }

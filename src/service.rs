@@ -66,9 +66,9 @@ impl<S, R> BearerAuth<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(inner: S, options: LayerOptions<R>) -> Self {
+    pub(crate) fn new(inner: S, options: LayerOptions, replay: R) -> Self {
         let cache = options.providers.default.core().cache();
-        let shared = Arc::new(Shared::new(inner.clone(), options));
+        let shared = Arc::new(Shared::new(inner.clone(), options, replay));
         Self { inner, cache, shared }
     }
 }
@@ -224,13 +224,13 @@ where
         match self.plan(&mut request) {
             Plan::Send(token, selected) => {
                 let origin = self.shared.origin(request.uri());
-                let (response, spare) = self.shared.options.replay.call(&mut self.inner, request);
+                let (response, spare) = self.shared.replay.call(&mut self.inner, request);
                 let via = Via::new(&self.shared, selected);
                 ResponseFuture::sending(response, token, origin, head.zip(spare), via)
             }
             Plan::Obtain(selected) => self.obtain(request, head, Via::new(&self.shared, selected)),
             Plan::Pass => {
-                let response = self.shared.options.replay.call(&mut self.inner, request).0;
+                let response = self.shared.replay.call(&mut self.inner, request).0;
                 ResponseFuture::sending(response, 0, OriginHash::NONE, None, Via::new(&self.shared, None))
             }
             Plan::Fail(error) => {
@@ -256,7 +256,7 @@ impl<S, R> BearerAuth<S, R> {
         S: HttpService<R::Body> + Clone,
     {
         let (parts, body) = request.into_parts();
-        let (body, spare) = via.options.replay.begin(body);
+        let (body, spare) = via.replay.begin(body);
         let is_sent_again = spare.is_some() && via.options.retry.retries() > 0;
         let need = if is_sent_again { Need::Any } else { Need::Settled };
         let (kept, mut request) = (head.zip(spare), Request::from_parts(parts, body));
@@ -299,6 +299,7 @@ where
         f.debug_struct("BearerAuth")
             .field("inner", &self.inner)
             .field("options", &self.shared.options)
+            .field("replay", &self.shared.replay)
             .finish()
     }
 }

@@ -71,7 +71,7 @@ impl<K> PendingRequest<K> {
     }
 
     /// What the request needs for its next attempt.
-    pub(super) fn need<R>(&self, options: &LayerOptions<R>) -> Need {
+    pub(super) fn need(&self, options: &LayerOptions) -> Need {
         let is_sent_again = self.kept.is_some() && self.retries() < options.retry.retries();
         if is_sent_again { Need::Any } else { Need::Settled }
     }
@@ -116,26 +116,26 @@ impl<H: KeepHead, Spare> PendingRequest<(H, Spare)> {
     /// Stops the body of the running attempt where it is, if the request may be sent again.
     ///
     /// It is [released](Self::release) before long.
-    pub(super) fn hold<R, B>(&self, options: &LayerOptions<R>) -> Result<(), NotRetried>
+    pub(super) fn hold<S, R, B>(&self, via: &Via<S, R>) -> Result<(), NotRetried>
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {
-        if self.retries() >= options.retry.retries() {
+        if self.retries() >= via.options.retry.retries() {
             return Err(RETRIES);
         }
         match &self.kept {
-            Some((_, spare)) if options.replay.hold(spare) => Ok(()),
+            Some((_, spare)) if via.replay.hold(spare) => Ok(()),
             _ => Err(BODY),
         }
     }
 
     /// Holds the body of the running attempt no longer. If the attempt `ends`, its next poll is an error; else it continues.
-    pub(super) fn release<R, B>(&self, options: &LayerOptions<R>, ends: bool)
+    pub(super) fn release<S, R, B>(&self, via: &Via<S, R>, ends: bool)
     where
         R: Replay<B, Head = H, Spare = Spare>,
     {
         if let Some((_, spare)) = &self.kept {
-            options.replay.release(spare, ends);
+            via.replay.release(spare, ends);
         }
     }
 
@@ -174,7 +174,7 @@ impl<H: KeepHead, Spare> PendingRequest<(H, Spare)> {
             }
         }
         let (head, spare) = self.kept.take().ok_or(BODY)?;
-        let (body, spare) = options.replay.again(spare).ok_or(BODY)?;
+        let (body, spare) = via.replay.again(spare).ok_or(BODY)?;
         let request = head.request(body);
         self.kept = spare.map(|spare| (head, spare));
         Ok(Unsent { request, delay, backoff })

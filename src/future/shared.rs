@@ -18,7 +18,8 @@ const MAX_REPORTED: usize = 64;
 
 /// What requests under way share with the service that sent them: one reference count per request.
 pub(crate) struct Shared<S, R> {
-    pub(crate) options: LayerOptions<R>,
+    pub(crate) options: LayerOptions,
+    pub(crate) replay: R,
     /// An option out of its range: the error of every request, since the layer's methods cannot fail.
     pub(crate) invalid: Option<Error>,
     /// What the service of a retry is cloned from. It is never made ready, so that it holds no permit of a
@@ -34,10 +35,11 @@ impl<S, R> Shared<S, R>
 where
     S: Clone,
 {
-    pub(crate) fn new(service: S, options: LayerOptions<R>) -> Self {
+    pub(crate) fn new(service: S, options: LayerOptions, replay: R) -> Self {
         Self {
             invalid: options.validate().err(),
             options,
+            replay,
             template: Mutex::new(service),
             reported: Mutex::default(),
             follows: AtomicBool::new(cfg!(feature = "tower-http")),

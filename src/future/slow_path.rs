@@ -141,7 +141,7 @@ impl<S, ReqBody, ResBody: Body> SlowPath<S, Request<ReqBody>, ResBody> {
         let provider = via.provider();
         provider.core().retry_budget().inspect(|budget| budget.deposit());
         provider.reporter().challenged(pending.token, challenge.status(), pending.retries());
-        let not_retried = pending.hold(&via.options).err();
+        let not_retried = pending.hold(via).err();
         let token = provider.challenged(pending.token, Challenge::from_headers(challenge.headers()));
         if let Some(reason) = not_retried.filter(|_| !token.may_be_lost) {
             return Err(give_up(pending, via, reason, challenge));
@@ -193,7 +193,7 @@ where
                             ready!(keep_until.poll(cx));
                             keep.set(None);
                             // The body of a small one goes on; a large one ends with its attempt.
-                            pending.release(&via.options, small.is_none());
+                            pending.release(via, small.is_none());
                             challenge.take_if(|_| small.is_none());
                             return Poll::Pending;
                         }
