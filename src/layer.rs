@@ -160,7 +160,7 @@ impl BearerAuthLayer {
 impl<R> BearerAuthLayer<R> {
     /// Returns the provider, to share it with another layer or to read its status.
     ///
-    /// That of a layer [by key](Self::by_key) has no token: it stands for the requests without a key.
+    /// That of a layer `by_key` has no token: it stands for the requests without a key.
     pub fn provider(&self) -> &TokenProvider {
         &self.options.providers.default
     }

@@ -77,12 +77,10 @@ pub enum Error {
     /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
     TooManyHeaders,
 
-    /// The request has no key that selects its token provider ([`BearerAuthLayer::by_key`]).
-    ///
-    /// [`BearerAuthLayer::by_key`]: crate::BearerAuthLayer::by_key
+    /// The request has no key that selects its token provider (`BearerAuthLayer::by_key`).
     MissingKey,
 
-    /// The factory of [`TokenProviders`](crate::TokenProviders) returned this error: there is no token provider for the
+    /// The factory of `TokenProviders` returned this error: there is no token provider for the
     /// request's key.
     ///
     /// The text includes the factory's error, whose cause is the [`source`](StdError::source). Use `downcast_ref` for its

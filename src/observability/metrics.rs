@@ -32,7 +32,7 @@ pub(super) enum Registered {
 const OUTCOMES: &[&str] = &["published", "transient", "permanent"];
 
 #[rustfmt::skip]
-const METRICS: [Metric; 12] = {
+const METRICS: [Metric; 11] = {
     use {Kind::*, Registered::*};
 
     const fn metric(
@@ -56,9 +56,7 @@ const METRICS: [Metric; 12] = {
         metric("tower_bearer_failed_requests_total", Counter, Always,
             "Requests that failed because no token was available.",
             &[("reason", &["unavailable", "invalid_response", "rejected", "login_required", "configuration", "timed_out",
-                "cancelled", "interrupted", "no_runtime", "shut_down", "challenge_dropped"])]),
-        metric("tower_bearer_failed_requests_total", Counter, WithGroup,
-            "Requests that failed because no token was available.", &[("reason", &["missing_key", "factory"])]),
+                "cancelled", "interrupted", "no_runtime", "shut_down", "challenge_dropped", "missing_key", "factory"])]),
         metric("tower_bearer_challenges_total", Counter, Always, "Responses that challenged a token.",
             &[("outcome", &["retried", "retries_exhausted", "body_not_replayable", "no_token", "budget_exhausted",
                 "no_runtime"])]),

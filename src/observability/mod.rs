@@ -99,13 +99,13 @@
 //!
 //! # Many tenants
 //!
-//! With [`TokenProviders`](crate::TokenProviders) (feature `tenants`), the field `provider` has the name that the factory gave
+//! With `TokenProviders` (feature `tenants`), the field `provider` has the name that the factory gave
 //! the tenant's [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a
 //! secret. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
 //! needs a token.
 //!
 //! The metrics of all tenants have the label of their group, so that the number of series does not depend on the number of
-//! tenants ([`metrics_by_provider`](crate::tenants::TokenProvidersBuilder::metrics_by_provider) changes that). A group has no
+//! tenants (`TokenProvidersBuilder::metrics_by_provider` changes that). A group has no
 //! gauge of an expiry or of a store, which would be that of any of its tenants.
 //!
 //! A request without a key, or whose factory fails, is reported under the group's name. It is news again after the group has
@@ -114,7 +114,7 @@
 //! # Metrics (feature `metrics`)
 //!
 //! For the recorder that the program installs ([`metrics`](https://docs.rs/metrics)). All have the label `provider`.
-//! [`describe_metrics`] gives the recorder the texts of this table. Install the recorder before the provider is built:
+//! `describe_metrics` gives the recorder the texts of this table. Install the recorder before the provider is built:
 //! the counters then start at 0, so that a query for their increase sees the first count.
 //!
 //! | name | type, unit | what it is | labels |
