@@ -130,6 +130,7 @@ pub mod replay;
 mod reqwest_service;
 mod retry;
 mod retry_after;
+mod retry_budget;
 mod select;
 mod service;
 mod source;

@@ -11,7 +11,8 @@ use crate::debug::debug_fields;
 use crate::error::Error;
 use crate::login::NO_LOGINS;
 use crate::refresh_ahead::RefreshAhead;
-use crate::retry::{RetryBudget, RetryPolicy};
+use crate::retry::RetryPolicy;
+use crate::retry_budget::RetryBudget;
 use crate::source::{NoSource, TokenSource};
 use crate::store::{Role, TokenStore};
 

@@ -28,7 +28,7 @@ use crate::error::{Error, SourceError};
 use crate::login::Login;
 use crate::observability::{Reporter, TokenLeft};
 use crate::origins::AllowedOrigins;
-use crate::retry::RetryBudget;
+use crate::retry_budget::RetryBudget;
 use crate::source::RefreshReason;
 use crate::sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock};
 use crate::timer::timer;

@@ -10,7 +10,8 @@ use crate::error::{Error, Seconds};
 use crate::login::check_refresh_token;
 use crate::observability::Reporter;
 use crate::refresh_ahead::RefreshAhead;
-use crate::retry::{RetryBudget, RetryPolicy};
+use crate::retry::RetryPolicy;
+use crate::retry_budget::RetryBudget;
 use crate::store::{DynTokenStore, Role};
 
 /// The name of all providers without one.
