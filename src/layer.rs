@@ -60,7 +60,7 @@ use crate::{
 /// # Which origins get the token
 ///
 /// Those of its [`AllowedOrigins`], checked for each attempt. A request to another origin is sent unchanged, and an
-/// event reports it.
+/// event reports it; with [`strict_origins`](Self::strict_origins), it fails.
 ///
 /// Put a redirect follower above the layer: the layer then sees every hop, and adds the token only where it is allowed.
 /// A follower beneath the layer must remove `Authorization` when the origin changes, as tower-http's does. The follower
@@ -185,6 +185,18 @@ impl<R> BearerAuthLayer<R> {
     /// ([`TokenSource::allowed_origins`](crate::TokenSource::allowed_origins)).
     pub fn allowed_origins(mut self, origins: AllowedOrigins) -> Self {
         self.options.allowed_origins = Some(origins);
+        self
+    }
+
+    /// Fails a request to an origin that is not allowed with
+    /// [`Error::OriginNotAllowed`](crate::Error::OriginNotAllowed). Default: it is sent without the token, and a WARN
+    /// event reports the origin.
+    ///
+    /// A request with [`NoBearer`](crate::NoBearer), or with an `Authorization` header that is
+    /// [kept](ExistingAuthorization::Keep), does not need the token and is sent. Do not use it if a redirect follower is
+    /// above the layer, and may leave the allowed origins.
+    pub fn strict_origins(mut self) -> Self {
+        self.options.is_strict = true;
         self
     }
 

@@ -16,6 +16,8 @@ pub(crate) struct LayerOptions {
     pub(crate) challenge: ChallengeRule,
     /// `None` for those of the request's provider.
     pub(crate) allowed_origins: Option<AllowedOrigins>,
+    /// Whether a request to another origin fails.
+    pub(crate) is_strict: bool,
     pub(crate) existing: ExistingAuthorization,
 }
 
@@ -23,6 +25,7 @@ impl LayerOptions {
     pub(crate) fn new(providers: Providers, allowed_origins: Option<AllowedOrigins>) -> Self {
         Self {
             allowed_origins,
+            is_strict: false,
             providers,
             replay_limit: None,
             retry: RetryPolicy::new(),

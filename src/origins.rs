@@ -57,11 +57,31 @@ impl AllowedOrigins {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] unless every text is `http` or `https`, a host and optionally a port. A path, a query,
-    /// a user name and a host that is not in ASCII are errors.
+    /// [`Error::InvalidOption`] unless every text is `http` or `https`, a host and optionally a port. A path other than
+    /// `/`, a query, a user name and a host that is not in ASCII are errors. For a URI with a path, such as the base of an
+    /// API, use [`of`](Self::of).
     pub fn origins<I: IntoIterator<Item: AsRef<str>>>(origins: I) -> Result<Self, Error> {
         let parsed = origins.into_iter().map(|text| Origin::parse(text.as_ref()));
         Ok(Self(Allowed::Origins(parsed.collect::<Result<_, _>>()?)))
+    }
+
+    /// Allows the origin of `uri` only, whatever its path and its query are.
+    ///
+    /// ```
+    /// use tower_bearer::AllowedOrigins;
+    ///
+    /// let allowed = AllowedOrigins::of(&"https://rancher.example/k8s/clusters/c-1".parse()?)?;
+    /// assert_eq!(format!("{allowed:?}"), "{https://rancher.example}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] unless it is `http` or `https` and has a host.
+    pub fn of(uri: &Uri) -> Result<Self, Error> {
+        let text = format_args!("an allowed origin must be http or https with a host, got {}", shown(uri));
+        Error::check(Origin::of(uri).is_some(), text)?;
+        Ok(Self::origin_of(uri))
     }
 
     /// Allows every `https` origin, and `http` on loopback (`localhost`, 127.0.0.0/8, `::1`).
@@ -219,8 +239,10 @@ impl Origin {
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return invalid("have no user name, such as https://ws.api.video");
         }
-        if uri.path() != "/" || text.ends_with('/') || uri.query().is_some() {
-            return invalid("have no path and no query, also no / at its end, such as https://ws.api.video");
+        if uri.path() != "/" || uri.query().is_some() {
+            return invalid(
+                "have no path and no query, such as https://ws.api.video: or use AllowedOrigins::of",
+            );
         }
         Ok(origin)
     }
@@ -336,7 +358,6 @@ mod tests {
         for (wrong, hint) in [
             ("ws.api.video", "http or https"),
             ("https://", "such as https"),
-            ("https://ws.api.video/", "no path"),
             ("https://ws.api.video/videos", "no path"),
             ("https://ws.api.video?key=canary", "no query"),
             ("https://user:canary@ws.api.video", "user name"),
@@ -351,6 +372,23 @@ mod tests {
                 }
                 other => panic!("{wrong}: {other:?}"),
             }
+        }
+    }
+
+    /// An allowed origin has a slash at its end, or is the base of an API.
+    #[test]
+    fn slash_and_base_uri_are_accepted() {
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        for allowed in [
+            AllowedOrigins::origins(["https://ws.api.video/"]).unwrap(),
+            AllowedOrigins::of(&uri("https://ws.api.video")).unwrap(),
+            AllowedOrigins::of(&uri("https://WS.api.video:443/base/v1?page=1")).unwrap(),
+        ] {
+            assert!(covers(&allowed, "https://ws.api.video/videos"), "{allowed:?}");
+            assert!(!covers(&allowed, "https://other.api.video/base/v1"), "{allowed:?}");
+        }
+        for wrong in ["/videos", "ftp://ws.api.video/", "ws.api.video"] {
+            assert!(matches!(AllowedOrigins::of(&uri(wrong)), Err(Error::InvalidOption(_))), "{wrong}");
         }
     }
 

@@ -12,6 +12,7 @@ use crate::bounds::HttpService;
 use crate::error::{BoxError, Error};
 use crate::future::{ResponseFuture, Shared, Via};
 use crate::layer_options::LayerOptions;
+use crate::origins;
 use crate::origins::OriginHash;
 use crate::per_request::{NoBearer, UseToken};
 use crate::provider::{Need, TokenProvider};
@@ -130,13 +131,20 @@ impl<S, R> BearerAuth<S, R> {
             }
         };
         let Some((header, token)) = token else {
-            return if self.keeps_authorization(request) { Plan::Pass } else { Plan::Obtain(selected) };
+            return if self.keeps_authorization(request) { self.keep() } else { Plan::Obtain(selected) };
         };
         match authorize(request.headers_mut(), header, options.existing) {
             Some(Authorized::Layer) => Plan::Send(token.generation, selected),
-            Some(Authorized::Caller) => Plan::Pass,
+            Some(Authorized::Caller) => self.keep(),
             None => Plan::Fail(Error::TooManyHeaders),
         }
+    }
+
+    /// For a request that keeps the `Authorization` header of its caller.
+    #[cold]
+    fn keep(&self) -> Plan {
+        self.shared.options.providers.default.reporter().authorization_kept();
+        Plan::Pass
     }
 
     /// Selects the provider of a request, or says what is done without one.
@@ -175,8 +183,15 @@ impl<S, R> BearerAuth<S, R> {
     /// For a request to an origin that is not allowed.
     #[cold]
     fn pass_foreign<B>(&self, request: &Request<B>, selected: Option<TokenProvider>) -> Plan {
-        Via::new(&self.shared, selected).report_origin(request.uri());
-        Plan::Pass
+        let (options, via) = (&self.shared.options, Via::new(&self.shared, selected));
+        if !options.is_strict || self.keeps_authorization(request) {
+            via.report_origin(request.uri());
+            return Plan::Pass;
+        }
+        let allowed = options.allowed_origins.as_ref().unwrap_or(&via.provider().core().allowed_origins);
+        let origin = origins::shown(request.uri());
+        let text = format!("{origin} is not an allowed origin: the token is sent only to {allowed:?}");
+        Plan::Fail(Error::OriginNotAllowed(text))
     }
 
     /// For a request for which no provider can be selected.

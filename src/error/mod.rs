@@ -74,6 +74,10 @@ pub enum Error {
     /// The text includes that error's, whose cause is the [`source`](StdError::source).
     ChallengeDropped(Option<Arc<Self>>),
 
+    /// The request's origin is not one that gets the token, and the layer has
+    /// [`strict_origins`](crate::BearerAuthLayer::strict_origins). The text has the origin, and those that are allowed.
+    OriginNotAllowed(String),
+
     /// The request has the maximum number of headers, so that the `Authorization` header cannot be added.
     TooManyHeaders,
 
@@ -106,6 +110,7 @@ impl fmt::Display for Error {
             Self::Factory(error) => {
                 return write!(f, "no token provider could be made for the request's key: {error}");
             }
+            Self::OriginNotAllowed(text) => text,
             Self::InvalidOption(text) => return write!(f, "invalid option: {text}"),
             Self::ChallengeDropped(Some(cause)) => return write!(f, "{DROPPED}: {cause}"),
             Self::ChallengeDropped(None) => DROPPED,
@@ -191,6 +196,7 @@ impl Error {
             Self::NoRuntime => "no_runtime",
             Self::ShutDown => "shut_down",
             Self::ChallengeDropped(_) => "challenge_dropped",
+            Self::OriginNotAllowed(_) => "origin_not_allowed",
             Self::TooManyHeaders => "too_many_headers",
             Self::MissingKey => "missing_key",
             Self::Factory(_) => "factory",

@@ -45,7 +45,7 @@ pub(super) type NotRetried = &'static str;
 /// All retries were used.
 const RETRIES: NotRetried = "retries_exhausted";
 /// The body cannot be sent again.
-const BODY: NotRetried = "body_not_replayable";
+pub(super) const BODY: NotRetried = "body_not_replayable";
 /// There is no other token.
 pub(super) const NO_TOKEN: NotRetried = "no_token";
 /// The retry budget is spent.

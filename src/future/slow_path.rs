@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
-use super::pending_request::{NO_TOKEN, NotRetried, PendingRequest, Unsent};
+use super::pending_request::{BODY, NO_TOKEN, NotRetried, PendingRequest, Unsent};
 use super::shared::Via;
 use crate::authorization::{ExistingAuthorization, authorize};
 use crate::challenge::Challenge;
@@ -297,7 +297,11 @@ fn give_up<S, R, K, ResBody>(
     challenge: Response<ResBody>,
 ) -> Response<ResBody> {
     pending.give_up();
-    via.provider().reporter().not_retrying(pending.token, reason);
+    let reporter = via.provider().reporter();
+    match via.options.replay_limit.filter(|_| reason == BODY) {
+        Some(limit) => reporter.body_not_replayed(pending.token, reason, limit),
+        None => reporter.not_retrying(pending.token, reason),
+    }
     challenge
 }
 

@@ -50,10 +50,11 @@ events! { of refresh
         { attempt, attempts, delay_ms, kind = error.name(), error = display(ErrorChain(error)) }
         "refresh failed (attempt {attempt} of {attempts}), next try in {delay_ms} ms";
     using_login(login: &str, reason: &'static str) INFO { login = login.get(..8), reason } "using a login";
-    token_published(token: &Token, took: Duration) INFO
+    token_published(token: &Token, took: Duration, is_news: bool) INFO if is_news
         { generation = token.generation(), expires_in_ms = token.remaining().map(millis),
           refresh_in_ms = token.refresh_at().map(millis_until), took_ms = millis(took) }
         "token published";
+    tokens_of_group(group: &str, tokens: u64) INFO { group, tokens } "tokens of the group published";
     same_token(token: &Token) DEBUG { generation = token.generation() } "source returned the same access token";
     challenged_token(token: &Token, is_news: bool) WARN if is_news
         { generation = token.generation() } "source returned the challenged access token";
@@ -66,7 +67,7 @@ events! { of refresh
     recovered(failed_refreshes: u64, failed_requests: u64, lasted: Duration) INFO
         { failed_refreshes, failed_requests, lasted_ms = millis(lasted) } "token refresh recovered";
 
-    adopted(record: u64) INFO { record } "adopted the token of another process"
+    token_adopted(record: u64, is_news: bool) INFO if is_news { record } "adopted the token of another process"
         counts "tower_bearer_store_total" "outcome" = "adopted";
     foreign_record(record: u64) INFO { record } "the stored token belongs to another credential; not using it";
     waiting_for_lease() TRACE {} "waiting for another process's lease";
@@ -89,6 +90,7 @@ events! { of provider
     store_recovered(lasted: Duration, failures: u64) INFO
         { failures, lasted_ms = millis(lasted) } "token store can be used again";
     origin_not_allowed(origin: &str) WARN { origin } "origin is not allowed; sending the request without the token";
+    authorization_kept() DEBUG {} "request has its own Authorization header; sending it unchanged";
     waiting() DEBUG {} "request waits for a token" counts "tower_bearer_waits_total";
     request_has_failed(error: &Error, reason: &'static str, failed_requests: u64, is_news: bool) ERROR if is_news
         { error = display(ErrorChain(error)), reason, failed_requests } "request failed; no token is available"
@@ -100,6 +102,9 @@ events! { of provider
         counts "tower_bearer_challenges_total" "outcome" = "retried";
     not_retrying(token: u32, reason: &'static str) DEBUG
         { generation = token, reason } "not retrying; returning the challenge"
+        counts "tower_bearer_challenges_total" "outcome" = reason;
+    body_not_replayed(token: u32, reason: &'static str, limit: usize) WARN { generation = token, reason, limit }
+        "the request body cannot be sent again; returning the challenge"
         counts "tower_bearer_challenges_total" "outcome" = reason;
     not_refreshing(token: &Token, repeated: Option<u64>, is_news: bool) WARN if is_news
         { generation = token.generation(), repeated } "the API challenges new tokens too; not asking the source";

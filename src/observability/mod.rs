@@ -25,7 +25,7 @@
 //! | `refresh token not accepted; using the credential` | INFO | `error` |
 //! | `using a login` | INFO | `login` (the fingerprint of its first refresh token, shortened), `reason` |
 //! | `expires_in is not a usable lifetime; using the default` | WARN | `lifetime_ms` (absent if there is none) |
-//! | `token published` | INFO | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
+//! | `token published` | INFO, of a tenant DEBUG | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
 //! | `source returned the same access token` | DEBUG | `generation` |
 //! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
 //! | `token file cannot be read; keeping the last good token` | WARN, repeated DEBUG | `error`, `failures` |
@@ -54,7 +54,8 @@
 //! |---|---|---|
 //! | `token store cannot be used` | WARN | `provider`, `error` |
 //! | `token store can be used again` | INFO | `provider`, `failures`, `lasted_ms` |
-//! | `adopted the token of another process` | INFO | `record` |
+//! | `tokens of the group published` | INFO, once a minute | `group`, `tokens` (how many tenants had a new token since the last such event, by a refresh or from the store) |
+//! | `adopted the token of another process` | INFO, of a tenant DEBUG | `record` |
 //! | `the stored token belongs to another credential; not using it` | INFO, once in a row | `record` |
 //! | `waiting for another process's lease` | TRACE | |
 //! | `token stored` | DEBUG | `record` |
@@ -69,11 +70,13 @@
 //! | message | level | fields |
 //! |---|---|---|
 //! | `origin is not allowed; sending the request without the token` | WARN, once for each of the first 64 origins | `origin` |
+//! | `request has its own Authorization header; sending it unchanged` | DEBUG | |
 //! | `request waits for a token` | DEBUG | |
 //! | `request failed; no token is available` | ERROR, repeated DEBUG | `error`, `reason` (as in the metric below), `failed_requests` |
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
+//! | `the request body cannot be sent again; returning the challenge` | WARN | `generation`, `reason`, `limit` (in bytes; a body is longer, or was not read to its end) |
 //! | `the API challenges new tokens too; not asking the source` | WARN, once a minute, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
 //! | `token invalidated` | INFO | `generation` |
 //! | `login ignored` | INFO | `login` (the one that is used instead), `reason` |
@@ -101,7 +104,7 @@
 //!
 //! With `TokenProviders` (feature `tenants`), the field `provider` has the name that the factory gave
 //! the tenant's [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a
-//! secret. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
+//! secret. A tenant's new token is a DEBUG event; an INFO event of the group has their number. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
 //! needs a token.
 //!
 //! The metrics of all tenants have the label of their group, so that the number of series does not depend on the number of
@@ -154,7 +157,7 @@ pub(crate) use self::events::{
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub use self::metrics::describe_metrics;
-pub(crate) use self::reporter::{Reporter, TokenLeft};
+pub(crate) use self::reporter::{GroupReport, Reporter, TokenLeft};
 
 #[cfg(feature = "tracing")]
 pub(crate) use tracing::Span;

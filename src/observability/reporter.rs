@@ -1,5 +1,6 @@
 //! [`Reporter`]: decides which failures are news, and reports them.
 
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -28,8 +29,7 @@ pub(crate) enum TokenLeft {
 pub(crate) struct Reporter {
     /// The name in events.
     pub(super) provider: Arc<str>,
-    /// The label of the metrics, if it is that of a group. The gauges of one token have no meaning for a group.
-    group: Option<Arc<str>>,
+    group: Option<Arc<GroupReport>>,
     /// `None` until something fails. No foreign code runs under the lock.
     reported: Mutex<Option<Box<Reported>>>,
 }
@@ -65,9 +65,51 @@ impl Clone for Reporter {
     }
 }
 
+/// What is reported of the providers of one group.
+pub(crate) struct GroupReport {
+    pub(crate) name: Arc<str>,
+    /// Whether its name is the label of the metrics. The gauges of one token have no meaning for a group.
+    pub(crate) is_label: bool,
+    /// When an event said last how many tokens were published or adopted, and how many there were since then.
+    tokens: Mutex<(Option<Instant>, u64)>,
+}
+
+impl GroupReport {
+    pub(crate) fn new(name: Arc<str>, is_label: bool) -> Self {
+        Self { name, is_label, tokens: Mutex::default() }
+    }
+
+    /// Counts a token. Returns how many there were if that is news.
+    fn count_token(&self) -> Option<u64> {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.1 += 1;
+        let is_news = tokens.0.is_none_or(|at| at.elapsed() >= NEWS_INTERVAL);
+        is_news.then(|| mem::replace(&mut *tokens, (Some(Instant::now()), 0)).1)
+    }
+}
+
 impl Reporter {
-    pub(crate) fn new(provider: Arc<str>, group: Option<Arc<str>>) -> Self {
+    pub(crate) fn new(provider: Arc<str>, group: Option<Arc<GroupReport>>) -> Self {
         Self { provider, group, reported: Mutex::default() }
+    }
+
+    /// The name of the group, if the metrics have that as their label.
+    fn label(&self) -> Option<&Arc<str>> {
+        self.group.as_ref().filter(|group| group.is_label).map(|group| &group.name)
+    }
+
+    /// Whether a new token is news: those of a group are counted.
+    fn token_is_news(&self) -> bool {
+        let Some(group) = &self.group else { return true };
+        if let Some(tokens) = group.count_token() {
+            self.tokens_of_group(&group.name, tokens);
+        }
+        false
+    }
+
+    /// Records that the token of another process is used.
+    pub(crate) fn adopted(&self, record: u64) {
+        self.token_adopted(record, self.token_is_news());
     }
 
     fn reported(&self) -> MutexGuard<'_, Option<Box<Reported>>> {
@@ -91,8 +133,7 @@ impl Reporter {
 
     #[cfg(feature = "metrics")]
     fn labels(&self, labels: &[Label]) -> Vec<metrics::Label> {
-        let provider =
-            metrics::Label::new("provider", Arc::clone(self.group.as_ref().unwrap_or(&self.provider)));
+        let provider = metrics::Label::new("provider", Arc::clone(self.label().unwrap_or(&self.provider)));
         let labels = labels.iter().map(|(label, value)| metrics::Label::from_static_parts(label, value));
         std::iter::once(provider).chain(labels).collect()
     }
@@ -106,7 +147,7 @@ impl Reporter {
 
     /// Sets the counters of a provider to 0. Those of a group are registered once for all its providers.
     pub(crate) fn register(&self) {
-        if self.group.is_none() {
+        if self.label().is_none() {
             self.register_counters(Registered::Always);
             self.expires(None);
         }
@@ -165,7 +206,7 @@ impl Reporter {
             before
         };
         match (is_same, is_challenged) {
-            (false, _) => self.token_published(token, took),
+            (false, _) => self.token_published(token, took, self.token_is_news()),
             (true, true) => self.challenged_token(token, !before.has_same),
             (true, false) => self.same_token(token),
         }
@@ -276,7 +317,7 @@ impl Reporter {
 
     /// Sets when the current token expires.
     pub(crate) fn expires(&self, token: Option<&Token>) {
-        if cfg!(feature = "metrics") && self.group.is_none() {
+        if cfg!(feature = "metrics") && self.label().is_none() {
             let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
             let left = |token: &Token| token.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64());
             let at = token.map_or(0.0, |token| now + left(token));
@@ -290,7 +331,7 @@ impl Reporter {
     }
 
     pub(crate) fn store_usable(&self, is_usable: bool) {
-        if self.group.is_none() {
+        if self.label().is_none() {
             self.set("tower_bearer_store_usable", f64::from(u8::from(is_usable)));
         }
     }

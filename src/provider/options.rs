@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::error::{Error, Seconds};
 use crate::login::check_refresh_token;
-use crate::observability::Reporter;
+use crate::observability::{GroupReport, Reporter};
 use crate::refresh_ahead::RefreshAhead;
 use crate::retry::RetryPolicy;
 use crate::retry_budget::RetryBudget;
@@ -48,22 +48,16 @@ pub(super) struct ProviderOptions {
 
 /// The group that the providers of many tenants belong to.
 pub(crate) struct Group {
-    pub(crate) name: Arc<str>,
-    /// Whether the name is the label of the metrics of all providers. Otherwise that is each one's own name.
-    pub(crate) is_label: bool,
+    pub(crate) report: Arc<GroupReport>,
     /// Evicts the providers that are idle.
     pub(crate) evict_idle: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl ProviderParts {
     pub(super) fn reporter(&self, config: &ProviderOptions) -> Reporter {
-        let group = config.group.as_ref();
-        let name = self.name.as_ref().or(group.map(|group| &group.name));
-        let name = name.unwrap_or(&DEFAULT_NAME);
-        Reporter::new(
-            Arc::clone(name),
-            group.filter(|group| group.is_label).map(|group| Arc::clone(&group.name)),
-        )
+        let group = config.group.as_ref().map(|group| &group.report);
+        let name = self.name.as_ref().or(group.map(|group| &group.name)).unwrap_or(&DEFAULT_NAME);
+        Reporter::new(Arc::clone(name), group.cloned())
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {

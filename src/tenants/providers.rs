@@ -20,7 +20,7 @@ use super::cache;
 use super::cache::{BEING_INSERTED, Evictions, Park, ProviderCache};
 use crate::debug::debug_fields;
 use crate::error::{BoxError, Error, SourceError};
-use crate::observability::{Reporter, millis};
+use crate::observability::{GroupReport, Reporter, millis};
 use crate::provider::{Group, Status, TokenProvider, TokenProviderBuilder};
 use crate::source::{TokenSource, source_fn};
 
@@ -128,7 +128,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProviders<K> {
             let shared = Weak::clone(shared);
             let evict_idle =
                 Arc::new(move || shared.upgrade().iter().for_each(|shared| shared.evict_idle(shared.now())));
-            let group = Arc::new(Group { name, is_label: !metrics_by_provider, evict_idle });
+            let report = Arc::new(GroupReport::new(name, !metrics_by_provider));
+            let group = Arc::new(Group { report, evict_idle });
             Members {
                 nobody: TokenProvider::reporting_for(&group, source),
                 make,

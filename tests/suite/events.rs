@@ -243,6 +243,14 @@ async fn trigger_every_event() {
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     }
 
+    // A request has a header of its own. The body of another one is longer than the limit.
+    let own =
+        Request::get("http://127.0.0.1/").header("authorization", "Basic canary").body(Empty::<Bytes>::new());
+    service.oneshot(own.unwrap()).await.unwrap();
+    let long = BearerAuthLayer::with_provider(provider(&source)).buffered(1).layer(api.service());
+    let request = Request::post("http://127.0.0.1/").body(Full::<Bytes>::from("long")).unwrap();
+    assert_eq!(long.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+
     // A refresh times out.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
 
@@ -308,6 +316,16 @@ async fn trigger_every_event() {
 
 /// Providers are evicted, one is kept since it is used, and requests have no provider.
 async fn trigger_every_event_of_tenants() {
+    // Two tenants share a store: one uses the token of the other one.
+    let store = Arc::new(fleet::MemoryStore::default());
+    let both = TokenProviders::new(move |_: &u8| {
+        Ok::<_, Infallible>(
+            TokenProvider::builder(Source::living(HOUR)).name("tenant").store(Arc::clone(&store)),
+        )
+    });
+    for key in 0..2 {
+        both.get(&key).unwrap().token().await.unwrap();
+    }
     let providers = TokenProviders::builder(|key: &&str| match *key {
         "canary-unknown" => Err("no such tenant"),
         key => Ok(TokenProvider::builder(Source::new()).name(format!("tenant-{}", key.len()))),
@@ -319,6 +337,7 @@ async fn trigger_every_event_of_tenants() {
     .unwrap();
     providers.get(&"canary-a").unwrap();
     let used = providers.get(&"canary-bc").unwrap();
+    used.token().await.unwrap();
     providers.get(&"canary-bcd").unwrap();
     assert_eq!(providers.len(), 2);
     drop(used);

@@ -17,7 +17,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
+    AllowedOrigins, BearerAuthLayer, Error, NoBearer, SourceError, Token, TokenProvider, TokenRequest,
+    TokenSource,
 };
 use tower_http::follow_redirect::FollowRedirectLayer;
 
@@ -317,4 +318,25 @@ async fn foreign_401_is_no_challenge() {
         tokio::time::sleep(std::time::Duration::from_secs(10)).await;
         assert_eq!(source.fetches(), fetches, "{path}");
     }
+}
+
+/// A first program calls another host than the one of its token, and gets a 401 without a reason.
+#[tokio::test(start_paused = true)]
+async fn strict_origins_fail_with_reason() {
+    let seen = Seen::default();
+    let client = layer().strict_origins().layer(seen.web(&[]));
+    let error = client.clone().oneshot(get("https://evil.example:8443/videos?key=canary")).await.unwrap_err();
+    let expected = "https://evil.example:8443 is not an allowed origin: the token is sent only to {https://ws.api.video}";
+    assert_eq!(error.to_string(), expected);
+    assert!(matches!(error.downcast_ref(), Some(Error::OriginNotAllowed(_))), "{error:?}");
+    // Requests that need no token are sent, and so are those to the allowed origin.
+    let mut without = get("https://evil.example/1");
+    without.extensions_mut().insert(NoBearer);
+    client.clone().oneshot(without).await.unwrap();
+    let mut own = get("https://evil.example/2");
+    own.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic abc"));
+    client.clone().oneshot(own).await.unwrap();
+    client.oneshot(get("https://ws.api.video/3")).await.unwrap();
+    let uris = ["https://evil.example/1", "https://evil.example/2", "https://ws.api.video/3"];
+    assert_eq!(seen.0.lock().unwrap().iter().map(|(uri, _)| uri.clone()).collect::<Vec<_>>(), uris);
 }
