@@ -7,6 +7,7 @@ use std::{
     hash::Hash,
 };
 
+use http_body::Body;
 use tower_layer::Layer;
 
 use crate::authorization::ExistingAuthorization;
@@ -15,7 +16,7 @@ use crate::challenge::{ChallengeRule, ResponseHead};
 use crate::layer_options::LayerOptions;
 use crate::origins::AllowedOrigins;
 use crate::provider::TokenProvider;
-use crate::replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayWith};
+use crate::replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayBody, ReplayWith};
 use crate::retry::RetryPolicy;
 use crate::select::Providers;
 use crate::service::BearerAuth;
@@ -242,13 +243,17 @@ impl<R> BearerAuthLayer<R> {
     /// # fn is_service<S: tower::Service<Request<Body>>>(_: &S) {}
     /// # is_service(&service);
     /// ```
-    pub fn replay_with<F>(self, limit: usize, wrap: F) -> BearerAuthLayer<ReplayWith<F>> {
+    pub fn replay_with<B: Body, W>(
+        self,
+        limit: usize,
+        wrap: fn(ReplayBody<B>) -> W,
+    ) -> BearerAuthLayer<ReplayWith<B, W>> {
         self.with_replay(ReplayWith { buffered: Buffered { limit }, wrap }, Some(limit))
     }
 
     /// Clones request bodies with `clone` to send them again, such as kube's `Body::try_clone`. `None` for a body that
     /// cannot be cloned.
-    pub fn clone_with<F>(self, clone: F) -> BearerAuthLayer<CloneWith<F>> {
+    pub fn clone_with<B>(self, clone: fn(&B) -> Option<B>) -> BearerAuthLayer<CloneWith<B>> {
         self.with_replay(CloneWith { clone }, None)
     }
 

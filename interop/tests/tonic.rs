@@ -15,13 +15,8 @@ use tonic_health::{
     server::HealthReporter,
 };
 use tower::Layer;
-use tower_bearer::{
-    BearerAuth, BearerAuthLayer, TokenProvider, challenge,
-    replay::{ReplayBody, ReplayWith},
-};
+use tower_bearer::{BearerAuth, BearerAuthLayer, TokenProvider, challenge, replay::ReplayWith};
 use tower_bearer_interop::{Issuer, recovers_with_one_refresh};
-
-type Wrap = fn(ReplayBody<Body>) -> Body;
 
 /// A health service that checks the token and responds with HTTP 200 and `grpc-status: 16` if it is invalid.
 async fn server(issuer: &Issuer) -> (SocketAddr, HealthReporter) {
@@ -42,11 +37,11 @@ async fn server(issuer: &Issuer) -> (SocketAddr, HealthReporter) {
     (address, reporter)
 }
 
-fn client(address: SocketAddr, issuer: &Issuer) -> HealthClient<BearerAuth<Channel, ReplayWith<Wrap>>> {
+fn client(address: SocketAddr, issuer: &Issuer) -> HealthClient<BearerAuth<Channel, ReplayWith<Body, Body>>> {
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
         .challenge(challenge::grpc)
-        .replay_with(64 * 1024, Body::new as Wrap);
+        .replay_with(64 * 1024, Body::new);
     HealthClient::new(layer.layer(channel))
 }
 

@@ -15,8 +15,8 @@ use crate::{debug::debug_fields, error::BoxError};
 
 impl Sealed for Cloned {}
 impl Sealed for Buffered {}
-impl<F> Sealed for ReplayWith<F> {}
-impl<F> Sealed for CloneWith<F> {}
+impl<B: Body, W> Sealed for ReplayWith<B, W> {}
+impl<B> Sealed for CloneWith<B> {}
 impl Sealed for NoReplay {}
 
 /// Clones the body before it is sent. This is the default. The body type does not change.
@@ -83,17 +83,25 @@ where
 
 /// As [`Buffered`], for an inner service with its own body type. See
 /// [`BearerAuthLayer::replay_with`](crate::BearerAuthLayer::replay_with).
-#[derive(Clone, Copy)]
-pub struct ReplayWith<F> {
+///
+/// `B` is the body of a request, and `W` that of the inner service.
+pub struct ReplayWith<B: Body, W> {
     pub(crate) buffered: Buffered,
-    pub(crate) wrap: F,
+    pub(crate) wrap: fn(ReplayBody<B>) -> W,
 }
 
-impl<B, F, W> Replay<B> for ReplayWith<F>
+impl<B: Body, W> Clone for ReplayWith<B, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Body, W> Copy for ReplayWith<B, W> {}
+
+impl<B, W> Replay<B> for ReplayWith<B, W>
 where
     B: Body,
     B::Error: Into<BoxError>,
-    F: Fn(ReplayBody<B>) -> W + Clone,
 {
     type Body = W;
     type Spare = Rewind<B>;
@@ -118,18 +126,22 @@ where
     }
 }
 
-debug_fields!(ReplayWith<F> |it| { limit: it.buffered.limit });
+debug_fields!(ReplayWith<B: Body, W> |it| { limit: it.buffered.limit });
 
 /// Clones the body with a function. See [`BearerAuthLayer::clone_with`](crate::BearerAuthLayer::clone_with).
-#[derive(Clone, Copy)]
-pub struct CloneWith<F> {
-    pub(crate) clone: F,
+pub struct CloneWith<B> {
+    pub(crate) clone: fn(&B) -> Option<B>,
 }
 
-impl<B, F> Replay<B> for CloneWith<F>
-where
-    F: Fn(&B) -> Option<B> + Clone,
-{
+impl<B> Clone for CloneWith<B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for CloneWith<B> {}
+
+impl<B> Replay<B> for CloneWith<B> {
     type Body = B;
     type Spare = B;
     type Head = KeptHead;
@@ -144,7 +156,7 @@ where
     }
 }
 
-debug_fields!(CloneWith<F> |_| {});
+debug_fields!(CloneWith<B> |_| {});
 
 /// Never sends a request again. See [`BearerAuthLayer::no_replay`](crate::BearerAuthLayer::no_replay).
 #[derive(Clone, Copy, Debug, Default)]

@@ -134,7 +134,7 @@ impl Sdk<NoReplay> {
     }
 }
 
-impl Sdk<ReplayWith<fn(ReplayBody<BoxBody>) -> BoxBody>> {
+impl Sdk<ReplayWith<BoxBody, BoxBody>> {
     async fn send(mut self) -> Result<StatusCode, BoxError> {
         let request = Request::post(&self.uri).body(boxed())?;
         Ok(self.client.ready().await?.call(request).await?.status())
@@ -147,7 +147,6 @@ async fn calls_of_library_can_be_spawned() {
     let uri = server().await;
     let sdk = Sdk { client: layer().no_replay().layer(support::http1()), uri: uri.clone() };
     assert_eq!(tokio::spawn(sdk.send()).await.unwrap().unwrap(), StatusCode::OK);
-    let wrap: fn(ReplayBody<BoxBody>) -> BoxBody = BodyExt::boxed_unsync;
-    let sdk = Sdk { client: layer().replay_with(1024, wrap).layer(support::http1()), uri };
+    let sdk = Sdk { client: layer().replay_with(1024, BodyExt::boxed_unsync).layer(support::http1()), uri };
     assert_eq!(tokio::spawn(sdk.send()).await.unwrap().unwrap(), StatusCode::OK);
 }
