@@ -155,7 +155,7 @@ pub use self::provider::{Freshness, Status, StatusChanges, TokenProvider, TokenP
 pub use self::refresh_ahead::RefreshAhead;
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
-pub use self::reqwest_service::{ReqwestFuture, ReqwestService};
+pub use self::reqwest_service::{ExecuteError, ReqwestExt, ReqwestFuture, ReqwestService};
 pub use self::retry::RetryPolicy;
 pub use self::service::BearerAuth;
 #[cfg(feature = "default-client")]

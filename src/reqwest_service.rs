@@ -1,4 +1,4 @@
-//! [`ReqwestService`]: a reqwest client as a service for `http` requests.
+//! [`ReqwestService`]: a reqwest client as a service for `http` requests. [`ReqwestExt`]: such a service as a reqwest client.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,29 +6,35 @@ use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-use reqwest::{Body, Client, Error, Url};
+use reqwest::{Body, Client, Url};
+use tower::ServiceExt;
 use tower_service::Service;
 
+use crate::error::{BoxError, Error};
 use crate::future::Redirected;
+use crate::replay::ReplayBody;
 
 /// A [`reqwest::Client`] as the inner service of a layer such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
 /// [`http::Request`]s and returns [`http::Response`]s.
 ///
-/// A body that is `Clone` needs nothing more. For any other body, use
-/// [`replay_with`](crate::BearerAuthLayer::replay_with) and wrap it as a [`reqwest::Body`]:
+/// [`ReqwestExt::execute`] sends reqwest's own requests. A body that is `Clone` needs no option of the layer, and any other
+/// one, such as [`reqwest::Body`], needs [`buffered`](crate::BearerAuthLayer::buffered):
 ///
 /// ```
 /// # use tower_bearer::{StaticToken, TokenProvider};
 /// use tower::ServiceBuilder;
-/// use tower_bearer::{BearerAuthLayer, ReqwestService};
+/// use tower_bearer::{BearerAuthLayer, ReqwestExt, ReqwestService};
 ///
-/// # let provider = TokenProvider::new(StaticToken::new("abc"));
-/// # let client = reqwest::Client::new();
-/// let service = ServiceBuilder::new()
-///     .layer(BearerAuthLayer::with_provider(provider).replay_with(1 << 20, reqwest::Body::wrap))
-///     .service(ReqwestService::new(client));
-/// # fn is_service<S: tower::Service<http::Request<reqwest::Body>>>(_: &S) {}
-/// # is_service(&service);
+/// # async fn run(provider: TokenProvider) -> Result<(), Box<dyn std::error::Error>> {
+/// let http = reqwest::Client::new();
+/// let client = ServiceBuilder::new()
+///     .layer(BearerAuthLayer::with_provider(provider).buffered(1 << 20))
+///     .service(ReqwestService::new(http.clone()));
+///
+/// let request = http.post("https://ws.api.video/videos").body(r#"{"title": "A film"}"#).build()?;
+/// let response: reqwest::Response = client.execute(request).await?;
+/// # Ok(())
+/// # }
 /// ```
 ///
 /// # Redirects
@@ -52,10 +58,10 @@ impl ReqwestService {
 
 impl<B: Into<Body>> Service<Request<B>> for ReqwestService {
     type Response = Response<Body>;
-    type Error = Error;
+    type Error = reqwest::Error;
     type Future = ReqwestFuture;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), reqwest::Error>> {
         self.0.poll_ready(cx)
     }
 
@@ -79,12 +85,12 @@ pin_project! {
         #[pin]
         response: Option<<Client as Service<reqwest::Request>>::Future>,
         // Why reqwest rejected the request. Then there is no response.
-        invalid: Option<Error>,
+        invalid: Option<reqwest::Error>,
     }
 }
 
 impl Future for ReqwestFuture {
-    type Output = Result<Response<Body>, Error>;
+    type Output = Result<Response<Body>, reqwest::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -99,5 +105,70 @@ impl Future for ReqwestFuture {
             response.extensions_mut().insert(Redirected);
         }
         Poll::Ready(Ok(response))
+    }
+}
+
+/// A body that is sent again is one of reqwest, for a layer with [`buffered`](crate::BearerAuthLayer::buffered).
+impl<B> From<ReplayBody<B>> for Body
+where
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    fn from(body: ReplayBody<B>) -> Self {
+        Self::wrap(body)
+    }
+}
+
+/// Sends reqwest's requests by a client that is a tower service, such as a [`ReqwestService`] with layers around it.
+pub trait ReqwestExt: Clone + Send + Sync {
+    /// Sends `request`, as [`reqwest::Client::execute`] does. reqwest's methods read the response.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecuteError`] with the error of the token, of reqwest, or of a layer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request. A refresh that is running goes on.
+    fn execute(
+        &self,
+        request: reqwest::Request,
+    ) -> impl Future<Output = Result<reqwest::Response, ExecuteError>> + Send;
+}
+
+impl<S, ResBody> ReqwestExt for S
+where
+    S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync,
+    ResBody: Into<Body>,
+{
+    async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError> {
+        let request = Request::try_from(request).map_err(ExecuteError::Reqwest)?;
+        let response = self.clone().oneshot(request).await;
+        response.map(Into::into).map_err(|error| ExecuteError::of(error.into()))
+    }
+}
+
+/// Why [`ReqwestExt::execute`] has no response.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecuteError {
+    /// The request could not be sent: there is no token for it, or its origin does not get one.
+    #[error(transparent)]
+    Token(Error),
+    /// reqwest's error.
+    #[error(transparent)]
+    Reqwest(reqwest::Error),
+    /// The error of another layer.
+    #[error(transparent)]
+    Other(BoxError),
+}
+
+impl ExecuteError {
+    fn of(error: BoxError) -> Self {
+        let reqwest =
+            |error: BoxError| error.downcast().map_or_else(Self::Other, |error| Self::Reqwest(*error));
+        error.downcast().map_or_else(reqwest, |error| Self::Token(*error))
     }
 }

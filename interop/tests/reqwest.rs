@@ -5,7 +5,10 @@ use futures_util::stream;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_bearer::{AllowedOrigins, ApiVideo, BearerAuthLayer, ReqwestService, StaticToken, TokenProvider};
+use tower_bearer::{
+    AllowedOrigins, ApiVideo, BearerAuthLayer, Error, ExecuteError, ReqwestExt, ReqwestService, StaticToken,
+    TokenProvider,
+};
 use tower_bearer_interop::{Issuer, recovers_with_one_refresh, recovers_with_one_refresh_api_video, serve};
 use tower_bearer_testing::AuthServer;
 
@@ -33,8 +36,7 @@ async fn a_stream_is_replayed() {
     let issuer = Issuer::default();
     let echo = axum::Router::new().fallback(async |body: Bytes| body);
     let address = serve(echo, &issuer).await;
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone()))
-        .replay_with(1 << 20, reqwest::Body::wrap);
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(issuer.clone())).buffered(1 << 20);
     let service = layer.layer(ReqwestService::new(reqwest::Client::new()));
     recovers_with_one_refresh(&issuer, |number| {
         let frames = (0..10).map(move |frame| {
@@ -111,4 +113,53 @@ async fn foreign_401_is_no_challenge() {
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
     assert_eq!(provider.status().refreshes, 1);
+}
+
+/// reqwest's builder, its response and its options stay: JSON, the URL, a timeout of one request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn execute_keeps_what_reqwest_has() {
+    let server = AuthServer::start().await.unwrap();
+    let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
+    let http = reqwest::Client::new();
+    let client = ServiceBuilder::new()
+        .layer(BearerAuthLayer::with_provider(provider).buffered(1 << 20))
+        .service(ReqwestService::new(http.clone()));
+    let url = format!("{}videos", server.uri());
+    let create = || http.post(&url).json(&serde_json::json!({ "title": "A film" })).build().unwrap();
+    assert_eq!(client.execute(create()).await.unwrap().status(), 201);
+    server.revoke_access_tokens();
+    let response: reqwest::Response = client.execute(create()).await.unwrap();
+    assert_eq!((response.status(), response.url().as_str()), (StatusCode::CREATED, &*url));
+    let video: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(video["title"], "A film");
+    assert_eq!(server.counters().challenged, 1);
+
+    let hangs = axum::Router::new().fallback(async || std::future::pending::<()>().await);
+    let address = serve(hangs, &Issuer::default()).await;
+    let layer = BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("abc"))).no_replay();
+    let client = layer.layer(ReqwestService::new(http.clone()));
+    let request = http.get(format!("http://{address}/")).timeout(std::time::Duration::from_millis(50));
+    let error = client.execute(request.build().unwrap()).await.unwrap_err();
+    assert!(matches!(&error, ExecuteError::Reqwest(error) if error.is_timeout()), "{error:?}");
+}
+
+/// The error says where it comes from: the token, reqwest, or another layer.
+#[tokio::test]
+async fn execute_names_the_error() {
+    let http = reqwest::Client::new();
+    let client = |layer: BearerAuthLayer| layer.no_replay().layer(ReqwestService::new(http.clone()));
+    let layer = || BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("abc")));
+    let get = |url: &str| http.get(url).build().unwrap();
+    let strict = client(layer().strict_origins());
+    let error = strict.execute(get("http://api.example/")).await.unwrap_err();
+    assert!(matches!(&error, ExecuteError::Token(Error::OriginNotAllowed(_))), "{error:?}");
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let error = client(layer()).execute(get(&format!("http://{free}/"))).await.unwrap_err();
+    assert!(matches!(&error, ExecuteError::Reqwest(error) if error.is_connect()), "{error:?}");
+    let shed = ServiceBuilder::new().load_shed().concurrency_limit(0).service(client(layer()));
+    let error = shed.execute(get(&format!("http://{free}/"))).await.unwrap_err();
+    assert!(
+        matches!(&error, ExecuteError::Other(error) if error.to_string().contains("overloaded")),
+        "{error:?}"
+    );
 }
