@@ -1,9 +1,12 @@
 //! [`Token`]: an access token, its expiry, and the refresh token that renews it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::HeaderValue;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::debug::debug_fields;
@@ -79,7 +82,7 @@ impl Token {
         TokenBuilder {
             access_token: access_token.into().into(),
             refresh_token: None,
-            expires_in: None,
+            lifetime: None,
             refresh_token_expires_in: None,
             requested_at: Instant::now(),
         }
@@ -106,6 +109,13 @@ impl Token {
         self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
+    /// Returns when the token expires, by the system's clock. `None` if the source stated no lifetime.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        let (at, now) = (self.0.expires_at?, Instant::now());
+        let left = SystemTime::now().checked_add(at.saturating_duration_since(now))?;
+        left.checked_sub(now.saturating_duration_since(at))
+    }
+
     /// Returns the number of the token within its provider, counted from 1. It is 0 until a provider has published the
     /// token.
     pub fn generation(&self) -> u64 {
@@ -130,7 +140,7 @@ impl Token {
         self.0.id
     }
 
-    pub(crate) fn expires_at(&self) -> Option<Instant> {
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
         self.0.expires_at
     }
 
@@ -197,7 +207,8 @@ debug_fields!(Token |it| {
 pub struct TokenBuilder {
     access_token: SecretString,
     refresh_token: Option<SecretString>,
-    expires_in: Option<Duration>,
+    /// The lifetime, and when it began: `None` for the time of the request.
+    lifetime: Option<(Option<Instant>, Duration)>,
     refresh_token_expires_in: Option<Duration>,
     requested_at: Instant,
 }
@@ -215,7 +226,30 @@ impl TokenBuilder {
     /// The maximum is ten years; a longer lifetime is clamped. If less than 100 ms of it are left when the provider gets the
     /// token, it is unknown, as with none.
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
-        self.expires_in = Some(lifetime);
+        self.lifetime = Some((None, lifetime));
+        self
+    }
+
+    /// Sets when the token expires, by the system's clock, in place of its lifetime. A time that has passed is a lifetime of
+    /// zero.
+    pub fn expires_at(self, at: SystemTime) -> Self {
+        self.with_left(at.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+
+    /// Sets the lifetime that the access token states, if it is a JWT: until its claim `exp`, from now or from its claim
+    /// `iat` if that is later (RFC 7519 §4.1). Of any other token, the lifetime stays as it is.
+    ///
+    /// The token is not verified here: the API does that.
+    pub fn expires_by_jwt(self) -> Self {
+        match jwt_lifetime(self.access_token.expose_secret()) {
+            Some(left) => self.with_left(left),
+            None => self,
+        }
+    }
+
+    /// Sets how much of the lifetime is left now.
+    fn with_left(mut self, left: Duration) -> Self {
+        self.lifetime = Some((Some(Instant::now()), left));
         self
     }
 
@@ -259,20 +293,39 @@ impl TokenBuilder {
         header.set_sensitive(true);
         // The bytes of a clone are shared from the start. The original would check at each clone whether its bytes are.
         let header = header.clone();
-        let end = |lifetime: Option<Duration>| match lifetime? {
-            // `requested_at` is in the past, and the end must not be: the token expires now.
-            Duration::ZERO => Some(Instant::now().max(self.requested_at)),
-            lifetime => self.requested_at.checked_add(lifetime.min(MAX_LIFETIME)),
+        let end = |(begun, lifetime): (Option<Instant>, Duration)| match (
+            begun.unwrap_or(self.requested_at),
+            lifetime,
+        ) {
+            // It begins in the past, and the end must not be there: the token expires now.
+            (begun, Duration::ZERO) => Some(Instant::now().max(begun)),
+            (begun, lifetime) => begun.checked_add(lifetime.min(MAX_LIFETIME)),
         };
         Ok(Token(Arc::new(Inner {
             header,
-            refresh_token_expires_at: end(self.refresh_token_expires_in),
-            expires_at: end(self.expires_in),
+            refresh_token_expires_at: self
+                .refresh_token_expires_in
+                .and_then(|lifetime| end((None, lifetime))),
+            expires_at: self.lifetime.and_then(end),
             refresh_at: None,
             id: TokenId::default(),
             refresh_token: self.refresh_token,
         })))
     }
+}
+
+/// Returns the lifetime of a JWT, by its claims. Zero if it has expired, `None` if it is no JWT or does not expire.
+pub(crate) fn jwt_lifetime(token: &str) -> Option<Duration> {
+    let payload = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?);
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let expires = claims["exp"].as_f64()?;
+    let now = UNIX_EPOCH.elapsed().ok()?.as_secs_f64();
+    let lifetime = expires - now.max(claims["iat"].as_f64().unwrap_or(now));
+    Some(if lifetime > 0.0 {
+        Duration::try_from_secs_f64(lifetime).unwrap_or(Duration::MAX)
+    } else {
+        Duration::ZERO
+    })
 }
 
 fn check_length(token: &str) -> Result<(), TokenError> {
@@ -286,6 +339,37 @@ fn check_length(token: &str) -> Result<(), TokenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A source knows when its token expires, not for how long it lives.
+    #[tokio::test]
+    async fn expiry_is_a_point_in_time() {
+        let hour = Duration::from_secs(3600);
+        let at = SystemTime::now() + hour;
+        let requested_at = std::time::Instant::now() - hour / 2;
+        let token = Token::builder("abc").expires_at(at).requested_at(requested_at).build().unwrap();
+        let differs_by = |token: &Token| match token.expires_at().unwrap().duration_since(at) {
+            Ok(later) => later,
+            Err(earlier) => earlier.duration(),
+        };
+        assert!(differs_by(&token) < Duration::from_secs(5), "{token:?}");
+        let over = Token::builder("abc").expires_at(SystemTime::now() - hour).build().unwrap();
+        assert!(over.is_expired(Instant::now()) && over.expires_at().unwrap() <= SystemTime::now());
+        assert_eq!(Token::builder("abc").build().unwrap().expires_at(), None);
+
+        // The claims of a JWT, whose issuer's clock may be ahead.
+        let now = UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let jwt = |claims: String| format!("eyJhbGci.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
+        let ends = now + 3600;
+        let of = |text: String| Token::builder(text).expires_by_jwt().build().unwrap();
+        assert!(differs_by(&of(jwt(format!(r#"{{"exp":{ends}}}"#)))) < Duration::from_secs(5));
+        let ahead = of(jwt(format!(r#"{{"exp":{},"iat":{}}}"#, ends + 1000, now + 1000)));
+        assert!(differs_by(&ahead) < Duration::from_secs(5));
+        assert!(of(jwt(r#"{"exp":1}"#.to_owned())).is_expired(Instant::now()));
+        for none in ["abc", "a.b.c", &jwt(r#"{"exp":"soon"}"#.to_owned())] {
+            let token = Token::builder(none).expires_in(hour).expires_by_jwt().build().unwrap();
+            assert!(token.remaining().unwrap() > hour / 2, "{none}");
+        }
+    }
 
     fn error_of(access_token: &str) -> Option<TokenError> {
         Token::builder(access_token).build().err()

@@ -157,6 +157,36 @@ impl Error {
         if let Self::ChallengeDropped(Some(reason)) = self { reason.reason() } else { self }
     }
 
+    /// Returns the first error of type `E` in the chain of causes: what a source, a store or a factory returned, or the
+    /// client beneath it. `Self` is one, and so are [`SourceError`] and [`StoreError`].
+    ///
+    /// ```
+    /// use tower_bearer::{Error, SourceError};
+    ///
+    /// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    /// let error = Error::from(SourceError::unavailable("the vault is sealed").with_cause(refused));
+    /// assert_eq!(error.cause_as::<std::io::Error>().unwrap().kind(), std::io::ErrorKind::ConnectionRefused);
+    /// ```
+    pub fn cause_as<E: StdError + 'static>(&self) -> Option<&E> {
+        let inner: &(dyn StdError + 'static) = match self.reason() {
+            Self::Source(error) => error,
+            Self::Store(error) => error,
+            Self::Factory(error) => &**error,
+            other => other,
+        };
+        if let Some(error) = (self as &dyn StdError).downcast_ref() {
+            return Some(error);
+        }
+        let mut next = Some(inner);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            next = error.source();
+        }
+        None
+    }
+
     /// Whether a later retry may succeed without any change.
     pub fn is_transient(&self) -> bool {
         match self.reason() {

@@ -1,6 +1,6 @@
 //! [`SourceError`]: why a token source returned no token. [`TokenError`]: why a text is no token.
 
-use std::{borrow::Cow, error::Error as StdError, sync::Arc, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 
@@ -25,8 +25,7 @@ pub(crate) const MAX_TOKEN_LEN: usize = 16 * 1024;
 /// assert!(error.is_transient());
 /// assert_eq!(error.to_string(), "the vault is sealed");
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
+#[derive(Clone, Debug)]
 pub struct SourceError {
     kind: SourceErrorKind,
     pub(crate) facts: Facts,
@@ -34,7 +33,6 @@ pub struct SourceError {
     retry_after: Option<Duration>,
     /// What the endpoint has granted in place of the refresh token.
     next_refresh_token: Option<SecretString>,
-    #[source]
     pub(super) cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -100,6 +98,19 @@ impl SourceErrorKind {
             Self::Unavailable => "unavailable",
             Self::InvalidResponse => "invalid_response",
         }
+    }
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for SourceError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // The error itself, and not the pointer to it, which is an error of another type.
+        Some(&**self.cause.as_ref()?)
     }
 }
 

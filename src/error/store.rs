@@ -1,6 +1,6 @@
 //! [`StoreError`]: why a store could not do an operation.
 
-use std::{borrow::Cow, error::Error as StdError, sync::Arc};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use super::{BoxError, SourceError};
 
@@ -19,12 +19,10 @@ use super::{BoxError, SourceError};
 /// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
 /// assert_eq!(error.to_string(), "the database is read-only");
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
+#[derive(Clone, Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
     message: Cow<'static, str>,
-    #[source]
     cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -42,6 +40,19 @@ pub enum StoreErrorKind {
     /// key. The record counts as absent and the next one replaces it, unless the provider has a user's
     /// [login](crate::TokenProviderBuilder::login): then the store fails until somebody corrects or deletes it.
     InvalidRecord,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // The error itself, and not the pointer to it, which is an error of another type.
+        Some(&**self.cause.as_ref()?)
+    }
 }
 
 impl StoreError {

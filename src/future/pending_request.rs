@@ -13,10 +13,6 @@ use crate::replay::{KeepHead, Replay};
 use crate::retry::Backoff;
 use crate::token::Token;
 
-/// The last retry of a request waits until a token that the API has not accepted yet is this old: an API may know a token
-/// later than its issuer.
-const LAG: Duration = Duration::from_secs(1);
-
 /// What is kept of a request until its response arrives.
 pub(super) struct PendingRequest<K> {
     /// The generation of the token that it was sent with last. 0 if the layer added no token.
@@ -165,7 +161,7 @@ impl<H: KeepHead, Spare> PendingRequest<(H, Spare)> {
         if !is_free {
             let now = Instant::now();
             let is_last = retries.count >= options.retry.retries();
-            let settled_at = via.provider().core().settled_at(generation, LAG).filter(|_| is_last);
+            let settled_at = via.provider().core().settled_at(generation).filter(|_| is_last);
             let lag = settled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             delay = lag + retries.backoff.next_delay();
             match via.provider().core().timer(now + delay) {

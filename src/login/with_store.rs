@@ -294,6 +294,6 @@ impl Login {
 }
 
 fn is_in_first_half_of_expiring(token: &Token, now: Instant) -> bool {
-    let (Some(refresh_at), Some(expires_at)) = (token.refresh_at(), token.expires_at()) else { return false };
+    let (Some(refresh_at), Some(expires_at)) = (token.refresh_at(), token.ends_at()) else { return false };
     now < refresh_at + expires_at.saturating_duration_since(refresh_at) / 2
 }

@@ -78,6 +78,7 @@
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
 //! | `the request body cannot be sent again; returning the challenge` | WARN | `generation`, `reason`, `limit` (in bytes; a body is longer, or was not read to its end) |
 //! | `the API challenges new tokens too; not asking the source` | WARN, once a minute, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
+//! | `token set` | INFO | `generation`, `expires_in_ms` (absent without a lifetime) |
 //! | `token invalidated` | INFO | `generation` |
 //! | `login ignored` | INFO | `login` (the one that is used instead), `reason` |
 //! | `provider shut down` | DEBUG | |

@@ -107,6 +107,12 @@ impl Reporter {
         false
     }
 
+    /// Records that the program has set the token.
+    pub(crate) fn token_was_set(&self, token: &Token) {
+        *self.reported() = None;
+        self.token_set(token);
+    }
+
     /// Records that the token of another process is used.
     pub(crate) fn adopted(&self, record: u64) {
         self.token_adopted(record, self.token_is_news());

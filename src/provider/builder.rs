@@ -15,6 +15,7 @@ use crate::retry::RetryPolicy;
 use crate::retry_budget::RetryBudget;
 use crate::source::{NoSource, TokenSource};
 use crate::store::{Role, TokenStore};
+use crate::token::Token;
 
 impl TokenProvider {
     /// Starts to build a provider with other options.
@@ -235,6 +236,15 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
     pub fn login(mut self, refresh_token: impl Into<String>) -> Self {
         self.parts.login = Some(refresh_token.into().into())
             .filter(|token: &SecretString| !token.expose_secret().is_empty());
+        self
+    }
+
+    /// Sets a token that there is already, such as one of the configuration. Default: none.
+    ///
+    /// It is used until it is expiring or is challenged; then the source is asked. It counts as
+    /// [`TokenProvider::set`](crate::TokenProvider::set) says.
+    pub fn initial(mut self, token: Token) -> Self {
+        self.parts.initial = Some(token);
         self
     }
 

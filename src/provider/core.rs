@@ -34,6 +34,10 @@ use crate::sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waite
 use crate::timer::timer;
 use crate::token::Token;
 
+/// The last retry of a request waits until a token that the API has not accepted yet is this old: an API may know a token
+/// later than its issuer.
+const LAG: Duration = Duration::from_secs(1);
+
 /// A decision, and for one to join or to start a refresh: that, and the wait for it.
 pub(super) type Decided = (Decision, Option<(Arc<Refresh>, Waiter)>);
 
@@ -156,7 +160,10 @@ impl Core {
             Decision::Start { reason, .. } => {
                 let is_needed = !is_background && *reason != RefreshReason::Expiring;
                 let challenge = match need {
-                    Need::Other { challenge, by_program, .. } => (challenge.clone(), *by_program),
+                    Need::Other { challenge, by_program, .. } => {
+                        (challenge.clone(), *by_program && *reason == RefreshReason::Challenged)
+                    }
+                    Need::Lasting(_) => (None, true),
                     _ => (None, false),
                 };
                 state.runtime = runtime.map(Handle::id);
@@ -225,10 +232,10 @@ impl Core {
     }
 
     /// When a token that the API has not accepted yet is old enough to be known to all of the API. `None` if it is known.
-    pub(crate) fn settled_at(&self, token: u32, lag: Duration) -> Option<Instant> {
+    pub(crate) fn settled_at(&self, token: u32) -> Option<Instant> {
         let state = self.state();
         let is_new = state.generation() == token && !self.is_accepted(token);
-        state.published_at.filter(|_| is_new).map(|at| at + lag)
+        state.published_at.filter(|_| is_new).map(|at| at + LAG)
     }
 
     /// The budget for the retries of challenged requests. `None` if there is no limit.
@@ -238,7 +245,7 @@ impl Core {
 
     /// Sets the gauge of the expiry to that of the current token.
     pub(super) fn report_expiry(&self) {
-        let expiry = |token: &Option<Token>| token.as_ref().map(|token| (token.id(), token.expires_at()));
+        let expiry = |token: &Option<Token>| token.as_ref().map(|token| (token.id(), token.ends_at()));
         loop {
             let reported = self.published();
             self.reporter().expires(reported.as_ref());
@@ -253,7 +260,10 @@ impl Core {
     /// this one: its failure says nothing of the source today.
     pub(super) fn back_off(&self, refresh: &Refresh, error: &SourceError) -> Duration {
         let mut state = self.state();
-        let result = state.is_running(refresh).then(|| state.back_off(error, &self.config, Instant::now()));
+        let result = state.is_running(refresh).then(|| {
+            let (now, first) = (Instant::now(), Error::from(error.clone()));
+            state.failure(&first, &self.config, now).back_off(error, now)
+        });
         drop(state);
         self.changed();
         result.map(|(delay, _)| delay).unwrap_or_default()
@@ -270,6 +280,21 @@ impl Core {
         let Some(timer) = self.timer(at) else { return true };
         let shut_down = pin!(changes.wait_for(|shut_down| *shut_down));
         matches!(select(shut_down, pin!(timer)).await, Either::Left(_))
+    }
+
+    /// Publishes a token that the program has. Callers that wait for a refresh get it.
+    pub(super) fn set(&self, token: Token) {
+        let now = Instant::now();
+        let (token, sender, _dropped_unlocked) = {
+            let mut state = self.state();
+            let (token, _, failure) = state.take(token.without_refresh_token(), now, &self.config, now);
+            let before = self.publish(&state, Some(token.clone()));
+            (token, state.renew_waiters(), (before, failure))
+        };
+        self.changed();
+        self.report_expiry();
+        self.reporter().token_was_set(&token);
+        let _ = sender.map(|sender| sender.send(Ok(token)));
     }
 
     /// Gives the provider the refresh token of a new login: the current token, which may be another user's, is not used any
@@ -291,7 +316,7 @@ impl Core {
     /// from when on.
     pub(super) fn ask_again(&self) -> Option<Instant> {
         self.login.ask_again();
-        self.state().forgive(Instant::now())
+        self.state().failure.as_mut()?.forgive(Instant::now())
     }
 
     /// Removes the current token. Its refresh token is kept for the next refresh.

@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Settled,
     /// As `Any`, in the background: nobody waits.
     Background,
+    /// A token that is valid for at least so long.
+    Lasting(Duration),
     /// Any token but this one, which the API has challenged.
     Other {
         than: TokenId,
@@ -52,6 +54,13 @@ pub(super) struct Snapshot<'a> {
     pub(super) has_runtime: bool,
     /// Whether the runtime may end with the call that starts a refresh, and a refresh that ends with it loses a login.
     pub(super) may_lose_login: bool,
+}
+
+/// Whether a token is valid for at least `least`, or was not when it was published: then its source has none that is.
+fn lasts(token: &Token, least: Duration, state: &State, now: Instant) -> bool {
+    let lasts_from =
+        |from: Instant| from.checked_add(least).is_some_and(|until| token.ends_at() >= Some(until));
+    token.ends_at().is_none() || lasts_from(now) || !state.published_at.is_some_and(lasts_from)
 }
 
 /// What a need leads to.
@@ -85,6 +94,7 @@ pub(super) fn decide(need: &Need, state: &State, seen: &Snapshot<'_>, now: Insta
             return Decision::Use(token.clone());
         }
         (Need::Other { .. }, Some(token)) => (Challenged, Some(token)),
+        (Need::Lasting(least), Some(token)) if !lasts(token, *least, state, now) => (Expired, Some(token)),
         (_, Some(token)) if token.is_fresh(now) => return Decision::Use(token.clone()),
         (_, Some(token)) => (Expiring, Some(token)),
     };
@@ -137,6 +147,12 @@ fn refusal(
         let is_good = *by_program || than.generation == seen.accepted;
         if state.pace.as_ref().is_some_and(|pace| !pace.allows(now, is_good)) {
             return current.cloned().map(Decision::LeaveAlone);
+        }
+    }
+    if let (Some(token), RefreshReason::Expired) = (current, reason) {
+        // One that works, but not for long enough.
+        if state.pace.as_ref().is_some_and(|pace| !pace.allows(now, true)) {
+            return Some(Decision::Use(token.clone()));
         }
     }
     if seen.has_runtime { None } else { fail(Error::NoRuntime) }

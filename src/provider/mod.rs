@@ -8,6 +8,7 @@ mod background;
 mod builder;
 mod core;
 mod decide;
+mod failure;
 mod keep_fresh;
 mod options;
 mod pace;
@@ -16,9 +17,11 @@ mod refresh;
 mod state;
 mod status;
 mod status_changes;
+mod with_token;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub use self::builder::TokenProviderBuilder;
 pub use self::status::{Freshness, Status};
@@ -103,6 +106,7 @@ impl TokenProvider {
         let login = Login::new(Box::new(source), store, parts.login.clone(), reporter());
         let core = Arc::new(Core::new(login, config));
         core.reporter().register();
+        parts.initial.into_iter().for_each(|token| core.set(token));
         keep_fresh::start(&core);
         Self { handle: Arc::new(Handle { core, used_at: AtomicU64::new(0) }) }
     }
@@ -153,6 +157,33 @@ impl TokenProvider {
     /// As for [`token`](Self::token).
     pub async fn refresh(&self, challenged: &Token) -> Result<Token, Error> {
         self.obtain(Need::Other { than: challenged.id(), challenge: None, by_program: true }).await
+    }
+
+    /// Returns a token that is valid for at least `min_remaining`, such as for a long upload. A token without a lifetime is
+    /// one.
+    ///
+    /// If the current one is not valid for so long, this waits for another one. If the tokens of the source live shorter
+    /// than that, or the bucket of [challenges](Self#rules), from which each such refresh takes one, is empty, the result
+    /// is the current token.
+    ///
+    /// # Errors
+    ///
+    /// As for [`token`](Self::token), also if the current token works, but not for so long.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`token`](Self::token).
+    pub async fn token_for(&self, min_remaining: Duration) -> Result<Token, Error> {
+        self.obtain(Need::Lasting(min_remaining)).await
+    }
+
+    /// Uses `token` from now on, which the program got in another way, until it is expiring or is challenged. Callers that
+    /// wait for a refresh get it.
+    ///
+    /// It is the token of this process only: a [store](TokenProviderBuilder::store) does not get it. Its refresh token is
+    /// not used: [`log_in`](Self::log_in) takes one.
+    pub fn set(&self, token: Token) {
+        self.core().set(token);
     }
 
     /// Gives the provider the refresh token of a new login, such as that of another user.

@@ -13,6 +13,7 @@ use crate::refresh_ahead::RefreshAhead;
 use crate::retry::RetryPolicy;
 use crate::retry_budget::RetryBudget;
 use crate::store::{DynTokenStore, Role};
+use crate::token::Token;
 
 /// The name of all providers without one.
 static DEFAULT_NAME: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
@@ -25,6 +26,8 @@ pub(super) struct ProviderParts {
     pub(super) name: Option<Arc<str>>,
     /// The refresh token of a user's login.
     pub(super) login: Option<SecretString>,
+    /// A token that there is already.
+    pub(super) initial: Option<Token>,
     pub(super) store: Option<Arc<dyn DynTokenStore>>,
     pub(super) role: Role,
     /// The length of a lease.
@@ -61,7 +64,7 @@ impl ProviderParts {
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {
-        let Self { name, login, store, role, lease } = self;
+        let Self { name, login, initial: _, store, role, lease } = self;
         let is_named = name.as_ref().is_none_or(|name| !name.is_empty());
         Error::check(is_named, format_args!("name must be at least one character long, got none"))?;
         login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
@@ -77,7 +80,14 @@ impl ProviderParts {
 
 impl Default for ProviderParts {
     fn default() -> Self {
-        Self { name: None, login: None, store: None, role: Role::Member, lease: Duration::from_secs(10) }
+        Self {
+            name: None,
+            login: None,
+            initial: None,
+            store: None,
+            role: Role::Member,
+            lease: Duration::from_secs(10),
+        }
     }
 }
 

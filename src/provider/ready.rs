@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{TokenProvider, state::PAUSE};
+use super::{TokenProvider, failure::PAUSE};
 use crate::{error::Error, retry::Backoff, token::Token};
 
 impl TokenProvider {

@@ -31,8 +31,8 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
     let runtime = core.config.runtime();
     let decide = |revision| core.decide(&need, Instant::now(), revision, runtime.as_ref());
     let decided = decide(None).or_else(|| decide(Some(core.login.source.credential().revision())));
-    // A challenged token is no answer to its challenge.
-    let is_other = matches!(need, Need::Other { .. });
+    // A challenged token is no answer to its challenge, and neither is one that does not last.
+    let is_other = matches!(need, Need::Other { .. } | Need::Lasting(_));
     let wait = |refresh: &Refresh, waiter, may_be_lost| {
         let uses_current = !is_other && core.published().is_some();
         let wait = wait(Arc::clone(core), waiter, refresh.deadline, uses_current);

@@ -3,32 +3,21 @@
 //! [`Core`](super::core::Core) has the lock. Nothing in here runs foreign code: what has to be dropped without the lock,
 //! such as an error that was replaced, is returned.
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::{runtime, sync::watch, time::Instant};
 
 use super::background::{Background, REVISION_TICK, TICK};
+use super::failure::{Failure, PAUSE};
 use super::options::ProviderOptions;
-use super::pace::{CoolDown, Pace};
+use super::pace::Pace;
 use super::status::{Freshness, Status};
 use crate::challenge::Challenge;
-use crate::error::{Error, SourceError};
-use crate::retry::Backoff;
+use crate::error::Error;
 use crate::source::{CurrentReason, RefreshReason};
 use crate::sync::{Outcome, Sender, Waiter, channel};
 use crate::token::{Token, TokenId};
-
-/// The longest `Retry-After` of a source that is followed.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// The shortest time between two decisions of the background task, and between two attempts of `ready`.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
-
-/// The pause between two attempts of [`ready`](crate::TokenProvider::ready) after a permanent failure, min and max. It doubles.
-const FORGIVING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(Default)]
 pub(super) struct State {
@@ -95,26 +84,6 @@ impl Refresh {
 pub(super) struct AskedAt {
     pub(super) at: Instant,
     pub(super) logins: u32,
-}
-
-/// The failure of the newest attempt since the newest token, and when the source may be asked again.
-pub(super) struct Failure {
-    pub(super) error: Error,
-    /// Until then, callers get a permanent error at once. The next attempt after a transient one waits until then.
-    pub(super) not_before: Instant,
-    /// The revision of the source that a permanent error holds for.
-    revision: u64,
-    /// Spaces the attempts of [`ready`](crate::TokenProvider::ready).
-    forgiving: CoolDown,
-    backoff: Backoff,
-    cool_down: CoolDown,
-}
-
-impl Failure {
-    /// Whether callers get the error at once.
-    pub(super) fn is_final(&self, now: Instant, revision: u64) -> bool {
-        !self.error.is_transient() && self.revision == revision && now < self.not_before
-    }
 }
 
 /// What the end of a refresh has changed.
@@ -184,45 +153,9 @@ impl State {
         Some(failure.not_before)
     }
 
-    fn failure(&mut self, error: &Error, config: &ProviderOptions, now: Instant) -> &mut Failure {
-        self.failure.get_or_insert_with(|| {
-            Box::new(Failure {
-                error: error.clone(),
-                not_before: now,
-                revision: 0,
-                forgiving: CoolDown::new(FORGIVING),
-                backoff: config.retry.make_backoff(),
-                cool_down: CoolDown::new(config.cool_down),
-            })
-        })
-    }
-
-    /// Records that an attempt has failed: the next one waits for the backoff, and for the source's `Retry-After`. Returns
-    /// the delay, and the failure before.
-    pub(super) fn back_off(
-        &mut self,
-        error: &SourceError,
-        config: &ProviderOptions,
-        now: Instant,
-    ) -> (Duration, Error) {
-        let asked = error.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER);
-        let error = Error::from(error.clone());
-        let failure = self.failure(&error, config, now);
-        let delay = asked + failure.backoff.next_delay();
-        failure.not_before = now + delay;
-        (delay, mem::replace(&mut failure.error, error))
-    }
-
-    /// Ends the cool-down of a permanent failure, but only after a pause that doubles. Returns when it ends; `None` if there is
-    /// none.
-    pub(super) fn forgive(&mut self, now: Instant) -> Option<Instant> {
-        let failure = self.failure.as_mut().filter(|failure| !failure.error.is_transient())?;
-        let at = failure.forgiving.until().map_or(now, |until| until.max(now));
-        if at < failure.not_before {
-            failure.not_before = at;
-            failure.forgiving.begin(at);
-        }
-        Some(failure.not_before)
+    /// The failure since the newest token, which begins with `error`.
+    pub(super) fn failure(&mut self, error: &Error, config: &ProviderOptions, now: Instant) -> &mut Failure {
+        self.failure.get_or_insert_with(|| Box::new(Failure::new(error, config, now)))
     }
 
     /// A login has begun: what failed before says nothing of it. Returns what has to be dropped without the lock.
@@ -253,19 +186,16 @@ impl State {
                 (Err(Error::Interrupted), false, replaced)
             }
             Ok(token) if is_running || self.asked_at < Some(asked.at) => {
-                let is_same = self.newest.as_ref().is_some_and(|newest| newest.has_same_access_token(&token));
-                if refresh.reason == RefreshReason::Challenged {
+                if refresh.reason == RefreshReason::Challenged || refresh.by_program {
                     let was_accepted = self.generation() == accepted;
                     let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
                     pace.charge(now, was_accepted, refresh.by_program);
                 }
-                let generation = self.generation().wrapping_add(u32::from(!is_same));
-                let id = TokenId { provider: self.provider, generation };
-                let token = token.published(id, asked.at, &config.refresh_ahead, now);
-                self.newest = Some(token.clone());
-                (self.published_at, self.asked_at) = (Some(now), Some(asked.at));
-                self.is_interrupted = false;
-                (Ok(token), is_same, self.failure.take().map(|failure| failure.error))
+                // One that the program has set meanwhile is newer.
+                let set = self.newest.clone().filter(|_| self.asked_at > Some(asked.at));
+                let (token, asked_at) = set.zip(self.asked_at).unwrap_or((token, asked.at));
+                let (token, is_same, failure) = self.take(token, asked_at, config, now);
+                (Ok(token), is_same, failure.map(|failure| failure.error))
             }
             Err(error) if is_running => {
                 let replaced = self.fail(refresh, &error, config, now);
@@ -274,10 +204,33 @@ impl State {
             _ => return Err(NotEnded::HasEnded),
         };
         self.running.take_if(|_| is_running);
-        // A late token is one for those who wait for the refresh in its place, too.
+        Ok(Ended { outcome, is_same, sender: self.renew_waiters(), _replaced: replaced })
+    }
+
+    /// Takes what wakes those who wait. A late token is one for those who wait for the refresh in its place, too.
+    pub(super) fn renew_waiters(&mut self) -> Option<Sender> {
         let sender = self.waiters.take().map(|waiters| waiters.0);
         self.waiters = self.running.is_some().then(|| Box::new(channel()));
-        Ok(Ended { outcome, is_same, sender, _replaced: replaced })
+        sender
+    }
+
+    /// Takes a token that was asked for then. Returns it as it is published, whether its access token is the newest one, and
+    /// what has to be dropped without the lock.
+    pub(super) fn take(
+        &mut self,
+        token: Token,
+        asked_at: Instant,
+        config: &ProviderOptions,
+        now: Instant,
+    ) -> (Token, bool, Option<Box<Failure>>) {
+        let is_same = self.newest.as_ref().is_some_and(|newest| newest.has_same_access_token(&token));
+        let generation = self.generation().wrapping_add(u32::from(!is_same));
+        let id = TokenId { provider: self.provider, generation };
+        let token = token.published(id, asked_at, &config.refresh_ahead, now);
+        self.newest = Some(token.clone());
+        (self.published_at, self.asked_at) = (Some(now), Some(asked_at));
+        self.is_interrupted = false;
+        (token, is_same, self.failure.take())
     }
 
     /// That of the newest access token; 0 before the first.
@@ -298,19 +251,7 @@ impl State {
         if matches!(error, Error::ShutDown) {
             return None;
         }
-        let failure = self.failure(error, config, now);
-        if !error.is_transient() {
-            let ends_at = failure.cool_down.begin(now);
-            let asked_for = if let Error::Source(error) = error { error.retry_after() } else { None };
-            let asked_for = asked_for.map_or(ends_at, |delay| now + delay.max(config.cool_down.0));
-            failure.not_before = asked_for.min(ends_at);
-            failure.revision = refresh.revision;
-        } else if !matches!(error, Error::Source(_)) {
-            // An attempt that has failed has begun its backoff itself. A short refresh could not wait for a long one.
-            let delay = failure.backoff.next_delay().min(config.refresh_timeout / 2).max(PAUSE);
-            failure.not_before = failure.not_before.max(now + delay);
-        }
-        Some(mem::replace(&mut failure.error, error.clone()))
+        Some(self.failure(error, config, now).end(error, refresh.revision, config, now))
     }
 
     /// Subscribes to the changes of the state. The value is true once the provider is shut down.

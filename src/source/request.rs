@@ -15,7 +15,8 @@ use crate::{challenge::Challenge, token::Token};
 pub enum RefreshReason {
     /// There is no token.
     Missing,
-    /// The current token has expired.
+    /// The current token has expired, or is not valid for as long as a caller needs
+    /// ([`TokenProvider::token_for`](crate::TokenProvider::token_for)).
     Expired,
     /// The current token is about to expire ([`RefreshAhead`](crate::RefreshAhead)), or its refresh was
     /// interrupted.

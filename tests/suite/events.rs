@@ -251,6 +251,11 @@ async fn trigger_every_event() {
     let request = Request::post("http://127.0.0.1/").body(Full::<Bytes>::from("long")).unwrap();
     assert_eq!(long.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
+    // The program sets tokens, one of them without a lifetime.
+    let videos = provider(&source);
+    videos.set(Token::builder("access-9").expires_in(HOUR).build().unwrap());
+    videos.set(Token::builder("access-10").build().unwrap());
+
     // A refresh times out.
     assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
 

@@ -46,3 +46,4 @@ mod token_client;
 mod token_endpoint;
 mod tower_contract;
 mod validation;
+mod without_layer;

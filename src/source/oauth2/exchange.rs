@@ -1,11 +1,9 @@
 //! One exchange with a token endpoint: the request of a grant, and what its response means.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Request, Uri};
-use serde_json::Value;
 
 use super::super::client::{Sent, TokenClient, TokenResponse};
 use super::super::{TokenRequest, check_text};
@@ -13,7 +11,7 @@ use super::form::{Form, base64_of_any_form};
 use super::options::{Grant, OAuth2};
 use crate::challenge::Challenge;
 use crate::error::{SourceError, SourceErrorKind};
-use crate::token::Token;
+use crate::token::{Token, jwt_lifetime};
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
 const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -53,7 +51,8 @@ impl OAuth2 {
                 return Err(response.with_next_refresh_token(SourceError::configuration(text)));
             };
             if let Some(fields) = response.fields.as_mut() {
-                fields.set("expires_in", id_token_lifetime(&id_token).into());
+                let lifetime = jwt_lifetime(&id_token).map(|lifetime| lifetime.as_secs_f64());
+                fields.set("expires_in", lifetime.into());
                 fields.set("access_token", id_token.into());
             }
         }
@@ -162,16 +161,6 @@ fn claims(challenge: &Challenge) -> Option<String> {
     let claims = challenge.claims()?;
     let decoded = base64_of_any_form(claims).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
     Some(decoded.filter(|text| text.trim_start().starts_with('{')).unwrap_or_else(|| claims.to_owned()))
-}
-
-/// Returns for how many seconds an ID token is valid (OpenID Connect Core §2), by this clock or by that of the server, if
-/// `iat` is there. Not more than zero if it has expired.
-fn id_token_lifetime(id_token: &str) -> Option<f64> {
-    let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.split('.').nth(1)?).ok()?;
-    let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let expires = claims["exp"].as_f64()?;
-    let now = UNIX_EPOCH.elapsed().ok()?.as_secs_f64();
-    Some(expires - now.max(claims["iat"].as_f64().unwrap_or(now)))
 }
 
 #[cfg(test)]

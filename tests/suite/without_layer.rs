@@ -1,0 +1,236 @@
+//! A provider for clients that are no tower services: `with_token`, `token_for`, `set`, and what an error has inside.
+
+use std::cell::{Cell, RefCell};
+
+use http::StatusCode;
+use tokio::time::{Instant, advance, sleep};
+use tower::ServiceExt;
+use tower_bearer::{
+    Error, SourceError, StaticToken, Token, TokenProvider, TokenProviders,
+    store::{StoreError, StoreErrorKind},
+};
+
+use crate::support::{Act, HOUR, MILLISECOND, MINUTE, SECOND, Scene, Source, get, scene};
+
+const CHALLENGED: u16 = 401;
+
+fn is_challenge(status: &u16) -> bool {
+    *status == CHALLENGED
+}
+
+/// Sends by a client without the layer, to an API that accepts these tokens.
+async fn send(provider: &TokenProvider, accepted: &[&str]) -> (Result<u16, Error>, Vec<String>) {
+    let sent = RefCell::new(Vec::new());
+    let answer = |token: Token| {
+        sent.borrow_mut().push(token.access_token().to_owned());
+        let is_accepted = accepted.contains(&token.access_token());
+        async move { if is_accepted { 200 } else { CHALLENGED } }
+    };
+    let status = provider.with_token(answer, is_challenge).await;
+    (status, sent.into_inner())
+}
+
+/// The token of a client without the layer is revoked.
+#[tokio::test(start_paused = true)]
+async fn with_token_sends_again() {
+    let Scene { provider, source, .. } = scene().living(HOUR).build();
+    let (status, sent) = send(&provider, &["access-1"]).await;
+    assert_eq!((status.unwrap(), sent.len()), (200, 1));
+    let begun = Instant::now();
+    let (status, sent) = send(&provider, &["access-2"]).await;
+    assert_eq!((status.unwrap(), sent), (200, ["access-1", "access-2"].map(str::to_owned).to_vec()));
+    // The fetch takes a second, and the first retry does not wait.
+    assert_eq!((begun.elapsed(), source.fetches()), (SECOND, 2));
+}
+
+/// A client without the layer sends to an API that accepts no token, or the source fails.
+#[tokio::test(start_paused = true)]
+async fn with_token_is_bounded() {
+    let Scene { provider, source, .. } = scene().living(HOUR).build();
+    let (status, sent) = send(&provider, &[]).await;
+    assert_eq!((status.unwrap(), sent.len()), (CHALLENGED, 3));
+    // The caller gets the API's answer, not the failure.
+    source.next(Act::Fail(SourceError::rejected("the key was rejected")));
+    let (status, sent) = send(&provider, &[]).await;
+    assert_eq!((status.unwrap(), sent.len()), (CHALLENGED, 1));
+    // Without a token there is nothing to send.
+    let failing = TokenProvider::new(Source::new().then(Act::Fail(SourceError::rejected("no such key"))));
+    let (status, sent) = send(&failing, &[]).await;
+    assert!(matches!(status, Err(Error::Source(_))) && sent.is_empty(), "{status:?}");
+    // The retry budget is that of the provider.
+    let broke = TokenProvider::builder(Source::new()).retry_budget(SECOND, 0, 0.0).build().unwrap();
+    let (status, sent) = send(&broke, &[]).await;
+    assert_eq!((status.unwrap(), sent.len()), (CHALLENGED, 2), "the first retry is free");
+}
+
+/// The API revokes the token every 150 ms, and clients without the layer send at that pace.
+#[tokio::test(start_paused = true)]
+async fn with_token_heals_frequent_revocations() {
+    let Scene { provider, api, .. } = scene().living(HOUR).with_token().await;
+    for round in 1..=8 {
+        api.revoke_all();
+        api.accept(&format!("access-{}", round + 1));
+        let answer = |token: Token| {
+            let response =
+                api.answer(&[("authorization".parse().unwrap(), token.header_value())].into_iter().collect());
+            async move { response.status() }
+        };
+        let status = provider.with_token(answer, |status| *status == StatusCode::UNAUTHORIZED).await;
+        assert_eq!(status.unwrap(), StatusCode::OK, "round {round}");
+        advance(150 * MILLISECOND).await;
+    }
+}
+
+/// The answer to one attempt holds a connection while the next one waits.
+#[tokio::test(start_paused = true)]
+async fn with_token_drops_answer_before_retry() {
+    struct Held<'a>(&'a Cell<u32>);
+
+    impl Drop for Held<'_> {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+
+    let held = Cell::new(0);
+    let Scene { provider, .. } = scene().build();
+    let answer = |_: Token| {
+        assert_eq!(held.get(), 0);
+        held.set(1);
+        let answer = Held(&held);
+        async { answer }
+    };
+    provider.with_token(answer, |_| true).await.unwrap();
+}
+
+/// A caller needs a token for longer than the current one lives.
+#[tokio::test(start_paused = true)]
+async fn token_for_lasts_long_enough() {
+    let Scene { provider, source, .. } = scene().living(HOUR).with_token().await;
+    assert_eq!(provider.token_for(50 * MINUTE).await.unwrap().generation(), 1);
+    advance(20 * MINUTE).await;
+    assert_eq!(provider.token_for(30 * MINUTE).await.unwrap().generation(), 1);
+    assert_eq!(provider.token_for(50 * MINUTE).await.unwrap().generation(), 2);
+    // Nobody else waits for it.
+    advance(20 * MINUTE).await;
+    let (lasting, any) = tokio::join!(provider.token_for(50 * MINUTE), provider.token());
+    assert_eq!((lasting.unwrap().generation(), any.unwrap().generation()), (3, 2));
+    // A failure takes no token away.
+    advance(20 * MINUTE).await;
+    source.next(Act::Fail(SourceError::rejected("the key was rejected")));
+    assert!(provider.token_for(50 * MINUTE).await.is_err());
+    assert_eq!(provider.token().await.unwrap().generation(), 3);
+}
+
+/// The tokens of a source never live as long as a caller needs, or a caller asks at a high rate.
+#[tokio::test(start_paused = true)]
+async fn token_for_is_bounded() {
+    let Scene { provider, source, .. } = scene().living(MINUTE).with_token().await;
+    for least in [HOUR, std::time::Duration::MAX] {
+        assert_eq!(provider.token_for(least).await.unwrap().generation(), 1);
+    }
+    assert_eq!(source.fetches(), 1);
+    // Each token is just too old.
+    let begun = Instant::now();
+    for _ in 0..60 {
+        sleep(SECOND).await;
+        assert!(provider.token_for(MINUTE - 500 * MILLISECOND).await.is_ok());
+    }
+    let most = 1 + 10 + begun.elapsed().as_secs() / 5 + 1;
+    assert!((10..=most).contains(&source.fetches()), "{} of {most}", source.fetches());
+    let endless = TokenProvider::new(StaticToken::new("access"));
+    assert!(endless.token_for(HOUR).await.is_ok(), "a token without a lifetime lasts");
+}
+
+/// There is a token before the first refresh.
+#[tokio::test(start_paused = true)]
+async fn initial_token_is_used_first() {
+    let initial = Token::builder("access-0").refresh_token("refresh-0").expires_in(HOUR).build().unwrap();
+    let Scene { provider, api, service, source, .. } =
+        scene().accept(["access-0"]).provider(|builder| builder.initial(initial)).build();
+    assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    let token = provider.current().unwrap();
+    assert_eq!((token.access_token(), token.generation(), token.refresh_token()), ("access-0", 1, None));
+    assert_eq!(source.fetches(), 0);
+    api.revoke_all();
+    api.accept("access-1");
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(*source.previous.lock().unwrap(), [Some(1)]);
+    // One that has expired is replaced as any other one.
+    let expired = Token::builder("old").expires_in(MINUTE).build().unwrap();
+    advance(HOUR).await;
+    let Scene { provider, .. } = scene().provider(|builder| builder.initial(expired)).build();
+    assert_eq!(provider.token().await.unwrap().access_token(), "old", "a lifetime that is over is unknown");
+}
+
+/// The program gets a token in another way while a refresh hangs, or fails.
+#[tokio::test(start_paused = true)]
+async fn set_token_reaches_those_who_wait() {
+    let set = |provider: &TokenProvider, text: &str| provider.set(Token::builder(text).build().unwrap());
+    let Scene { provider, .. } = scene().then(Act::Hang).build();
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(SECOND).await;
+    let begun = Instant::now();
+    set(&provider, "set-1");
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-1");
+    assert!(begun.elapsed() < SECOND);
+
+    // The answer to a refresh that began before is older.
+    let Scene { provider, source, .. } = scene().build();
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(SECOND / 2).await;
+    set(&provider, "set-2");
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-2");
+    sleep(SECOND).await;
+    assert_eq!((provider.current().unwrap().access_token(), source.fetches()), ("set-2", 1));
+    assert_eq!(provider.status().generation, 1);
+
+    // It ends a failure.
+    let Scene { provider, .. } = scene().then(Act::Fail(SourceError::rejected("no such key"))).build();
+    provider.token().await.unwrap_err();
+    set(&provider, "set-3");
+    assert_eq!(provider.token().await.unwrap().access_token(), "set-3");
+    assert!(provider.status().last_error.is_none());
+}
+
+/// An SDK has an error type of its own, and looks for what failed beneath it.
+#[tokio::test(start_paused = true)]
+async fn cause_is_found_by_type() {
+    #[derive(Debug)]
+    struct Refused;
+
+    impl std::fmt::Display for Refused {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("refused")
+        }
+    }
+
+    impl std::error::Error for Refused {}
+
+    let source = SourceError::unavailable("down").with_cause(Refused);
+    let error = Error::from(source.clone());
+    assert!(error.cause_as::<Refused>().is_some() && error.cause_as::<Error>().is_some());
+    assert_eq!(error.cause_as::<SourceError>().unwrap().to_string(), "down");
+    assert!(error.cause_as::<std::io::Error>().is_none());
+    let store = Error::Store(StoreError::unavailable("full").with_cause(Refused));
+    assert_eq!(store.cause_as::<StoreError>().unwrap().kind(), StoreErrorKind::Unavailable);
+    assert!(store.cause_as::<Refused>().is_some());
+    let dropped = Error::ChallengeDropped(Some(std::sync::Arc::new(error)));
+    assert!(dropped.cause_as::<Refused>().is_some());
+    let made =
+        TokenProviders::new(|_: &u8| Err::<tower_bearer::TokenProviderBuilder<StaticToken>, _>(Refused));
+    assert!(made.get(&1).unwrap_err().cause_as::<Refused>().is_some());
+    // The inner service's error is not in a box of another one.
+    let inner = tower::service_fn(|_: http::Request<http_body_util::Empty<bytes::Bytes>>| async {
+        Err::<http::Response<String>, tower_bearer::BoxError>(Box::new(Refused))
+    });
+    let layer = tower_bearer::BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("abc")));
+    let error = tower::Layer::layer(&layer, inner).oneshot(get()).await.unwrap_err();
+    assert!(error.is::<Refused>(), "{error:?}");
+}
