@@ -17,11 +17,9 @@ use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::Full;
 use tokio::time::{Instant, advance, sleep};
 use tower::{Layer, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn, util::BoxCloneService};
-use tower_bearer::{
-    BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, TokenSource, source_fn,
-};
+use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, Token, TokenProvider, source_fn};
 
-use crate::support::{Act, Api, MILLISECOND, SECOND, Source};
+use crate::support::{Act, Api, MILLISECOND, SECOND, Scene, Source, scene, scene_of};
 
 type Client = BoxCloneService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
 
@@ -34,19 +32,10 @@ async fn status(client: &Client) -> u16 {
     client.clone().oneshot(post()).await.unwrap().status().as_u16()
 }
 
-/// A source of `access-1`, `access-2` and so on, which takes no time.
-fn instant_source(fetches: &Arc<AtomicU64>) -> impl TokenSource + use<> {
-    let fetches = Arc::clone(fetches);
-    source_fn(move |_| {
-        let fetch = fetches.fetch_add(1, Ordering::SeqCst) + 1;
-        async move { Ok(Token::builder(format!("access-{fetch}")).build()?) }
-    })
-}
-
 /// Revokes all tokens: the API accepts only the next one.
-fn revoke(api: &Api, fetches: &AtomicU64) {
+fn revoke(api: &Api, source: &Source) {
     api.revoke_all();
-    api.accept(&format!("access-{}", fetches.load(Ordering::SeqCst) + 1));
+    api.accept(&format!("access-{}", source.fetches() + 1));
 }
 
 /// Clients whose requests cannot be sent again.
@@ -59,20 +48,10 @@ fn unreplayable(layer: &BearerAuthLayer, api: &Api) -> [(&'static str, Client); 
     ]
 }
 
-/// A provider that has `access-1`, and an API that accepts only `access-2`.
-async fn revoked_once(source: &Arc<Source>) -> (BearerAuthLayer, Api) {
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(source)));
-    layer.provider().token().await.unwrap();
-    let api = Api::default();
-    api.accept("access-2");
-    (layer, api)
-}
-
 /// No request may be sent again, though each could, and the token is revoked.
 #[tokio::test(start_paused = true)]
 async fn without_retries_waits_for_refresh() {
-    let source = Source::new();
-    let (layer, api) = revoked_once(&source).await;
+    let Scene { api, layer, .. } = scene().accept(["access-2"]).with_token().await;
     let layer = layer.retry(RetryPolicy::new().max_retries(0));
     let client: Client = BoxCloneService::new(layer.layer(api.service()));
     assert_eq!(status(&client).await, 401);
@@ -89,18 +68,15 @@ async fn without_retries_waits_for_refresh() {
 /// Requests that cannot be sent again wait for a permit while the first of them is challenged.
 #[tokio::test(start_paused = true)]
 async fn unreplayable_behind_limit_waits_for_refresh() {
-    let api = Api::default();
-    api.accept("access-2");
-    let answers = api.clone();
+    let Scene { api, layer, .. } = scene().accept(["access-2"]).build();
     let slow = service_fn(move |request: Request<Full<Bytes>>| {
-        let answers = answers.clone();
+        let api = api.clone();
         async move {
             sleep(50 * MILLISECOND).await;
-            Ok::<_, Infallible>(answers.answer(request.headers()))
+            Ok::<_, Infallible>(api.answer(request.headers()))
         }
     });
     let limited = GlobalConcurrencyLimitLayer::new(1).layer(slow);
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
     let client: Client = BoxCloneService::new(layer.no_replay().layer(limited));
     let statuses = join_all((0..10).map(|_| status(&client))).await;
     assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 1, "{statuses:?}");
@@ -111,25 +87,14 @@ async fn unreplayable_behind_limit_waits_for_refresh() {
 #[tokio::test(start_paused = true)]
 async fn failing_source_holds_up_nobody_for_long() {
     for hangs in [true, false] {
-        let fetches = AtomicU64::new(0);
-        let provider = TokenProvider::new(source_fn(move |_| {
-            let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
-            async move {
-                if is_first {
-                    return Ok(Token::builder("access-1").build()?);
-                }
-                if hangs {
-                    std::future::pending::<()>().await;
-                }
-                Err(SourceError::unavailable("the server is down"))
-            }
-        }));
-        provider.token().await.unwrap();
+        let down = || Act::Fail(SourceError::unavailable("the server is down"));
+        let Scene { source, layer, .. } = scene().takes(Duration::ZERO).with_token().await;
+        (0..10_000).for_each(|_| source.next(if hangs { Act::Hang } else { down() }));
         let api = service_fn(|request: Request<Full<Bytes>>| async move {
             let status = if request.uri().path() == "/bad" { 401 } else { 200 };
             Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::default()).unwrap())
         });
-        let client = BearerAuthLayer::with_provider(provider).no_replay().layer(api);
+        let client = layer.no_replay().layer(api);
         let send = |path: &str| {
             let request = Request::get(format!("https://api.example{path}")).body(Full::default()).unwrap();
             client.clone().oneshot(request)
@@ -150,8 +115,7 @@ async fn failing_source_holds_up_nobody_for_long() {
 #[tokio::test(start_paused = true)]
 async fn unreplayable_waits_for_refresh() {
     for number in 0..3 {
-        let source = Source::new();
-        let (layer, api) = revoked_once(&source).await;
+        let Scene { source, api, layer, .. } = scene().accept(["access-2"]).with_token().await;
         let (name, client) = unreplayable(&layer, &api)[number].clone();
         assert_eq!(status(&client).await, 401, "{name}");
         let statuses = join_all((1..10).map(|request| {
@@ -169,8 +133,7 @@ async fn unreplayable_waits_for_refresh() {
 /// A request that can be sent again has a token, and is not delayed by a refresh.
 #[tokio::test(start_paused = true)]
 async fn replayable_waits_for_no_refresh() {
-    let source = Source::new();
-    let (layer, api) = revoked_once(&source).await;
+    let Scene { api, layer, .. } = scene().accept(["access-2"]).with_token().await;
     let replayable: [Client; 2] = [
         BoxCloneService::new(layer.clone().layer(api.service())),
         BoxCloneService::new(layer.clone().buffered(1000).layer(api.service())),
@@ -190,9 +153,7 @@ async fn replayable_waits_for_no_refresh() {
 /// The refresh of a token that is only expiring delays no request.
 #[tokio::test(start_paused = true)]
 async fn unreplayable_waits_for_challenges_alone() {
-    let source = Source::living(60 * SECOND);
-    let (layer, api) = revoked_once(&source).await;
-    api.accept("access-1");
+    let Scene { api, layer, .. } = scene().living(60 * SECOND).accept(["access-1"]).with_token().await;
     advance(55 * SECOND).await;
     let start = Instant::now();
     for (name, client) in unreplayable(&layer, &api) {
@@ -205,9 +166,9 @@ async fn unreplayable_waits_for_challenges_alone() {
 /// A refresh fails while a request waits: it is sent with the token that there is.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_holds_up_no_request() {
-    let source = Source::new().then(Act::Live(60 * SECOND));
-    let source = source.then(Act::Fail(SourceError::rejected("no")));
-    let (layer, api) = revoked_once(&source).await;
+    let no = Act::Fail(SourceError::rejected("no"));
+    let scene = scene().then(Act::Live(60 * SECOND)).then(no).accept(["access-2"]);
+    let Scene { api, layer, .. } = scene.with_token().await;
     let [(_, client), ..] = unreplayable(&layer, &api);
     assert_eq!(status(&client).await, 401);
     assert_eq!(status(&client).await, 401);
@@ -217,74 +178,67 @@ async fn failed_refresh_holds_up_no_request() {
 /// The token is revoked again and again, each time after a success.
 #[tokio::test(start_paused = true)]
 async fn ten_revocations_heal_at_once() {
-    let (api, fetches) = (Api::default(), Arc::default());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(instant_source(&fetches)));
+    let Scene { source, api, layer, .. } = scene().takes(Duration::ZERO).accept(["access-1"]).build();
     let client: Client = BoxCloneService::new(layer.layer(api.service()));
-    api.accept("access-1");
     assert_eq!(status(&client).await, 200);
     let start = Instant::now();
     for revocation in 1..=10 {
-        revoke(&api, &fetches);
+        revoke(&api, &source);
         assert_eq!(status(&client).await, 200, "revocation {revocation}");
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     // Then one in five seconds heals.
     for revocation in 11..=30 {
         advance(5 * SECOND).await;
-        revoke(&api, &fetches);
+        revoke(&api, &source);
         assert_eq!(status(&client).await, 200, "revocation {revocation}");
     }
-    assert_eq!(fetches.load(Ordering::SeqCst), 31);
+    assert_eq!(source.fetches(), 31);
 }
 
 /// A token is revoked after every success, which must not cost a refresh each for long.
 #[tokio::test(start_paused = true)]
 async fn refreshes_that_heal_are_bounded() {
-    let (api, fetches) = (Api::default(), Arc::default());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(instant_source(&fetches)));
+    let Scene { source, api, layer, .. } = scene().takes(Duration::ZERO).accept(["access-1"]).build();
     let client: Client = BoxCloneService::new(layer.layer(api.service()));
-    api.accept("access-1");
     let start = Instant::now();
     while start.elapsed() < 60 * SECOND {
         if status(&client).await == 200 {
-            revoke(&api, &fetches);
+            revoke(&api, &source);
         }
         advance(100 * MILLISECOND).await;
     }
     // The first token, ten at once, and one in five seconds.
-    let fetches = fetches.load(Ordering::SeqCst);
+    let fetches = source.fetches();
     assert!((20..=1 + 10 + 12 + 1).contains(&fetches), "{fetches} fetches in a minute");
 }
 
 /// The token is revoked again and again, and the challenged requests cannot be sent again. Those after them succeed.
 #[tokio::test(start_paused = true)]
 async fn revocations_heal_without_replay() {
-    let (api, fetches) = (Api::default(), Arc::default());
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(instant_source(&fetches)));
+    let Scene { source, api, layer, .. } = scene().takes(Duration::ZERO).accept(["access-1"]).build();
     let unreplayable: Client = BoxCloneService::new(layer.clone().no_replay().layer(api.service()));
     let replayable: Client = BoxCloneService::new(layer.layer(api.service()));
-    api.accept("access-1");
     assert_eq!(status(&unreplayable).await, 200);
     for revocation in 1..=30 {
         if revocation > 10 {
             advance(5 * SECOND).await;
         }
-        revoke(&api, &fetches);
+        revoke(&api, &source);
         assert_eq!(status(&unreplayable).await, 401, "revocation {revocation}");
         let next = if revocation % 2 == 0 { &unreplayable } else { &replayable };
         assert_eq!(status(next).await, 200, "after revocation {revocation}");
     }
-    assert_eq!(fetches.load(Ordering::SeqCst), 31);
+    assert_eq!(source.fetches(), 31);
 }
 
 /// A provider has every retry that the type allows.
 #[tokio::test(start_paused = true)]
 async fn provider_takes_most_retries() {
-    let source = (0..5).fold(Source::new(), |source, _| {
-        source.then(Act::Fail(SourceError::unavailable("the auth endpoint is down")))
-    });
-    let policy = RetryPolicy::new().max_retries(u32::MAX);
-    let provider = TokenProvider::builder(Arc::clone(&source)).retry(policy).build().unwrap();
+    let Scene { source, provider, .. } = scene()
+        .times(5, || Act::Fail(SourceError::unavailable("the auth endpoint is down")))
+        .provider(|builder| builder.retry(RetryPolicy::new().max_retries(u32::MAX)))
+        .build();
     assert_eq!(provider.token().await.unwrap().access_token(), "access-6");
     assert_eq!(source.fetches(), 6);
 }
@@ -292,11 +246,9 @@ async fn provider_takes_most_retries() {
 /// A layer has every retry that the type allows.
 #[tokio::test(start_paused = true)]
 async fn layer_takes_most_retries() {
-    let (api, source) = (Api::default(), Source::new());
-    let policy = RetryPolicy::new().max_retries(u32::MAX);
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source)).retry(policy);
+    let Scene { api, layer, .. } = scene().accept(["access-4"]).build();
+    let layer = layer.retry(RetryPolicy::new().max_retries(u32::MAX));
     let client: Client = BoxCloneService::new(layer.layer(api.service()));
-    api.accept("access-4");
     assert_eq!(status(&client).await, 200);
 }
 
@@ -339,15 +291,14 @@ async fn provider_backs_off_from_zero() {
 async fn layer_backs_off_from_zero() {
     let (start, requests) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let source = source_fn(|_| async { Ok(Token::builder("access").build()?) });
-    let provider = TokenProvider::builder(source).without_retry_budget().build().unwrap();
+    let scene = scene_of(source).provider(|builder| builder.without_retry_budget());
     let service = service_fn(move |_: Request<Full<Bytes>>| {
         // Without a delay between them, this would never end.
         assert!(requests.fetch_add(1, Ordering::SeqCst) < MANY, "too many requests");
         let status = if start.elapsed() < 10 * SECOND { 401 } else { 200 };
         async move { Ok::<_, Infallible>(Response::builder().status(status).body(Full::default()).unwrap()) }
     });
-    let layer = BearerAuthLayer::with_provider(provider).retry(from_zero());
-    let client: Client = BoxCloneService::new(layer.layer(service));
+    let client: Client = BoxCloneService::new(scene.build().layer.retry(from_zero()).layer(service));
     assert_eq!(status(&client).await, 200);
 }
 
@@ -362,7 +313,7 @@ impl Lagging {
     /// Makes a client. Its source, which takes no time, has been asked `fetches` times.
     fn client(&self, fetches: &Arc<AtomicU64>) -> Client {
         let (fetches, issued) = (Arc::clone(fetches), Arc::clone(&self.issued));
-        let provider = TokenProvider::new(source_fn(move |_| {
+        let scene = scene_of(source_fn(move |_| {
             let token = format!("access-{}", fetches.fetch_add(1, Ordering::SeqCst) + 1);
             issued.lock().unwrap().insert(token.clone(), Instant::now());
             async move { Ok(Token::builder(token).build()?) }
@@ -377,7 +328,7 @@ impl Lagging {
             };
             async move { Ok::<_, Infallible>(Response::builder().status(status).body(Full::default()).unwrap()) }
         });
-        BoxCloneService::new(BearerAuthLayer::with_provider(provider).layer(service))
+        BoxCloneService::new(scene.build().layer.layer(service))
     }
 }
 
@@ -421,8 +372,7 @@ async fn next_token_survives_lag_of_api() {
 /// A client without the layer reports each challenge, and the API revokes the token every 150 ms.
 #[tokio::test(start_paused = true)]
 async fn provider_refresh_heals_revocations() {
-    let fetches = Arc::default();
-    let provider = TokenProvider::new(instant_source(&fetches));
+    let Scene { source, provider, .. } = scene().takes(Duration::ZERO).build();
     let mut healed = 0;
     for _ in 0..8 {
         let challenged = provider.token().await.unwrap();
@@ -431,40 +381,32 @@ async fn provider_refresh_heals_revocations() {
         advance(150 * MILLISECOND).await;
     }
     assert_eq!(healed, 8, "of 8 revocations");
-    assert_eq!(fetches.load(Ordering::SeqCst), 9);
+    assert_eq!(source.fetches(), 9);
 }
 
 /// A client without the layer reports each challenge of an API that challenges every token.
 #[tokio::test(start_paused = true)]
 async fn provider_refreshes_are_bounded() {
-    let fetches = Arc::default();
-    let provider = TokenProvider::new(instant_source(&fetches));
+    let Scene { source, provider, .. } = scene().takes(Duration::ZERO).build();
     let start = Instant::now();
     while start.elapsed() < 60 * SECOND {
         let challenged = provider.token().await.unwrap();
         provider.refresh(&challenged).await.unwrap();
         advance(100 * MILLISECOND).await;
     }
-    let fetches = fetches.load(Ordering::SeqCst);
+    let fetches = source.fetches();
     assert!(fetches <= 1 + 10 + 12 + 1, "{fetches} fetches in a minute");
 }
 
 /// A program's own refreshes begin no cool-down for the layer.
 #[tokio::test(start_paused = true)]
 async fn provider_refreshes_begin_no_cool_down() {
-    let fetches = AtomicU64::new(0);
-    let provider = TokenProvider::new(source_fn(move |_| {
-        let token = format!("access-{}", fetches.fetch_add(1, Ordering::SeqCst) + 1);
-        async move { Ok::<_, SourceError>(Token::builder(token).build()?) }
-    }));
-    let api = Api::default();
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service::<Full<Bytes>>());
-    provider.token().await.unwrap();
+    let Scene { api, provider, layer, .. } = scene().takes(Duration::ZERO).with_token().await;
     for _ in 0..6 {
         let challenged = provider.token().await.unwrap();
         assert_ne!(provider.refresh(&challenged).await.unwrap().generation(), challenged.generation());
         sleep(5 * SECOND).await;
     }
     api.accept("access-8");
-    assert_eq!(status(&BoxCloneService::new(service)).await, 200);
+    assert_eq!(status(&BoxCloneService::new(layer.layer(api.service()))).await, 200);
 }

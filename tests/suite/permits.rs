@@ -10,20 +10,16 @@ use tokio::{sync::Semaphore, time::timeout};
 use tower::{Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, util::BoxCloneService};
 use tower_bearer::{
     BearerAuthLayer, BoxError, Error, NoBearer, RetryPolicy, SourceError, StaticToken, TokenProvider,
-    TokenProviders, source_fn,
+    TokenProviders,
 };
 
-use crate::support::{Api, get, ours};
+use crate::support::{Act, Api, Scene, get, ours, scene};
 
 type Tenants = BoxCloneService<Request<Empty<Bytes>>, Response<Full<Bytes>>, BoxError>;
 
 /// A limit of one request at a time, which clients share.
 fn limit() -> GlobalConcurrencyLimitLayer {
     GlobalConcurrencyLimitLayer::with_semaphore(Arc::new(Semaphore::new(1)))
-}
-
-fn provider() -> TokenProvider {
-    TokenProvider::new(StaticToken::new("access-1"))
 }
 
 /// A group whose factory works, or fails.
@@ -91,14 +87,13 @@ async fn failed_factory_keeps_no_permit() {
 #[tokio::test(start_paused = true)]
 async fn invalid_option_keeps_no_permit() {
     let limit_of_bodies = limit();
-    let layer = BearerAuthLayer::with_provider(provider()).buffered(0);
-    let service = layer.layer(limit_of_bodies.layer(Api::default().service()));
+    let Scene { api, layer, .. } = scene().build();
+    let service = layer.clone().buffered(0).layer(limit_of_bodies.layer(api.service()));
     assert!(matches!(keeps_nothing(limit_of_bodies, service, get()).await, Error::InvalidOption(_)));
 
     let limit = limit();
     let policy = RetryPolicy::new().backoff(Duration::ZERO, Duration::ZERO);
-    let layer = BearerAuthLayer::with_provider(provider()).retry(policy);
-    let service = layer.layer(limit.layer(Api::default().service()));
+    let service = layer.retry(policy).layer(limit.layer(api.service()));
     assert!(matches!(keeps_nothing(limit, service, get()).await, Error::InvalidOption(_)));
 }
 
@@ -107,11 +102,8 @@ async fn invalid_option_keeps_no_permit() {
 async fn too_many_headers_keep_no_permit() {
     for has_token in [true, false] {
         let limit = limit();
-        let layer = BearerAuthLayer::with_provider(provider());
-        if has_token {
-            layer.provider().token().await.unwrap();
-        }
-        let service = layer.layer(limit.layer(Api::default().service()));
+        let Scene { api, layer, .. } = if has_token { scene().with_token().await } else { scene().build() };
+        let service = layer.layer(limit.layer(api.service()));
         let mut request = get();
         fill(request.headers_mut());
         assert!(matches!(keeps_nothing(limit, service, request).await, Error::TooManyHeaders));
@@ -126,19 +118,18 @@ async fn no_strategy_keeps_permit() {
         fill(request.headers_mut());
         request
     };
-    let layer = BearerAuthLayer::with_provider(provider());
-    layer.provider().token().await.unwrap();
+    let Scene { api, layer, .. } = scene().with_token().await;
 
-    let (shared, layer_of) = (limit(), layer.clone().no_replay());
-    let service = layer_of.layer(shared.layer(Api::default().service()));
+    let shared = limit();
+    let service = layer.clone().no_replay().layer(shared.layer(api.service()));
     keeps_nothing(shared, service, full()).await;
 
-    let (shared, layer_of) = (limit(), layer.clone().buffered(1024));
-    let service = layer_of.layer(shared.layer(Api::default().service()));
+    let shared = limit();
+    let service = layer.clone().buffered(1024).layer(shared.layer(api.service()));
     keeps_nothing(shared, service, full()).await;
 
-    let (shared, layer_of) = (limit(), layer.clone_with(|body: &Empty<Bytes>| Some(*body)));
-    let service = layer_of.layer(shared.layer(Api::default().service()));
+    let shared = limit();
+    let service = layer.clone_with(|body: &Empty<Bytes>| Some(*body)).layer(shared.layer(api.service()));
     keeps_nothing(shared, service, full()).await;
 }
 
@@ -146,8 +137,8 @@ async fn no_strategy_keeps_permit() {
 #[tokio::test(start_paused = true)]
 async fn failed_source_keeps_no_permit() {
     let limit = limit();
-    let provider = TokenProvider::new(source_fn(|_| async { Err(SourceError::rejected("no")) }));
-    let service = BearerAuthLayer::with_provider(provider).layer(limit.layer(Api::default().service()));
+    let Scene { api, layer, .. } = scene().then(Act::Fail(SourceError::rejected("no"))).build();
+    let service = layer.layer(limit.layer(api.service()));
     assert!(matches!(keeps_nothing(limit, service, get()).await, Error::Source(_)));
 }
 

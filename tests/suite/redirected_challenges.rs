@@ -11,10 +11,10 @@ use http::{HeaderValue, Request, Response, StatusCode, header::LOCATION};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::time::{advance, sleep};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
-use tower_bearer::{BearerAuthLayer, BoxError, TokenProvider};
+use tower_bearer::BoxError;
 use tower_http::follow_redirect::FollowRedirect;
 
-use crate::support::Source;
+use crate::support::{Scene, Source, scene};
 
 const API: &str = "https://api.example";
 const REFUSED: &str = "this is not your origin";
@@ -52,14 +52,12 @@ fn web(
     })
 }
 
-/// Clients with and without replay, whose layers have the default origins: every `https` origin.
-fn clients(source: &Arc<Source>, hosts: &Hosts) -> [Client; 2] {
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(source)));
+/// A source, and its clients with and without replay, whose layers have the default origins: every `https` origin.
+fn clients(hosts: &Hosts) -> (Arc<Source>, [Client; 2]) {
+    let Scene { source, layer, .. } = scene().build();
     let web = FollowRedirect::new(web(hosts));
-    [
-        BoxCloneService::new(layer.clone().layer(web.clone())),
-        BoxCloneService::new(layer.no_replay().layer(web)),
-    ]
+    let replays = BoxCloneService::new(layer.clone().layer(web.clone()));
+    (source, [replays, BoxCloneService::new(layer.no_replay().layer(web))])
 }
 
 fn get(uri: &str) -> Request<Empty<Bytes>> {
@@ -84,9 +82,9 @@ async fn redirected_401_is_no_challenge() {
         "http://api.example/401",
     ] {
         for replays in [0, 1] {
-            let (source, hosts) = (Source::new(), Hosts::default());
-            let client = clients(&source, &hosts)[replays].clone();
-            assert_eq!(redirected(&client, next).await, StatusCode::UNAUTHORIZED);
+            let hosts = Hosts::default();
+            let (source, clients) = clients(&hosts);
+            assert_eq!(redirected(&clients[replays], next).await, StatusCode::UNAUTHORIZED);
             sleep(Duration::from_secs(10)).await;
             assert_eq!(source.fetches(), 1, "{next}");
             assert_eq!(hosts.lock().unwrap().len(), 2, "{next}");
@@ -100,9 +98,8 @@ async fn own_401_after_redirect_is_challenge() {
     for next in ["/401", "https://api.example/401", "https://API.example/401", "https://api.example:443/401"]
     {
         for replays in [0, 1] {
-            let (source, hosts) = (Source::new(), Hosts::default());
-            let client = clients(&source, &hosts)[replays].clone();
-            assert_eq!(redirected(&client, next).await, StatusCode::UNAUTHORIZED);
+            let (source, clients) = clients(&Hosts::default());
+            assert_eq!(redirected(&clients[replays], next).await, StatusCode::UNAUTHORIZED);
             sleep(Duration::from_secs(10)).await;
             assert_eq!(source.fetches(), 2, "{next}");
         }
@@ -114,10 +111,12 @@ async fn own_401_after_redirect_is_challenge() {
 async fn notation_of_request_does_not_matter() {
     for origin in ["https://API.EXAMPLE", "https://api.example:443", "https://user@api.example"] {
         for replays in [0, 1] {
-            let (source, hosts) = (Source::new(), Hosts::default());
-            let client = clients(&source, &hosts)[replays].clone();
+            let (source, clients) = clients(&Hosts::default());
             let request = get(&format!("{origin}/to?{API}/401"));
-            assert_eq!(client.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+            assert_eq!(
+                clients[replays].clone().oneshot(request).await.unwrap().status(),
+                StatusCode::UNAUTHORIZED
+            );
             sleep(Duration::from_secs(10)).await;
             assert_eq!(source.fetches(), 2, "{origin}");
         }
@@ -127,8 +126,8 @@ async fn notation_of_request_does_not_matter() {
 /// Only some of the responses come from the redirect follower.
 #[tokio::test(start_paused = true)]
 async fn response_of_unknown_origin_is_own() {
-    let (source, hosts) = (Source::new(), Hosts::default());
-    let (plain, follows) = (web(&hosts), FollowRedirect::new(web(&hosts)));
+    let plain = web(&Hosts::default());
+    let follows = FollowRedirect::new(plain.clone());
     let some = service_fn(move |request: Request<Empty<Bytes>>| {
         let (plain, follows) = (plain.clone(), follows.clone());
         async move {
@@ -139,7 +138,7 @@ async fn response_of_unknown_origin_is_own() {
             }
         }
     });
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::clone(&source)));
+    let Scene { source, layer, .. } = scene().build();
     let client = layer.no_replay().layer(some);
     for path in ["/200", "/401"] {
         let response = client.clone().oneshot(get(&format!("{API}{path}"))).await.unwrap();
@@ -155,8 +154,7 @@ async fn response_of_unknown_origin_is_own() {
 async fn redirected_success_is_no_evidence() {
     let mut fetches = Vec::new();
     for next in ["https://other.example/404", "https://other.example/200"] {
-        let (source, hosts) = (Source::new(), Hosts::default());
-        let [client, _] = clients(&source, &hosts);
+        let (source, [client, _]) = clients(&Hosts::default());
         for _ in 0..600 {
             redirected(&client, next).await;
             client.clone().oneshot(get(&format!("{API}/401"))).await.unwrap();

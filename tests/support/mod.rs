@@ -35,7 +35,7 @@ use tower_bearer::{BoxError, Credential, SourceError, Token, TokenRequest, Token
 #[allow(unused_imports)]
 pub use self::{
     random::{runs, sequences},
-    scene::{Scene, scene},
+    scene::{Scene, scene, scene_of},
 };
 
 pub const MILLISECOND: Duration = Duration::from_millis(1);
@@ -54,16 +54,29 @@ pub enum Act {
     Again(Duration),
 }
 
-/// A source that returns `access-1`, `access-2` and so on. Each call takes one second.
-#[derive(Default)]
+/// A source that returns `access-1`, `access-2` and so on. Each call takes one second, unless the test sets another time.
 pub struct Source {
     pub fetches: AtomicU64,
     acts: Mutex<VecDeque<Act>>,
+    takes: Duration,
     /// The lifetime of tokens after the last act. `None` for tokens without a lifetime.
     lifetime: Option<Duration>,
     /// For each call, the generation of the previous token.
     pub previous: Mutex<Vec<Option<u64>>>,
     pub revision: AtomicU64,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            fetches: AtomicU64::default(),
+            acts: Mutex::default(),
+            takes: SECOND,
+            lifetime: None,
+            previous: Mutex::default(),
+            revision: AtomicU64::default(),
+        }
+    }
 }
 
 impl Source {
@@ -100,7 +113,9 @@ impl TokenSource for Source {
     async fn fetch(&self, request: &TokenRequest<'_>) -> Result<Token, SourceError> {
         let call = self.fetches.fetch_add(1, Ordering::SeqCst) + 1;
         self.previous.lock().unwrap().push(request.previous().map(Token::generation));
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        if !self.takes.is_zero() {
+            tokio::time::sleep(self.takes).await;
+        }
         let act = self.acts.lock().unwrap().pop_front().or(self.lifetime.map(Act::Live));
         let number = call - u64::from(matches!(act, Some(Act::Again(_))));
         let token =
