@@ -30,11 +30,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_bearer::{
-    BearerAuthLayer, BoxError, SourceError, Token, TokenProvider, replay::ReplayBody, source_fn,
-};
+use tower_bearer::{BearerAuthLayer, BoxError, SourceError, Token, replay::ReplayBody, source_fn};
 
-use crate::support::{self, MILLISECOND, http1, http2, ours};
+use crate::support::{self, MILLISECOND, http1, http2, ours, scene_of};
 
 type BoxBody = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -131,10 +129,10 @@ async fn client(address: SocketAddr, is_http2: bool) -> Client<HttpConnector, Em
     client
 }
 
-/// A provider that has `access-1`. Each refresh takes so long and returns `access-2`, or fails.
-async fn provider(takes: Duration, is_up: bool) -> TokenProvider {
+/// A layer whose provider has `access-1`. Each refresh takes so long and returns `access-2`, or fails.
+async fn layer(takes: Duration, is_up: bool) -> BearerAuthLayer {
     let fetches = AtomicU64::new(0);
-    let provider = TokenProvider::new(source_fn(move |_| {
+    let scene = scene_of(source_fn(move |_| {
         let is_first = fetches.fetch_add(1, Ordering::SeqCst) == 0;
         async move {
             if is_first {
@@ -147,18 +145,17 @@ async fn provider(takes: Duration, is_up: bool) -> TokenProvider {
             Ok(Token::builder("access-2").build()?)
         }
     }));
-    provider.token().await.unwrap();
-    provider
+    scene.with_token().await.layer
 }
 
 /// Sends concurrent requests, and counts their statuses; `None` for those that hang.
 async fn burst(
     address: SocketAddr,
     client: Client<HttpConnector, Empty<Bytes>>,
-    provider: TokenProvider,
+    layer: &BearerAuthLayer,
     requests: usize,
 ) -> BTreeMap<Option<StatusCode>, usize> {
-    let service = BearerAuthLayer::with_provider(provider).layer(client);
+    let service = layer.layer(client);
     let mut burst = JoinSet::new();
     for _ in 0..requests {
         burst.spawn(timeout(LIMIT, service.clone().oneshot(get(address, "/"))));
@@ -174,7 +171,7 @@ async fn burst(
 async fn heals(max_streams: Option<u32>, requests: usize, refusal: Refusal, refresh: Duration) {
     let address = server(max_streams, refusal).await;
     let client = client(address, max_streams.is_some()).await;
-    let statuses = burst(address, client, provider(refresh, true).await, requests).await;
+    let statuses = burst(address, client, &layer(refresh, true).await, requests).await;
     assert_eq!(statuses, BTreeMap::from([(Some(StatusCode::OK), requests)]), "{refusal:?}");
 }
 
@@ -221,8 +218,7 @@ async fn streamed_401s_hold_no_window() {
 async fn early_401_frees_stream_of_upload() {
     for refusal in [Refusal::Whole(2), Refusal::Endless] {
         let address = server(Some(1), refusal).await;
-        let service =
-            BearerAuthLayer::with_provider(provider(100 * MILLISECOND, true).await).buffered(1024 * 1024);
+        let layer = layer(100 * MILLISECOND, true).await.buffered(1024 * 1024);
         let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
         tokio::spawn(async move {
             for _ in 0..50 {
@@ -233,18 +229,18 @@ async fn early_401_frees_stream_of_upload() {
             }
         });
         let request = Request::post(format!("http://{address}/")).body(body).unwrap();
-        let response = timeout(LIMIT, service.layer(http2()).oneshot(request)).await;
+        let response = timeout(LIMIT, layer.layer(http2()).oneshot(request)).await;
         let response = response.unwrap_or_else(|_| panic!("{refusal:?}: hangs")).unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "50000");
     }
 }
 
-/// A provider that has `access-1`, and gets the next token by this request on the connection of the API.
-async fn provider_on<B>(
+/// A layer whose provider has `access-1`, and gets the next token by this request on the connection of the API.
+async fn layer_on<B>(
     client: &Client<HttpConnector, B>,
     token: impl Fn() -> Request<B> + Clone + Send + Sync + 'static,
-) -> TokenProvider
+) -> BearerAuthLayer
 where
     B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
@@ -263,19 +259,17 @@ where
             Ok(Token::builder(String::from_utf8_lossy(&body)).build()?)
         }
     });
-    let provider = TokenProvider::builder(source).refresh_timeout(LIMIT / 2).build().unwrap();
-    provider.token().await.unwrap();
-    provider
+    scene_of(source).provider(|builder| builder.refresh_timeout(LIMIT / 2)).with_token().await.layer
 }
 
 /// Sends concurrent requests on the connection that the token endpoint uses too, and expects that they heal.
 async fn heals_on_connection_of_endpoint(max_streams: u32, requests: usize, refusal: Refusal) {
     let address = server(Some(max_streams), refusal).await;
     let client = client(address, true).await;
-    let provider = provider_on(&client, move || get(address, "/token")).await;
-    let statuses = burst(address, client, provider.clone(), requests).await;
+    let layer = layer_on(&client, move || get(address, "/token")).await;
+    let statuses = burst(address, client, &layer, requests).await;
     assert_eq!(statuses, BTreeMap::from([(Some(StatusCode::OK), requests)]), "{refusal:?}");
-    assert_eq!(provider.status().failed_refreshes, 0, "{refusal:?}");
+    assert_eq!(layer.provider().status().failed_refreshes, 0, "{refusal:?}");
 }
 
 /// Unread small 401s leave room on the connection on which the token has to come.
@@ -303,8 +297,7 @@ async fn small_401_survives_failed_refresh() {
     let expect = |(max_streams, length): (Option<u32>, usize)| async move {
         let address = server(max_streams, Refusal::Whole(length)).await;
         let client = client(address, max_streams.is_some()).await;
-        let provider = provider(1500 * MILLISECOND, false).await;
-        let service = BearerAuthLayer::with_provider(provider).layer(client);
+        let service = layer(1500 * MILLISECOND, false).await.layer(client);
         let response = timeout(LIMIT, service.oneshot(get(address, "/"))).await.expect("hangs").unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let body = timeout(LIMIT, response.into_body().collect()).await.expect("hangs").unwrap();
@@ -327,7 +320,7 @@ async fn large_401_becomes_typed_error() {
     let expect = |(max_streams, refusal): (Option<u32>, Refusal)| async move {
         let address = server(max_streams, refusal).await;
         let client = client(address, max_streams.is_some()).await;
-        let service = BearerAuthLayer::with_provider(provider(3000 * MILLISECOND, false).await).layer(client);
+        let service = layer(3000 * MILLISECOND, false).await.layer(client);
         let result = timeout(LIMIT, service.oneshot(get(address, "/"))).await.expect("hangs");
         let result = result.map(|response| response.status());
         // Panics if it is the inner service's error.
@@ -342,8 +335,7 @@ async fn large_401_is_returned_without_replay() {
     for max_streams in [None, Some(1)] {
         let address = server(max_streams, Refusal::Whole(LARGE)).await;
         let client = client(address, max_streams.is_some()).await;
-        let provider = provider(1500 * MILLISECOND, true).await;
-        let service = BearerAuthLayer::with_provider(provider).no_replay().layer(client);
+        let service = layer(1500 * MILLISECOND, true).await.no_replay().layer(client);
         let response = timeout(LIMIT, service.oneshot(get(address, "/"))).await.expect("hangs").unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let body = timeout(LIMIT, response.into_body().collect()).await.expect("hangs").unwrap();
@@ -398,7 +390,7 @@ async fn retry_gets_permit_of_its_401() {
     for (version, refusal) in refusals() {
         let permits = Arc::new(Semaphore::new(1));
         let service = service_fn(move |request| with_permit(Arc::clone(&permits), request, version, refusal));
-        let service = BearerAuthLayer::with_provider(provider(MILLISECOND, true).await).layer(service);
+        let service = layer(MILLISECOND, true).await.layer(service);
         let response = timeout(LIMIT, service.oneshot(support::get())).await;
         let response = response.unwrap_or_else(|_| panic!("{version:?}, {refusal:?}: hangs"));
         assert_eq!(response.unwrap().status(), StatusCode::OK);
@@ -417,15 +409,14 @@ async fn many_small_401s_leave_room_for_token() {
 async fn small_401s_of_many_services_leave_room_for_token() {
     let address = server(Some(1000), Refusal::Whole(64 * 1024)).await;
     let client = client(address, true).await;
-    let provider = provider_on(&client, move || get(address, "/token")).await;
-    let layer = BearerAuthLayer::with_provider(provider.clone());
+    let layer = layer_on(&client, move || get(address, "/token")).await;
     let all = (0..100).map(|_| layer.layer(client.clone()).oneshot(get(address, "/")));
     let all = timeout(LIMIT, join_all(all)).await.expect("hangs");
     assert!(
         all.iter()
             .all(|response| response.as_ref().is_ok_and(|response| response.status() == StatusCode::OK))
     );
-    assert_eq!(provider.status().failed_refreshes, 0);
+    assert_eq!(layer.provider().status().failed_refreshes, 0);
 }
 
 /// As `respond`, but reads the request's body in the background, as a server does that lingers.
@@ -459,10 +450,8 @@ async fn challenged_upload_leaves_stream_for_token() {
     let empty = || Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
     let token = move || Request::get(format!("http://{address}/token")).body(empty()).unwrap();
     client.request(token()).await.unwrap().into_body().collect().await.unwrap();
-    let provider = provider_on(&client, token).await;
-    let service = BearerAuthLayer::with_provider(provider)
-        .replay_with(1 << 20, |body: Upload| body.boxed_unsync())
-        .layer(client);
+    let service =
+        layer_on(&client, token).await.replay_with(1 << 20, |body: Upload| body.boxed_unsync()).layer(client);
     // An upload that ends after a second.
     let (mut sender, body) = Channel::<Bytes, Infallible>::new(4);
     tokio::spawn(async move {

@@ -17,18 +17,17 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, BearerAuthLayer, Error, NoBearer, SourceError, Token, TokenProvider, TokenRequest,
-    TokenSource,
+    AllowedOrigins, BearerAuthLayer, Error, NoBearer, SourceError, Token, TokenRequest, TokenSource,
 };
 use tower_http::follow_redirect::FollowRedirectLayer;
 
-use crate::support::{self, Scene, Source, scene};
+use crate::support::{self, Scene, scene, scene_of};
 
 const A: &str = "https://ws.api.video";
 
-fn layer() -> BearerAuthLayer {
-    BearerAuthLayer::with_provider(TokenProvider::new(Source::new()))
-        .allowed_origins(AllowedOrigins::origins([A]).unwrap())
+/// A layer that allows only this origin.
+fn layer(origin: &str) -> BearerAuthLayer {
+    scene().build().layer.allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap())
 }
 
 fn get(uri: &str) -> Request<Empty<Bytes>> {
@@ -97,7 +96,7 @@ const CHAINS: [(&[&str], &[bool]); 9] = [
 async fn token_is_safe_inside_redirect_layer() {
     for (chain, expected) in CHAINS {
         let seen = Seen::default();
-        let service = FollowRedirectLayer::new().layer(layer().no_replay().layer(seen.web(chain)));
+        let service = FollowRedirectLayer::new().layer(layer(A).no_replay().layer(seen.web(chain)));
         let answer = service.oneshot(get(chain[0])).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(seen.tokens(), expected, "{chain:?}");
@@ -109,7 +108,7 @@ async fn token_is_safe_inside_redirect_layer() {
 async fn token_is_safe_outside_redirect_layer() {
     for (chain, expected) in CHAINS {
         let seen = Seen::default();
-        let service = layer().no_replay().layer(FollowRedirectLayer::new().layer(seen.web(chain)));
+        let service = layer(A).no_replay().layer(FollowRedirectLayer::new().layer(seen.web(chain)));
         let answer = service.oneshot(get(chain[0])).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         for (hop, (token, allowed)) in seen.tokens().into_iter().zip(expected).enumerate() {
@@ -165,7 +164,7 @@ async fn layer_origins_override_source() {
         }
     }
 
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Arc::new(Elsewhere)));
+    let layer = scene_of(Elsewhere).build().layer;
     for (layer, expected) in [
         (layer.clone(), [true, false, false]),
         (layer.clone().allowed_origins(AllowedOrigins::https()), [true, true, false]),
@@ -184,7 +183,7 @@ async fn layer_origins_override_source() {
 #[tokio::test(start_paused = true)]
 async fn api_videos_tokens_are_for_its_own_origin() {
     use http_body_util::Full;
-    use tower_bearer::ApiVideo;
+    use tower_bearer::{ApiVideo, TokenClient};
 
     let auth = tower::service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(r#"{"access_token": "abc"}"#)))
@@ -199,11 +198,9 @@ async fn api_videos_tokens_are_for_its_own_origin() {
         (ApiVideo::new("key").base_url(Uri::from_static("http://sidecar")), "http://sidecar/videos"),
     ] {
         assert_eq!(format!("{}videos", source.api_base()), inside);
-        let provider = TokenProvider::new(
-            source.with_client(tower_bearer::TokenClient::with_service(auth).allow_plaintext()),
-        );
+        let source = source.with_client(TokenClient::with_service(auth).allow_plaintext());
         let seen = Seen::default();
-        let service = BearerAuthLayer::with_provider(provider).layer(seen.web(&[]));
+        let service = scene_of(source).build().layer.layer(seen.web(&[]));
         for uri in [inside, "https://api.video/", "https://evil.example/", "http://127.0.0.1:3001/"] {
             service.clone().oneshot(get(uri)).await.unwrap();
         }
@@ -232,10 +229,7 @@ async fn site(seen: Seen) -> Uri {
 async fn redirect_over_sockets_hides_token() {
     let seen = Seen::default();
     let (a, b) = (site(seen.clone()).await, site(seen.clone()).await);
-    let source = Source::new();
-    let origin = a.to_string();
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source))
-        .allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap());
+    let layer = layer(&a.to_string());
     let uri = format!("{a}?{b}?{a}");
     for above in [true, false] {
         seen.0.lock().unwrap().clear();
@@ -260,11 +254,7 @@ async fn redirect_over_sockets_hides_token() {
 async fn gateway_client_cannot_divert_token() {
     let seen = Seen::default();
     let (api, evil) = (site(seen.clone()).await, site(seen.clone()).await);
-    let origin = api.to_string();
-    let client = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()))
-        .allowed_origins(AllowedOrigins::origins([origin.trim_end_matches('/')]).unwrap())
-        .no_replay()
-        .layer(support::http1::<AxumBody>());
+    let client = layer(&api.to_string()).no_replay().layer(support::http1::<AxumBody>());
     // It forwards every request unchanged, including one with an absolute URI.
     let gateway = Router::new().fallback(move |request: Request<AxumBody>| async move {
         match client.oneshot(request).await {
@@ -324,7 +314,7 @@ async fn foreign_401_is_no_challenge() {
 #[tokio::test(start_paused = true)]
 async fn strict_origins_fail_with_reason() {
     let seen = Seen::default();
-    let client = layer().strict_origins().layer(seen.web(&[]));
+    let client = layer(A).strict_origins().layer(seen.web(&[]));
     let error = client.clone().oneshot(get("https://evil.example:8443/videos?key=canary")).await.unwrap_err();
     let expected = "https://evil.example:8443 is not an allowed origin: the token is sent only to {https://ws.api.video}";
     assert_eq!(error.to_string(), expected);

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -21,11 +21,13 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, BoxError, Credential, Error, RefreshAhead, SourceError, StaticToken, Token,
-    TokenProvider, TokenProviders, TokenRequest, TokenSource, source_fn,
+    BoxError, Credential, Error, RefreshAhead, SourceError, StaticToken, Token, TokenProvider,
+    TokenProviderBuilder, TokenProviders, TokenRequest, TokenSource, source_fn,
 };
 
-use crate::support::{Api, HOUR, MILLISECOND, block_on, chain, get, ours};
+use crate::support::{
+    Act, HOUR, MILLISECOND, Scene, SceneBuilder, block_on, chain, get, ours, scene, scene_of,
+};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -65,26 +67,21 @@ fn api(
     })
 }
 
-/// A source of `access-1`, `access-2` and so on, which takes 50 ms. The first token lives so long, the others an hour.
-fn source(first: Duration, fetches: &Arc<AtomicU64>) -> impl TokenSource + use<> {
-    let fetches = Arc::clone(fetches);
-    source_fn(move |_| {
-        let fetch = fetches.fetch_add(1, Ordering::SeqCst) + 1;
-        async move {
-            sleep(50 * MILLISECOND).await;
-            let lifetime = if fetch == 1 { first } else { HOUR };
-            Ok(Token::builder(format!("access-{fetch}")).expires_in(lifetime).build()?)
-        }
-    })
+/// A scene whose source takes 50 ms, and whose tokens live for an hour.
+fn fast_scene<'a>() -> SceneBuilder<'a> {
+    scene().takes(50 * MILLISECOND).living(HOUR)
+}
+
+/// A provider refreshes its token after half of the lifetime.
+fn after_half<T: TokenSource>(builder: TokenProviderBuilder<T>) -> TokenProviderBuilder<T> {
+    builder.refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
 }
 
 /// A challenged request cannot be sent again, and its runtime ends with its call.
 #[test]
 fn revoked_token_heals_without_replay() {
-    let fetches = Arc::default();
-    let provider = TokenProvider::new(source(HOUR, &fetches));
-    let service = BearerAuthLayer::with_provider(provider).no_replay();
-    let service = service.layer(api(|token| token == "access-1"));
+    let Scene { source, layer, .. } = fast_scene().build();
+    let service = layer.no_replay().layer(api(|token| token == "access-1"));
     let mut statuses = Vec::new();
     for _ in 0..20 {
         statuses.push(call(service.clone().oneshot(get())).unwrap().status().as_u16());
@@ -92,17 +89,15 @@ fn revoked_token_heals_without_replay() {
     }
     // The first is challenged, and so are those that come shortly after its refresh was interrupted.
     assert!(statuses[5..].iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(fetches.load(Ordering::SeqCst) <= 3, "{fetches:?} fetches");
+    assert!(source.fetches() <= 3, "{} fetches", source.fetches());
 }
 
 /// The refresh of an expiring token is interrupted when the call that started it returns.
 #[test]
 fn expiring_token_costs_three_fetches() {
-    let fetches = Arc::default();
-    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
-    let provider = TokenProvider::builder(source(Duration::from_secs(2), &fetches));
-    let provider = provider.refresh_ahead(ahead).build().unwrap();
-    let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
+    let Scene { source, layer, .. } =
+        fast_scene().then(Act::Live(Duration::from_secs(2))).provider(after_half).build();
+    let service = layer.layer(api(|_| false));
     call(service.clone().oneshot(get())).unwrap();
     thread::sleep(1050 * MILLISECOND);
     for _ in 0..40 {
@@ -110,7 +105,7 @@ fn expiring_token_costs_three_fetches() {
         thread::sleep(10 * MILLISECOND);
     }
     // The first token, a refresh that may be interrupted, and the one after it.
-    let fetches = fetches.load(Ordering::SeqCst);
+    let fetches = source.fetches();
     assert!((2..=3).contains(&fetches), "{fetches} fetches");
 }
 
@@ -123,8 +118,8 @@ struct Login {
 }
 
 impl Login {
-    fn new(takes: Duration, lifetime: Duration) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), takes, lifetime })
+    fn scene<'a>(takes: Duration, lifetime: Duration) -> SceneBuilder<'a, Self> {
+        scene_of(Self { state: Mutex::default(), takes, lifetime }).provider(|builder| builder.login("0"))
     }
 }
 
@@ -161,11 +156,9 @@ impl TokenSource for Login {
 /// The runtime of the call that started an exchange of a login ends with the call.
 #[test]
 fn login_survives_runtime_per_call() {
-    let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
-    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
-    let provider =
-        TokenProvider::builder(Arc::clone(&login)).login("0").refresh_ahead(ahead).build().unwrap();
-    let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
+    let Scene { source: login, layer, .. } =
+        Login::scene(50 * MILLISECOND, 300 * MILLISECOND).provider(after_half).build();
+    let service = layer.layer(api(|_| false));
     for number in 1..=60 {
         if let Err(error) = call(service.clone().oneshot(get())) {
             panic!("call {number}: {}", chain(&*error));
@@ -180,10 +173,8 @@ fn login_survives_runtime_per_call() {
 /// with the call.
 #[test]
 fn login_survives_challenges_without_replay() {
-    let login = Login::new(50 * MILLISECOND, 300 * MILLISECOND);
-    let provider = TokenProvider::builder(Arc::clone(&login)).login("0").build().unwrap();
-    let service = BearerAuthLayer::with_provider(provider).no_replay();
-    let service = service.layer(api(|token| token == "access-1"));
+    let Scene { source: login, layer, .. } = Login::scene(50 * MILLISECOND, 300 * MILLISECOND).build();
+    let service = layer.no_replay().layer(api(|token| token == "access-1"));
     for number in 1..=20 {
         let request = service.clone().oneshot(get());
         let result = call(async {
@@ -203,8 +194,7 @@ fn login_survives_challenges_without_replay() {
 /// A 401 without a known length is not kept for long, and the exchange of a login takes longer than its call.
 #[test]
 fn login_survives_chunked_401() {
-    let login = Login::new(1500 * MILLISECOND, HOUR);
-    let provider = TokenProvider::builder(Arc::clone(&login)).login("0").build().unwrap();
+    let Scene { source: login, layer, .. } = call(Login::scene(1500 * MILLISECOND, HOUR).with_token());
     let chunked = service_fn(|request: Request<Empty<Bytes>>| async move {
         let is_revoked = token_of(&request) == "access-1";
         let (mut sender, body) = Channel::<Bytes, Infallible>::new(1);
@@ -212,8 +202,7 @@ fn login_survives_chunked_401() {
         let status = if is_revoked { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
         Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap())
     });
-    let service = BearerAuthLayer::with_provider(provider.clone()).no_replay().layer(chunked);
-    call(provider.token()).unwrap();
+    let service = layer.no_replay().layer(chunked);
     let statuses = [(); 3].map(|()| call(service.clone().oneshot(get())).unwrap().status().as_u16());
     assert_eq!(statuses, [401, 200, 200]);
     assert_eq!(login.state.lock().unwrap().newest, 2);
@@ -222,11 +211,9 @@ fn login_survives_chunked_401() {
 /// The runtime of each call has threads of its own, which exchange a login's refresh token.
 #[test]
 fn login_survives_runtime_with_threads_per_call() {
-    let login = Login::new(100 * MILLISECOND, 400 * MILLISECOND);
-    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
-    let provider =
-        TokenProvider::builder(Arc::clone(&login)).login("0").refresh_ahead(ahead).build().unwrap();
-    let service = BearerAuthLayer::with_provider(provider).layer(api(|_| false));
+    let Scene { source: login, layer, .. } =
+        Login::scene(100 * MILLISECOND, 400 * MILLISECOND).provider(after_half).build();
+    let service = layer.layer(api(|_| false));
     for number in 1..=60 {
         let call = Runtime::new().unwrap().block_on(service.clone().oneshot(get()));
         if let Err(error) = call {
@@ -241,25 +228,21 @@ fn login_survives_runtime_with_threads_per_call() {
 /// The refresh that a challenge has started is on a runtime that is not driven any more, and past its deadline.
 #[test]
 fn unreplayable_waits_for_refresh_in_place_of_late_one() {
-    let fetches = Arc::new(AtomicU64::new(0));
-    let source = source_fn({
-        let fetches = Arc::clone(&fetches);
-        move |_| {
-            let fetch = fetches.fetch_add(1, Ordering::SeqCst) + 1;
-            async move {
-                match fetch {
-                    1 => {}
-                    2 => std::future::pending().await,
-                    _ => sleep(50 * MILLISECOND).await,
-                }
-                Ok::<_, SourceError>(Token::builder(format!("access-{fetch}")).build()?)
+    let fetches = AtomicU64::new(0);
+    let source = source_fn(move |_| {
+        let fetch = fetches.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            match fetch {
+                1 => {}
+                2 => std::future::pending().await,
+                _ => sleep(50 * MILLISECOND).await,
             }
+            Ok::<_, SourceError>(Token::builder(format!("access-{fetch}")).build()?)
         }
     });
-    let provider = TokenProvider::builder(source).refresh_timeout(300 * MILLISECOND).build().unwrap();
-    let api = Api::default();
-    api.accept("access-3");
-    let service = BearerAuthLayer::with_provider(provider.clone()).no_replay().layer(api.service());
+    let scene = scene_of(source).provider(|builder| builder.refresh_timeout(300 * MILLISECOND));
+    let Scene { api, provider, layer, .. } = scene.accept(["access-3"]).build();
+    let service = layer.no_replay().layer(api.service());
     let stalled = runtime();
     let first = stalled.block_on(async {
         provider.token().await.unwrap();
@@ -319,9 +302,7 @@ fn expect(result: thread::Result<Result<Response<Full<Bytes>>, BoxError>>, statu
 fn drain_without_timer_is_no_panic() {
     for driver in [Driver::Other, Driver::WithoutTime] {
         for version in [Version::HTTP_11, Version::HTTP_2] {
-            let provider = TokenProvider::new(source(HOUR, &Arc::default()));
-            call(provider.token()).unwrap();
-            let layer = BearerAuthLayer::with_provider(provider.clone());
+            let Scene { provider, layer, .. } = call(fast_scene().with_token());
             let service = layer.layer(service_fn(move |request: Request<Empty<Bytes>>| {
                 let provider = provider.clone();
                 async move {
@@ -347,11 +328,10 @@ fn drain_without_timer_is_no_panic() {
 fn backoff_without_timer_is_no_panic() {
     for driver in [Driver::Other, Driver::WithoutTime] {
         let runtime = runtime();
-        let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("same").build()?) }));
-        let service =
-            BearerAuthLayer::with_provider(provider).layer(service_fn(|_: Request<Empty<Bytes>>| async {
-                Ok::<_, BoxError>(response(StatusCode::UNAUTHORIZED, ""))
-            }));
+        let same = source_fn(|_| async { Ok(Token::builder("same").build()?) });
+        let service = scene_of(same).build().layer.layer(service_fn(|_: Request<Empty<Bytes>>| async {
+            Ok::<_, BoxError>(response(StatusCode::UNAUTHORIZED, ""))
+        }));
         let first = runtime.block_on(service.clone().oneshot(get())).unwrap();
         assert_eq!(first.status(), StatusCode::UNAUTHORIZED);
         let request = service.oneshot(get());
@@ -363,13 +343,8 @@ fn backoff_without_timer_is_no_panic() {
 #[test]
 fn first_challenge_needs_no_runtime() {
     for driver in [Driver::Other, Driver::WithoutTime] {
-        let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("same").build()?) }));
-        call(provider.token()).unwrap();
-        let service =
-            BearerAuthLayer::with_provider(provider).layer(service_fn(|_: Request<Empty<Bytes>>| async {
-                Ok::<_, BoxError>(response(StatusCode::UNAUTHORIZED, "no"))
-            }));
-        let request = service.oneshot(get());
+        let same = source_fn(|_| async { Ok(Token::builder("same").build()?) });
+        let request = call(scene_of(same).with_token()).service.oneshot(get());
         expect(driver.run(request), &[401], driver);
     }
 }

@@ -35,7 +35,7 @@ use tower_bearer::{BoxError, Credential, SourceError, Token, TokenRequest, Token
 #[allow(unused_imports)]
 pub use self::{
     random::{runs, sequences},
-    scene::{Scene, scene, scene_of},
+    scene::{Scene, SceneBuilder, scene, scene_of},
 };
 
 pub const MILLISECOND: Duration = Duration::from_millis(1);
@@ -265,6 +265,11 @@ pub fn ends(future: impl Future<Output = ()> + Send + 'static) {
 
 pub fn get() -> Request<Empty<Bytes>> {
     Request::get("https://api.example/videos").body(Empty::new()).unwrap()
+}
+
+/// A request for the videos of a test server.
+pub fn get_videos(server: &tower_bearer_testing::AuthServer) -> Request<Empty<Bytes>> {
+    Request::get(format!("{}videos", server.uri())).body(Empty::new()).unwrap()
 }
 
 pub fn http1<B>() -> Client<HttpConnector, B>

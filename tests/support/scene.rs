@@ -68,19 +68,20 @@ impl SceneBuilder<'_> {
     }
 }
 
-impl<'a, T: TokenSource> SceneBuilder<'a, T> {
+impl<'a, T: TokenSource + 'a> SceneBuilder<'a, T> {
     /// Lets the API accept these tokens.
     pub fn accept(self, tokens: impl IntoIterator<Item: AsRef<str>>) -> Self {
         tokens.into_iter().for_each(|token| self.api.accept(token.as_ref()));
         self
     }
 
-    /// Sets options of the provider.
+    /// Sets options of the provider, after those of earlier calls.
     pub fn provider(
         mut self,
         options: impl FnOnce(TokenProviderBuilder<Arc<T>>) -> TokenProviderBuilder<Arc<T>> + 'a,
     ) -> Self {
-        self.provider = Box::new(options);
+        let earlier = self.provider;
+        self.provider = Box::new(|builder| options(earlier(builder)));
         self
     }
 
