@@ -9,23 +9,23 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::Empty;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     time::{Instant, advance, sleep},
 };
-use tower::{Layer, Service, ServiceExt};
+use tower::{Service, ServiceExt};
 use tower_bearer::{
-    BearerAuthLayer, Credential, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider,
-    TokenRequest, TokenSource,
+    Credential, Error, Freshness, RefreshAhead, SourceError, Token, TokenProvider, TokenRequest, TokenSource,
 };
 
-use crate::support::{self, Act, Api, HOUR, MINUTE, SECOND, Scene, Source, at_once, chain, get, scene};
+use crate::support::{
+    self, Act, HOUR, MINUTE, SECOND, Scene, SceneBuilder, Source, at_once, chain, get, scene, scene_of,
+};
 
-fn keep_fresh_provider(source: impl TokenSource) -> TokenProvider {
-    TokenProvider::builder(source).keep_fresh(true).build().unwrap()
+/// Builds a scene whose provider keeps its token fresh.
+fn keep_fresh<T: TokenSource>(scene: SceneBuilder<'_, T>) -> Scene<T> {
+    scene.provider(|builder| builder.keep_fresh(true)).build()
 }
 
 fn rejected() -> Act {
@@ -50,10 +50,8 @@ fn runtime() -> Runtime {
 /// A token is fresh, then expiring, then expired: callers wait only at its end.
 #[tokio::test(start_paused = true)]
 async fn token_is_fresh_expiring_expired() {
-    let provider = TokenProvider::builder(Source::living(HOUR))
-        .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
-        .build()
-        .unwrap();
+    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
+    let provider = scene().living(HOUR).provider(|builder| builder.refresh_ahead(ahead)).build().provider;
     let freshness = || provider.status().freshness;
     assert_eq!(freshness(), Freshness::Missing);
     provider.token().await.unwrap();
@@ -72,8 +70,7 @@ async fn token_is_fresh_expiring_expired() {
 /// `expires_in` is zero: a lifetime that is over on arrival is unknown, and costs no fetches.
 #[tokio::test(start_paused = true)]
 async fn zero_lifetime_costs_no_fetches() {
-    let source = Source::living(Duration::ZERO);
-    let provider = keep_fresh_provider(Arc::clone(&source));
+    let Scene { source, provider, .. } = keep_fresh(scene().living(Duration::ZERO));
     provider.ready().await.unwrap();
     let start = Instant::now();
     while start.elapsed() < 10 * MINUTE {
@@ -86,8 +83,7 @@ async fn zero_lifetime_costs_no_fetches() {
 /// The source returns the same token again and again.
 #[tokio::test(start_paused = true)]
 async fn repeated_token_causes_no_fetch_loop() {
-    let source = Source::new().then(Act::Live(HOUR));
-    let provider = keep_fresh_provider(Arc::clone(&source));
+    let Scene { source, provider, .. } = keep_fresh(scene().then(Act::Live(HOUR)));
     let first = provider.ready().await.unwrap();
     // A metadata server returns the same token with its remaining lifetime, until four minutes before its expiry.
     let expiry = Instant::now() + HOUR;
@@ -126,9 +122,9 @@ async fn refetched_same_token_is_not_new() {
 /// Tokens expire after four seconds.
 #[tokio::test(start_paused = true)]
 async fn four_second_token_blocks_no_caller() {
-    let source = Source::living(4 * SECOND);
     let ahead = RefreshAhead::new().between(MINUTE, HOUR);
-    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_ahead(ahead).build().unwrap();
+    let Scene { source, provider, .. } =
+        scene().living(4 * SECOND).provider(|builder| builder.refresh_ahead(ahead)).build();
     provider.token().await.unwrap();
     for _ in 0..60_000 {
         sleep(Duration::from_millis(1)).await;
@@ -174,17 +170,12 @@ async fn outage_is_unnoticed_while_token_lives() {
     }
 
     for keep_fresh in [false, true] {
-        let source = Arc::new(Outage(AtomicBool::new(false)));
         // The token is expiring after 24 minutes, four minutes into the outage.
         let ahead = RefreshAhead::new().share(0.6).jitter(0.0);
-        let provider = TokenProvider::builder(Arc::clone(&source))
-            .refresh_ahead(ahead)
-            .keep_fresh(keep_fresh)
-            .build()
-            .unwrap();
-        let api = Api::default();
-        (1..=2).for_each(|number| api.accept(&format!("access-{number}")));
-        let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+        let Scene { source, provider, mut service, .. } = scene_of(Outage(AtomicBool::new(false)))
+            .accept(["access-1", "access-2"])
+            .provider(|builder| builder.refresh_ahead(ahead).keep_fresh(keep_fresh))
+            .build();
         provider.ready().await.unwrap();
         let start = Instant::now();
         while start.elapsed() < 55 * MINUTE {
@@ -209,10 +200,7 @@ async fn outage_is_unnoticed_while_token_lives() {
 /// The token expires during an outage of the auth endpoint.
 #[tokio::test(start_paused = true)]
 async fn outage_past_expiry_is_typed_error() {
-    let source = (0..100).fold(Source::new().then(Act::Live(MINUTE)), |source, _| source.then(down()));
-    let provider = keep_fresh_provider(Arc::clone(&source));
-    let api = Api::default();
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { api, provider, service, .. } = keep_fresh(scene().then(Act::Live(MINUTE)).times(100, down));
     provider.ready().await.unwrap();
     sleep(MINUTE + SECOND).await;
     let error = service.oneshot(get()).await.unwrap_err();
@@ -223,9 +211,8 @@ async fn outage_past_expiry_is_typed_error() {
 /// No request is sent for hours: only `keep_fresh` refreshes then.
 #[tokio::test(start_paused = true)]
 async fn only_keep_fresh_refreshes_when_idle() {
-    let (source, idle_source) = (Source::living(HOUR), Source::living(HOUR));
-    let provider = keep_fresh_provider(Arc::clone(&source));
-    let idle_provider = TokenProvider::new(Arc::clone(&idle_source));
+    let Scene { source, provider, .. } = keep_fresh(scene().living(HOUR));
+    let idle = scene().living(HOUR).build();
     for _ in 0..24 * 60 {
         sleep(MINUTE).await;
         assert!(provider.current().is_some());
@@ -233,7 +220,7 @@ async fn only_keep_fresh_refreshes_when_idle() {
     // A refresh starts after nine tenths of each hour. Jitter changes the count by about one.
     let fetches = source.fetches();
     assert!((26..=28).contains(&fetches), "{fetches}");
-    assert_eq!((idle_source.fetches(), idle_provider.status().refreshes), (0, 0));
+    assert_eq!((idle.source.fetches(), idle.provider.status().refreshes), (0, 0));
 }
 
 /// A week of virtual time with every kind of fault ends the background task.
@@ -298,8 +285,7 @@ async fn background_survives_week_of_faults() {
             eprintln!("{info}");
         }
     }));
-    let source = Arc::new(Week::default());
-    let provider = keep_fresh_provider(Arc::clone(&source));
+    let Scene { source, provider, .. } = keep_fresh(scene_of(Week::default()));
     let start = Instant::now();
     while start.elapsed() < 7 * 24 * HOUR {
         sleep(Duration::from_millis(30_500)).await;
@@ -326,9 +312,7 @@ async fn background_survives_week_of_faults() {
 /// The last handle of a provider is dropped, and the background task goes on.
 #[tokio::test(start_paused = true)]
 async fn background_ends_with_last_handle() {
-    let provider = keep_fresh_provider(Source::living(HOUR));
-    let layer = BearerAuthLayer::with_provider(provider.clone());
-    let service = layer.layer(Api::default().service::<Empty<Bytes>>());
+    let Scene { provider, layer, service, .. } = keep_fresh(scene().living(HOUR));
     provider.ready().await.unwrap();
     let tasks = || Handle::current().metrics().num_alive_tasks();
     assert_eq!(tasks(), 1);
@@ -380,10 +364,8 @@ async fn backoff_ends_with_last_handle() {
 /// The runtime of the background task ends, and the program uses another one.
 #[test]
 fn background_restarts_on_new_runtime() {
-    let source = Source::living(HOUR);
-    let builder = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true);
     // Built outside a runtime, so the background task starts with the first request.
-    let provider = builder.build().unwrap();
+    let Scene { source, provider, .. } = keep_fresh(scene().living(HOUR));
     let first = runtime();
     first.block_on(async {
         sleep(10 * HOUR).await;
@@ -409,8 +391,7 @@ fn background_restarts_on_new_runtime() {
 /// The key is replaced while no request is sent.
 #[tokio::test(start_paused = true)]
 async fn idle_provider_notices_new_key() {
-    let source = (0..10).fold(Source::living(HOUR), |source, _| source.then(rejected()));
-    let provider = keep_fresh_provider(Arc::clone(&source));
+    let Scene { source, provider, .. } = keep_fresh(scene().living(HOUR).times(10, rejected));
     // The cool-down reaches its maximum.
     sleep(5 * MINUTE).await;
     let before = source.fetches();
@@ -429,8 +410,7 @@ async fn idle_provider_notices_new_key() {
 #[tokio::test(start_paused = true)]
 async fn ready_retries_until_permanent_error() {
     // One refresh makes three attempts, so five failures need a second refresh.
-    let source = (0..5).fold(Source::new(), |source, _| source.then(down()));
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let provider = scene().times(5, down).build().provider;
     assert_eq!(provider.ready().await.unwrap().access_token(), "access-6");
     assert_eq!(provider.status().failed_refreshes, 1);
 
@@ -440,8 +420,8 @@ async fn ready_retries_until_permanent_error() {
     assert_eq!(source.fetches(), 1);
 
     // The endpoint stays down. `ready` returns the error after the timeout.
-    let source = (0..100).fold(Source::new(), |source, _| source.then(down()));
-    let provider = TokenProvider::builder(source).refresh_timeout(10 * SECOND).build().unwrap();
+    let limited = scene().times(100, down).provider(|builder| builder.refresh_timeout(10 * SECOND));
+    let provider = limited.build().provider;
     let start = Instant::now();
     let error = provider.ready().await.unwrap_err();
     assert!(chain(&error).contains("is down"), "{error:?}");
@@ -461,7 +441,7 @@ async fn invalidated_token_is_never_given() {
     assert_eq!(api.tokens(), ["access-2"]);
     assert_eq!(*source.previous.lock().unwrap(), [None, Some(1)]);
     // With `keep_fresh`, the background task gets a new token without a caller.
-    let provider = keep_fresh_provider(Source::living(HOUR));
+    let provider = keep_fresh(scene().living(HOUR)).provider;
     provider.ready().await.unwrap();
     provider.invalidate();
     sleep(2 * SECOND).await;
@@ -471,8 +451,7 @@ async fn invalidated_token_is_never_given() {
 /// A program shuts down during an exchange, whose refresh token must not get lost.
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_running_exchange() {
-    let source = Source::living(HOUR);
-    let provider = keep_fresh_provider(Arc::clone(&source));
+    let Scene { source, provider, .. } = keep_fresh(scene().living(HOUR));
     settle().await;
     assert!(provider.status().refreshing);
     provider.shutdown().await;

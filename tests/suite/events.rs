@@ -21,10 +21,11 @@ use tower_bearer::{
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::support::{
-    Act, Api, HOUR, Source, fleet,
+    Act, Api, HOUR, Scene, SceneBuilder, Source, fleet,
     folder::Folder,
     get,
     log::{Fields, Logged, Record},
+    scene, scene_of,
 };
 
 /// An event in the documentation of `observability`.
@@ -76,88 +77,81 @@ fn documented() -> Vec<Documented> {
     events
 }
 
-fn provider<T: TokenSource>(source: &Arc<T>) -> TokenProvider {
-    TokenProvider::builder(Arc::clone(source)).name("videos").build().unwrap()
+/// Builds a scene whose provider is `videos`.
+fn videos<T: TokenSource>(scene: SceneBuilder<'_, T>) -> Scene<T> {
+    scene.provider(|builder| builder.name("videos")).build()
 }
 
 /// Triggers every event.
 async fn trigger_every_event() {
-    let api = Api::default();
     let second = Duration::from_secs(1);
 
     // The source fails once, then returns a token. A request is challenged, and its retry succeeds. The next request is
     // challenged until its retries are used.
-    let source = Source::living(HOUR)
-        .then(Act::Fail(SourceError::unavailable("down").with_cause("the connection was reset")));
-    let videos = provider(&source);
-    let service = BearerAuthLayer::with_provider(videos.clone()).layer(api.service());
-    api.accept("access-3");
+    let down = Act::Fail(SourceError::unavailable("down").with_cause("the connection was reset"));
+    let Scene { api, provider, service, .. } = videos(scene().living(HOUR).then(down).accept(["access-3"]));
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
     api.revoke_all();
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
-    videos.invalidate();
-    videos.shutdown().await;
+    provider.invalidate();
+    provider.shutdown().await;
 
     // The source returns the challenged token again, which is about to expire. Another source returns an unchallenged
     // token again. A credential is rejected.
-    let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO)));
+    let same = videos(scene().then(Act::Live(HOUR)).then(Act::Again(Duration::ZERO))).provider;
     let first = same.token().await.unwrap();
     same.refresh(&first).await.unwrap();
     advance(HOUR).await;
     let only = source_fn(|_| async { Ok(Token::builder("access-1").build()?) });
-    let same = provider(&Arc::new(only));
+    let same = videos(scene_of(only)).provider;
     let first = same.token().await.unwrap();
     for _ in 0..2 {
         same.refresh(&first).await.unwrap();
         advance(second * 10).await;
     }
-    let same = provider(&Source::new().then(Act::Live(HOUR)).then(Act::Again(HOUR)));
+    let same = videos(scene().then(Act::Live(HOUR)).then(Act::Again(HOUR))).provider;
     same.token().await.unwrap();
     advance(HOUR * 2).await;
     same.token().await.unwrap();
     let reject = || Act::Fail(SourceError::rejected("the key was rejected"));
-    let rejected = provider(&Source::new().then(reject()).then(reject()));
-    let service = BearerAuthLayer::with_provider(rejected).layer(api.service());
+    let service = videos(scene().times(2, reject)).service;
     for _ in 0..2 {
         assert!(service.clone().oneshot(get()).await.is_err());
         advance(second * 10).await;
     }
 
     // The refreshes that challenges start fail.
-    let source = Source::living(HOUR);
-    let videos = provider(&source);
-    let first = videos.token().await.unwrap();
-    (0..6).for_each(|_| source.next(Act::Fail(SourceError::unavailable("down"))));
+    let down = || Act::Fail(SourceError::unavailable("down"));
+    let provider = videos(scene().then(Act::Live(HOUR)).times(6, down)).provider;
+    let first = provider.token().await.unwrap();
     for _ in 0..2 {
-        assert!(videos.refresh(&first).await.is_err());
+        assert!(provider.refresh(&first).await.is_err());
     }
 
     // An outage: the refresh of an expiring token fails twice, then requests fail twice, then it is over. Later the
     // credential is rejected while the token works.
-    let source = Source::living(HOUR);
-    let videos = provider(&source);
-    let service = BearerAuthLayer::with_provider(videos.clone()).layer(api.service());
-    videos.token().await.unwrap();
-    (0..12).for_each(|_| source.next(Act::Fail(SourceError::unavailable("down"))));
+    let outage = scene().living(HOUR).then(Act::Live(HOUR)).times(12, down);
+    let Scene { source, provider, service, .. } = videos(outage);
+    provider.token().await.unwrap();
     advance(HOUR * 95 / 100).await;
     for _ in 0..2 {
-        videos.token().await.unwrap();
+        provider.token().await.unwrap();
         sleep(second * 30).await;
     }
     advance(HOUR).await;
     for _ in 0..2 {
         assert!(service.clone().oneshot(get()).await.is_err());
     }
-    videos.token().await.unwrap();
+    provider.token().await.unwrap();
     (0..4).for_each(|_| source.next(reject()));
     advance(HOUR * 95 / 100).await;
-    let current = videos.token().await.unwrap();
+    let current = provider.token().await.unwrap();
     sleep(second * 3).await;
-    videos.token().await.unwrap();
+    provider.token().await.unwrap();
     sleep(second * 10).await;
     // The API challenges it, too.
     for _ in 0..2 {
-        assert!(videos.refresh(&current).await.is_err());
+        assert!(provider.refresh(&current).await.is_err());
         sleep(second * 20).await;
     }
     // A login is required, or the configuration is wrong, while the token works and after that.
@@ -167,11 +161,9 @@ async fn trigger_every_event() {
     ];
     for failure in failures {
         let fail = || Act::Fail(failure.clone());
-        let source =
-            Source::living(HOUR).then(Act::Live(HOUR)).then(fail()).then(fail()).then(fail()).then(fail());
-        let videos = provider(&source);
-        videos.token().await.unwrap();
-        let challenged = provider(&Source::new().then(Act::Live(HOUR)).then(fail()).then(fail()));
+        let provider = videos(scene().living(HOUR).then(Act::Live(HOUR)).times(4, fail)).provider;
+        provider.token().await.unwrap();
+        let challenged = videos(scene().then(Act::Live(HOUR)).times(2, fail)).provider;
         let first = challenged.token().await.unwrap();
         for _ in 0..2 {
             assert!(challenged.refresh(&first).await.is_err());
@@ -179,53 +171,49 @@ async fn trigger_every_event() {
         }
         advance(HOUR * 95 / 100).await;
         for _ in 0..2 {
-            videos.token().await.unwrap();
+            provider.token().await.unwrap();
             sleep(second * 5).await;
         }
         advance(HOUR).await;
         for _ in 0..2 {
-            assert!(videos.token().await.is_err());
+            assert!(provider.token().await.is_err());
             sleep(second * 20).await;
         }
         // Nobody needs the token of a provider that keeps fresh.
-        let idle = Source::new().then(fail()).then(fail()).then(fail());
-        let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
+        let idle = videos(scene().times(3, fail).provider(|builder| builder.keep_fresh(true))).provider;
         sleep(second * 5).await;
         idle.shutdown().await;
     }
-    let idle = Source::new().then(reject()).then(reject()).then(reject());
-    let idle = TokenProvider::builder(idle).name("videos").keep_fresh(true).build().unwrap();
+    let idle = videos(scene().times(3, reject).provider(|builder| builder.keep_fresh(true))).provider;
     sleep(second * 5).await;
     idle.shutdown().await;
 
     // Tokens that are about to expire, several in a row.
-    let source = Source::living(Duration::from_millis(50));
-    let videos = provider(&source);
+    let provider = videos(scene().living(Duration::from_millis(50))).provider;
     for _ in 0..2 {
-        videos.token().await.unwrap();
+        provider.token().await.unwrap();
         sleep(second * 5).await;
     }
 
     // A caller joins a refresh. A challenge is late. The refresh of an expiring token fails. A permanent failure lasts.
-    let source = Source::living(HOUR);
-    let videos = provider(&source);
-    let (first, _) = tokio::join!(videos.token(), videos.token());
+    let Scene { source, provider, .. } = videos(scene().living(HOUR));
+    let (first, _) = tokio::join!(provider.token(), provider.token());
     let first = first.unwrap();
-    videos.refresh(&first).await.unwrap();
-    videos.refresh(&first).await.unwrap();
+    provider.refresh(&first).await.unwrap();
+    provider.refresh(&first).await.unwrap();
     advance(HOUR * 95 / 100).await;
     source.next(Act::Fail(SourceError::unavailable("limited").with_retry_after(HOUR)));
-    videos.token().await.unwrap();
+    provider.token().await.unwrap();
     sleep(second * 2).await;
-    videos.token().await.unwrap();
-    let videos = provider(&Source::new().then(Act::Fail(SourceError::rejected("the key was rejected"))));
-    assert!(videos.token().await.is_err());
-    assert!(videos.token().await.is_err());
+    provider.token().await.unwrap();
+    let provider = videos(scene().then(reject())).provider;
+    assert!(provider.token().await.is_err());
+    assert!(provider.token().await.is_err());
 
     // A token file is removed before it is read again.
     let folder = Folder::new();
     std::fs::write(folder.token(), "canary-file").unwrap();
-    let file = provider(&Arc::new(TokenFile::new(folder.token())));
+    let file = videos(scene_of(TokenFile::new(folder.token()))).provider;
     let first = file.token().await.unwrap();
     std::fs::remove_file(folder.token()).unwrap();
     assert_eq!(file.refresh(&first).await.unwrap().generation(), 1);
@@ -236,7 +224,7 @@ async fn trigger_every_event() {
     file.token().await.unwrap();
 
     // Two requests to an origin that is not allowed.
-    let service = BearerAuthLayer::with_provider(provider(&source)).layer(api.service());
+    let service = videos(scene()).service;
     for _ in 0..2 {
         let request = Request::get("http://api.example/?token=canary").body(Empty::<Bytes>::new()).unwrap();
         let response = service.clone().oneshot(request).await.unwrap();
@@ -257,24 +245,21 @@ async fn trigger_every_event() {
     videos.set(Token::builder("access-10").build().unwrap());
 
     // A refresh times out.
-    assert!(provider(&Source::new().then(Act::Hang)).token().await.is_err());
+    assert!(videos(scene().then(Act::Hang)).provider.token().await.is_err());
 
     // Requests that are not retried: there is no other token, no retry, no replayable body, or no budget.
-    let source = Source::living(HOUR);
-    let layer = BearerAuthLayer::with_provider(provider(&source));
-    layer.provider().token().await.unwrap();
-    source.next(Act::Fail(SourceError::rejected("the key was rejected")));
-    assert_eq!(layer.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let Scene { api, provider, layer, service, .. } =
+        videos(scene().living(HOUR).then(Act::Live(HOUR)).then(reject()));
+    provider.token().await.unwrap();
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     advance(second * 2).await;
     let none = layer.clone().retry(RetryPolicy::new().max_retries(0));
     assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     let none = layer.clone().no_replay();
     assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     sleep(second * 2).await;
-    let broke =
-        TokenProvider::builder(Source::new()).name("videos").retry_budget(second, 0, 0.0).build().unwrap();
-    let none = BearerAuthLayer::with_provider(broke);
-    assert_eq!(none.layer(api.service()).oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let broke = videos(scene().provider(|builder| builder.retry_budget(second, 0, 0.0))).service;
+    assert_eq!(broke.oneshot(get()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
     // api.video rejects a refresh token. The response to another one is lost twice. A lifetime is not a number.
     let responses = Arc::new(Mutex::new(vec!["3600", "lost", "lost", "soon", "3600", "rejected", "3600"]));
@@ -293,14 +278,14 @@ async fn trigger_every_event() {
         }
     });
     let source = ApiVideo::new("canary-key").with_client(TokenClient::with_service(auth));
-    let videos = TokenProvider::builder(source).name("videos").build().unwrap();
+    let provider = videos(scene_of(source)).provider;
     for _ in 0..2 {
-        let token = videos.token().await.unwrap();
-        videos.refresh(&token).await.unwrap();
+        let token = provider.token().await.unwrap();
+        provider.refresh(&token).await.unwrap();
         advance(second * 10).await;
     }
-    let token = videos.token().await.unwrap();
-    videos.refresh(&token).await.unwrap();
+    let token = provider.token().await.unwrap();
+    provider.refresh(&token).await.unwrap();
 
     // A user logs in, and the store says that the refresh token is presented. The login is given again.
     let login = source_fn(|_| async { Ok(Token::builder("access-1").refresh_token("refresh-1").build()?) });
@@ -433,7 +418,7 @@ async fn failure_event_has_chain_and_delay() {
     let error = SourceError::unavailable("down")
         .with_cause("the connection was reset")
         .with_retry_after(Duration::from_secs(7));
-    let provider = provider(&Source::living(HOUR).then(Act::Fail(error)));
+    let provider = videos(scene().living(HOUR).then(Act::Fail(error))).provider;
     provider.token().await.unwrap();
     let failed =
         record.events().into_iter().find(|event| event.message.starts_with("refresh failed")).unwrap();
@@ -455,8 +440,7 @@ async fn failure_event_has_chain_and_delay() {
 #[tokio::test(start_paused = true)]
 async fn refresh_span_follows_from_starter() {
     let (record, _guard) = Record::start();
-    let source = Source::living(HOUR);
-    let provider = provider(&source);
+    let provider = videos(scene().living(HOUR)).provider;
     let caller = tracing::info_span!("caller");
     let token = tracing::Instrument::instrument(provider.token(), caller).await.unwrap();
     provider.refresh(&token).await.unwrap();
@@ -479,10 +463,7 @@ async fn refresh_span_follows_from_starter() {
 /// A request with a valid token emits an event.
 #[tokio::test(start_paused = true)]
 async fn good_token_emits_no_event() {
-    let api = Api::default();
-    api.accept("access-1");
-    let provider = provider(&Source::living(HOUR));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { provider, service, .. } = videos(scene().living(HOUR).accept(["access-1"]));
     let (record, _guard) = Record::start();
     provider.token().await.unwrap();
     record.events.lock().unwrap().clear();
@@ -551,7 +532,7 @@ fn reentrant_subscriber_is_no_deadlock() {
             let _guard = tracing::subscriber::set_default(reentrant.clone());
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
-                let provider = provider(&Source::living(HOUR));
+                let provider = videos(scene().living(HOUR)).provider;
                 reentrant.provider.set(provider.clone()).unwrap();
                 let started = tokio::spawn({
                     let provider = provider.clone();

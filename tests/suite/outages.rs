@@ -1,20 +1,16 @@
 //! What an outage writes to the log: a few lines, however long it lasts, with the count of what they stand for.
 #![cfg(all(feature = "tracing", feature = "default-client"))]
 
-use std::sync::Arc;
-
 use http::StatusCode;
 use tokio::time::{advance, sleep};
-use tower::{Layer, ServiceExt};
-use tower_bearer::{
-    BearerAuthLayer, Error, Freshness, SourceError, Token, TokenProvider, source_fn, store::TokenStore,
-};
+use tower::ServiceExt;
+use tower_bearer::{Error, Freshness, SourceError, Token, TokenProvider, source_fn, store::TokenStore};
 use tracing::Level;
 
 use crate::support::{
-    self, Act, Api, HOUR, SECOND, Scene, Source, fleet, get,
+    self, Act, HOUR, SECOND, Scene, fleet, get,
     log::{Logged, Record},
-    scene,
+    scene, scene_of,
 };
 
 /// The lines that an operator sees.
@@ -65,10 +61,8 @@ async fn constant_401_is_a_line_per_minute() {
 #[tokio::test(start_paused = true)]
 async fn constant_401_of_one_token_is_brief() {
     let (record, _guard) = Record::start();
-    let api = Api::default();
-    api.accept("abc");
-    let provider = TokenProvider::new(source_fn(|_| async { Ok(Token::builder("abc").build()?) }));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let source = source_fn(|_| async { Ok(Token::builder("abc").build()?) });
+    let Scene { api, provider, service, .. } = scene_of(source).accept(["abc"]).build();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
     api.revoke_all();
     record.clear();
@@ -133,15 +127,11 @@ async fn retry_after_is_one_refresh() {
 #[tokio::test(start_paused = true)]
 async fn level_follows_impact_on_callers() {
     let (record, _guard) = Record::start();
-    let api = Api::default();
-    (1..100).for_each(|number| api.accept(&format!("access-{number}")));
-    let Scene { source, provider, .. } = scene().living(HOUR).build();
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
-    provider.token().await.unwrap();
+    let scene = scene().living(HOUR).then(Act::Live(HOUR)).times(10_000, down).accept(["access-1"]);
+    let Scene { source, provider, service, .. } = scene.with_token().await;
     record.clear();
 
     // The auth endpoint is down from three minutes before the expiry to an hour after it.
-    (0..10_000).for_each(|_| source.next(down()));
     advance(HOUR - SECOND * 180).await;
     while provider.status().freshness != Freshness::Expired {
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
@@ -236,10 +226,9 @@ async fn required_login_is_reported_once() {
 #[tokio::test(start_paused = true)]
 async fn rejection_without_requests_is_a_warning() {
     let (record, _guard) = Record::start();
-    let source = Source::new();
-    (0..1000).for_each(|_| source.next(Act::Fail(SourceError::rejected("the key was rejected"))));
+    let scene = scene().times(1000, || Act::Fail(SourceError::rejected("the key was rejected")));
     record.clear();
-    let provider = TokenProvider::builder(Arc::clone(&source)).keep_fresh(true).build().unwrap();
+    let Scene { source, provider, .. } = scene.provider(|builder| builder.keep_fresh(true)).build();
     sleep(10 * HOUR).await;
     assert!(source.fetches() > 500);
     assert_eq!(levels_and_messages(&record), ["WARN credential rejected; no token is available"]);
@@ -250,15 +239,10 @@ async fn rejection_without_requests_is_a_warning() {
 #[tokio::test(start_paused = true)]
 async fn another_reason_is_news() {
     let (record, _guard) = Record::start();
-    let source = Source::new();
-    for _ in 0..30 {
-        source.next(Act::Fail(SourceError::unavailable("HTTP 503")));
-    }
-    for _ in 0..30 {
-        source.next(Act::Fail(SourceError::invalid_response("a login page")));
-    }
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider).layer(Api::default().service());
+    let Scene { source, service, .. } = scene()
+        .times(30, || Act::Fail(SourceError::unavailable("HTTP 503")))
+        .times(30, || Act::Fail(SourceError::invalid_response("a login page")))
+        .build();
     record.clear();
     while source.fetches() < 60 {
         service.clone().oneshot(get()).await.unwrap_err();
@@ -292,10 +276,7 @@ async fn alternating_failures_are_news_once() {
 #[tokio::test(start_paused = true)]
 async fn request_dropped_in_outage_has_failed() {
     let (record, _guard) = Record::start();
-    let source = Source::new();
-    (0..100).for_each(|_| source.next(Act::Hang));
-    let provider = TokenProvider::new(Arc::clone(&source));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(Api::default().service());
+    let Scene { source, provider, service, .. } = scene().times(100, || Act::Hang).build();
     record.clear();
     for _ in 0..60 {
         let request = tokio::time::timeout(SECOND * 5, service.clone().oneshot(get()));

@@ -11,10 +11,10 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{BearerAuthLayer, Error, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
+use tower::{Service, ServiceExt};
+use tower_bearer::{Error, SourceError, Token, TokenProvider, TokenRequest, TokenSource};
 
-use crate::support::{self, Act, Api, HOUR, Scene, Source, at_once, chain, get, scene};
+use crate::support::{self, Act, HOUR, Scene, Source, at_once, chain, get, scene};
 
 const CALLERS: usize = 10_000;
 
@@ -76,11 +76,8 @@ async fn expiring_token_makes_nobody_wait() {
 async fn dropped_leader_spends_refresh_token_once() {
     // The request completes within 12 polls. Each round drops it before another poll.
     for polls in 0..12 {
-        let Scene { source, provider, .. } = scene().build();
+        let Scene { source, provider, mut service, .. } = scene().accept(["access-2"]).build();
         let first = provider.token().await.unwrap();
-        let api = Api::default();
-        api.accept("access-2");
-        let mut service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
         let mut request = Box::pin(service.ready().await.unwrap().call(get()));
         for _ in 0..polls {
             if request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
@@ -200,10 +197,8 @@ async fn dropped_waiter_keeps_refresh_running() {
 /// A refresh fails: all its waiters get the same error.
 #[tokio::test(start_paused = true)]
 async fn waiters_share_refresh_error() {
-    let source = (0..3).fold(Source::new(), |source, _| {
-        source.then(Act::Fail(SourceError::unavailable("the auth endpoint is down")))
-    });
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let down = || Act::Fail(SourceError::unavailable("the auth endpoint is down"));
+    let Scene { source, provider, .. } = scene().times(3, down).build();
     let results = call_all(|provider| async move { provider.token().await }, &provider).await;
     for result in results {
         assert_eq!(support::chain(&result.unwrap_err()).matches("is down").count(), 1);
@@ -272,9 +267,8 @@ async fn two_providers_never_mix_their_tokens() {
 /// A refresh fails while the token is still valid.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_keeps_live_token() {
-    let source =
-        Source::new().then(Act::Live(Duration::from_secs(100))).then(Act::Fail(SourceError::rejected("no")));
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let rejected = Act::Fail(SourceError::rejected("no"));
+    let provider = scene().then(Act::Live(Duration::from_secs(100))).then(rejected).build().provider;
     let first = provider.token().await.unwrap();
     assert!(provider.refresh(&first).await.is_err());
     assert_eq!(provider.current().map(|token| token.generation()), Some(1));
@@ -289,8 +283,7 @@ async fn failed_refresh_keeps_live_token() {
 #[tokio::test(start_paused = true)]
 async fn permanent_failure_lasts_cool_down() {
     let rejected = || Act::Fail(SourceError::rejected("the key was rejected"));
-    let source = (0..3).fold(Source::new(), |source, _| source.then(rejected()));
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().times(3, rejected).build();
     assert!(provider.token().await.is_err());
     for _ in 0..100 {
         let error = at_once(provider.token()).expect("a caller must not wait").unwrap_err();
@@ -315,9 +308,9 @@ async fn permanent_failure_lasts_cool_down() {
 /// The source never answers.
 #[tokio::test(start_paused = true)]
 async fn hanging_refresh_times_out() {
-    let source = Source::new().then(Act::Hang);
     let limit = Duration::from_secs(7);
-    let provider = TokenProvider::builder(Arc::clone(&source)).refresh_timeout(limit).build().unwrap();
+    let Scene { source, provider, .. } =
+        scene().then(Act::Hang).provider(|builder| builder.refresh_timeout(limit)).build();
     assert!(matches!(provider.token().await, Err(Error::TimedOut(after)) if after == limit));
     assert_eq!(provider.token().await.unwrap().access_token(), "access-2");
     // If an attempt failed before the timeout, callers get the error of that attempt.
@@ -333,8 +326,7 @@ async fn hanging_refresh_times_out() {
 #[tokio::test(start_paused = true)]
 async fn bounded_backoff_spans_refreshes() {
     let down = || Act::Fail(SourceError::unavailable("down"));
-    let source = (0..60).fold(Source::new(), |source, _| source.then(down()));
-    let provider = TokenProvider::new(Arc::clone(&source));
+    let Scene { source, provider, .. } = scene().times(60, down).build();
     let mut token = None::<Token>;
     let start = tokio::time::Instant::now();
     while token.is_none() {
