@@ -14,7 +14,7 @@ use http::StatusCode;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit,
 };
-use support::{Act, Api, Source, fleet, get};
+use support::{Act, Scene, Source, fleet, get, scene};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider, TokenProviders};
 
@@ -191,18 +191,17 @@ fn every_documented_metric_is_counted() {
 
 async fn record_every_metric() {
     tower_bearer::observability::describe_metrics();
-    let source = Source::living(Duration::from_secs(3600))
+    let Scene { source, api, layer, service, .. } = scene()
+        .living(Duration::from_secs(3600))
         .then(Act::Fail(SourceError::unavailable("down")))
-        .then(Act::Live(Duration::from_secs(3600)));
-    let provider = TokenProvider::builder(Arc::clone(&source)).name("videos").build().unwrap();
-    let layer = BearerAuthLayer::with_provider(provider);
-    let api = Api::default();
+        .accept(["access-3"])
+        .provider(|builder| builder.name("videos"))
+        .build();
     // The request waits for its token, which takes two attempts. It is challenged, and its retry succeeds.
-    api.accept("access-3");
-    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    let response = service.clone().oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     // A request that succeeds at once records nothing.
-    let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+    let response = service.oneshot(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     // The request is challenged and not retried. The refresh that it starts in the background fails permanently.
     tokio::time::advance(Duration::from_secs(10)).await;

@@ -4,7 +4,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,9 +13,9 @@ use http::{Request, StatusCode};
 use http_body_util::Full;
 use tokio::{runtime::Handle, task::JoinSet, time::sleep};
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, BoxError, RetryPolicy, SourceError, TokenProvider};
+use tower_bearer::{BoxError, RetryPolicy, SourceError};
 
-use crate::support::{Act, Api, HOUR, Source};
+use crate::support::{Act, HOUR, Scene, scene};
 
 /// More polls than any request in this test needs.
 const MOST_POLLS: usize = 12;
@@ -44,7 +43,7 @@ impl<F: Future> Future for DroppedAt<F> {
 
 /// The situation of three callers.
 #[derive(Clone, Copy, Debug)]
-enum Scene {
+enum Situation {
     /// There is no token yet.
     Missing,
     /// The token is expiring.
@@ -59,47 +58,45 @@ enum Scene {
     Failing,
 }
 
-const SCENES: [Scene; 6] = [
-    Scene::Missing,
-    Scene::Expiring,
-    Scene::Expired,
-    Scene::Challenged,
-    Scene::ChallengedTwice,
-    Scene::Failing,
+const SITUATIONS: [Situation; 6] = [
+    Situation::Missing,
+    Situation::Expiring,
+    Situation::Expired,
+    Situation::Challenged,
+    Situation::ChallengedTwice,
+    Situation::Failing,
 ];
 
 /// Drops two callers after the given numbers of polls and lets the third finish. Returns whether a caller was dropped
 /// before it had finished.
-async fn play(scene: Scene, first: usize, second: usize) -> bool {
-    let source = Source::living(HOUR);
-    let provider = TokenProvider::builder(Arc::clone(&source))
-        .without_retry_budget()
-        .cool_down(Duration::from_millis(1), Duration::from_millis(1))
-        .build()
-        .unwrap();
-    let api = Api::default();
-    let (before, good) = match scene {
-        Scene::Missing | Scene::Failing => (0, 1),
-        Scene::Expiring | Scene::Expired | Scene::Challenged => (1, 2),
-        Scene::ChallengedTwice => (1, 3),
+async fn play(situation: Situation, first: usize, second: usize) -> bool {
+    let instant = Duration::from_millis(1);
+    let Scene { source, api, provider, layer, .. } = scene()
+        .living(HOUR)
+        .provider(|builder| builder.without_retry_budget().cool_down(instant, instant))
+        .layer(|layer| layer.retry(RetryPolicy::new().max_retries(5)))
+        .build();
+    let (before, good) = match situation {
+        Situation::Missing | Situation::Failing => (0, 1),
+        Situation::Expiring | Situation::Expired | Situation::Challenged => (1, 2),
+        Situation::ChallengedTwice => (1, 3),
     };
     if before == 1 {
         provider.token().await.unwrap();
     }
-    match scene {
-        Scene::Expiring => {
+    match situation {
+        Situation::Expiring => {
             api.accept("access-1");
             sleep(HOUR * 95 / 100).await;
         }
-        Scene::Expired => sleep(HOUR).await,
-        Scene::Failing => source.next(Act::Fail(SourceError::unavailable("down"))),
-        Scene::Missing | Scene::Challenged | Scene::ChallengedTwice => {}
+        Situation::Expired => sleep(HOUR).await,
+        Situation::Failing => source.next(Act::Fail(SourceError::unavailable("down"))),
+        Situation::Missing | Situation::Challenged | Situation::ChallengedTwice => {}
     }
-    let last = good + u64::from(matches!(scene, Scene::Failing));
+    let last = good + u64::from(matches!(situation, Situation::Failing));
     api.accept(&format!("access-{last}"));
 
-    let retry = RetryPolicy::new().max_retries(5);
-    let service = BearerAuthLayer::with_provider(provider.clone()).retry(retry).layer(api.service());
+    let service = layer.layer(api.service());
     let request = || Request::post("https://api.example/videos").body(Full::<Bytes>::from("body")).unwrap();
     let mut callers = JoinSet::new();
     for polls in [first, second, usize::MAX] {
@@ -110,25 +107,25 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
     let dropped = ends.iter().any(Option::is_none);
     let mut answered = 0;
     for end in ends.into_iter().flatten() {
-        assert_eq!(end.unwrap().status(), StatusCode::OK, "{scene:?}, {first}, {second}");
+        assert_eq!(end.unwrap().status(), StatusCode::OK, "{situation:?}, {first}, {second}");
         answered += 1;
     }
-    assert!(answered >= 1, "{scene:?}, {first}, {second}");
+    assert!(answered >= 1, "{situation:?}, {first}, {second}");
 
     // Background tasks end, and none is left.
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(source.fetches(), last, "{scene:?}, {first}, {second}");
-    assert_eq!(provider.status().generation, good, "{scene:?}, {first}, {second}");
+    assert_eq!(source.fetches(), last, "{situation:?}, {first}, {second}");
+    assert_eq!(provider.status().generation, good, "{situation:?}, {first}, {second}");
     assert!(!provider.status().refreshing);
-    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "{scene:?}, {first}, {second}");
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0, "{situation:?}, {first}, {second}");
     // Each refresh token was used once: no two fetches had the same previous token.
     let mut previous = source.previous.lock().unwrap().clone();
-    if matches!(scene, Scene::Failing) {
+    if matches!(situation, Situation::Failing) {
         previous.remove(0);
     }
     let spent = previous.len();
     previous.dedup();
-    assert_eq!(previous.len(), spent, "{scene:?}, {first}, {second}");
+    assert_eq!(previous.len(), spent, "{situation:?}, {first}, {second}");
     dropped
 }
 
@@ -136,16 +133,16 @@ async fn play(scene: Scene, first: usize, second: usize) -> bool {
 #[tokio::test(start_paused = true)]
 async fn drop_at_any_poll_loses_nothing() {
     let mut dropped = 0;
-    for scene in SCENES {
+    for situation in SITUATIONS {
         for first in 0..MOST_POLLS {
             for second in 0..MOST_POLLS {
-                dropped += u64::from(play(scene, first, second).await);
+                dropped += u64::from(play(situation, first, second).await);
             }
         }
-        // No scene needs that many polls.
+        // No situation needs that many polls.
         assert!(
-            !play(scene, MOST_POLLS, MOST_POLLS).await,
-            "{scene:?} needs more polls than the test covers"
+            !play(situation, MOST_POLLS, MOST_POLLS).await,
+            "{situation:?} needs more polls than the test covers"
         );
     }
     assert!(dropped > 100, "{dropped}");

@@ -17,11 +17,11 @@ use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
 use tower_bearer::{
     ApiVideo, BearerAuthLayer, BoxError, Error, ExistingAuthorization, RetryPolicy, SourceError, Token,
-    TokenClient, TokenProvider, challenge, source_fn,
+    TokenClient, challenge, source_fn,
 };
 use tower_bearer_testing::{AuthServer, Fault, Route};
 
-use crate::support::{self, Act, Api, CHALLENGED, Scene, Source, get, ours, scene};
+use crate::support::{self, Act, Api, CHALLENGED, Scene, Source, get, get_videos, ours, scene, scene_of};
 
 /// An API that accepts only the second token, and a layer whose provider has the first.
 async fn revoked_once() -> (Api, Arc<Source>, BearerAuthLayer) {
@@ -98,10 +98,9 @@ async fn burst_of_401s_costs_one_refresh() {
 #[tokio::test(start_paused = true)]
 async fn max_retries_bounds_requests() {
     for max_retries in 0..=4 {
-        let (api, source) = (Api::default(), Source::new());
         let policy = RetryPolicy::new().max_retries(max_retries);
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source)).retry(policy);
-        let response = layer.layer(api.service()).oneshot(get()).await.unwrap();
+        let Scene { api, service, .. } = scene().layer(|layer| layer.retry(policy)).build();
+        let response = service.oneshot(get()).await.unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(api.requests() as u32, 1 + max_retries);
     }
@@ -150,19 +149,18 @@ async fn failed_refresh_returns_401() {
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
 }
 
+fn source(server: &AuthServer) -> ApiVideo {
+    ApiVideo::new(server.api_key()).base_url(server.uri())
+}
+
 /// A 401 with a small body costs its connection.
 #[tokio::test]
 async fn retry_reuses_connection_of_small_401() {
     let server = AuthServer::start().await.unwrap();
-    let client = support::http1();
-    let source = ApiVideo::new(server.api_key())
-        .base_url(server.uri())
-        .with_client(TokenClient::with_service(support::http1::<String>()));
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(source));
-    let service = layer.layer(client);
+    let client = TokenClient::with_service(support::http1::<String>());
+    let service = scene_of(source(&server).with_client(client)).build().layer.layer(support::http1());
     for _ in 0..2 {
-        let request = Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
-        let response = service.clone().oneshot(request).await.unwrap();
+        let response = service.clone().oneshot(get_videos(&server)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body().collect().await.unwrap();
         server.revoke_access_tokens();
@@ -458,16 +456,12 @@ async fn zero_replay_limit_is_typed_error() {
 async fn two_hundred_401s_cost_one_refresh() {
     for (tls, http2) in [(false, false), (false, true), (true, false)] {
         let server = AuthServer::builder().tls(tls).start().await.unwrap();
-        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-        let provider = match server.certificate() {
-            Some(certificate) => TokenProvider::new(
-                source.with_client(TokenClient::with_service(support::https::<String>(certificate))),
-            ),
-            None => TokenProvider::new(source),
-        };
-        provider.token().await.unwrap();
+        let mut source = source(&server);
+        if let Some(certificate) = server.certificate() {
+            source = source.with_client(TokenClient::with_service(support::https::<String>(certificate)));
+        }
+        let layer = scene_of(source).with_token().await.layer;
         server.revoke_access_tokens();
-        let layer = BearerAuthLayer::with_provider(provider);
         let client = match (server.certificate(), http2) {
             (Some(certificate), _) => tower::util::BoxCloneService::new(support::https(certificate)),
             (None, true) => tower::util::BoxCloneService::new(support::http2()),
@@ -476,9 +470,7 @@ async fn two_hundred_401s_cost_one_refresh() {
         let service = layer.layer(client);
         let mut requests = JoinSet::new();
         for _ in 0..200 {
-            let request =
-                Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
-            requests.spawn(service.clone().oneshot(request));
+            requests.spawn(service.clone().oneshot(get_videos(&server)));
         }
         for response in requests.join_all().await {
             assert_eq!(response.unwrap().status(), StatusCode::OK);
@@ -494,9 +486,8 @@ async fn two_hundred_401s_cost_one_refresh() {
 async fn heals_if_grant_revokes_or_not() {
     for revoke in [false, true] {
         let server = AuthServer::builder().revoke_previous(revoke).start().await.unwrap();
-        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-        let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(support::http1());
-        let get = || Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
+        let service = scene_of(source(&server)).build().layer.layer(support::http1());
+        let get = || get_videos(&server);
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
         server.revoke_access_tokens();
         server.inject(Route::RefreshGrant, Fault::LoseAnswer);
@@ -516,12 +507,9 @@ struct TwoEndpoints {
 }
 
 impl TwoEndpoints {
-    fn new(grant_revokes: bool) -> Self {
-        Self { source: Source::new(), revoked: Arc::default(), grant_revokes }
-    }
-
-    fn provider(&self) -> TokenProvider {
-        TokenProvider::new(Arc::clone(&self.source))
+    fn new(grant_revokes: bool) -> (Self, BearerAuthLayer) {
+        let Scene { source, layer, .. } = scene().build();
+        (Self { source, revoked: Arc::default(), grant_revokes }, layer)
     }
 
     fn revoke(&self) {
@@ -571,8 +559,8 @@ fn get_path(path: &str) -> Request<Empty<Bytes>> {
 #[tokio::test(start_paused = true)]
 async fn five_revocations_in_a_row_all_heal() {
     for grant_revokes in [false, true] {
-        let api = TwoEndpoints::new(grant_revokes);
-        let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+        let (api, layer) = TwoEndpoints::new(grant_revokes);
+        let service = layer.layer(api.service());
         for revocations in 0..=5 {
             let mut requests = JoinSet::new();
             for _ in 0..300 {
@@ -592,14 +580,11 @@ async fn five_revocations_in_a_row_all_heal() {
 async fn revocations_in_a_row_heal_over_sockets() {
     for revoke_previous in [false, true] {
         let server = AuthServer::builder().revoke_previous(revoke_previous).start().await.unwrap();
-        let source = ApiVideo::new(server.api_key()).base_url(server.uri());
-        let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(support::http1());
+        let service = scene_of(source(&server)).build().layer.layer(support::http1());
         for _ in 0..=5 {
             let mut requests = JoinSet::new();
             for _ in 0..100 {
-                let request =
-                    Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
-                requests.spawn(service.clone().oneshot(request));
+                requests.spawn(service.clone().oneshot(get_videos(&server)));
             }
             for response in requests.join_all().await {
                 assert_eq!(response.unwrap().status(), StatusCode::OK);
@@ -639,7 +624,7 @@ async fn revocations_50_ms_apart_surface_no_401() {
             response
         }
     });
-    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(inner);
+    let service = scene_of(source).build().layer.layer(inner);
     let start = tokio::time::Instant::now();
     let mut callers = JoinSet::new();
     for caller in 0..20 {
@@ -667,8 +652,7 @@ async fn revocations_50_ms_apart_surface_no_401() {
 #[tokio::test(start_paused = true)]
 async fn heals_after_refresh_starter_is_gone() {
     for (is_dropped, pause) in [(false, 1), (true, 5)] {
-        let api = TwoEndpoints::new(false);
-        let layer = BearerAuthLayer::with_provider(api.provider());
+        let (api, layer) = TwoEndpoints::new(false);
         let service = layer.layer(api.service());
         service.clone().oneshot(get_path("/y")).await.unwrap();
         api.revoke();
@@ -708,8 +692,7 @@ async fn failing_endpoint_spares_others() {
             let case = format!(
                 "a grant revokes: {grant_revokes}, retried: {is_retried}, {burst} concurrent requests"
             );
-            let api = TwoEndpoints::new(grant_revokes);
-            let layer = BearerAuthLayer::with_provider(api.provider());
+            let (api, layer) = TwoEndpoints::new(grant_revokes);
             let x = layer.clone().retry(RetryPolicy::new().max_retries(if is_retried { 2 } else { 0 }));
             let (x, y) = (x.layer(api.service()), layer.layer(api.service()));
             y.clone().oneshot(get_path("/y")).await.unwrap();
@@ -761,8 +744,8 @@ async fn failing_endpoint_spares_others() {
 /// The API accepts no new token, though it has accepted an old one: the cool-down doubles with each refresh.
 #[tokio::test(start_paused = true)]
 async fn cool_down_doubles_despite_old_success() {
-    let api = TwoEndpoints::new(false);
-    let service = BearerAuthLayer::with_provider(api.provider()).layer(api.service());
+    let (api, layer) = TwoEndpoints::new(false);
+    let service = layer.layer(api.service());
     assert_eq!(service.clone().oneshot(get_path("/y")).await.unwrap().status(), StatusCode::OK);
     let start = tokio::time::Instant::now();
     while start.elapsed() < Duration::from_secs(3600) {
@@ -776,10 +759,9 @@ async fn cool_down_doubles_despite_old_success() {
 /// The token is replaced while a retry waits.
 #[tokio::test(start_paused = true)]
 async fn retry_sends_current_token() {
-    let Scene { api, provider, .. } = scene().accept(["access-3"]).with_token().await;
+    let Scene { api, provider, layer, .. } = scene().accept(["access-3"]).with_token().await;
     let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(limited.clone());
-    let request = tokio::spawn(service.oneshot(get()));
+    let request = tokio::spawn(layer.layer(limited.clone()).oneshot(get()));
     while api.requests() == 0 {
         tokio::task::yield_now().await;
     }
@@ -799,10 +781,9 @@ async fn retry_sends_current_token() {
 #[tokio::test(start_paused = true)]
 async fn token_expired_before_ready_is_not_sent() {
     let second = Duration::from_secs(1);
-    let (api, source) = (Api::default(), Source::living(10 * second));
-    ["access-1", "access-2"].iter().for_each(|token| api.accept(token));
+    let Scene { api, layer, .. } = scene().living(10 * second).accept(["access-1", "access-2"]).build();
     let limited = tower::limit::ConcurrencyLimit::new(api.service(), 1);
-    let mut service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(limited.clone());
+    let mut service = layer.layer(limited.clone());
     let request = service.ready().await.unwrap().call(get());
     let mut held = limited;
     // The request waits for its token and has released the only permit.
@@ -825,7 +806,7 @@ async fn waiting_for_token_holds_no_permit() {
     });
     let client = tower::limit::ConcurrencyLimit::new(client, 4);
     let source = ApiVideo::new("key").with_client(TokenClient::with_service(client.clone()));
-    let service = BearerAuthLayer::with_provider(TokenProvider::new(source)).layer(client);
+    let service = scene_of(source).build().layer.layer(client);
     let mut requests = JoinSet::new();
     for _ in 0..4 {
         let request = Request::get("https://ws.api.video/videos").body(String::new()).unwrap();
@@ -842,8 +823,7 @@ async fn waiting_for_token_holds_no_permit() {
 async fn dropped_starter_is_no_evidence() {
     let millis = Duration::from_millis;
     for period in [700, 1050, 1100, 1300] {
-        let api = TwoEndpoints::new(true);
-        let layer = BearerAuthLayer::with_provider(api.provider());
+        let (api, layer) = TwoEndpoints::new(true);
         let service = layer.layer(api.service());
         service.clone().oneshot(get_path("/y")).await.unwrap();
         let x = service.clone();

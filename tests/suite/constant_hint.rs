@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 use tower::{Layer, ServiceExt};
-use tower_bearer::{BearerAuthLayer, BoxError};
+use tower_bearer::BoxError;
 
 use crate::support::{self, chain, scene};
 
@@ -100,8 +100,7 @@ async fn server(seen: Arc<Seen>, is_early: bool) -> SocketAddr {
 async fn upload(is_early: bool) {
     let seen = Arc::<Seen>::default();
     let address = server(Arc::clone(&seen), is_early).await;
-    let provider = scene().with_token().await.provider;
-    let service = BearerAuthLayer::with_provider(provider).buffered(1024).layer(support::http1());
+    let service = scene().with_token().await.layer.buffered(1024).layer(support::http1());
     let (sender, body) = mpsc::channel(2);
     tokio::spawn({
         let seen = Arc::clone(&seen);

@@ -17,7 +17,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response,
     header::{AUTHORIZATION, WWW_AUTHENTICATE},
 };
-use http_body_util::{Empty, Full};
+use http_body_util::Full;
 use tokio::time::{advance, sleep};
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
@@ -1502,9 +1502,7 @@ async fn api_accepts_token_of_each_grant() {
         let service = BearerAuthLayer::with_provider(provider.clone()).layer(support::http1());
         // The second assertion is not the first one again, which the server would reject.
         for generation in 1..=2 {
-            let request =
-                Request::get(format!("{}videos", server.uri())).body(Empty::<Bytes>::new()).unwrap();
-            let response = service.clone().oneshot(request).await.unwrap();
+            let response = service.clone().oneshot(support::get_videos(&server)).await.unwrap();
             assert_eq!(response.status(), 200, "{source:?}");
             assert_eq!(provider.status().generation, generation, "{source:?}");
             provider.invalidate();

@@ -18,10 +18,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use tower::{Layer, Service, ServiceExt};
-use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, SourceError, TokenProvider, replay::ReplayBody};
+use tower_bearer::{ApiVideo, BearerAuthLayer, BoxError, SourceError, replay::ReplayBody};
 use tower_bearer_testing::{AuthServer, Upload};
 
-use crate::support::{self, Act, Api, Source, scene};
+use crate::support::{self, Act, Scene, scene, scene_of};
 
 /// A body of many different frames, with trailers. It yields to the runtime between frames, as a file does.
 struct Video {
@@ -91,9 +91,7 @@ fn layer(server: &AuthServer) -> BearerAuthLayer {
     let source = ApiVideo::new(server.api_key()).base_url(server.uri());
     // These tests revoke tokens more often than a cool-down allows.
     let instant = Duration::from_nanos(1);
-    BearerAuthLayer::with_provider(
-        TokenProvider::builder(source).cool_down(instant, instant).build().unwrap(),
-    )
+    scene_of(source).provider(|builder| builder.cool_down(instant, instant)).build().layer
 }
 
 async fn video_id(server: &AuthServer, layer: &BearerAuthLayer) -> String {
@@ -343,11 +341,9 @@ async fn clone_with_replays_cloneable_body() {
     }
 
     for (body, requests) in [(Some("text"), 2), (None, 1)] {
-        let (api, source) = (Api::default(), Source::new());
-        api.accept("access-2");
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(source)).clone_with(Own::try_clone);
+        let Scene { api, layer, .. } = scene().accept(["access-2"]).build();
         let request = Request::post("https://api.example/").body(Own(body)).unwrap();
-        let response = layer.layer(api.service()).oneshot(request).await.unwrap();
+        let response = layer.clone_with(Own::try_clone).layer(api.service()).oneshot(request).await.unwrap();
         assert_eq!(api.requests(), requests);
         assert_eq!(response.status() == StatusCode::OK, requests == 2);
     }

@@ -4,12 +4,10 @@ use std::{fs, io::Write, path::Path, time::Duration};
 
 use http::StatusCode;
 use tokio::time::{advance, sleep};
-use tower::{Layer, ServiceExt};
-use tower_bearer::{
-    BearerAuthLayer, Error, SourceErrorKind, StaticToken, TokenFile, TokenProvider, TokenSource,
-};
+use tower::ServiceExt;
+use tower_bearer::{Error, SourceErrorKind, StaticToken, TokenFile, TokenProvider, TokenSource};
 
-use crate::support::{Api, MINUTE, SECOND, at_once, chain, folder::Folder, get};
+use crate::support::{MINUTE, SECOND, Scene, at_once, chain, folder::Folder, get, scene_of};
 
 /// Replaces the file by renaming a new one, as a rotation does.
 fn rotate(path: &Path, content: impl AsRef<[u8]>) {
@@ -21,10 +19,8 @@ fn rotate(path: &Path, content: impl AsRef<[u8]>) {
 /// The API challenges a static token.
 #[tokio::test(start_paused = true)]
 async fn static_token_is_never_replaced() {
-    let api = Api::default();
-    api.accept("personal-token");
-    let provider = TokenProvider::new(StaticToken::new("personal-token"));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let scene = scene_of(StaticToken::new("personal-token")).accept(["personal-token"]);
+    let Scene { api, provider, service, .. } = scene.build();
     for _ in 0..3 {
         assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
         advance(1000 * 24 * 60 * MINUTE).await;
@@ -74,10 +70,7 @@ async fn rereads_token_file_within_minute() {
 async fn challenge_rereads_token_file() {
     let folder = Folder::new();
     fs::write(folder.token(), "first").unwrap();
-    let api = Api::default();
-    api.accept("first");
-    let provider = TokenProvider::new(TokenFile::new(folder.token()));
-    let service = BearerAuthLayer::with_provider(provider.clone()).layer(api.service());
+    let Scene { api, service, .. } = scene_of(TokenFile::new(folder.token())).accept(["first"]).build();
     assert_eq!(service.clone().oneshot(get()).await.unwrap().status(), StatusCode::OK);
     api.revoke_all();
     api.accept("second");

@@ -28,11 +28,11 @@ use tower::{
     limit::RateLimitLayer, load_shed::LoadShedLayer,
 };
 use tower_bearer::{
-    BearerAuth, BearerAuthLayer, BoxError, TokenProvider,
+    BearerAuth, BearerAuthLayer, BoxError,
     replay::{Buffered, ReplayBody},
 };
 
-use crate::support::{Act, Api, CHALLENGED, Scene, Source, at_once, get, scene};
+use crate::support::{Act, Api, CHALLENGED, Scene, at_once, get, scene};
 
 /// Returns an API and a layer. The API challenges the layer's current token and accepts the next.
 async fn revoked_once() -> (Api, BearerAuthLayer) {
@@ -166,12 +166,9 @@ impl Service<Request<Empty<Bytes>>> for Strict {
 #[tokio::test(start_paused = true)]
 async fn calls_ready_service_and_readies_clone() {
     for has_token in [true, false] {
-        let (api, clones) = (Api::default(), Arc::<AtomicUsize>::default());
+        let clones = Arc::<AtomicUsize>::default();
+        let Scene { api, layer, .. } = if has_token { scene().with_token().await } else { scene().build() };
         let strict = Strict { ready: false, clones: Arc::clone(&clones), api: api.clone() };
-        let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
-        if has_token {
-            layer.provider().token().await.unwrap();
-        }
         let mut service = layer.layer(strict);
         let before = clones.load(Ordering::SeqCst);
         api.accept("access-1");
@@ -329,11 +326,10 @@ fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
     fn is_send<T: Send + 'static>(_: &T) {}
 
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
+    let Scene { layer, mut service, .. } = scene().build();
     is_send_and_sync(&layer);
     is_send_and_sync(layer.provider());
     is_send_and_sync(&layer.provider().status());
-    let mut service = layer.layer(Api::default().service());
     is_send_and_sync(&service);
     is_send(&service.call(get()));
     let client = tower::service_fn(|_: Request<Empty<Bytes>>| {
@@ -377,8 +373,8 @@ async fn composes_with_every_error_type() {
 /// A request without this crate's token waits for one, or is not sent by the ready service.
 #[tokio::test(start_paused = true)]
 async fn tokenless_request_does_not_wait() {
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new().then(Act::Hang)));
-    let limited = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(Api::default().service());
+    let Scene { api, layer, .. } = scene().then(Act::Hang).build();
+    let limited = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(api.service());
     let _waits = tokio::spawn(limited.clone().oneshot(get()));
     tokio::task::yield_now().await;
     let with_its_own = Request::get("https://api.example/").header("authorization", "Basic abc");
