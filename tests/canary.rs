@@ -134,8 +134,7 @@ where
     S::Future: Debug,
 {
     shown(&service);
-    let request = Request::get(format!("{}videos", server.uri())).body(Empty::new()).unwrap();
-    match service.oneshot(request).await {
+    match service.oneshot(support::get_videos(server)).await {
         Ok(response) => {
             shown(&response);
             // The list of videos, or a challenge.

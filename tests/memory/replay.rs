@@ -23,9 +23,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_bearer::{BearerAuthLayer, TokenProvider};
 
-use crate::{alone, growth, support::Source};
+use crate::{alone, growth, support::scene};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -110,8 +109,7 @@ where
             Ok::<_, Infallible>(Response::builder().status(status).body(Empty::<Bytes>::new()).unwrap())
         }
     });
-    let layer = BearerAuthLayer::with_provider(TokenProvider::new(Source::new()));
-    layer.provider().token().await.unwrap();
+    let layer = scene().with_token().await.layer;
     let request = Request::post("https://api.example/").body(Frames { next: 0, count, frame }).unwrap();
     let (grown, response) = growth(layer.buffered(limit).layer(service).oneshot(request)).await;
     let most = limit + limit / 100 + OVERHEAD;
@@ -241,8 +239,7 @@ async fn through_the_gateway(parts: usize, part: Vec<u8>) -> (usize, Vec<u64>) {
         }
     });
     let (api, serving_api) = listen(api).await;
-    let provider = TokenProvider::new(Source::new());
-    provider.token().await.unwrap();
+    let provider = scene().with_token().await.provider;
     let api = format!("http://{api}/").parse().unwrap();
     let (gateway, serving_gateway) = listen(axum_gateway::gateway(provider, api)).await;
 

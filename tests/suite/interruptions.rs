@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use tokio::{
@@ -22,7 +23,7 @@ use tower_bearer::{
 use tracing::{Event, Subscriber, field::Visit};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
-use crate::support::{self, Act, HOUR, MILLISECOND, SECOND, Scene, Source, scene};
+use crate::support::{self, Act, HOUR, MILLISECOND, SECOND, Scene, scene};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -155,20 +156,14 @@ fn late_token_reaches_waiters() {
 /// A waiter gets an error of an earlier refresh.
 #[test]
 fn waiter_gets_no_old_error() {
-    let calls = AtomicU64::new(0);
-    let source = source_fn(move |_| {
-        let is_first = calls.fetch_add(1, Ordering::SeqCst) == 0;
-        async move {
-            if is_first {
-                return Err(SourceError::rejected("the key of last week"));
-            }
-            pending().await
-        }
-    });
-    let builder = TokenProvider::builder(source)
-        .cool_down(10 * MILLISECOND, 10 * MILLISECOND)
-        .refresh_timeout(300 * MILLISECOND);
-    let provider = builder.build().unwrap();
+    let (cool_down, limit) = (10 * MILLISECOND, 300 * MILLISECOND);
+    let provider = scene()
+        .takes(Duration::ZERO)
+        .then(Act::Fail(SourceError::rejected("the key of last week")))
+        .times(10, || Act::Hang)
+        .provider(|builder| builder.cool_down(cool_down, cool_down).refresh_timeout(limit))
+        .build()
+        .provider;
     let stalled = runtime();
     stalled.block_on(async {
         assert!(matches!(provider.token().await, Err(Error::Source(_))));
@@ -219,11 +214,9 @@ async fn joiner_of_background_refresh_gets_one_more_attempt() {
 /// A refresh that the background has started fails while no caller has joined it.
 #[tokio::test(start_paused = true)]
 async fn background_gets_no_further_attempt() {
-    let down = || Act::Fail(SourceError::unavailable("down"));
     let Scene { source, provider, .. } = scene()
         .then(Act::Live(100 * SECOND))
-        .then(down())
-        .then(down())
+        .times(2, || Act::Fail(SourceError::unavailable("down")))
         .provider(|builder| builder.keep_fresh(true).retry(RetryPolicy::new().max_retries(0)))
         .build();
     provider.ready().await.unwrap();
@@ -240,7 +233,7 @@ async fn background_gets_no_further_attempt() {
 /// A caller of `shutdown` gives up, and the next one does not wait for the end of the background task.
 #[tokio::test(start_paused = true)]
 async fn each_shutdown_waits_for_background_task() {
-    let provider = TokenProvider::builder(Source::living(HOUR)).keep_fresh(true).build().unwrap();
+    let provider = scene().living(HOUR).provider(|builder| builder.keep_fresh(true)).build().provider;
     provider.ready().await.unwrap();
     sleep(SECOND).await;
     assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);

@@ -27,11 +27,11 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt};
 use tower_bearer::{
-    AllowedOrigins, ApiVideo, BearerAuthLayer, Credential, Error, RefreshAhead, SourceError, Token,
-    TokenClient, TokenProvider, TokenRequest, TokenSource,
+    AllowedOrigins, ApiVideo, Credential, Error, RefreshAhead, SourceError, Token, TokenClient, TokenRequest,
+    TokenSource,
 };
 
-use crate::support::{SECOND, fleet::Chance, runs, sequences};
+use crate::support::{SECOND, Scene, fleet::Chance, runs, scene_of, sequences};
 
 /// How an exchange with the auth endpoint fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -237,16 +237,15 @@ async fn run(steps: Vec<Step>, keep_fresh: bool) {
     });
     let source = ApiVideo::new("key-0").with_client(TokenClient::with_service(auth).timeout(5 * SECOND));
     let interrupt = Arc::new(Notify::new());
-    let provider = TokenProvider::builder(Interruptible(source.clone(), Arc::clone(&interrupt)))
-        .refresh_ahead(RefreshAhead::new().share(0.2))
-        .keep_fresh(keep_fresh)
-        .build()
-        .unwrap();
+    let ahead = RefreshAhead::new().share(0.2);
+    let Scene { provider, layer, .. } = scene_of(Interruptible(source.clone(), Arc::clone(&interrupt)))
+        .provider(|builder| builder.refresh_ahead(ahead).keep_fresh(keep_fresh))
+        .layer(|layer| layer.allowed_origins(AllowedOrigins::https()))
+        .build();
     let inner = tower::service_fn({
         let account = Arc::clone(&account);
         move |request| api(Arc::clone(&account), request)
     });
-    let layer = BearerAuthLayer::with_provider(provider.clone()).allowed_origins(AllowedOrigins::https());
     let (service, without_replay) = (layer.layer(inner.clone()), layer.no_replay().layer(inner));
     let request_to = |path: &str| {
         Request::get(format!("https://ws.api.video{path}")).body(Full::<Bytes>::default()).unwrap()

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -19,11 +19,10 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
-    BearerAuthLayer, Credential, Error, RefreshAhead, RetryPolicy, SourceError, Token, TokenProvider,
-    TokenRequest, TokenSource, source_fn,
+    Credential, Error, RefreshAhead, RetryPolicy, SourceError, Token, TokenRequest, TokenSource,
 };
 
-use crate::support::{MILLISECOND, block_on, chain, get};
+use crate::support::{Act, HOUR, MILLISECOND, Scene, SceneBuilder, block_on, chain, get, scene, scene_of};
 
 /// Runs a future on a runtime of its own, as a synchronous wrapper of a client does for each call.
 fn call<F: Future>(future: F) -> F::Output {
@@ -50,13 +49,11 @@ struct Login {
 }
 
 impl Login {
-    fn new(lifetime: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            lifetime,
-            newest: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
-            runtimes: Mutex::default(),
-        })
+    /// Starts a scene of a login that is exchanged on this runtime.
+    fn scene<'a>(lifetime: Duration, runtime: &'a Runtime) -> SceneBuilder<'a, Self> {
+        let (newest, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+        scene_of(Self { lifetime, newest, ended, runtimes: Mutex::default() })
+            .provider(|builder| builder.login("0").runtime(runtime.handle().clone()))
     }
 
     fn exchanges(&self) -> u64 {
@@ -93,17 +90,13 @@ impl TokenSource for Login {
 /// waits for one.
 #[test]
 fn runtime_per_call_loses_no_exchange() {
-    let (runtime, login) = (driven(), Login::new(Duration::from_secs(2)));
-    let provider = TokenProvider::builder(Arc::clone(&login))
-        .login("0")
-        .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
-        .runtime(runtime.handle().clone())
-        .build()
-        .unwrap();
+    let (runtime, ahead) = (driven(), RefreshAhead::new().share(0.5).jitter(0.0));
+    let scene = Login::scene(Duration::from_secs(2), &runtime);
+    let Scene { source: login, layer, .. } = scene.provider(|builder| builder.refresh_ahead(ahead)).build();
     let api = service_fn(|_: Request<Empty<Bytes>>| async {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
-    let service = BearerAuthLayer::with_provider(provider).layer(api);
+    let service = layer.layer(api);
     let (start, mut waited) = (Instant::now(), 0);
     for number in 1.. {
         let sent = Instant::now();
@@ -126,15 +119,14 @@ fn runtime_per_call_loses_no_exchange() {
 /// A challenged request cannot be sent again, and its runtime ends with its call.
 #[test]
 fn challenge_heals_on_given_runtime() {
-    let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
-    let provider = TokenProvider::builder(Arc::clone(&login)).login("0");
-    let provider = provider.runtime(runtime.handle().clone()).build().unwrap();
+    let runtime = driven();
+    let Scene { source: login, layer, .. } = Login::scene(HOUR, &runtime).build();
     let api = service_fn(|request: Request<Empty<Bytes>>| async move {
         let is_revoked = request.headers()[AUTHORIZATION] == "Bearer access-1";
         let status = if is_revoked { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
         Ok::<_, Infallible>(Response::builder().status(status).body(Full::<Bytes>::default()).unwrap())
     });
-    let service = BearerAuthLayer::with_provider(provider).no_replay().layer(api);
+    let service = layer.no_replay().layer(api);
     let statuses = [(); 3].map(|()| call(service.clone().oneshot(get())).unwrap().status().as_u16());
     assert_eq!(statuses, [401, 200, 200]);
     assert_eq!(login.exchanges(), 2);
@@ -144,19 +136,17 @@ fn challenge_heals_on_given_runtime() {
 /// The runtime of a login's exchange is driven only while a call runs on it.
 #[test]
 fn login_survives_runtime_that_rests() {
-    let (runtime, login) =
-        (Builder::new_current_thread().enable_all().build().unwrap(), Login::new(2 * EXCHANGE));
-    let provider = TokenProvider::builder(Arc::clone(&login))
-        .login("0")
-        .refresh_ahead(RefreshAhead::new().share(0.5).jitter(0.0))
-        .refresh_timeout(2 * EXCHANGE)
-        .runtime(runtime.handle().clone());
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let ahead = RefreshAhead::new().share(0.5).jitter(0.0);
+    let Scene { source: login, layer, .. } = Login::scene(2 * EXCHANGE, &runtime)
+        .provider(|builder| builder.refresh_ahead(ahead).refresh_timeout(2 * EXCHANGE))
+        .build();
     let api = service_fn(|_: Request<Empty<Bytes>>| async {
         // An exchange starts meanwhile.
         sleep(20 * MILLISECOND).await;
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
-    let service = BearerAuthLayer::with_provider(provider.build().unwrap()).layer(api);
+    let service = layer.layer(api);
     for pause in [400, 800, 100, 400, 800, 0] {
         if let Err(error) = runtime.block_on(service.clone().oneshot(get())) {
             panic!("{}", chain(&*error));
@@ -171,12 +161,10 @@ fn login_survives_runtime_that_rests() {
 fn runtime_that_is_not_driven_times_out() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     for keep_fresh in [false, true] {
-        let provider = TokenProvider::builder(Login::new(Duration::from_secs(3600)))
-            .refresh_timeout(EXCHANGE)
-            .keep_fresh(keep_fresh)
-            .runtime(runtime.handle().clone())
+        let provider = Login::scene(HOUR, &runtime)
+            .provider(|builder| builder.refresh_timeout(EXCHANGE).keep_fresh(keep_fresh))
             .build()
-            .unwrap();
+            .provider;
         let result = call(async { tokio::time::timeout(20 * EXCHANGE, provider.token()).await });
         assert!(matches!(result.expect("hangs"), Err(Error::TimedOut(_))));
     }
@@ -185,9 +173,8 @@ fn runtime_that_is_not_driven_times_out() {
 /// The caller has no runtime at all.
 #[test]
 fn caller_needs_no_runtime() {
-    let (runtime, login) = (driven(), Login::new(Duration::from_secs(3600)));
-    let provider = TokenProvider::builder(Arc::clone(&login)).login("0");
-    let provider = provider.runtime(runtime.handle().clone()).build().unwrap();
+    let runtime = driven();
+    let Scene { source: login, provider, .. } = Login::scene(HOUR, &runtime).build();
     let token = block_on(provider.token());
     assert_eq!(token.unwrap().access_token(), "access-1");
     login.expect_all_ended(&runtime);
@@ -196,21 +183,12 @@ fn caller_needs_no_runtime() {
 /// `ready` and `shutdown` are called outside of a runtime.
 #[test]
 fn readiness_and_shutdown_need_no_runtime() {
-    let (runtime, fetches) = (driven(), AtomicU64::new(0));
-    let source = source_fn(move |_| {
-        let is_up = fetches.fetch_add(1, Ordering::SeqCst) >= 3;
-        async move {
-            if is_up {
-                Ok(Token::builder("access-1").build()?)
-            } else {
-                Err(SourceError::unavailable("down"))
-            }
-        }
-    });
+    let runtime = driven();
     let retry = RetryPolicy::new().max_retries(0).backoff(MILLISECOND, 10 * MILLISECOND);
-    let provider =
-        TokenProvider::builder(source).retry(retry).runtime(runtime.handle().clone()).build().unwrap();
-    assert_eq!(block_on(provider.ready()).unwrap().access_token(), "access-1");
+    let scene = scene().takes(Duration::ZERO).times(3, || Act::Fail(SourceError::unavailable("down")));
+    let scene = scene.provider(|builder| builder.retry(retry).runtime(runtime.handle().clone()));
+    let provider = scene.build().provider;
+    assert_eq!(block_on(provider.ready()).unwrap().access_token(), "access-4");
     block_on(provider.shutdown());
     assert!(provider.status().shut_down);
 }

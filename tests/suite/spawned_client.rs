@@ -15,7 +15,7 @@ use hyper_util::{
 use tokio::{net::TcpListener, time::timeout};
 use tower::{Layer, Service, ServiceExt, buffer::Buffer, service_fn, util::BoxCloneService};
 use tower_bearer::{
-    BearerAuth, BearerAuthLayer, BoxError, StaticToken, TokenProvider,
+    BearerAuth, BearerAuthLayer, BoxError, StaticToken,
     replay::{NoReplay, ReplayBody, ReplayWith},
 };
 
@@ -30,7 +30,7 @@ fn boxed() -> BoxBody {
 }
 
 fn layer() -> BearerAuthLayer {
-    BearerAuthLayer::with_provider(TokenProvider::new(StaticToken::new("access-1")))
+    support::scene_of(StaticToken::new("access-1")).build().layer
 }
 
 /// Responds with 200 to a request that has the token and the whole body.

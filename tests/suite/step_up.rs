@@ -16,7 +16,7 @@ use tower_bearer::{
     challenge::Challenge, source_fn,
 };
 
-use crate::support::http1;
+use crate::support::{http1, scene_of};
 
 const CLAIMS: &str = r#"Bearer realm="", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ==""#;
 const ACR: &str =
@@ -24,9 +24,9 @@ const ACR: &str =
 
 type Seen = Arc<Mutex<Vec<(RefreshReason, Option<Challenge>)>>>;
 
-/// A provider whose source takes `delay` per fetch and records the reason and the challenge. Its tokens are `access-1`,
+/// A layer whose source takes `delay` per fetch and records the reason and the challenge. Its tokens are `access-1`,
 /// `access-2` and so on.
-fn provider(seen: &Seen, delay: Duration) -> TokenProvider {
+fn layer(seen: &Seen, delay: Duration) -> BearerAuthLayer {
     let seen = Arc::clone(seen);
     let source = source_fn(move |request: TokenRequest<'static>| {
         let seen = Arc::clone(&seen);
@@ -42,7 +42,7 @@ fn provider(seen: &Seen, delay: Duration) -> TokenProvider {
     });
     // Without a cool-down, a challenge of a new token starts the next refresh at once.
     let instant = Duration::from_nanos(1);
-    TokenProvider::builder(source).cool_down(instant, instant).build().unwrap()
+    scene_of(source).provider(|builder| builder.cool_down(instant, instant)).build().layer
 }
 
 fn carries(headers: &HeaderMap, token: &str) -> bool {
@@ -68,7 +68,7 @@ async fn source_gets_challenge_parameters() {
     let server = tokio::spawn(async move { axum::serve(listener, api).await });
 
     let seen = Seen::default();
-    let client = BearerAuthLayer::with_provider(provider(&seen, Duration::ZERO)).layer(http1());
+    let client = layer(&seen, Duration::ZERO).layer(http1());
     let request = Request::get(&uri).body(Empty::<Bytes>::new()).unwrap();
     assert_eq!(client.oneshot(request).await.unwrap().status(), StatusCode::OK);
     server.abort();
@@ -92,7 +92,7 @@ async fn source_gets_challenge_parameters() {
 #[tokio::test(start_paused = true)]
 async fn joiners_do_not_change_challenge() {
     let seen = Seen::default();
-    let layer = BearerAuthLayer::with_provider(provider(&seen, Duration::from_secs(1)));
+    let layer = layer(&seen, Duration::from_secs(1));
     layer.provider().token().await.unwrap();
     let service = layer.layer(service_fn(|request: Request<Empty<Bytes>>| async move {
         if carries(request.headers(), "access-2") {

@@ -10,10 +10,10 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_bearer::{
     AllowedOrigins, ApiVideo, BearerAuthLayer, BoxError, Error, RefreshAhead, RetryPolicy, StaticToken,
-    TokenClient, TokenFile, TokenProvider, TokenProviderBuilder, TokenSource, replay::ReplayBody,
+    TokenClient, TokenFile, TokenProvider, TokenProviderBuilder, TokenSource,
 };
 
-use crate::support::{self, SECOND, get, ours};
+use crate::support::{self, SECOND, Scene, get, ours, scene};
 
 fn builder() -> TokenProviderBuilder<StaticToken> {
     TokenProvider::builder(StaticToken::new("abc"))
@@ -93,22 +93,14 @@ async fn source_error_is_the_same_with_and_without_build() {
 /// An option of the layer is not valid: the first request reports it.
 #[tokio::test(start_paused = true)]
 async fn first_request_reports_layer_option() {
-    let layer = || BearerAuthLayer::with_provider(builder().build().unwrap());
-    let retry = layer().retry(RetryPolicy::new().backoff(SECOND, Duration::ZERO));
-    let service = retry.layer(service_fn(|_: Request<_>| async {
-        Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
-    }));
-    let error = service.oneshot(get()).await.unwrap_err();
+    let Scene { api, layer, .. } = scene().build();
+    let retry = layer.clone().retry(RetryPolicy::new().backoff(SECOND, Duration::ZERO));
+    let error = retry.layer(api.service()).oneshot(get()).await.unwrap_err();
     assert!(ours(&error).to_string().contains("got 1s and 0s"), "{error}");
 
-    let none = layer().buffered(0).layer(service_fn(|_: Request<ReplayBody<_>>| async {
-        Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
-    }));
+    let none = layer.clone().buffered(0).layer(api.service());
     let error = none.oneshot(get()).await.unwrap_err();
     assert!(matches!(ours(&error), Error::InvalidOption(_)), "{error}");
     // The strategy that replaces it has no limit.
-    let service = layer().buffered(0).no_replay().layer(service_fn(|_: Request<_>| async {
-        Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
-    }));
-    assert!(service.oneshot(get()).await.is_ok());
+    assert!(layer.buffered(0).no_replay().layer(api.service()).oneshot(get()).await.is_ok());
 }
