@@ -20,6 +20,7 @@ use crate::replay::{Buffered, CloneWith, Cloned, NoReplay, ReplayBody, ReplayWit
 use crate::retry::RetryPolicy;
 use crate::select::Providers;
 use crate::service::BearerAuth;
+use crate::source::TokenSource;
 #[cfg(feature = "tenants")]
 use crate::{
     error::Error,
@@ -98,7 +99,12 @@ impl BearerAuthLayer {
     /// so is a missing feature `default-client`. For the sandbox, and for all other options, use
     /// [`with_provider`](Self::with_provider) and [`ApiVideo`](crate::ApiVideo).
     pub fn new(api_key: impl Into<String>) -> Self {
-        Self::with_provider(TokenProvider::new(crate::ApiVideo::new(api_key)))
+        Self::with_source(crate::ApiVideo::new(api_key))
+    }
+
+    /// Makes a layer that uses the tokens of `source`, by a provider with default options ([`provider`](Self::provider)).
+    pub fn with_source(source: impl TokenSource) -> Self {
+        Self::with_provider(TokenProvider::new(source))
     }
 
     /// Makes a layer that uses the tokens of `provider`. Several layers may share one provider.

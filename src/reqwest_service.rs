@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-use reqwest::{Body, Client, Url};
+use reqwest::{Body, Client, ResponseBuilderExt, Url};
 use tower::ServiceExt;
 use tower_service::Service;
 
@@ -99,9 +99,13 @@ impl Future for ReqwestFuture {
             return this.invalid.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)));
         };
         let response = ready!(response.poll(cx))?;
-        let is_own = this.url.take().is_none_or(|url| url.origin() == response.url().origin());
+        let from = response.url().clone();
         let mut response = Response::from(response);
-        if !is_own {
+        // For reqwest's response that is made of it.
+        if let Ok(with_url) = http::response::Builder::new().url(from.clone()).body(()) {
+            response.extensions_mut().extend(with_url.into_parts().0.extensions);
+        }
+        if this.url.take().is_some_and(|url| url.origin() != from.origin()) {
             response.extensions_mut().insert(Redirected);
         }
         Poll::Ready(Ok(response))

@@ -224,7 +224,7 @@ async fn trigger_every_event() {
     file.token().await.unwrap();
 
     // Two requests to an origin that is not allowed.
-    let service = videos(scene()).service;
+    let Scene { service, layer, api: other, .. } = videos(scene());
     for _ in 0..2 {
         let request = Request::get("http://api.example/?token=canary").body(Empty::<Bytes>::new()).unwrap();
         let response = service.clone().oneshot(request).await.unwrap();
@@ -235,14 +235,14 @@ async fn trigger_every_event() {
     let own =
         Request::get("http://127.0.0.1/").header("authorization", "Basic canary").body(Empty::<Bytes>::new());
     service.oneshot(own.unwrap()).await.unwrap();
-    let long = BearerAuthLayer::with_provider(provider(&source)).buffered(1).layer(api.service());
+    let long = layer.buffered(1).layer(other.service());
     let request = Request::post("http://127.0.0.1/").body(Full::<Bytes>::from("long")).unwrap();
     assert_eq!(long.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
     // The program sets tokens, one of them without a lifetime.
-    let videos = provider(&source);
-    videos.set(Token::builder("access-9").expires_in(HOUR).build().unwrap());
-    videos.set(Token::builder("access-10").build().unwrap());
+    let set = videos(scene()).provider;
+    set.set(Token::builder("access-9").expires_in(HOUR).build().unwrap());
+    set.set(Token::builder("access-10").build().unwrap());
 
     // A refresh times out.
     assert!(videos(scene().then(Act::Hang)).provider.token().await.is_err());
