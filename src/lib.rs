@@ -1,16 +1,12 @@
 //! A tower layer that adds a bearer token to each request, refreshes the token before it expires, and retries requests
 //! that the API answers with 401.
 //!
-//! # Why
-//!
 //! A bearer token expires, or is revoked. Then all requests get a 401 at one moment, and each of them asks for another
 //! token: the auth endpoint gets a burst of requests, a refresh token that can be used only once is used twice, and
 //! uploads that cannot be sent again are lost. With this crate one refresh serves all requests, in a task that no
 //! caller can cancel, and each challenged request is sent again, its body included.
 //!
-//! # Ten lines
-//!
-//! README.md lists the dependencies of this example.
+//! README.md has a first program with reqwest. With hyper:
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), tower_bearer::BoxError> {
@@ -34,12 +30,6 @@
 //! # }
 //! ```
 //!
-//! # What happens at an expiry
-//!
-//! Callers do not notice an expiry. In the last part of its life ([`RefreshAhead`]) a token is still used, while the
-//! next one is fetched in the background. While a token works, callers do not notice an outage of its source either.
-//! [`TokenProvider`] documents what a failure does.
-//!
 //! # What happens on a 401
 //!
 //! 1. The challenged token, and no other, is to be replaced. If the [`TokenProvider`] has a newer one already, that is
@@ -50,62 +40,33 @@
 //!    too.
 //! 5. If nothing is left to try, the caller gets the API's last response unchanged.
 //!
-//! [`challenge`] documents which responses are a challenge, and [`RetryPolicy`] how often and how soon a request is sent again.
-//!
-//! # Which origins get the token
-//!
-//! Only the layer's [`AllowedOrigins`], whatever a redirect or a URI says.
-//!
-//! # Features
-//!
-//! Features only add items. Two things affect other code. `tower-http` changes
-//! which 401 is a challenge. `default-client`, `RedisStore` and the test server enable rustls with ring, `aws-lc-rs` with
-//! aws-lc-rs: if a program has both, for example by hyper-rustls' default features, rustls selects neither and
-//! panics. Such a program installs one at its start (`CryptoProvider::install_default`).
-//!
-//! | feature | default | what it adds |
-//! |---|---|---|
-//! | `default-client` | yes | the HTTP client of [`TokenClient::new`], which the sources use unless they are given another: hyper-util over rustls with ring and Mozilla's roots |
-//! | `tracing` | yes | spans and events, as [`observability`] lists them |
-//! | `metrics` | no | counters, gauges and a histogram, as [`observability`] lists them |
-//! | `oauth2-jwt` | no | `oauth2::Assertion`: signed JWTs, for the client authentication `private_key_jwt` and for JWT bearer |
-//! | `native-roots` | no | `tls::Roots::Native`: the default client can trust the operating system's roots |
-//! | `aws-lc-rs` | no | `tls::Cryptography::AwsLcRs`: the default client can use aws-lc-rs |
-//! | `tenants` | no | `TokenProviders` and `BearerAuthLayer::by_key`: one layer for many tenants, each with its own token |
-//! | `reqwest` | no | `ReqwestService`, which makes a reqwest client a tower service |
-//! | `tower-http` | no | after a redirect by a `FollowRedirect` beneath the layer, only a 401 of the request's own origin is a challenge |
-//!
-//! The stores and the test server are packages of their own: [`tower-bearer-store`](https://docs.rs/tower-bearer-store) has
-//! `FileStore`, `RedisStore` and `EncryptedStore`, and [`tower-bearer-testing`](https://docs.rs/tower-bearer-testing) has
-//! `AuthServer`, an api.video-compatible server on loopback, for the tests of your own stack.
-//!
-//! Without features, the crate and its dependencies are 42 crates, which take 16 s of CPU time to build. With the default
-//! features they are 69 crates and 33 s, most of it for hyper and rustls, and with all features 164 crates and 88 s.
-//! `BENCHMARKING.md` in the repository has the commands.
-//!
-//! # Several processes
-//!
-//! Each provider serves one process. Processes that use one credential, or one user's login, share its token in a
-//! [`store`]: in Redis, in a file, or in a store of your own. See [`guide::fleet`].
-//!
-//! # Many tenants
-//!
-//! A service that calls an API for many accounts has a token for each: `TokenProviders` makes a provider by key, and
-//! `BearerAuthLayer::by_key` reads the key from the request (feature `tenants`, module `tenants`).
-//!
 //! # Where next
 //!
-//! [`guide::recipes`] for your stack, [`BearerAuthLayer`] for the layer's options, [`TokenProvider::builder`] for the provider's,
-//! [`replay`] for bodies that are not `Clone`, [`guide::oauth2`] for an OAuth 2.0 authorization server and for a user's login,
-//! [`TokenClient`], [`source_fn`] and [`TokenSource`] for another token service, [`observability`] for events and metrics,
-//! [`tower-bearer-testing`](https://docs.rs/tower-bearer-testing) for tests.
+//! | you want | page |
+//! |---|---|
+//! | to know the terms | [`guide::concepts`]: token, provider, source, challenge, store |
+//! | your stack | [`guide::recipes`], [`guide::without_tower`] |
+//! | OAuth 2.0, a user's login | [`guide::oauth2`] |
+//! | options | [`BearerAuthLayer`], [`TokenProvider::builder`] |
+//! | a token service of your own | [`source_fn`], [`TokenClient`], [`TokenSource`] |
+//! | several processes | [`guide::fleet`], [`tower-bearer-store`](https://docs.rs/tower-bearer-store) |
+//! | many accounts | `TokenProviders` (feature `tenants`) |
+//! | failures, events, alerts | [`guide::failures`], [`observability`], [`guide::operating`] |
+//! | tests of your own stack | [`tower-bearer-testing`](https://docs.rs/tower-bearer-testing) |
 //!
 //! # Runtime
 //!
 //! A tokio runtime with time enabled. A refresh runs on the runtime of the caller that starts it, or on
-//! [that of the provider](TokenProviderBuilder::runtime): a synchronous wrapper that makes a runtime for each call gives
-//! the provider one that lives longer.
-
+//! [that of the provider](TokenProviderBuilder::runtime).
+//!
+//! # Features
+//!
+#![doc = include_str!("guide/features.md")]
+//!
+//! Features only add items. Two things affect other code: `tower-http` changes which 401 is a challenge; and
+//! `default-client`, `RedisStore` and the test server enable rustls with ring, `aws-lc-rs` with aws-lc-rs. If a program has
+//! both, for example by the default features of hyper-rustls, rustls selects neither and panics: install one at the start
+//! (`CryptoProvider::install_default`).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod authorization;
@@ -173,6 +134,6 @@ pub use self::token::{Token, TokenBuilder};
 pub use self::{source::api_video::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "default-client", feature = "reqwest"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -156,6 +156,11 @@ where
 #[doc = include_str!("../../src/guide/recipes.md")]
 struct Recipes;
 
+/// The page `guide::without_tower`, for the same reason.
+#[cfg(doctest)]
+#[doc = include_str!("../../src/guide/without_tower.md")]
+struct WithoutTower;
+
 /// The page `guide::oauth2`, which is tested here for the same reason. The rest of the page is tested in `sdks`.
 #[cfg(doctest)]
 #[doc = include_str!("../../src/guide/oauth2.md")]

@@ -1,6 +1,8 @@
 //! Pages on subjects that span several items of the crate.
 //!
+//! - [`concepts`]: token, provider, source, challenge and store, on which the other pages build.
 //! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
+//! - [`without_tower`]: the token for a client that is not a tower service.
 //! - [`oauth2`]: tokens of an OAuth 2.0 authorization server, and of other SDKs.
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 //! - [`fleet`]: how several processes share one token.
@@ -13,6 +15,17 @@
     not(all(feature = "default-client", feature = "oauth2-jwt", feature = "tenants")),
     allow(rustdoc::broken_intra_doc_links)
 )]
+
+/// Five terms: token, provider, source, challenge and store.
+///
+#[doc = include_str!("concepts.md")]
+pub mod concepts {}
+
+/// The token for a client that is not a tower service.
+///
+// Its examples need the peers, as those of the recipes.
+#[cfg_attr(not(doctest), doc = include_str!("without_tower.md"))]
+pub mod without_tower {}
 
 /// How to add the layer to an existing stack.
 ///

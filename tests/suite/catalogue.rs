@@ -1,4 +1,5 @@
-//! `tests/CATALOGUE.md` is generated from the doc comments of all tests, and `SECURITY.md` names tests that exist.
+//! `tests/CATALOGUE.md` is generated from the doc comments of all tests, and the list of features from `Cargo.toml`.
+//! `SECURITY.md` names tests that exist, and the pages for a new user stay short.
 
 use std::{
     collections::BTreeSet,
@@ -89,16 +90,61 @@ fn catalogue_is_that_of_the_tests() {
             writeln!(catalogue, "- `{name}`: {fault}").unwrap();
         }
     }
-    let file = root().join("tests/CATALOGUE.md");
+    expect_generated("tests/CATALOGUE.md", &catalogue);
+}
+
+/// Writes the file, if the environment says so, and checks that it has this text.
+fn expect_generated(path: &str, text: &str) {
+    let file = root().join(path);
     if env::var_os("TEST_CATALOGUE").is_some_and(|what| what == "write") {
-        fs::write(&file, &catalogue).unwrap();
+        fs::write(&file, text).unwrap();
     }
     let recorded = fs::read_to_string(&file).unwrap_or_default();
-    let differs = catalogue.lines().zip(recorded.lines()).find(|(now, before)| now != before);
+    let differs = text.lines().zip(recorded.lines()).find(|(now, before)| now != before);
     assert!(
-        catalogue == recorded,
-        "run TEST_CATALOGUE=write cargo test --test suite catalogue; the first difference: {differs:?}"
+        text == recorded,
+        "{path}: run TEST_CATALOGUE=write cargo test --test suite catalogue; the first difference: {differs:?}"
     );
+}
+
+/// A feature is not in the documentation, or is described otherwise than in `Cargo.toml`.
+#[test]
+fn features_are_those_of_the_manifest() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let section = manifest.split("[features]\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let (mut list, mut comment, mut default) = (String::new(), "", "");
+    for line in section.lines() {
+        match line.split_once(" = ") {
+            _ if line.starts_with("# ") => comment = &line[2..],
+            Some(("default", features)) => default = features,
+            Some((feature, _)) => {
+                assert!(!comment.is_empty(), "{feature} has no comment");
+                let mark = if default.contains(&format!("\"{feature}\"")) { ", on by default" } else { "" };
+                writeln!(list, "- `{feature}`{mark}: {}", std::mem::take(&mut comment)).unwrap();
+            }
+            None => panic!("{line}"),
+        }
+    }
+    expect_generated("src/guide/features.md", &list);
+}
+
+/// A newcomer has to read for long before the first program, and before the terms.
+#[test]
+fn first_pages_are_short() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let words =
+        |text: &str| text.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count();
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 90, "README.md has {} lines", readme.lines().count());
+    assert!(readme.lines().position(|line| line.starts_with("```rust")).unwrap() < 25);
+    assert!(readme.lines().all(|line| line.chars().count() <= 120), "a line of README.md is too long");
+    let library = read("src/lib.rs");
+    let front: String =
+        library.lines().filter_map(|line| Some(line.strip_prefix("//!")?.to_owned() + "\n")).collect();
+    let front = words(&front) + words(&read("src/guide/features.md"));
+    assert!(front <= 600, "the front page has {front} words");
+    let concepts = words(&read("src/guide/concepts.md"));
+    assert!(concepts <= 500, "the page of the concepts has {concepts} words");
 }
 
 /// A promise in `SECURITY.md` names a test that does not exist.
