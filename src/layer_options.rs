@@ -35,7 +35,7 @@ impl LayerOptions {
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let limit = format_args!("the replay limit must be > 0 (use no_replay() to keep nothing), got 0");
+        let limit = format_args!("the replay limit must be > 0, got 0: to keep nothing, turn the replay off");
         Error::check(self.replay_limit != Some(0), limit)?;
         self.retry.validate()
     }

@@ -240,9 +240,7 @@ impl Origin {
             return invalid("have no user name, such as https://ws.api.video");
         }
         if uri.path() != "/" || uri.query().is_some() {
-            return invalid(
-                "have no path and no query, such as https://ws.api.video: or use AllowedOrigins::of",
-            );
+            return invalid("have no path and no query, such as https://ws.api.video");
         }
         Ok(origin)
     }

@@ -76,12 +76,12 @@ impl RefreshAhead {
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let Self { share, min, max, jitter } = self;
-        let text = format_args!("RefreshAhead::share must be >= 0 and <= 0.9, got {share}");
+        let text = format_args!("refresh_ahead: share must be >= 0 and <= 0.9, got {share}");
         Error::check((0.0..=MAX_SHARE).contains(share), text)?;
         let (least, most) = (Seconds(*min), Seconds(*max));
-        let text = format_args!("RefreshAhead::between: need min <= max, got {least} and {most}");
+        let text = format_args!("refresh_ahead: need min <= max, got {least} and {most}");
         Error::check(min <= max, text)?;
-        let text = format_args!("RefreshAhead::jitter must be >= 0 and <= 0.5, got {jitter}");
+        let text = format_args!("refresh_ahead: jitter must be >= 0 and <= 0.5, got {jitter}");
         Error::check((0.0..=MAX_JITTER).contains(jitter), text)
     }
 

@@ -57,7 +57,7 @@ impl Given {
 
 /// A login was given to a source that presents no refresh token.
 pub(crate) const NO_LOGINS: &str = "the source takes no refresh token of a login: give the login to a provider of its \
-                                    own, whose source does, such as OAuth2::login";
+                                    own, whose source does";
 
 /// Returns the credential of what is known. The default takes no memory.
 pub(super) fn shared(credential: Credential) -> Option<Arc<Credential>> {

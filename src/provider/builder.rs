@@ -296,7 +296,7 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
             source.validate()?;
         }
         let credential = source.credential();
-        let text = format_args!("TokenProviderBuilder::login: {NO_LOGINS}");
+        let text = format_args!("login: {NO_LOGINS}");
         Error::check(parts.login.is_none() || !credential.takes_no_login(), text)?;
         let (is_in_group, has_store) = (config.group.is_some(), parts.store.is_some());
         let is_login = parts.login.is_some() || credential.is_login();

@@ -70,7 +70,7 @@ impl ProviderParts {
         login.as_ref().map_or(Ok(()), |login| check_refresh_token(login.expose_secret()))?;
         let text = format_args!("a reader must have no login: it uses the tokens in its store");
         Error::check(login.is_none() || *role != Role::Reader, text)?;
-        let text = format_args!("role {role:?} needs a store: set one with store()");
+        let text = format_args!("role {role:?} needs a store");
         Error::check(store.is_some() || *role == Role::Member, text)?;
         let text = format_args!("lease must be >= 0.1s and <= 1h, got {}", Seconds(*lease));
         Error::check((Duration::from_millis(100)..=HOUR).contains(lease), text)?;

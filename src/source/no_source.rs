@@ -20,6 +20,6 @@ impl TokenSource for NoSource {
 
 fn no_credential() -> SourceError {
     SourceError::configuration(
-        "role must be Role::Reader without a credential: a reader uses the tokens in its store",
+        "role must be Reader without a credential: a reader uses the tokens in its store",
     )
 }

@@ -178,7 +178,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> TokenProviders<K> {
         let shared = &self.shared;
         // Entered before this waits for another thread: that may be this one, or wait for this one.
         if IS_MAKING.replace(true) {
-            let text = "the factory must not call TokenProviders::get for a key without a provider";
+            let text = "the factory must not ask its own group for a key without a provider";
             return Err(Error::Factory(Arc::from(BoxError::from(text))));
         }
         let making = Making;

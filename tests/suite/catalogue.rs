@@ -173,3 +173,45 @@ fn security_promises_name_existing_tests() {
     }
     assert!(checked > 15, "{checked}");
 }
+
+/// The text of an error names a function, which a program's user does not know.
+#[test]
+fn error_texts_name_no_function() {
+    let mut sources = BTreeSet::new();
+    for folder in ["src", "crates/tower-bearer-store/src"] {
+        add_sources(&root().join(folder), &mut sources);
+    }
+    let names_function = |text: &str| {
+        let is_name = |rest: &str| rest.starts_with(|char: char| char.is_ascii_lowercase());
+        let mut paths = text.split("::").skip(1);
+        paths.any(is_name) || text.contains("()")
+    };
+    for path in sources {
+        let source = fs::read_to_string(&path).unwrap();
+        let code = source.split("#[cfg(test)]").next().unwrap().lines().map(str::trim);
+        // The compiler shows these.
+        let is_text = |line: &&str| {
+            !["//", "note = ", "label = ", "message = ", "`."].iter().any(|start| line.starts_with(start))
+        };
+        for line in code.filter(is_text) {
+            let line = line.replace("\\\"", "");
+            let texts = line.split('"').skip(1).step_by(2);
+            assert!(!texts.into_iter().any(names_function), "{}: {line}", path.display());
+        }
+    }
+}
+
+/// A recipe does not say which crates and features it needs.
+#[test]
+fn recipes_list_their_dependencies() {
+    let page = fs::read_to_string(root().join("src/guide/recipes.md")).unwrap();
+    // The lines of code are between the fences.
+    let text: String = page.split("```").step_by(2).collect();
+    let sections: Vec<_> = text.split("\n# ").skip(1).collect();
+    assert!(sections.len() > 10, "{}", sections.len());
+    for section in sections {
+        let mut lines = section.lines();
+        let heading = lines.next().unwrap();
+        assert!(lines.nth(1).unwrap().starts_with("Dependencies: "), "{heading}");
+    }
+}

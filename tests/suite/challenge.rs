@@ -445,7 +445,7 @@ async fn zero_replay_limit_is_typed_error() {
     let mut service = layer.clone().buffered(0).layer(api.service());
     let error = service.ready().await.unwrap().call(get()).await.unwrap_err();
     assert!(matches!(ours(&error), Error::InvalidOption(_)));
-    assert!(error.to_string().contains("no_replay()"));
+    assert!(error.to_string().contains("turn the replay off"));
     // A later call replaces the limit.
     assert!(layer.buffered(0).buffered(1).layer(api.service()).oneshot(get()).await.is_ok());
 }

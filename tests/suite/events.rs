@@ -362,6 +362,36 @@ async fn events_name_the_tenant() {
     assert!(!format!("{events:?}").contains("canary"));
 }
 
+/// A thousand tenants log a line each at an expiry.
+#[tokio::test(start_paused = true)]
+async fn tokens_of_tenants_are_counted() {
+    let (record, _guard) = Record::start();
+    let group = TokenProviders::builder(|_: &u32| {
+        Ok::<_, Infallible>(TokenProvider::builder(Source::living(HOUR)).name("tenant"))
+    });
+    let group = group.name("tenants").build().unwrap();
+    for _ in 0..2 {
+        for tenant in 0..1000 {
+            let provider = group.get(&tenant).unwrap();
+            tokio::spawn(async move { provider.token().await.unwrap() });
+        }
+        sleep(2 * HOUR).await;
+    }
+    let events = record.events();
+    let of = |message: &'static str, level: Level| {
+        events.iter().filter(move |event| event.message == message && event.level == level)
+    };
+    assert_eq!(
+        (of("token published", Level::INFO).count(), of("token published", Level::DEBUG).count()),
+        (0, 2000)
+    );
+    let counted: Vec<_> = of("tokens of the group published", Level::INFO)
+        .map(|event| (&*event.fields["group"], &*event.fields["tokens"]))
+        .collect();
+    assert_eq!(counted, [("tenants", "1"), ("tenants", "1000")]);
+    assert_eq!(events.iter().filter(|event| event.level <= Level::INFO).count(), 2);
+}
+
 /// An event is not documented, or contains a secret.
 #[tokio::test(start_paused = true)]
 async fn emits_exactly_documented_events() {

@@ -189,7 +189,7 @@ async fn invalid_option_is_error_of_each_exchange() {
         ("https://canary:canary@auth.example/", "the URL must not have a user name"),
         (
             "http://auth.example/?canary",
-            "the URL must not be plaintext http except on loopback, got http://auth.example: use https, or TokenClient::allow_plaintext",
+            "the URL must not be plaintext http except on loopback, got http://auth.example: use https, or allow plaintext",
         ),
         ("ftp://auth.example", "the URL must be https or http, got ftp://auth.example"),
         ("https://auth.example:99999/", "the URL must have a port of at most 65535"),
@@ -240,7 +240,7 @@ async fn missing_client_is_typed_error() {
 
     let source =
         || OAuth2::client_credentials(Server::issuer("https://auth.example"), ClientAuth::public("id"));
-    let expected = "the source must have an HTTP client: set one (with_client, TokenClient::with_service), or enable the feature default-client";
+    let expected = "the source must have an HTTP client: give it one, or enable the feature default-client";
     let error = TokenProvider::builder(source()).build().unwrap_err();
     assert!(error.to_string().ends_with(expected), "{error}");
     assert!(matches!(error, Error::Source(error) if error.kind() == SourceErrorKind::Configuration));

@@ -291,7 +291,7 @@ async fn invalid_roots_are_error_of_build() {
         let client = TokenClient::new().roots(Roots::Pem(pem.to_owned()));
         let source = by_client(Server::issuer("https://127.0.0.1:1"), client.clone());
         let built = TokenProvider::builder(source).build().unwrap_err();
-        let expected = "the default client cannot set up TLS: Roots::Pem must be the text of valid certificates in PEM, not a path";
+        let expected = "the default client cannot set up TLS: the roots must be the text of valid certificates in PEM, not a path";
         assert!(built.to_string().ends_with(expected), "{built}");
         for _ in 0..2 {
             let error = client.post_json("https://127.0.0.1:1/", "").await.unwrap_err();

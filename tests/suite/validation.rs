@@ -35,14 +35,14 @@ fn build_names_option_range_and_value() {
         (builder().refresh_timeout(3601 * SECOND), "refresh_timeout must be > 0 and <= 1h, got 3601s"),
         (builder().cool_down(SECOND, SECOND / 2), "cool_down: need 0 < min <= max <= 1h, got 1s and 0.5s"),
         (builder().cool_down(Duration::ZERO, SECOND), "cool_down: need 0 < min <= max <= 1h, got 0s and 1s"),
-        (builder().refresh_ahead(ahead.share(1.5)), "RefreshAhead::share must be >= 0 and <= 0.9, got 1.5"),
+        (builder().refresh_ahead(ahead.share(1.5)), "refresh_ahead: share must be >= 0 and <= 0.9, got 1.5"),
         (
             builder().refresh_ahead(ahead.jitter(f64::NAN)),
-            "RefreshAhead::jitter must be >= 0 and <= 0.5, got NaN",
+            "refresh_ahead: jitter must be >= 0 and <= 0.5, got NaN",
         ),
         (
             builder().refresh_ahead(ahead.between(SECOND, Duration::ZERO)),
-            "RefreshAhead::between: need min <= max, got 1s and 0s",
+            "refresh_ahead: need min <= max, got 1s and 0s",
         ),
         (builder().retry(policy.backoff(SECOND, Duration::ZERO)), "got 1s and 0s"),
         (builder().retry_budget(Duration::ZERO, 1, 0.1), "retry_budget must have 1s <= ttl <= 60s, got 0s"),

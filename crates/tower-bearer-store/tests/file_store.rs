@@ -645,7 +645,7 @@ async fn namespaces_are_bounded() {
         [(String::new(), "", 6), ("n".repeat(244), &*"n".repeat(244), 250), ("N".repeat(82), &*escaped, 252)]
     {
         let error = build(base.for_namespace(namespace)).unwrap_err();
-        let text = "FileStore::for_namespace must be a namespace of at least one byte whose file's name has at most \
+        let text = "the namespace of the file store must be at least one byte whose file's name has at most \
                     249 bytes, got the name";
         assert_eq!(error.to_string(), format!("invalid option: {text} \"token@{name}\" of {length} bytes"));
         assert!(matches!(error, Error::InvalidOption(_)));
@@ -742,7 +742,7 @@ fn out_of_range_options_are_errors() {
     ] {
         let error = TokenProvider::builder(StaticToken::new("abc")).store(FileStore::new(path)).build();
         let error = error.unwrap_err();
-        let text = "FileStore::new must be a path that ends with the name of a file of at most 249 bytes, none of \
+        let text = "the path of the file store must be one that ends with the name of a file of at most 249 bytes, none of \
                     which is 0, got ";
         assert_eq!(error.to_string(), format!("invalid option: {text}{path:?}"));
         assert!(matches!(error, Error::InvalidOption(_)));

@@ -1017,7 +1017,7 @@ fn out_of_range_options_are_errors() {
     ] {
         let error = new(url, "videos").expect_err(url).to_string();
         assert!(error.ends_with(&format!("or redis+unix:///path, got {got}")), "{url}: {error}");
-        assert!(error.contains("url must be redis://") && !error.contains("canary"), "{error}");
+        assert!(error.contains("URL of Redis must be redis://") && !error.contains("canary"), "{error}");
     }
     for url in
         ["redis://h", "rediss://:p%2F@h:1/15", "valkey://h/", "redis://[::1]:1", "unix:///redis?pass=a@b"]

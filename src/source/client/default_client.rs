@@ -90,7 +90,7 @@ impl DefaultClient {
 
 /// Reads certificates, of which there is at least one.
 fn parsed(pem: &str) -> io::Result<RootCertStore> {
-    let invalid = || io::Error::other("Roots::Pem must be the text of valid certificates in PEM, not a path");
+    let invalid = || io::Error::other("the roots must be the text of valid certificates in PEM, not a path");
     let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
     match roots.add_parsable_certificates(certificates.map_err(|_| invalid())?) {

@@ -289,8 +289,7 @@ impl TokenClient {
         return self.default.transport();
         #[cfg(not(feature = "default-client"))]
         Err(SourceError::configuration(
-            "the source must have an HTTP client: set one (with_client, TokenClient::with_service), or enable the \
-             feature default-client",
+            "the source must have an HTTP client: give it one, or enable the feature default-client",
         ))
     }
 
@@ -322,7 +321,7 @@ impl TokenClient {
             (_, Some(authority)) if authority.host().is_empty() => "have a host".to_owned(),
             (Some("http"), Some(authority)) if !self.allows_plaintext && !is_loopback(authority.host()) => {
                 format!(
-                    "not be plaintext http except on loopback, got {}: use https, or TokenClient::allow_plaintext",
+                    "not be plaintext http except on loopback, got {}: use https, or allow plaintext",
                     origins::shown(url)
                 )
             }

@@ -117,9 +117,9 @@ impl ClientAuth {
             check_text("the client secret", secret.expose_secret())?;
         }
         match &self.method {
-            Method::Basic { is_encoded: false, .. } if self.id.contains(':') => invalid(
-                "the client id must not have a colon unless it is form-encoded: use ClientAuth::basic",
-            ),
+            Method::Basic { is_encoded: false, .. } if self.id.contains(':') => {
+                invalid("the client id must not have a colon unless it is form-encoded")
+            }
             Method::None | Method::Public | Method::Basic { .. } | Method::Post(_) => Ok(()),
             #[cfg(feature = "oauth2-jwt")]
             Method::PrivateKeyJwt(assertion) => assertion.check(),

@@ -30,7 +30,7 @@ impl TokenSource for OAuth2 {
                 Err(SourceError::login_required("there is no refresh token: a user has to log in"))
             }
             (_, Some(_)) => Err(SourceError::configuration(format!(
-                "the grant {} has no login: use OAuth2::login for one",
+                "the grant {} has no login: the grant refresh_token has one",
                 self.grant.name()
             ))),
             (_, None) => self.by_credential(request).await,

@@ -138,7 +138,7 @@ impl Server {
         let delay = errors.iter().filter_map(SourceError::retry_after).max();
         let is_answer = errors.iter().all(|error| error.facts.is_answer);
         let Some(outage) = errors.into_iter().find(SourceError::is_transient) else {
-            let text = format!("{message}: check the issuer {}, or use Server::token_endpoint", self.url);
+            let text = format!("{message}: check the issuer {}, or set the token endpoint", self.url);
             return Err(SourceError::configuration(text).with_facts(Facts { is_answer, ..Facts::default() }));
         };
         let facts = Facts { is_unsent: true, is_answer: false, fate: None, ..outage.facts };

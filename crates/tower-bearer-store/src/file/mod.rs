@@ -136,7 +136,7 @@ impl TokenStore for FileStore {
         let fits = name.is_some_and(|name| name.len() <= MAX_NAME_LEN) && !path.as_bytes().contains(&0);
         if !fits {
             return Err(invalid(format!(
-                "FileStore::new must be a path that ends with the name of a file of at most {MAX_NAME_LEN} bytes, none of \
+                "the path of the file store must be one that ends with the name of a file of at most {MAX_NAME_LEN} bytes, none of \
                  which is 0, got {path:?}"
             )));
         }
@@ -144,14 +144,16 @@ impl TokenStore for FileStore {
         if record != base && (name.len() > MAX_NAME_LEN || name.as_bytes().ends_with(b"@")) {
             let length = name.len();
             return Err(invalid(format!(
-                "FileStore::for_namespace must be a namespace of at least one byte whose file's name has at most \
+                "the namespace of the file store must be at least one byte whose file's name has at most \
                  {MAX_NAME_LEN} bytes, got the name {name:?} of {length} bytes"
             )));
         }
         let timeout = self.files.timeout;
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             let got = timeout.as_secs_f64();
-            return Err(invalid(format!("FileStore::timeout must be > 0 and <= 1min, got {got}s")));
+            return Err(invalid(format!(
+                "the timeout of the file store must be > 0 and <= 1min, got {got}s"
+            )));
         }
         Ok(())
     }

@@ -145,7 +145,7 @@ impl RedisStore {
         check_namespace(&namespace)?;
         let client = open(url).map_err(|got| {
             invalid(format!(
-                "RedisStore::new: url must be redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or \
+                "the URL of Redis must be redis://[[user]:password@]host[:port][/database], rediss:// for TLS, or \
                  redis+unix:///path, got {got}"
             ))
         })?;
@@ -259,17 +259,19 @@ impl TokenStore for RedisStore {
         let options = &self.options;
         if options.prefix.contains(['{', '}']) {
             let prefix = &options.prefix;
-            return Err(invalid(format!("RedisStore::key_prefix must not contain {{ or }}, got {prefix:?}")));
+            return Err(invalid(format!(
+                "the key prefix in Redis must not contain {{ or }}, got {prefix:?}"
+            )));
         }
         for timeout in [options.connection_timeout, options.response_timeout] {
             if timeout.is_zero() || timeout > MAX_TIMEOUT {
                 return Err(invalid(format!(
-                    "RedisStore::timeouts must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}"
+                    "the timeouts of Redis must be > 0 and <= {MAX_TIMEOUT:?}, got {timeout:?}"
                 )));
             }
         }
         options.client().map_err(|_| {
-            invalid("RedisStore::root_certificates must be PEM, and needs a rediss:// URL".to_owned())
+            invalid("the root certificates of Redis must be PEM, and needs a rediss:// URL".to_owned())
         })?;
         Ok(())
     }
