@@ -29,8 +29,11 @@ impl TokenProvider {
     ///
     /// The rules are those of the layer with a default [`RetryPolicy`]: two retries, of which the first is immediate if
     /// there is a newer token, and the provider's [`retry_budget`](crate::TokenProviderBuilder::retry_budget). A refresh
-    /// is paced as one of [`refresh`](Self::refresh). The answer is dropped before the next call of `send`. The program
-    /// must send the token only to the [origins](crate::AllowedOrigins) that it is meant for.
+    /// is paced as one of [`refresh`](Self::refresh). The program must send the token only to the
+    /// [origins](crate::AllowedOrigins) that it is meant for. The metrics of challenges do not count it.
+    ///
+    /// A challenge is kept until there is another token, since it is the result if there is none, and is dropped before
+    /// the next call of `send`. If it keeps a connection, the token source must not need the same one.
     ///
     /// # Errors
     ///
@@ -74,7 +77,8 @@ impl TokenProvider {
                     backoff.await;
                 }
             }
-            token = next;
+            // It may have been replaced during the backoff.
+            token = self.current().unwrap_or(next);
         }
     }
 }
