@@ -102,6 +102,7 @@ mod sync;
 pub mod tenants;
 mod timer;
 mod token;
+mod token_builder;
 mod upload_token;
 mod www_authenticate;
 
@@ -130,7 +131,8 @@ pub use self::source::{
 #[cfg(feature = "tenants")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tenants")))]
 pub use self::tenants::TokenProviders;
-pub use self::token::{Token, TokenBuilder};
+pub use self::token::Token;
+pub use self::token_builder::TokenBuilder;
 pub use self::{source::api_video::ApiVideo, upload_token::UploadToken};
 
 /// README.md's code, tested as this crate's documentation is.

@@ -13,7 +13,8 @@ use crate::chain::{Before, Chain, DOUBT, Known, LoginChain};
 use crate::debug::debug_fields;
 use crate::observability::millis;
 use crate::source::Credential;
-use crate::token::{Token, TokenBuilder};
+use crate::token::Token;
+use crate::token_builder::TokenBuilder;
 
 /// The schema of the text. A record with another schema counts as absent.
 const SCHEMA: u64 = 1;

@@ -215,3 +215,16 @@ fn recipes_list_their_dependencies() {
         assert!(lines.nth(1).unwrap().starts_with("Dependencies: "), "{heading}");
     }
 }
+
+/// A file of the sources grows until it has more than one thing.
+#[test]
+fn source_files_are_short() {
+    let mut sources = BTreeSet::new();
+    for folder in ["src", "crates/tower-bearer-store/src", "crates/tower-bearer-testing/src"] {
+        add_sources(&root().join(folder), &mut sources);
+    }
+    for path in sources {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= 400, "{} has {lines} lines", path.display());
+    }
+}

@@ -13,7 +13,8 @@ use super::verdict::{Content, content_type, is_page};
 use crate::debug::debug_fields;
 use crate::error::{Fate, SourceError};
 use crate::observability;
-use crate::token::{LEAST_LIFE, Token, TokenBuilder};
+use crate::token::{LEAST_LIFE, Token};
+use crate::token_builder::TokenBuilder;
 
 /// The types of a token that needs a proof with each request (RFC 9449 §5, RFC 7800, RFC 6749 §7.1).
 const PROOF_TYPES: [&str; 3] = ["dpop", "pop", "mac"];

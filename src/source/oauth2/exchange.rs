@@ -11,7 +11,8 @@ use super::form::{Form, base64_of_any_form};
 use super::options::{Grant, OAuth2};
 use crate::challenge::Challenge;
 use crate::error::{SourceError, SourceErrorKind};
-use crate::token::{Token, jwt_lifetime};
+use crate::token::Token;
+use crate::token_builder::jwt_lifetime;
 
 /// The time limit of an exchange that spends a refresh token. The next one is lost with a response that is not waited for.
 const ROTATION_TIMEOUT: Duration = Duration::from_secs(20);
