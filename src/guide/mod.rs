@@ -4,6 +4,7 @@
 //! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
 //! - [`without_tower`]: the token for a client that is not a tower service.
 //! - [`oauth2`]: tokens of an OAuth 2.0 authorization server, and of other SDKs.
+//! - [`mcp`]: the token of an MCP client, and one login for all processes of a command-line tool.
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 //! - [`fleet`]: how several processes share one token.
 //! - [`operating`]: how to run a program that uses the crate: its log, its alerts, and what to do about each.
@@ -39,6 +40,12 @@ pub mod recipes {}
 #[cfg_attr(not(doctest), doc = include_str!("oauth2.md"))]
 #[cfg_attr(not(doctest), doc = include_str!("oauth2_sdks.md"))]
 pub mod oauth2 {}
+
+/// The token of an MCP client, and one login for all processes of a command-line tool.
+///
+// Its example needs rmcp, so it is tested in `interop/sdks`.
+#[cfg_attr(not(doctest), doc = include_str!("mcp.md"))]
+pub mod mcp {}
 
 /// What happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
 ///

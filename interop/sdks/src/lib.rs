@@ -1,4 +1,4 @@
-//! Servers for the part of the page `guide::oauth2` that has a section per SDK, and its tests.
+//! Servers for the pages of the guide whose recipes need SDKs, and the tests of these pages.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,8 @@ use std::{
 
 use axum::{
     Form, Json, Router,
-    extract::{Path, State},
+    extract::{Path, Request, State},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -21,6 +22,15 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use ring::{
     digest::{SHA256, digest},
     signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey},
+};
+use rmcp::{
+    ErrorData, RoleServer, ServerHandler,
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ServerCapabilities,
+        ServerConfig,
+    },
+    service::RequestContext,
+    transport::{StreamableHttpService, streamable_http_server::session::local::LocalSessionManager},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -289,11 +299,69 @@ pub async fn bucket(token: impl Fn() -> Option<String> + Clone + Send + Sync + '
     serve(Router::new().route("/films/{object}", get(object))).await
 }
 
+/// Serves an MCP server with the tool `film`, and returns its URL.
+///
+/// A request must have a bearer token that the API of the test server `issuer` accepts.
+///
+/// # Panics
+///
+/// If no HTTP client can be made.
+pub async fn mcp_server(issuer: String) -> String {
+    install_cryptography();
+    let api = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let sessions = Arc::<LocalSessionManager>::default();
+    let service = StreamableHttpService::new(|| Ok(Films), sessions, Default::default());
+    let router = Router::new().nest_service("/mcp", service);
+    serve(router.layer(from_fn_with_state((api, issuer), check_token))).await + "/mcp"
+}
+
+/// Forwards a request if the API accepts its token.
+async fn check_token(
+    State((api, issuer)): State<(reqwest::Client, String)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let token = credentials(request.headers(), "Bearer").unwrap_or_default();
+    let accepted = api.get(format!("{issuer}/videos")).bearer_auth(token).send().await;
+    match accepted.map(|response| response.status()) {
+        Ok(StatusCode::OK) => next.run(request).await,
+        Ok(StatusCode::UNAUTHORIZED) => {
+            let challenge = ("www-authenticate", "Bearer error=\"invalid_token\"");
+            (StatusCode::UNAUTHORIZED, [challenge]).into_response()
+        }
+        _ => StatusCode::BAD_GATEWAY.into_response(),
+    }
+}
+
+struct Films;
+
+impl ServerHandler for Films {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        if request.name != "film" {
+            return Err(ErrorData::invalid_params("there is no such tool", None));
+        }
+        Ok(CallToolResult::success(vec![ContentBlock::text("moving pictures")]).into())
+    }
+}
+
 /// Installs ring as the cryptography of rustls: reqwest has none of its own in this workspace.
 pub fn install_cryptography() {
     // An error says that it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
+
+/// The page `guide::mcp` of the crate's documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../src/guide/mcp.md")]
+struct Mcp;
 
 /// The second part of the page `guide::oauth2` of the crate's documentation.
 #[cfg(doctest)]
