@@ -2,7 +2,8 @@
 //!
 //! - [`concepts`]: token, provider, source, challenge and store, on which the other pages build.
 //! - [`recipes`]: how to add the layer to hyper-util, axum, tonic, kube, octocrab, reqwest and others.
-//! - [`without_tower`]: the token for a client that is not a tower service.
+//! - [`without_tower`]: the token for a client that is not a tower service: reqwest-middleware, progenitor, object_store,
+//!   a WebSocket and others.
 //! - [`oauth2`]: tokens of an OAuth 2.0 authorization server, and of other SDKs.
 //! - [`mcp`]: the token of an MCP client, and one login for all processes of a command-line tool.
 //! - [`failures`]: what happens at an expiry, on a 401, when the auth endpoint fails, and at a shutdown.
@@ -24,8 +25,9 @@ pub mod concepts {}
 
 /// The token for a client that is not a tower service.
 ///
-// Its examples need the peers, as those of the recipes.
+// Its examples need the peers, as those of the recipes. `interop/sdks` tests those of the second part.
 #[cfg_attr(not(doctest), doc = include_str!("without_tower.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("without_tower_clients.md"))]
 pub mod without_tower {}
 
 /// How to add the layer to an existing stack.

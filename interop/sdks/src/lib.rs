@@ -35,6 +35,12 @@ use rmcp::{
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tower_bearer::{
+    OAuth2, TokenProvider,
+    oauth2::{ClientAuth, Server},
+};
+use tower_bearer_testing::AuthServer;
 
 /// Serves `router` at a free port of loopback, and returns the URL without a slash at its end.
 async fn serve(router: Router) -> String {
@@ -299,6 +305,19 @@ pub async fn bucket(token: impl Fn() -> Option<String> + Clone + Send + Sync + '
     serve(Router::new().route("/films/{object}", get(object))).await
 }
 
+/// Starts a test server. Returns a provider of tokens for its API, too.
+///
+/// # Panics
+///
+/// If the server cannot listen on a port.
+pub async fn api() -> (AuthServer, TokenProvider) {
+    let server = AuthServer::start().await.expect("a server");
+    let login = Server::token_endpoint(server.token_endpoint());
+    let source =
+        OAuth2::client_credentials(login, ClientAuth::basic(server.client_id(), server.client_secret()));
+    (server, TokenProvider::new(source))
+}
+
 /// Serves an MCP server with the tool `film`, and returns its URL.
 ///
 /// A request must have a bearer token that the API of the test server `issuer` accepts.
@@ -307,12 +326,33 @@ pub async fn bucket(token: impl Fn() -> Option<String> + Clone + Send + Sync + '
 ///
 /// If no HTTP client can be made.
 pub async fn mcp_server(issuer: String) -> String {
-    install_cryptography();
-    let api = reqwest::Client::builder().no_proxy().build().expect("a client");
     let sessions = Arc::<LocalSessionManager>::default();
     let service = StreamableHttpService::new(|| Ok(Films), sessions, Default::default());
-    let router = Router::new().nest_service("/mcp", service);
-    serve(router.layer(from_fn_with_state((api, issuer), check_token))).await + "/mcp"
+    serve_checked(Router::new().nest_service("/mcp", service), issuer).await + "/mcp"
+}
+
+/// Serves what accepts the handshake of a WebSocket, and returns its URL.
+///
+/// A handshake must have a bearer token that the API of the test server `issuer` accepts.
+///
+/// # Panics
+///
+/// If no HTTP client can be made.
+pub async fn events(issuer: String) -> String {
+    let handshake = async |headers: HeaderMap| {
+        let key = headers.get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
+        let accept = ("sec-websocket-accept", key.unwrap_or_default());
+        let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
+        (StatusCode::SWITCHING_PROTOCOLS, upgrade, [accept])
+    };
+    let url = serve_checked(Router::new().route("/events", get(handshake)), issuer).await;
+    url.replacen("http", "ws", 1) + "/events"
+}
+
+async fn serve_checked(router: Router, issuer: String) -> String {
+    install_cryptography();
+    let api = reqwest::Client::builder().no_proxy().build().expect("a client");
+    serve(router.layer(from_fn_with_state((api, issuer), check_token))).await
 }
 
 /// Forwards a request if the API accepts its token.
@@ -358,6 +398,11 @@ pub fn install_cryptography() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// The second part of the page `guide::without_tower` of the crate's documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../src/guide/without_tower_clients.md")]
+struct WithoutTower;
+
 /// The page `guide::mcp` of the crate's documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../../../src/guide/mcp.md")]
@@ -366,4 +411,4 @@ struct Mcp;
 /// The second part of the page `guide::oauth2` of the crate's documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../../../src/guide/oauth2_sdks.md")]
-struct OAuth2;
+struct OAuth2Sdks;

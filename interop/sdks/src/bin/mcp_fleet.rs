@@ -42,7 +42,7 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 use tower_bearer::{
-    BoxError, Error, OAuth2, RefreshAhead, SourceErrorKind, TokenProvider, TokenProviderBuilder,
+    BoxError, Error, OAuth2, RefreshAhead, SourceErrorKind, Token, TokenProvider, TokenProviderBuilder,
     oauth2::{ClientAuth, Server},
 };
 use tower_bearer_store::FileStore;
@@ -50,7 +50,6 @@ use tower_bearer_testing::{AuthServer, Fault, Route};
 
 const PROCESSES: usize = 16;
 const CLIENT_ID: &str = "mcp-fleet";
-/// The lifetime of an access token. An exchange takes about a quarter of it.
 const LIFETIME: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(1);
 /// The mean time between two kills.
@@ -70,18 +69,13 @@ struct WithToken {
 }
 
 impl WithToken {
-    async fn send<T, F>(&self, send: impl Fn(Option<String>) -> F + Send) -> Result<T>
+    async fn send<T, F>(&self, mut send: impl FnMut(Option<String>) -> F + Send) -> Result<T>
     where
         F: Future<Output = Result<T>> + Send,
     {
-        let token = self.provider.token().await.map_err(io::Error::other)?;
-        match send(Some(token.access_token().to_owned())).await {
-            Err(StreamableHttpError::AuthRequired(_)) => {
-                let token = self.provider.refresh(&token).await.map_err(io::Error::other)?;
-                send(Some(token.access_token().to_owned())).await
-            }
-            result => result,
-        }
+        let send = |token: Token| send(Some(token.access_token().to_owned()));
+        let is_challenge = |sent: &_| matches!(sent, Err(StreamableHttpError::AuthRequired(_)));
+        self.provider.with_token(send, is_challenge).await.map_err(io::Error::other)?
     }
 }
 
@@ -133,9 +127,7 @@ impl StreamableHttpClient for WithToken {
 /// The argument that makes this program one process of the tool.
 const WORKER: &str = "--worker";
 
-type Login = TokenProviderBuilder<OAuth2>;
-
-fn provider(issuer: &str, mcp: &str, state: &Path) -> Login {
+fn provider(issuer: &str, mcp: &str, state: &Path) -> TokenProviderBuilder<OAuth2> {
     let server = Server::token_endpoint(format!("{issuer}/oauth/token"));
     let source = OAuth2::login(server, ClientAuth::public(CLIENT_ID)).resources([mcp]);
     let cool_down = Duration::from_millis(200);
@@ -178,8 +170,11 @@ async fn work(issuer: &str, mcp: &str, state: &Path) -> std::result::Result<(), 
             (Ok(_), Err(_)) => println!("ok {elapsed}"),
             (Err(error), token) => {
                 session = None;
-                eprintln!("process {}: {error:?}", std::process::id());
-                println!("{} {elapsed}", if is_lost(&token) { "lost" } else { "failed" });
+                let outcome = if is_lost(&token) { "lost" } else { "failed" };
+                if outcome == "failed" {
+                    eprintln!("process {}: {error}", std::process::id());
+                }
+                println!("{outcome} {elapsed}");
             }
         }
     }
@@ -278,7 +273,7 @@ async fn run(grace: Duration, rotations: usize, state: PathBuf) -> std::result::
         .refresh_token_grace(grace)
         .start()
         .await?;
-    // A byte per millisecond, after the server has spent the refresh token.
+    // The response to an exchange takes a millisecond per byte, after the server has spent the refresh token.
     server.inject_always(Route::OAuthToken, Fault::Drip(Duration::from_millis(1)));
     let (issuer, mcp) = (server.issuer(), tower_bearer_sdks::mcp_server(server.issuer()).await);
     let login = provider(&issuer, &mcp, &state).login(server.log_in()).build()?;
