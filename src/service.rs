@@ -53,7 +53,8 @@ use crate::token::Token;
 ///
 /// # Waits
 ///
-/// [`TokenProvider`] has the rules by which a request [waits](TokenProvider#rules) for a token. An error of the inner
+/// [`TokenProvider`] has the rules by which a request [waits](TokenProvider#rules) for a token. One with a fresh token costs
+/// one atomic load, one clock read and one header. An error of the inner
 /// service is returned as it is, also that of a retry.
 pub struct BearerAuth<S, R = Cloned> {
     /// Made ready by `poll_ready`, and called with the first attempt.
