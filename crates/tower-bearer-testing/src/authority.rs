@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Route,
+    credential::Credential,
     faults::Faults,
     jwt::TrustedKey,
     logins::{Login, Logins},
@@ -48,7 +49,8 @@ pub struct Counters {
     pub reused_refresh_tokens: u64,
     /// `GET /.well-known/oauth-authorization-server` that returned the metadata.
     pub metadata_requests: u64,
-    /// Requests to the API with a valid token, whatever the response.
+    /// Requests to the API with a valid token, whatever the response. `challenged` counts them instead if the token was no
+    /// longer valid [after the body](crate::AuthServerBuilder::check_after_body).
     pub accepted: u64,
     /// `GET /videos` that returned the list.
     pub videos_listed: u64,
@@ -259,12 +261,23 @@ impl Authority {
         Granted { access_token, refresh_token: None, issued_token_type: None, lifetime }
     }
 
-    /// Returns the account of a request with this token or API key. `None` if it is not valid.
-    pub(super) fn accept(&mut self, access_token: Option<&str>, api_key: Option<&str>) -> Option<AccountId> {
-        let account = access_token.and_then(|token| self.account_with(token));
-        let account = account.or_else(|| api_key.and_then(|key| self.account_of(key)));
+    /// Returns the account of a request with this credential, and counts the request. `None` if it is not valid.
+    pub(super) fn accept(&mut self, credential: &Credential) -> Option<AccountId> {
+        let account = self.account_with_credential(credential);
         *if account.is_some() { &mut self.counters.accepted } else { &mut self.counters.challenged } += 1;
         account
+    }
+
+    /// Returns the account that a token or an API key belongs to. `None` if it is not valid.
+    pub(super) fn account_with_credential(&self, credential: &Credential) -> Option<AccountId> {
+        let account = credential.access_token.as_deref().and_then(|token| self.account_with(token));
+        account.or_else(|| credential.api_key.as_deref().and_then(|key| self.account_of(key)))
+    }
+
+    /// Counts a request as challenged that was accepted before its body.
+    pub(super) fn count_late_challenge(&mut self) {
+        self.counters.accepted -= 1;
+        self.counters.challenged += 1;
     }
 
     /// Returns the account that a valid access token belongs to.

@@ -30,6 +30,11 @@
 //! TLS is by rustls with ring. A program that has another provider of cryptography, too, installs one as the default at its
 //! start (`CryptoProvider::install_default`), since rustls then selects none.
 //!
+//! # Your own API
+//!
+//! [`AuthServerBuilder::api`] replaces the videos by any tower service, such as an axum `Router`: it gets the requests
+//! whose token is valid. [`AuthServer::accepts`] is for a server that runs elsewhere.
+//!
 //! # Accounts
 //!
 //! A server has one account from its start. Its key is [`api_key`](AuthServer::api_key), and the OAuth 2.0 client and
@@ -94,31 +99,41 @@
 //!
 //! Errors follow RFC 6749 §5.2. A subject token that is not valid is an `invalid_request` (RFC 8693 §2.2.2).
 
+mod api_video;
 mod authority;
+mod builder;
 mod connection;
+mod credential;
 mod faults;
 mod jwt;
 mod logins;
 mod oauth2;
 mod random;
+mod request_body;
+mod request_record;
 mod responses;
 mod routes;
+mod service;
 mod uploads;
 mod videos;
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{io, time::Duration};
 
-use http::Uri;
-use tokio::{net::TcpListener, task::JoinHandle};
+use http::{HeaderMap, Uri};
+use tokio::task::JoinHandle;
 
 pub use self::{
     authority::Counters,
+    builder::AuthServerBuilder,
     faults::{Fault, Route},
+    request_body::RequestBody,
+    request_record::RequestRecord,
     uploads::Upload,
 };
 
 use self::{
-    authority::{AccountId, Authority, RateLimit},
+    authority::{AccountId, Authority},
+    credential::Credential,
     routes::Server,
 };
 
@@ -148,7 +163,7 @@ impl AuthServer {
 
     /// Returns a builder for a server with other options.
     pub fn builder() -> AuthServerBuilder {
-        AuthServerBuilder { authority: Authority::new(), port: 0, tls: false, challenge_late: false }
+        AuthServerBuilder::new()
     }
 
     /// Returns the URL of the server: a base URL for `ApiVideo` of tower-bearer and for requests.
@@ -258,6 +273,14 @@ impl AuthServer {
         self.server.authority().token_lifetime = lifetime;
     }
 
+    /// Returns whether a request with these headers has a valid access token (`Authorization: Bearer`), or an account's API
+    /// key as the user of Basic authentication. A server of your own can check its requests with it.
+    ///
+    /// The request is counted as [`accepted`](Counters::accepted) or [`challenged`](Counters::challenged).
+    pub fn accepts(&self, headers: &HeaderMap) -> bool {
+        self.server.authority().accept(&Credential::of(headers)).is_some()
+    }
+
     /// Queues `fault` for one request to `route`, after the faults that are queued already.
     pub fn inject(&self, route: Route, fault: Fault) {
         self.server.authority().faults.push(route, fault);
@@ -294,106 +317,5 @@ impl AuthServer {
 impl Drop for AuthServer {
     fn drop(&mut self) {
         self.accepting.abort();
-    }
-}
-
-/// A builder for an [`AuthServer`], made by [`AuthServer::builder`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until `start` is called"]
-pub struct AuthServerBuilder {
-    authority: Authority,
-    port: u16,
-    tls: bool,
-    challenge_late: bool,
-}
-
-impl AuthServerBuilder {
-    /// Sets the port. Default: 0, which is any free port.
-    pub fn port(mut self, port: u16) -> Self {
-        self.port = port;
-        self
-    }
-
-    /// Sets the API key of the first account. Default: a random one.
-    pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
-        self.authority.set_api_key(api_key.into());
-        self
-    }
-
-    /// Sets the ID and the secret of the OAuth 2.0 client. Default: random ones.
-    pub fn client(mut self, id: impl Into<String>, secret: impl Into<String>) -> Self {
-        self.authority.client_id = id.into();
-        self.authority.client_secret = secret.into();
-        self
-    }
-
-    /// Sets whether a refresh at the token endpoint spends the refresh token and returns the next one. Otherwise, the
-    /// refresh token stays valid and the response has none. Default: yes.
-    pub fn rotate(mut self, rotate: bool) -> Self {
-        self.authority.logins.rotate = rotate;
-        self
-    }
-
-    /// Sets how long a spent refresh token still gives further tokens of its family. Its use after that time revokes the
-    /// family and the family's access tokens. Default: zero.
-    pub fn refresh_token_grace(mut self, grace: Duration) -> Self {
-        self.authority.logins.grace = grace;
-        self
-    }
-
-    /// Sets the lifetime of a token. Default: 1 h, like api.video.
-    pub fn token_lifetime(mut self, lifetime: Duration) -> Self {
-        self.authority.token_lifetime = lifetime;
-        self
-    }
-
-    /// Sets whether a grant revokes the account's earlier access tokens. Default: no. api.video's documents do not say
-    /// which it does.
-    pub fn revoke_previous(mut self, revoke: bool) -> Self {
-        self.authority.revoke_previous = revoke;
-        self
-    }
-
-    /// Sets the number of requests per minute. Further ones get a 429. Default: a million.
-    pub fn rate_limit(mut self, per_minute: u32) -> Self {
-        self.authority.rate_limit = RateLimit::new(per_minute);
-        self
-    }
-
-    /// Sets whether a 401 is sent after the request's whole body, instead of after its headers. Default: no.
-    pub fn challenge_late(mut self, late: bool) -> Self {
-        self.challenge_late = late;
-        self
-    }
-
-    /// Sets whether an upload with an upload token is rejected (400) if it has an `Authorization` header. Default: no.
-    pub fn reject_bearer_at_upload(mut self, reject: bool) -> Self {
-        self.authority.reject_bearer_at_upload = reject;
-        self
-    }
-
-    /// Sets whether the server uses TLS, with a new [certificate](AuthServer::certificate). Default: no.
-    pub fn tls(mut self, tls: bool) -> Self {
-        self.tls = tls;
-        self
-    }
-
-    /// Starts the server, on `127.0.0.1`.
-    ///
-    /// # Errors
-    ///
-    /// An I/O error if the server cannot listen on the port, or cannot create a certificate.
-    ///
-    /// # Panics
-    ///
-    /// Panics outside of a tokio runtime with I/O and time enabled.
-    pub async fn start(mut self) -> io::Result<AuthServer> {
-        let (certificate, acceptor) = if self.tls { Some(connection::tls()?) } else { None }.unzip();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await?;
-        let scheme = if self.tls { "https" } else { "http" };
-        self.authority.issuer = format!("{scheme}://{}", listener.local_addr()?);
-        let server = Server::new(self.authority, self.challenge_late);
-        let accepting = tokio::spawn(connection::serve(listener, acceptor, server.clone()));
-        Ok(AuthServer { server, certificate: certificate.map(|der| der.to_vec()), accepting })
     }
 }

@@ -106,12 +106,13 @@ fn answer_as(content_type: &'static str, status: StatusCode, body: &Value) -> Re
     response
 }
 
-pub(super) fn with_rate(mut response: Response<Bytes>, rate: &Rate) -> Response<Bytes> {
+/// Adds the headers of the rate limit. Those that a service has set remain.
+pub(super) fn with_rate(mut response: Response<Body>, rate: &Rate) -> Response<Body> {
     let headers = response.headers_mut();
-    headers.insert("x-ratelimit-limit", rate.limit.into());
-    headers.insert("x-ratelimit-remaining", rate.remaining.into());
+    headers.entry("x-ratelimit-limit").or_insert(rate.limit.into());
+    headers.entry("x-ratelimit-remaining").or_insert(rate.remaining.into());
     // In whole seconds, rounded up.
-    headers.insert("x-ratelimit-retry-after", (rate.retry_after.as_secs() + 1).into());
+    headers.entry("x-ratelimit-retry-after").or_insert((rate.retry_after.as_secs() + 1).into());
     response
 }
 

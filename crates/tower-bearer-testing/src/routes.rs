@@ -1,33 +1,33 @@
-//! The routes: the grants, the videos, and the faults that change a response.
+//! The routes: the grants, the API behind the token check, and the faults that change a response.
 
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CACHE_CONTROL},
 };
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Fault, Route,
-    authority::{AccountId, Authority},
+    authority::Authority,
+    credential::Credential,
     oauth2::{METADATA_PATH, TOKEN_PATH},
-    random::random,
+    request_body::{CheckFailed, RequestBody},
+    request_record::Observer,
     responses::{
-        Body, answer, broken, challenged_token, dripping, invalid, not_found, problem, rejected_grant,
-        required, token_error, token_response, truncated, whole, with_rate,
+        Body, answer, broken, challenged_token, dripping, problem, rejected_grant, token_error,
+        token_response, truncated, whole, with_rate,
     },
-    uploads::{Chunk, Read, Rejection},
-    videos::{self, Video},
+    service::ApiService,
 };
+use crate::BoxError;
 
 /// The maximum length of a JSON request or a form in bytes.
 const MAX_TEXT: usize = 64 * 1024;
@@ -39,13 +39,24 @@ type Broken = io::Error;
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     authority: Arc<Mutex<Authority>>,
+    options: Arc<Options>,
+}
+
+/// The options that do not change while the server runs.
+#[derive(Debug, Default)]
+pub(super) struct Options {
     /// Whether a request is read to its end before it is challenged.
-    challenge_late: bool,
+    pub(super) challenge_late: bool,
+    /// Whether the token is checked again at the end of a request's body.
+    pub(super) check_after_body: bool,
+    /// What the API is instead of the videos.
+    pub(super) service: Option<ApiService>,
+    pub(super) observer: Option<Observer>,
 }
 
 impl Server {
-    pub(super) fn new(authority: Authority, challenge_late: bool) -> Self {
-        Self { authority: Arc::new(Mutex::new(authority)), challenge_late }
+    pub(super) fn new(authority: Authority, options: Options) -> Self {
+        Self { authority: Arc::new(Mutex::new(authority)), options: Arc::new(options) }
     }
 
     pub(super) fn authority(&self) -> MutexGuard<'_, Authority> {
@@ -56,8 +67,18 @@ impl Server {
         self.authority().counters.connections += 1;
     }
 
-    /// Responds to a request, with the faults and the rate limit.
+    /// Responds to a request, and reports it.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+        let mut watch = self.options.observer.as_ref().map(|observer| observer.watch(&request));
+        let answer = self.answer_unwatched(request).await;
+        if let Some(watch) = &mut watch {
+            watch.record.status = answer.as_ref().ok().map(Response::status);
+        }
+        answer
+    }
+
+    /// Responds to a request, with the faults and the rate limit.
+    async fn answer_unwatched(&self, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
         let route = match request.uri().path() {
             "/auth/api-key" => Route::ApiKeyGrant,
             "/auth/refresh" => Route::RefreshGrant,
@@ -73,9 +94,9 @@ impl Server {
             (rate, authority.fault(route))
         };
         let response = match &fault {
-            _ if rate.exceeded => problem(StatusCode::TOO_MANY_REQUESTS, "Too many requests."),
-            Some(Fault::Status(status)) => problem(*status, "A fault was injected."),
-            Some(Fault::Answer(answer)) => answer.clone(),
+            _ if rate.exceeded => problem(StatusCode::TOO_MANY_REQUESTS, "Too many requests.").map(whole),
+            Some(Fault::Status(status)) => problem(*status, "A fault was injected.").map(whole),
+            Some(Fault::Answer(answer)) => answer.clone().map(whole),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
             Some(Fault::Delay(delay)) => {
@@ -88,19 +109,25 @@ impl Server {
         };
         let response = with_rate(response, &rate);
         Ok(match fault {
-            _ if rate.exceeded => response.map(whole),
+            _ if rate.exceeded => response,
             Some(Fault::LoseAnswer) => return Err(io::ErrorKind::ConnectionReset.into()),
-            Some(Fault::Truncate) => broken(response, truncated),
-            Some(Fault::Drip(pause)) => broken(response, |body| dripping(body, pause)),
-            _ => response.map(whole),
+            Some(Fault::Truncate) => broken(read(response).await?, truncated),
+            Some(Fault::Drip(pause)) => broken(read(response).await?, |body| dripping(body, pause)),
+            _ => response,
         })
     }
 
-    async fn act(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
+    async fn act(&self, route: Route, request: Request<Incoming>) -> Response<Body> {
+        match route {
+            Route::Api => self.api(request).await,
+            _ => self.token_route(route, request).await.map(whole),
+        }
+    }
+
+    async fn token_route(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
         let allowed = match route {
-            Route::Api => return self.api(request).await,
             Route::Metadata => Method::GET,
-            Route::ApiKeyGrant | Route::RefreshGrant | Route::OAuthToken => Method::POST,
+            _ => Method::POST,
         };
         if request.method() != allowed {
             return problem(StatusCode::METHOD_NOT_ALLOWED, &format!("Only {allowed} is allowed."));
@@ -134,209 +161,59 @@ impl Server {
         response
     }
 
-    async fn api(&self, request: Request<Incoming>) -> Response<Bytes> {
-        if request.uri().path() == "/upload" {
-            return self.delegated_upload(request).await;
+    /// Checks the token of a request and sends it to the API.
+    async fn api(&self, request: Request<Incoming>) -> Response<Body> {
+        if self.options.service.is_none() && request.uri().path() == "/upload" {
+            return self.delegated_upload(request.map(RequestBody::unchecked)).await.map(whole);
         }
         let (head, body) = request.into_parts();
-        let (token, key) = (bearer_token(&head.headers), basic_key(&head.headers));
-        let accepted = self.authority().accept(token, key.as_deref());
+        let credential = Credential::of(&head.headers);
+        let has_token = credential.access_token.is_some();
+        let accepted = self.authority().accept(&credential);
         let Some(account) = accepted else {
-            if self.challenge_late {
+            if self.options.challenge_late {
                 discard(body).await;
             } else {
                 // The body is read after the response. If the connection closed with unread bytes, it would be reset
                 // and the response lost.
                 tokio::spawn(discard(body));
             }
-            return challenged_token(token.is_some());
+            return challenged_token(has_token).map(whole);
         };
-        let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
-        match (&head.method, path.as_slice()) {
-            (&Method::GET, ["videos"]) => self.list(account, head.uri.query().unwrap_or_default()),
-            (&Method::POST, ["videos"]) => self.create(account, body).await,
-            (&Method::POST, ["videos", id, "source"]) => {
-                self.upload(account, Some(id), &head.headers, body).await
-            }
-            (&Method::POST, ["upload-tokens"]) => self.create_upload_token(account, body).await,
-            (&Method::GET, ["videos", id]) => self.get(account, id),
-            (&Method::GET, ["videos", id, "status"]) => self.status(account, id),
-            (&Method::DELETE, ["videos", id]) => self.delete(account, id),
-            (_, ["videos" | "upload-tokens"] | ["videos", _] | ["videos", _, "source" | "status"]) => {
-                problem(StatusCode::METHOD_NOT_ALLOWED, "This method is not allowed.")
-            }
-            _ => problem(StatusCode::NOT_FOUND, "There is nothing here."),
+        let (body, failed) = if self.options.check_after_body {
+            RequestBody::checked(body, self, credential)
+        } else {
+            (RequestBody::unchecked(body), CheckFailed::default())
+        };
+        let request = Request::from_parts(head, body);
+        let response = match &self.options.service {
+            Some(service) => service.call(request).await,
+            None => self.videos(account, request).await.map(whole),
+        };
+        if failed.get() {
+            self.authority().count_late_challenge();
+            return challenged_token(has_token).map(whole);
         }
-    }
-
-    fn list(&self, account: AccountId, query: &str) -> Response<Bytes> {
-        let mut authority = self.authority();
-        let base = authority.issuer.clone();
-        match videos::page(authority.videos(account), query, &base) {
-            Ok(page) => {
-                authority.counters.videos_listed += 1;
-                answer(StatusCode::OK, &page)
-            }
-            Err(name) => invalid(name),
-        }
-    }
-
-    async fn create(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
-        let body = json_of(body).await.unwrap_or_default();
-        if !body["title"].is_string() {
-            return required("title");
-        }
-        let Ok(properties) = serde_json::from_value(body) else { return invalid("") };
-        let id = new_video_id();
-        let video = Video::new(properties);
-        let mut authority = self.authority();
-        let created = answer(StatusCode::CREATED, &video.document(&id, &authority.issuer));
-        authority.videos(account).insert(id, video);
-        authority.counters.videos_made += 1;
-        created
-    }
-
-    fn get(&self, account: AccountId, id: &str) -> Response<Bytes> {
-        let mut authority = self.authority();
-        let base = authority.issuer.clone();
-        let video = authority.videos(account).get(id);
-        video.map_or_else(|| not_found("videoId"), |video| answer(StatusCode::OK, &video.document(id, &base)))
-    }
-
-    /// The server encodes nothing, so no video is playable.
-    fn status(&self, account: AccountId, id: &str) -> Response<Bytes> {
-        let mut authority = self.authority();
-        if !authority.videos(account).contains_key(id) {
-            return not_found("videoId");
-        }
-        let encoding = json!({ "playable": false, "qualities": [], "metadata": {} });
-        answer(StatusCode::OK, &json!({ "ingest": authority.uploads.ingest(id), "encoding": encoding }))
-    }
-
-    fn delete(&self, account: AccountId, id: &str) -> Response<Bytes> {
-        let mut authority = self.authority();
-        if authority.videos(account).remove(id).is_none() {
-            return not_found("videoId");
-        }
-        authority.uploads.forget(id);
-        authority.counters.videos_deleted += 1;
-        let mut response = Response::new(Bytes::new());
-        *response.status_mut() = StatusCode::NO_CONTENT;
         response
     }
-
-    /// Receives the bytes of a video, or one chunk of it. Without an `id`, the upload is delegated: the form has the ID
-    /// after the first chunk, and a request without an ID creates a video.
-    async fn upload(
-        &self,
-        account: AccountId,
-        id: Option<&str>,
-        headers: &HeaderMap,
-        body: Incoming,
-    ) -> Response<Bytes> {
-        if id.is_some_and(|id| !self.authority().videos(account).contains_key(id)) {
-            tokio::spawn(discard(body));
-            return not_found("videoId");
-        }
-        let (chunk, mut read) = match read(headers, body).await {
-            Ok(read) => read,
-            Err((status, title)) => return problem(status, title),
-        };
-        let (bytes, file_name) = (read.bytes, read.file_name.take());
-        let given = id.map(str::to_owned).or_else(|| read.video_id.take());
-        let mut authority = self.authority();
-        if given.as_ref().is_some_and(|id| !authority.videos(account).contains_key(id)) {
-            return not_found("videoId");
-        }
-        let id = given.clone().unwrap_or_else(new_video_id);
-        let sha256 = match authority.uploads.receive(&id, chunk.as_ref(), headers, read) {
-            Ok(sha256) => sha256,
-            Err((status, title)) => return problem(status, title),
-        };
-        authority.counters.uploads = authority.uploads.whole.len() as u64;
-        authority.counters.delegated_uploads += u64::from(given.is_none());
-        let base = authority.issuer.clone();
-        let video = authority.videos(account).entry(id.clone());
-        let video =
-            video.or_insert_with(|| Video::titled(file_name.unwrap_or_else(|| "delegated".to_owned())));
-        video.updated = SystemTime::now();
-        let mut document = video.document(&id, &base);
-        document["bytes"] = bytes.into();
-        document["sha256"] = sha256.into();
-        answer(StatusCode::CREATED, &document)
-    }
-
-    /// `POST /upload-tokens`
-    async fn create_upload_token(&self, account: AccountId, body: Incoming) -> Response<Bytes> {
-        let Some(body) = json_of(body).await.filter(Value::is_object) else {
-            return problem(StatusCode::BAD_REQUEST, "The request is not a JSON object.");
-        };
-        let ttl = body.get("ttl").map_or(Some(0), Value::as_u64);
-        let Some(ttl) = ttl.filter(|ttl| *ttl <= videos::MAX_TTL) else { return invalid("ttl") };
-        let token = self.authority().delegate(account, (ttl > 0).then(|| Duration::from_secs(ttl)));
-        answer(StatusCode::CREATED, &videos::upload_token(&token, ttl))
-    }
-
-    /// `POST /upload?token=…`, which needs no bearer token.
-    async fn delegated_upload(&self, request: Request<Incoming>) -> Response<Bytes> {
-        let (head, body) = request.into_parts();
-        let accepted = {
-            let mut authority = self.authority();
-            let token = head
-                .uri
-                .query()
-                .and_then(|query| query.split('&').find_map(|field| field.strip_prefix("token=")));
-            if head.method != Method::POST {
-                Err((StatusCode::METHOD_NOT_ALLOWED, "Only POST is allowed."))
-            } else if authority.reject_bearer_at_upload && head.headers.contains_key(AUTHORIZATION) {
-                Err((StatusCode::BAD_REQUEST, "An upload token comes without an Authorization header."))
-            } else {
-                let account = authority.accept_upload_token(token);
-                account.ok_or((StatusCode::UNAUTHORIZED, "The upload token is not valid."))
-            }
-        };
-        match accepted {
-            Ok(account) => self.upload(account, None, &head.headers, body).await,
-            Err((status, title)) => {
-                tokio::spawn(discard(body));
-                problem(status, title)
-            }
-        }
-    }
 }
 
-fn new_video_id() -> String {
-    format!("vi{}", random(11))
+/// Reads the body of a response.
+async fn read(response: Response<Body>) -> Result<Response<Bytes>, Broken> {
+    let (head, body) = response.into_parts();
+    Ok(Response::from_parts(head, body.collect().await.map_err(io::Error::other)?.to_bytes()))
 }
 
-async fn read(headers: &HeaderMap, body: Incoming) -> Result<(Option<Chunk>, Read), Rejection> {
-    let chunk = Chunk::of(headers)?;
-    let read = Read::of(headers, body, chunk.as_ref()).await?;
-    Ok((chunk, read))
-}
-
-async fn discard(mut body: Incoming) {
+/// Reads a body to its end.
+pub(super) async fn discard(mut body: impl http_body::Body + Unpin) {
     while let Some(Ok(_)) = body.frame().await {}
 }
 
-async fn text_of(body: Incoming) -> Option<Bytes> {
+async fn text_of(body: impl http_body::Body<Error: Into<BoxError>>) -> Option<Bytes> {
     Some(Limited::new(body, MAX_TEXT).collect().await.ok()?.to_bytes())
 }
 
-async fn json_of(body: Incoming) -> Option<Value> {
+/// Reads a body as JSON. `None` if it is too long, breaks off, or is not JSON.
+pub(super) async fn json_of(body: impl http_body::Body<Error: Into<BoxError>>) -> Option<Value> {
     serde_json::from_slice(&text_of(body).await?).ok()
-}
-
-fn bearer_token(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token)
-}
-
-/// Returns the API key of a request that has it as the name of a user (RFC 7617). The password is not
-/// used.
-fn basic_key(headers: &HeaderMap) -> Option<String> {
-    let (scheme, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    let decoded =
-        BASE64_STANDARD.decode(credentials).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
-    Some(String::from_utf8(decoded).ok()?.split(':').next()?.to_owned())
 }

@@ -12,11 +12,10 @@ use http::{
     header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE},
 };
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
-use super::random::hex;
+use super::{random::hex, request_body::RequestBody};
 use crate::BoxError;
 
 /// A complete upload.
@@ -251,7 +250,7 @@ impl Read {
     /// Reads a request, and checks its length and digest against the headers.
     pub(super) async fn of(
         headers: &HeaderMap,
-        body: Incoming,
+        body: RequestBody,
         chunk: Option<&Chunk>,
     ) -> Result<Self, Rejection> {
         let mut read = Self {
@@ -289,7 +288,7 @@ impl Read {
         }
     }
 
-    async fn raw(&mut self, mut body: Incoming) -> Result<(), BoxError> {
+    async fn raw(&mut self, mut body: RequestBody) -> Result<(), BoxError> {
         while let Some(frame) = body.frame().await {
             match frame?.into_data() {
                 Ok(data) => self.add(&data),
@@ -301,7 +300,7 @@ impl Read {
 
     /// Reads a form. The field of the file is `file` or has a file name: api.video's Node client calls it by the file's
     /// name. `videoId` is before the file or after it.
-    async fn form(&mut self, body: Incoming, boundary: String) -> Result<(), BoxError> {
+    async fn form(&mut self, body: RequestBody, boundary: String) -> Result<(), BoxError> {
         let mut has_file = false;
         let mut parts = multer::Multipart::new(body.into_data_stream(), boundary);
         while let Some(mut part) = parts.next_field().await? {
