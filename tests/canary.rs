@@ -10,14 +10,16 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    fmt::{self, Debug, Write},
+    fmt::{self, Debug, Write as _},
+    io::{BufRead, BufReader, Lines, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use support::chain;
 use support::fleet::{Health, MINUTE, MemoryStore};
 use tower::{Layer as _, Service, ServiceExt};
@@ -346,6 +348,109 @@ fn no_example_prints_a_secret() {
         assert!(text.len() > 100, "{example} says nothing");
         assert!(!SECRETS.iter().any(|secret| text.contains(secret)), "{example}: {text}");
     }
+}
+
+/// A running `auth_server` example, which is killed at the end.
+struct Program {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    /// Starts the example. Cargo has built it before, so that the program can be killed instead of cargo.
+    fn start() -> Self {
+        let build = ["build", "--quiet", "--example", "auth_server", "--message-format", "json"];
+        let output = support::cargo().args(build).output().unwrap();
+        assert!(output.status.success(), "{}", Lossy(&output.stderr));
+        let messages = Lossy(&output.stdout).to_string();
+        let program = messages
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "auth_server")
+            .find_map(|message| message["executable"].as_str().map(str::to_owned))
+            .unwrap();
+        let mut command = Command::new(program);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { input: child.stdin.take(), child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+
+    /// Returns the text after a label, in the next line.
+    fn labelled(&mut self, label: &str) -> String {
+        let line = self.line();
+        line.strip_prefix(label).unwrap_or_else(|| panic!("{line}")).trim().to_owned()
+    }
+
+    /// Runs a command. Returns the line that it prints.
+    fn run(&mut self, command: &str) -> String {
+        writeln!(self.input.as_ref().unwrap(), "{command}").unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program `auth_server` ignores a command, or its log has a token.
+#[tokio::test]
+async fn auth_server_obeys_and_logs_no_token() {
+    let mut program = Program::start();
+    let uri = program.labelled("listening on ");
+    let api_key = program.labelled("API key ");
+    for label in ["OAuth 2.0 ", "client ID ", "secret "] {
+        program.labelled(label);
+    }
+    let login = program.labelled("login ");
+
+    let http = support::http1();
+    let send = |request: http::request::Builder, body: String| {
+        http.clone().oneshot(request.body(Full::<Bytes>::from(body)).unwrap())
+    };
+    let get = |token: &str| {
+        let request = Request::get(format!("{uri}/videos?title=night"));
+        let sent = send(request.header("authorization", format!("Bearer {token}")), String::new());
+        async { sent.await.map(|response| response.status()) }
+    };
+    let request = Request::post(format!("{uri}/auth/api-key"));
+    let granted = send(request, format!(r#"{{"apiKey": "{api_key}"}}"#)).await.unwrap();
+    let granted = granted.into_body().collect().await.unwrap().to_bytes();
+    let granted: serde_json::Value = serde_json::from_slice(&granted).unwrap();
+    let token = granted["access_token"].as_str().unwrap();
+    assert_eq!(program.line(), "POST /auth/api-key 200");
+    assert_eq!(get(token).await.unwrap(), StatusCode::OK);
+    assert_eq!(program.line(), "GET /videos 200");
+
+    assert_eq!(program.run("fault api 503"), "503 at the next request to api");
+    assert_eq!(get(token).await.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(program.line(), "GET /videos 503");
+    assert_eq!(program.run("fault api reset always"), "reset at every request to api");
+    assert!(get(token).await.is_err());
+    assert_eq!(program.line(), "GET /videos lost");
+    assert_eq!(program.run("clear"), "all faults are removed");
+    assert!(program.run("fault api 99").starts_with("KIND must be a status from 200 to 999"));
+    assert!(program.run("fault videos reset").starts_with("ROUTE must be "));
+    assert_eq!(program.run("obey"), "unknown command: obey; `help` lists the commands");
+
+    assert_eq!(program.run("revoke"), "all access tokens are revoked");
+    assert_eq!(get(token).await.unwrap(), StatusCode::UNAUTHORIZED);
+    assert_eq!(program.line(), "GET /videos 401");
+    let other = program.run("login").split_off("login        ".len());
+    assert!(other.starts_with(SECRETS[1]) && other != login);
+    assert_eq!(program.run("logout"), "all logins have ended");
+
+    // The end of standard input does not end the program.
+    program.input = None;
+    assert_eq!(get(token).await.unwrap(), StatusCode::UNAUTHORIZED);
+    assert_eq!(program.line(), "GET /videos 401");
 }
 
 struct Lossy<'a>(&'a [u8]);
