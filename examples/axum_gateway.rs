@@ -6,34 +6,52 @@
 //! ```
 //!
 //! It shows the layer below an axum `Router`. Bodies stream in both directions. Hop-by-hop headers and the client's own
-//! `Authorization` are removed. An error becomes a 502. The API is the crate's test server in this process. Every
-//! client of a gateway may do what the API key allows: this one listens on loopback.
+//! `Authorization` are removed. An error becomes a 502. Every client of a gateway may do what the API key allows: this one
+//! listens on loopback.
+//!
+//! The API is the crate's test server in this process. Its tokens live for 30 s, and it checks the token again at the end
+//! of an upload. The page polls `/status` for the state of the token. `POST /revoke` revokes all tokens, for the page's
+//! button: the gateway sends the chunk of the upload that gets a 401 again, with the next token.
 
-use std::env;
+use std::{env, sync::Arc, time::Duration};
 
-use axum::{Router, error_handling::HandleErrorLayer, extract::Request, response::Html, routing::get};
+use axum::{
+    Router,
+    error_handling::HandleErrorLayer,
+    extract::Request,
+    response::{Html, IntoResponse},
+    routing::{get, post},
+};
 use http::{
     HeaderMap, HeaderName, Response, StatusCode, Uri, Version,
-    header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{
+        AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHORIZATION, TE,
+        TRANSFER_ENCODING, UPGRADE,
+    },
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{BoxError, ServiceBuilder};
 use tower_bearer::{ApiVideo, BearerAuthLayer, ExistingAuthorization, TokenProvider};
 use tower_bearer_testing::AuthServer;
 
-/// The maximum number of bytes of an upload that is kept for a retry.
+/// The lifetime of a token of the test server.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(30);
+
+/// The maximum number of bytes of a request that is kept for a retry. The page uploads a file in chunks of half of it.
 const KEPT: usize = 16 << 20;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let api = AuthServer::start().await?;
+    let api = AuthServer::builder().token_lifetime(TOKEN_LIFETIME).check_after_body(true).start().await?;
+    let api = Arc::new(api);
     let source = ApiVideo::new(api.api_key()).base_url(api.uri());
     let provider = TokenProvider::builder(source).keep_fresh(true).build()?;
     let port = env::args().nth(1).map_or(Ok(8080), |port| port.parse())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("http://{}/", listener.local_addr()?);
     let stopped = async { _ = tokio::signal::ctrl_c().await };
-    axum::serve(listener, gateway(provider.clone(), api.uri())).with_graceful_shutdown(stopped).await?;
+    let router = gateway(provider.clone(), api.uri()).merge(demonstration(provider.clone(), api));
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await?;
     provider.shutdown().await;
     Ok(())
 }
@@ -53,6 +71,25 @@ pub fn gateway(provider: TokenProvider, api: Uri) -> Router {
         )
         .service(Client::builder(TokioExecutor::new()).build_http());
     Router::new().route("/", get(Html(include_str!("axum_gateway.html")))).fallback_service(client)
+}
+
+/// Returns the routes that only the demonstration has: the state of the token, and the revocation of all tokens.
+pub fn demonstration(provider: TokenProvider, api: Arc<AuthServer>) -> Router {
+    let server = Arc::clone(&api);
+    let status = get(async move || {
+        let status = provider.status();
+        let json = serde_json::json!({
+            "generation": status.generation,
+            "seconds_left": status.remaining.map(|remaining| remaining.as_secs()),
+            "challenged": server.counters().challenged,
+        });
+        ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], json.to_string()).into_response()
+    });
+    let revoke = post(async move || {
+        api.revoke_access_tokens();
+        StatusCode::NO_CONTENT
+    });
+    Router::new().route("/status", status).route("/revoke", revoke)
 }
 
 /// Turns the client's request into one of the gateway's own.

@@ -4,10 +4,10 @@
 #[path = "../../examples/axum_gateway.rs"]
 mod axum_gateway;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, body::Body as AxumBody, extract::Request as AxumRequest, routing::any};
-use axum_gateway::gateway;
+use axum_gateway::{demonstration, gateway};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{
@@ -178,4 +178,35 @@ async fn answers_502_but_serves_page() {
     let page = send(get("/")).await;
     assert_eq!(page.status(), StatusCode::OK);
     assert!(text(page.into_body()).await.contains("<title>Videos</title>"));
+}
+
+/// All tokens are revoked in the middle of an upload, by the button of the page.
+#[tokio::test]
+async fn upload_survives_revoke_button() {
+    let server = Arc::new(AuthServer::builder().check_after_body(true).start().await.unwrap());
+    let provider = TokenProvider::new(ApiVideo::new(server.api_key()).base_url(server.uri()));
+    let routes = demonstration(provider.clone(), Arc::clone(&server));
+    let address = listen(gateway(provider, server.uri()).merge(routes)).await;
+    let call = async |method: &str, path: &str, body: &'static str| {
+        let request = Request::builder().method(method).uri(format!("http://{address}{path}"));
+        text(send(request.body(Full::<Bytes>::from(body)).unwrap()).await.into_body()).await
+    };
+    let video = call("POST", "/videos", r#"{"title": "A"}"#).await;
+    let video: serde_json::Value = serde_json::from_str(&video).unwrap();
+    let uri = format!("http://{address}/videos/{}/source", video["videoId"].as_str().unwrap());
+
+    let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
+    let answer = tokio::spawn(send(Request::post(uri).body(body).unwrap()));
+    upload.send_data(Bytes::from_static(b"first")).await.unwrap();
+    while server.counters().accepted < 2 {
+        tokio::task::yield_now().await;
+    }
+    call("POST", "/revoke", "").await;
+    upload.send_data(Bytes::from_static(b"second")).await.unwrap();
+    drop(upload);
+    assert_eq!(answer.await.unwrap().status(), StatusCode::CREATED);
+    assert_eq!(server.uploads().iter().map(|upload| upload.bytes).collect::<Vec<_>>(), [11]);
+    let status: serde_json::Value = serde_json::from_str(&call("GET", "/status", "").await).unwrap();
+    assert_eq!((&status["generation"], &status["challenged"]), (&2.into(), &1.into()));
+    assert!(status["seconds_left"].as_u64().is_some_and(|left| left <= 3600), "{status}");
 }
