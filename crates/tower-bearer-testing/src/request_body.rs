@@ -75,7 +75,8 @@ impl Body for RequestBody {
             Some(Err(_)) => false,
             None => true,
         };
-        if let Some(check) = if ends { self.check.take() } else { None } {
+        let check = if ends { self.check.take() } else { None };
+        if let Some(check) = check {
             if check.server.authority().account_with_credential(&check.credential).is_none() {
                 check.failed.0.store(true, Ordering::Release);
                 return Poll::Ready(Some(Err(

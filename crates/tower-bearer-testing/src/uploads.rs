@@ -300,9 +300,9 @@ impl Read {
 
     /// Reads a form. The field of the file is `file` or has a file name: api.video's Node client calls it by the file's
     /// name. `videoId` is before the file or after it.
-    async fn form(&mut self, body: RequestBody, boundary: String) -> Result<(), BoxError> {
+    async fn form(&mut self, mut body: RequestBody, boundary: String) -> Result<(), BoxError> {
         let mut has_file = false;
-        let mut parts = multer::Multipart::new(body.into_data_stream(), boundary);
+        let mut parts = multer::Multipart::new((&mut body).into_data_stream(), boundary);
         while let Some(mut part) = parts.next_field().await? {
             if part.name() == Some("videoId") {
                 self.video_id = Some(part.text().await?);
@@ -313,6 +313,11 @@ impl Read {
                     self.add(&data);
                 }
             }
+        }
+        drop(parts);
+        // The form ends before the body, at whose end the token may be checked.
+        while let Some(frame) = body.frame().await {
+            frame?;
         }
         if has_file { Ok(()) } else { Err("no file".into()) }
     }

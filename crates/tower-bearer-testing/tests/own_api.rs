@@ -17,6 +17,7 @@ use axum::{
     body::Body as AxumBody,
     routing::{any, get, post},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header::AUTHORIZATION};
 use http_body::Body;
@@ -283,27 +284,41 @@ async fn revocation_during_body_is_challenged() {
 /// A token is revoked while a video is uploaded.
 #[tokio::test]
 async fn revocation_during_upload_stores_nothing() {
-    for check in [false, true] {
-        let server = AuthServer::builder().check_after_body(check).start().await.unwrap();
-        let token = authenticate(&server).await;
-        let title = Full::<Bytes>::from(json!({ "title": "A" }).to_string());
-        let video = text(send(request(&server, "POST", "videos", &token, title)).await.into_body()).await;
-        let video: Value = serde_json::from_str(&video).unwrap();
-        let path = format!("videos/{}/source", video["videoId"].as_str().unwrap());
-        let accepted = server.counters().accepted;
+    let form = [
+        "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.mp4\"\r\n\r\nfirst",
+        "second\r\n--b--\r\n",
+        "after the form",
+    ];
+    for (content_type, parts) in
+        [("video/mp4", &["first", "second"][..]), ("multipart/form-data; boundary=b", &form[..])]
+    {
+        for check in [false, true] {
+            let server = AuthServer::builder().check_after_body(check).start().await.unwrap();
+            let token = authenticate(&server).await;
+            let title = Full::<Bytes>::from(json!({ "title": "A" }).to_string());
+            let video = text(send(request(&server, "POST", "videos", &token, title)).await.into_body()).await;
+            let video: Value = serde_json::from_str(&video).unwrap();
+            let path = format!("videos/{}/source", video["videoId"].as_str().unwrap());
+            let accepted = server.counters().accepted;
 
-        let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
-        let response = tokio::spawn(send(request(&server, "POST", &path, &token, body)));
-        upload.send_data(Bytes::from_static(b"first")).await.unwrap();
-        while server.counters().accepted == accepted {
-            tokio::task::yield_now().await;
+            let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
+            let mut request = request(&server, "POST", &path, &token, body);
+            request.headers_mut().insert("content-type", HeaderValue::from_static(content_type));
+            let response = tokio::spawn(send(request));
+            let (last, first) = parts.split_last().unwrap();
+            for part in first {
+                upload.send_data(Bytes::from_static(part.as_bytes())).await.unwrap();
+            }
+            while server.counters().accepted == accepted {
+                tokio::task::yield_now().await;
+            }
+            server.revoke_access_tokens();
+            upload.send_data(Bytes::from_static(last.as_bytes())).await.unwrap();
+            drop(upload);
+            let expected = if check { StatusCode::UNAUTHORIZED } else { StatusCode::CREATED };
+            assert_eq!(response.await.unwrap().status(), expected, "{content_type}");
+            assert_eq!(server.uploads().len(), usize::from(!check), "{content_type}");
         }
-        server.revoke_access_tokens();
-        upload.send_data(Bytes::from_static(b"second")).await.unwrap();
-        drop(upload);
-        let expected = if check { StatusCode::UNAUTHORIZED } else { StatusCode::CREATED };
-        assert_eq!(response.await.unwrap().status(), expected);
-        assert_eq!(server.uploads().len(), usize::from(!check));
     }
 }
 
@@ -316,10 +331,13 @@ async fn accepts_only_valid_credentials() {
     assert!(server.accepts(&with(format!("Bearer {token}"))));
     assert!(!server.accepts(&with(format!("Bearer {token}0"))));
     assert!(!server.accepts(&with(format!("Basic {token}"))));
+    let basic = |key: &str| with(format!("Basic {}", BASE64_STANDARD.encode(format!("{key}:"))));
+    assert!(server.accepts(&basic(&server.api_key())));
+    assert!(!server.accepts(&basic("no-key")));
     assert!(!server.accepts(&HeaderMap::new()));
     server.revoke_access_tokens();
     assert!(!server.accepts(&with(format!("Bearer {token}"))));
-    assert_eq!((server.counters().accepted, server.counters().challenged), (1, 4));
+    assert_eq!((server.counters().accepted, server.counters().challenged), (2, 5));
 }
 
 fn recording(builder: AuthServerBuilder) -> (AuthServerBuilder, mpsc::UnboundedReceiver<RequestRecord>) {
