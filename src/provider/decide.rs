@@ -2,8 +2,9 @@
 //!
 //! 1. **One refresh.** At most one refresh runs. A need joins it, unless it has not ended by its deadline: then
 //!    another starts in its place.
-//! 2. **A token that works is used.** Nobody waits for the refresh of an expiring token, but for two: who starts a
-//!    refresh on a runtime that may end with the call, and who cannot be sent again after a challenge.
+//! 2. **A token that works is used.** Nobody waits for the refresh of an expiring token, but for three: who starts a
+//!    refresh on a runtime that may end with the call, who cannot be sent again after a challenge, and who needs a token for
+//!    longer.
 //! 3. **One failure.** Until its end, callers get a permanent failure at once. After a transient one they wait for the
 //!    next attempt.
 //! 4. **One pace for challenges.** See [`pace`](super::pace).
