@@ -1,7 +1,7 @@
 //! Runs the test server as a program, for clients in any language.
 //!
 //! ```text
-//! cargo run --example auth_server -- --port 0 --token-lifetime 5
+//! cargo run --example auth_server -- --port 0 --token-lifetime 5 --grace 30
 //! ```
 //!
 //! It prints its address, its API key, and what an OAuth 2.0 client needs: the token endpoint, the client's ID and secret,
@@ -57,7 +57,8 @@ use tokio::sync::mpsc;
 use tower_bearer::BoxError;
 use tower_bearer_testing::{AuthServer, Fault, RequestRecord, Route};
 
-const USAGE: &str = "usage: auth_server [--port PORT] [--token-lifetime SECONDS] [--api-key KEY] [--tls]";
+const USAGE: &str = "usage: auth_server [--port PORT] [--token-lifetime SECONDS] [--grace SECONDS] \
+                     [--api-key KEY] [--tls]";
 
 const HELP: &str = "\
 revoke                      revoke all access tokens
@@ -86,6 +87,8 @@ async fn main() -> Result<ExitCode, BoxError> {
         server = match argument.as_str() {
             "--port" => server.port(value.parse()?),
             "--token-lifetime" => server.token_lifetime(Duration::try_from_secs_f64(value.parse()?)?),
+            // As many servers have, for a response that was lost.
+            "--grace" => server.refresh_token_grace(Duration::try_from_secs_f64(value.parse()?)?),
             "--api-key" => server.api_key(value),
             _ => {
                 eprintln!("{USAGE}");
@@ -100,6 +103,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     println!("client ID    {}", server.client_id());
     println!("secret       {}", server.client_secret());
     println!("login        {}", server.log_in());
+    println!("commands     type help");
 
     let mut commands = standard_input();
     let stopped = tokio::signal::ctrl_c();

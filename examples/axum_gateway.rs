@@ -46,7 +46,11 @@ async fn main() -> Result<(), BoxError> {
     let api = Arc::new(api);
     let source = ApiVideo::new(api.api_key()).base_url(api.uri());
     let provider = TokenProvider::builder(source).keep_fresh(true).build()?;
-    let port = env::args().nth(1).map_or(Ok(8080), |port| port.parse())?;
+    let port = match env::args().nth(1).map(|port| port.parse()) {
+        None => 8080,
+        Some(Ok(port)) => port,
+        Some(Err(_)) => return Err("usage: axum_gateway [PORT]".into()),
+    };
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("http://{}/", listener.local_addr()?);
     let stopped = async { _ = tokio::signal::ctrl_c().await };

@@ -6,7 +6,14 @@
 //! uploads that cannot be sent again are lost. With this crate one refresh serves all requests, in a task that no
 //! caller can cancel, and each challenged request is sent again, its body included.
 //!
-//! README.md has a first program with reqwest. With hyper:
+//! README.md has a first program with reqwest. With hyper, of whose TLS the features matter:
+//!
+//! ```sh
+//! cargo add tower-bearer bytes http http-body-util tower --features tower/util
+//! cargo add hyper-rustls --no-default-features --features http1,http2,ring,tls12,webpki-tokio
+//! cargo add hyper-util --features client-legacy,http1,http2,tokio
+//! cargo add tokio --features macros,rt-multi-thread
+//! ```
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), tower_bearer::BoxError> {
@@ -65,8 +72,8 @@
 //!
 //! Features only add items. Two things affect other code: `tower-http` changes which 401 is a challenge; and
 //! `default-client`, `RedisStore` and the test server enable rustls with ring, `aws-lc-rs` with aws-lc-rs. If a program has
-//! both, for example by the default features of hyper-rustls, rustls selects neither and panics: install one at the start
-//! (`CryptoProvider::install_default`).
+//! both, for example by the default features of hyper-rustls, rustls has no default, and a client that needs it panics:
+//! install one at the start (`CryptoProvider::install_default`).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod authorization;
@@ -82,6 +89,7 @@ mod layer;
 mod layer_options;
 mod login;
 pub mod observability;
+mod origin_hash;
 mod origins;
 mod per_request;
 mod provider;

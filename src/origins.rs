@@ -1,7 +1,6 @@
 //! [`AllowedOrigins`]: which origins may see the token.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -77,10 +76,9 @@ impl AllowedOrigins {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] unless it is `http` or `https` and has a host.
+    /// [`Error::InvalidOption`] unless it is `http` or `https`, and has a host without a wildcard and a valid port.
     pub fn of(uri: &Uri) -> Result<Self, Error> {
-        let text = format_args!("an allowed origin must be http or https with a host, got {}", shown(uri));
-        Error::check(Origin::of(uri).is_some(), text)?;
+        Origin::checked(uri)?;
         Ok(Self::origin_of(uri))
     }
 
@@ -126,33 +124,6 @@ fn names(origins: &[Origin], uri: &Uri) -> bool {
     Origin::of(uri).is_some_and(|origin| origins.contains(&origin))
 }
 
-/// Tells whether a response comes from the origin of its request, in four bytes: a request keeps no more of its URI. Two
-/// origins may have one hash. Then one refresh may start that nobody needs: no token is sent because of a hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OriginHash(u32);
-
-impl OriginHash {
-    /// Not known, or no origin that [`Parts`] knows, such as that of a relative URI.
-    pub(crate) const NONE: Self = Self(0);
-
-    #[cold]
-    pub(crate) fn of(uri: &Uri) -> Self {
-        let Some(Parts { scheme, host, port, .. }) = Parts::of(uri) else { return Self::NONE };
-        let mut hasher = DefaultHasher::new();
-        hasher.write(scheme.as_str().as_bytes());
-        host.bytes().for_each(|byte| hasher.write_u8(byte.to_ascii_lowercase()));
-        hasher.write_u16(port);
-        Self(hasher.finish() as u32 | 1)
-    }
-
-    /// Whether `uri` has the origin, or that is not known.
-    #[cfg(feature = "tower-http")]
-    pub(crate) fn is_of(self, uri: &Uri) -> bool {
-        let other = Self::of(uri);
-        self == other || self == Self::NONE || other == Self::NONE
-    }
-}
-
 /// Returns the origin of a URI for display, without a user name, path or query, which may be secret.
 pub(crate) fn shown(uri: &Uri) -> String {
     let host = uri.host().unwrap_or_default().to_ascii_lowercase();
@@ -177,15 +148,15 @@ fn address(host: &str) -> Option<IpAddr> {
 }
 
 /// What tells one origin from another, in the notation of its URI but for the port.
-struct Parts<'a> {
-    scheme: &'a Scheme,
-    host: &'a str,
-    port: u16,
-    is_default_port: bool,
+pub(crate) struct Parts<'a> {
+    pub(crate) scheme: &'a Scheme,
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    pub(crate) is_default_port: bool,
 }
 
 impl<'a> Parts<'a> {
-    fn of(uri: &'a Uri) -> Option<Self> {
+    pub(crate) fn of(uri: &'a Uri) -> Option<Self> {
         let (scheme, authority) = (uri.scheme()?, uri.authority()?);
         let default = match scheme.as_str() {
             "https" => 443,
@@ -217,16 +188,9 @@ impl Origin {
         Some(Self { scheme: scheme.clone(), authority })
     }
 
-    fn parse(text: &str) -> Result<Self, Error> {
-        // The messages show at most the origin, because a user name or a query may be secret.
-        let invalid = |what: &str| Err(Error::InvalidOption(format!("an allowed origin must {what}").into()));
-        if !text.is_ascii() {
-            return invalid("be ASCII: write the host in its IDNA form, such as xn--bcher-kva.example");
-        }
-        let Ok(uri) = text.parse::<Uri>() else {
-            return invalid("be a URL such as https://ws.api.video");
-        };
-        let Some(origin) = Self::of(&uri) else {
+    /// Returns the origin of a URI that names one.
+    fn checked(uri: &Uri) -> Result<Self, Error> {
+        let Some(origin) = Self::of(uri) else {
             return invalid(
                 "be http or https with a host and perhaps a port, such as https://ws.api.video:443",
             );
@@ -234,8 +198,19 @@ impl Origin {
         let host = uri.host().unwrap_or_default();
         let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if !is_name && address(host).is_none() {
-            return invalid(&format!("name its host, with no wildcards, got {}", shown(&uri)));
+            return invalid(&format!("name its host, with no wildcards, got {}", shown(uri)));
         }
+        Ok(origin)
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        if !text.is_ascii() {
+            return invalid("be ASCII: write the host in its IDNA form, such as xn--bcher-kva.example");
+        }
+        let Ok(uri) = text.parse::<Uri>() else {
+            return invalid("be a URL such as https://ws.api.video");
+        };
+        let origin = Self::checked(&uri)?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return invalid("have no user name, such as https://ws.api.video");
         }
@@ -244,6 +219,11 @@ impl Origin {
         }
         Ok(origin)
     }
+}
+
+/// The messages show at most the origin, because a user name or a query may be secret.
+fn invalid<T>(what: &str) -> Result<T, Error> {
+    Err(Error::InvalidOption(format!("an allowed origin must {what}").into()))
 }
 
 /// Returns the text of the port, which is empty if there is none. `None` if the authority has no valid form.
@@ -385,7 +365,9 @@ mod tests {
             assert!(covers(&allowed, "https://ws.api.video/videos"), "{allowed:?}");
             assert!(!covers(&allowed, "https://other.api.video/base/v1"), "{allowed:?}");
         }
-        for wrong in ["/videos", "ftp://ws.api.video/", "ws.api.video"] {
+        for wrong in
+            ["/videos", "ftp://ws.api.video/", "ws.api.video", "https://*.api.video/base", "https://h:99999/"]
+        {
             assert!(matches!(AllowedOrigins::of(&uri(wrong)), Err(Error::InvalidOption(_))), "{wrong}");
         }
     }

@@ -40,7 +40,8 @@ use crate::replay::ReplayBody;
 /// # Redirects
 ///
 /// The client follows redirects, inside the layer, and removes `Authorization` when the origin changes. A 401 from another
-/// origin than the request's is not treated as a challenge.
+/// origin than the request's is not treated as a challenge. A redirect that keeps the body (307, 308) is returned as the
+/// response, if the layer records the body: reqwest cannot send a stream twice.
 ///
 /// # Errors
 ///
@@ -133,21 +134,22 @@ pub trait ReqwestExt: Clone + Send + Sync {
     /// # Cancel safety
     ///
     /// Dropping the future ends the request. A refresh that is running goes on.
-    fn execute(
+    fn execute<ResBody>(
         &self,
         request: reqwest::Request,
-    ) -> impl Future<Output = Result<reqwest::Response, ExecuteError>> + Send;
+    ) -> impl Future<Output = Result<reqwest::Response, ExecuteError>> + Send
+    where
+        // Bounds of the method, not of the trait: then the compiler names what is missing.
+        Self: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>,
+        ResBody: Into<Body>;
 }
 
-impl<S, ResBody> ReqwestExt for S
-where
-    S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + Sync,
-    ResBody: Into<Body>,
-{
-    async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError> {
+impl<S: Clone + Send + Sync> ReqwestExt for S {
+    async fn execute<ResBody>(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError>
+    where
+        S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>,
+        ResBody: Into<Body>,
+    {
         let request = Request::try_from(request).map_err(ExecuteError::Reqwest)?;
         let response = self.clone().oneshot(request).await;
         response.map(Into::into).map_err(|error| ExecuteError::of(error.into()))

@@ -12,8 +12,8 @@ use crate::bounds::HttpService;
 use crate::error::{BoxError, Error};
 use crate::future::{ResponseFuture, Shared, Via};
 use crate::layer_options::LayerOptions;
+use crate::origin_hash::OriginHash;
 use crate::origins;
-use crate::origins::OriginHash;
 use crate::per_request::{NoBearer, UseToken};
 use crate::provider::{Need, TokenProvider};
 use crate::replay::{Cloned, KeepHead, Replay};
@@ -132,19 +132,23 @@ impl<S, R> BearerAuth<S, R> {
             }
         };
         let Some((header, token)) = token else {
-            return if self.keeps_authorization(request) { self.keep() } else { Plan::Obtain(selected) };
+            return if self.keeps_authorization(request) {
+                self.keep(selected)
+            } else {
+                Plan::Obtain(selected)
+            };
         };
         match authorize(request.headers_mut(), header, options.existing) {
             Some(Authorized::Layer) => Plan::Send(token.generation, selected),
-            Some(Authorized::Caller) => self.keep(),
+            Some(Authorized::Caller) => self.keep(selected),
             None => Plan::Fail(Error::TooManyHeaders),
         }
     }
 
     /// For a request that keeps the `Authorization` header of its caller.
     #[cold]
-    fn keep(&self) -> Plan {
-        self.shared.options.providers.default.reporter().authorization_kept();
+    fn keep(&self, selected: Option<TokenProvider>) -> Plan {
+        Via::new(&self.shared, selected).provider().reporter().authorization_kept();
         Plan::Pass
     }
 
@@ -176,7 +180,8 @@ impl<S, R> BearerAuth<S, R> {
             return self.pass_foreign(request, selected);
         }
         match authorize(request.headers_mut(), token.header(), options.existing) {
-            Some(_) => Plan::Pass,
+            Some(Authorized::Layer) => Plan::Pass,
+            Some(Authorized::Caller) => self.keep(selected),
             None => Plan::Fail(Error::TooManyHeaders),
         }
     }
@@ -184,8 +189,11 @@ impl<S, R> BearerAuth<S, R> {
     /// For a request to an origin that is not allowed.
     #[cold]
     fn pass_foreign<B>(&self, request: &Request<B>, selected: Option<TokenProvider>) -> Plan {
+        if self.keeps_authorization(request) {
+            return self.keep(selected);
+        }
         let (options, via) = (&self.shared.options, Via::new(&self.shared, selected));
-        if !options.is_strict || self.keeps_authorization(request) {
+        if !options.is_strict {
             via.report_origin(request.uri());
             return Plan::Pass;
         }
@@ -199,7 +207,7 @@ impl<S, R> BearerAuth<S, R> {
     #[cold]
     fn plan_without_provider<B>(&self, request: &Request<B>, error: Error) -> Plan {
         if self.keeps_authorization(request) {
-            return Plan::Pass;
+            return self.keep(None);
         }
         self.shared.options.providers.default.reporter().request_failed(&error);
         Plan::Fail(error)

@@ -93,7 +93,10 @@ impl Token {
         self.0.expires_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Returns when the token expires, by the system's clock. `None` if the source stated no lifetime.
+    /// Returns when the token expires, by the system's clock. `None` if the source stated no lifetime, or one that was over
+    /// when the provider got the token.
+    ///
+    /// It is computed from the remaining lifetime: two calls differ by as much as the two clocks do.
     pub fn expires_at(&self) -> Option<SystemTime> {
         let (at, now) = (self.0.expires_at?, Instant::now());
         let left = SystemTime::now().checked_add(at.saturating_duration_since(now))?;

@@ -58,7 +58,7 @@ impl TokenBuilder {
     }
 
     /// Sets when the token expires, by the system's clock, in place of its lifetime. A time that has passed is a lifetime of
-    /// zero.
+    /// zero, and one after ten years is clamped.
     pub fn expires_at(self, at: SystemTime) -> Self {
         self.with_left(at.duration_since(SystemTime::now()).unwrap_or_default())
     }

@@ -410,6 +410,7 @@ async fn auth_server_obeys_and_logs_no_token() {
         program.labelled(label);
     }
     let login = program.labelled("login ");
+    program.labelled("commands ");
 
     let http = support::http1();
     let send = |request: http::request::Builder, body: String| {

@@ -4,6 +4,8 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration}
 
 use secrecy::SecretString;
 
+use crate::debug::debug_fields;
+
 /// The boxed error of [`BearerAuth`](crate::BearerAuth), as tower's own middleware has it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -25,7 +27,7 @@ pub(crate) const MAX_TOKEN_LEN: usize = 16 * 1024;
 /// assert!(error.is_transient());
 /// assert_eq!(error.to_string(), "the vault is sealed");
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SourceError {
     kind: SourceErrorKind,
     pub(crate) facts: Facts,
@@ -100,6 +102,8 @@ impl SourceErrorKind {
         }
     }
 }
+
+debug_fields!(SourceError |it| { kind: it.kind, message: it.message, cause: it.cause });
 
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -37,7 +37,7 @@ pub(crate) use self::shared::{Shared, Via};
 use self::pending_request::{PendingRequest, Unsent};
 use self::slow_path::SlowPath;
 use crate::error::{BoxError, Error};
-use crate::origins::OriginHash;
+use crate::origin_hash::OriginHash;
 use crate::provider::Waiting;
 use crate::replay::Replay;
 

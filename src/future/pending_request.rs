@@ -7,7 +7,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::shared::Via;
 use crate::layer_options::LayerOptions;
-use crate::origins::OriginHash;
+use crate::origin_hash::OriginHash;
 use crate::provider::Need;
 use crate::replay::{KeepHead, Replay};
 use crate::retry::Backoff;

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Response, Uri};
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::layer_options::LayerOptions;
+use crate::observability::NEWS_INTERVAL;
+use crate::origin_hash::OriginHash;
 use crate::origins;
-use crate::origins::OriginHash;
 use crate::provider::TokenProvider;
 
 /// How many origins that are not allowed are reported: a request's URI may be a stranger's input.
@@ -25,6 +27,8 @@ pub(crate) struct Shared<S, R> {
     /// What the service of a retry is cloned from. It is never made ready, so that it holds no permit of a
     /// `ConcurrencyLimit`. Behind a lock, so that the service need not be `Sync`.
     template: Mutex<S>,
+    /// When a body that could not be sent again was news last.
+    body_reported: Mutex<Option<Instant>>,
     /// The origins that are not allowed and have been reported.
     reported: Mutex<BTreeSet<String>>,
     /// Whether the responses say where they come from, as far as is known: then a request keeps a hash of its origin.
@@ -41,6 +45,7 @@ where
             options,
             replay,
             template: Mutex::new(service),
+            body_reported: Mutex::default(),
             reported: Mutex::default(),
             follows: AtomicBool::new(cfg!(feature = "tower-http")),
         }
@@ -95,6 +100,16 @@ impl<S, R> Via<S, R> {
     #[inline]
     pub(crate) fn provider(&self) -> &TokenProvider {
         self.selected.as_ref().unwrap_or(&self.shared.options.providers.default)
+    }
+
+    /// Whether it is news that a body cannot be sent again: once a minute.
+    pub(super) fn body_is_news(&self) -> bool {
+        let mut reported = self.body_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = reported.is_none_or(|at| at.elapsed() >= NEWS_INTERVAL);
+        if is_news {
+            *reported = Some(Instant::now());
+        }
+        is_news
     }
 
     /// Reports a request that goes without the token, once for each origin.

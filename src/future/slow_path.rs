@@ -299,7 +299,7 @@ fn give_up<S, R, K, ResBody>(
     pending.give_up();
     let reporter = via.provider().reporter();
     match via.options.replay_limit.filter(|_| reason == BODY) {
-        Some(limit) => reporter.body_not_replayed(pending.token, reason, limit),
+        Some(limit) => reporter.body_not_replayed(pending.token, reason, limit, via.body_is_news()),
         None => reporter.not_retrying(pending.token, reason),
     }
     challenge

@@ -7,6 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::chain::{Known, Seed};
 use crate::error::SourceError;
+use crate::token::Token;
 
 #[derive(Default)]
 pub(super) struct Memory {
@@ -35,6 +36,8 @@ pub(super) struct More {
     /// The record of another credential's login that was read last. Cleared by the next one that is read, and when a login
     /// begins.
     pub(super) foreign: Option<Known>,
+    /// The token that was known when the program set another one.
+    pub(super) taken: Option<Token>,
     /// The version of the record in which this process has marked its refresh token as presented.
     pub(super) marked: u64,
     /// Cleared by a token, or another refresh token, as are the next two.

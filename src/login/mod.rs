@@ -76,7 +76,7 @@ impl Login {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_reader(&self) -> bool {
+    pub(crate) fn is_reader(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.role == Role::Reader)
     }
 
@@ -194,9 +194,18 @@ impl Login {
         let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
         let of = state.known.credential.as_deref().and_then(Credential::token);
         let is_ours = of == credential.token() || self.is_reader();
-        let is_another = previous.is_none_or(|previous| !previous.has_same_access_token(&token));
+        let set = state.more.as_ref().and_then(|more| more.taken.as_ref());
+        let is_another = previous.into_iter().chain(set).all(|taken| !taken.has_same_access_token(&token));
         let works = !token.is_expired(Instant::now() + LEAST_LIFE);
         (is_ours && is_another && works).then_some(token)
+    }
+
+    /// The program has set a token: the one that is known is not used in its place.
+    pub(crate) fn token_was_set(&self) {
+        let mut state = self.state();
+        if let Some(known) = state.known.token.clone() {
+            state.more().taken = Some(known);
+        }
     }
 
     /// Returns the error of an exchange that no refresh has taken: the refresh that timed out meanwhile could not know when to

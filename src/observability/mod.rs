@@ -12,7 +12,8 @@
 //!
 //! Each refresh has its own span, `token_refresh` at INFO, with the fields `provider` (the name that
 //! [`TokenProviderBuilder::name`](crate::TokenProviderBuilder::name) gave), `refresh` (counted from 1), `reason` (`missing`,
-//! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason)) and `generation` (of the token to
+//! `expired`, `expiring`, `challenged`: [`RefreshReason`](crate::RefreshReason); `set` for a token of
+//! [`TokenProvider::set`](crate::TokenProvider::set), with the number of the refresh before) and `generation` (of the token to
 //! replace, 0 if there is none). The span follows from the span of the request that started the refresh. The token
 //! source runs within it.
 //!
@@ -26,6 +27,7 @@
 //! | `using a login` | INFO | `login` (the fingerprint of its first refresh token, shortened), `reason` |
 //! | `expires_in is not a usable lifetime; using the default` | WARN | `lifetime_ms` (absent if there is none) |
 //! | `token published` | INFO, of a tenant DEBUG | `generation`, `expires_in_ms`, `refresh_in_ms` (both absent without a lifetime), `took_ms` |
+//! | `tokens of the group published` | INFO | `group`, `tokens` (how many tokens tenants have had since the last such event, which is at least a minute ago) |
 //! | `source returned the same access token` | DEBUG | `generation` |
 //! | `source returned the challenged access token` | WARN, repeated DEBUG | `generation` |
 //! | `token file cannot be read; keeping the last good token` | WARN, repeated DEBUG | `error`, `failures` |
@@ -54,7 +56,6 @@
 //! |---|---|---|
 //! | `token store cannot be used` | WARN | `provider`, `error` |
 //! | `token store can be used again` | INFO | `provider`, `failures`, `lasted_ms` |
-//! | `tokens of the group published` | INFO, once a minute | `group`, `tokens` (how many tenants had a new token since the last such event, by a refresh or from the store) |
 //! | `adopted the token of another process` | INFO, of a tenant DEBUG | `record` |
 //! | `the stored token belongs to another credential; not using it` | INFO, once in a row | `record` |
 //! | `waiting for another process's lease` | TRACE | |
@@ -76,9 +77,8 @@
 //! | `request challenged` | DEBUG | `generation`, `status`, `attempt` |
 //! | `retrying the request` | DEBUG | `generation` (of the new token), `attempt` (the number of the next one), `delay_ms` |
 //! | `not retrying; returning the challenge` | DEBUG | `generation`, `reason` |
-//! | `the request body cannot be sent again; returning the challenge` | WARN | `generation`, `reason`, `limit` (in bytes; a body is longer, or was not read to its end) |
+//! | `the request body cannot be sent again; returning the challenge` | WARN, once a minute for each service, else DEBUG | `generation`, `reason`, `limit` (in bytes; a body is longer, or was not read to its end) |
 //! | `the API challenges new tokens too; not asking the source` | WARN, once a minute, else DEBUG | `generation`, `repeated` (how often at DEBUG since the last WARN; absent at DEBUG) |
-//! | `token set` | INFO | `generation`, `expires_in_ms` (absent without a lifetime) |
 //! | `token invalidated` | INFO | `generation` |
 //! | `login ignored` | INFO | `login` (the one that is used instead), `reason` |
 //! | `provider shut down` | DEBUG | |
@@ -105,7 +105,8 @@
 //!
 //! With `TokenProviders` (feature `tenants`), the field `provider` has the name that the factory gave
 //! the tenant's [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a
-//! secret. A tenant's new token is a DEBUG event; an INFO event of the group has their number. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
+//! secret. A tenant's new token is a DEBUG event. An INFO event of the group has their number: with the first one, and then with
+//! the first one after each minute. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
 //! needs a token.
 //!
 //! The metrics of all tenants have the label of their group, so that the number of series does not depend on the number of
@@ -158,7 +159,7 @@ pub(crate) use self::events::{
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
 pub use self::metrics::describe_metrics;
-pub(crate) use self::reporter::{GroupReport, Reporter, TokenLeft};
+pub(crate) use self::reporter::{GroupReport, NEWS_INTERVAL, Reporter, TokenLeft};
 
 #[cfg(feature = "tracing")]
 pub(crate) use tracing::Span;
@@ -183,6 +184,14 @@ pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F
 }
 
 /// A duration as events show it, and records keep it.
+/// Calls a function within a span.
+pub(crate) fn in_span<R>(span: &Span, function: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "tracing")]
+    return span.in_scope(function);
+    #[cfg(not(feature = "tracing"))]
+    function()
+}
+
 pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, SourceErrorKind};
 use crate::token::Token;
 
 /// A challenge that starts no refresh is news once in this time.
-const NEWS_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const NEWS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What callers have while refreshes fail.
 #[derive(Clone, Copy, Debug)]
@@ -105,12 +105,6 @@ impl Reporter {
             self.tokens_of_group(&group.name, tokens);
         }
         false
-    }
-
-    /// Records that the program has set the token.
-    pub(crate) fn token_was_set(&self, token: &Token) {
-        *self.reported() = None;
-        self.token_set(token);
     }
 
     /// Records that the token of another process is used.

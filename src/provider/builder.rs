@@ -241,8 +241,8 @@ impl<T: TokenSource> TokenProviderBuilder<T> {
 
     /// Sets a token that there is already, such as one of the configuration. Default: none.
     ///
-    /// It is used until it is expiring or is challenged; then the source is asked. It counts as
-    /// [`TokenProvider::set`](crate::TokenProvider::set) says.
+    /// It is used until it is expiring or is challenged; then the source is asked. The rules are those of
+    /// [`TokenProvider::set`](crate::TokenProvider::set): one that has expired is ignored.
     pub fn initial(mut self, token: Token) -> Self {
         self.parts.initial = Some(token);
         self

@@ -26,13 +26,14 @@ use super::state::{AskedAt, Ended, NotEnded, Refresh, State};
 use super::status::Status;
 use crate::error::{Error, SourceError};
 use crate::login::Login;
+use crate::observability;
 use crate::observability::{Reporter, TokenLeft};
 use crate::origins::AllowedOrigins;
 use crate::retry_budget::RetryBudget;
 use crate::source::RefreshReason;
 use crate::sync::{AtomicU32, Cache, Mutex, MutexGuard, Outcome, Published, Waiter, lock};
 use crate::timer::timer;
-use crate::token::Token;
+use crate::token::{LEAST_LIFE, Token};
 
 /// The last retry of a request waits until a token that the API has not accepted yet is this old: an API may know a token
 /// later than its issuer.
@@ -163,7 +164,8 @@ impl Core {
                     Need::Other { challenge, by_program, .. } => {
                         (challenge.clone(), *by_program && *reason == RefreshReason::Challenged)
                     }
-                    Need::Lasting(_) => (None, true),
+                    // Only for one that works: any other refresh is paced by the lifetimes of the tokens.
+                    Need::Lasting(_) => (None, current.as_ref().is_some_and(|token| !token.is_expired(now))),
                     _ => (None, false),
                 };
                 state.runtime = runtime.map(Handle::id);
@@ -282,18 +284,24 @@ impl Core {
         matches!(select(shut_down, pin!(timer)).await, Either::Left(_))
     }
 
-    /// Publishes a token that the program has. Callers that wait for a refresh get it.
+    /// Publishes a token that the program has, in place of what a running refresh brings. Callers that wait for that get it.
     pub(super) fn set(&self, token: Token) {
         let now = Instant::now();
-        let (token, sender, _dropped_unlocked) = {
+        if token.is_expired(now + LEAST_LIFE) {
+            return;
+        }
+        self.login.token_was_set();
+        let (token, before, sender, number, _dropped_unlocked) = {
             let mut state = self.state();
+            let before = state.newest.clone();
             let (token, _, failure) = state.take(token.without_refresh_token(), now, &self.config, now);
-            let before = self.publish(&state, Some(token.clone()));
-            (token, state.renew_waiters(), (before, failure))
+            let replaced = self.publish(&state, Some(token.clone()));
+            (token, before, state.supersede(), state.started(), (replaced, failure))
         };
         self.changed();
         self.report_expiry();
-        self.reporter().token_was_set(&token);
+        let span = self.reporter().refresh(number, "set", before.as_ref());
+        observability::in_span(&span, || self.reporter().published(&token, Duration::ZERO, false, false));
         let _ = sender.map(|sender| sender.send(Ok(token)));
     }
 

@@ -57,11 +57,12 @@ pub(super) struct Snapshot<'a> {
     pub(super) may_lose_login: bool,
 }
 
-/// Whether a token is valid for at least `least`, or was not when it was published: then its source has none that is.
+/// Whether a token is valid for at least `least`, or was not when the source gave it: then that has none that is.
 fn lasts(token: &Token, least: Duration, state: &State, now: Instant) -> bool {
     let lasts_from =
         |from: Instant| from.checked_add(least).is_some_and(|until| token.ends_at() >= Some(until));
-    token.ends_at().is_none() || lasts_from(now) || !state.published_at.is_some_and(lasts_from)
+    let never_did = state.is_from_source && !state.published_at.is_some_and(lasts_from);
+    token.ends_at().is_none() || lasts_from(now) || never_did
 }
 
 /// What a need leads to.

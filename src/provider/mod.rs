@@ -162,9 +162,9 @@ impl TokenProvider {
     /// Returns a token that is valid for at least `min_remaining`, such as for a long upload. A token without a lifetime is
     /// one.
     ///
-    /// If the current one is not valid for so long, this waits for another one. If the tokens of the source live shorter
-    /// than that, or the bucket of [challenges](Self#rules), from which each such refresh takes one, is empty, the result
-    /// is the current token.
+    /// If the current one is not valid for so long, this waits for another one. The result is the current token if the
+    /// source has just given one that lives shorter, if the bucket of [challenges](Self#rules), from which each such
+    /// refresh takes one, is empty, or of a [reader](Self::reader), which does not refresh.
     ///
     /// # Errors
     ///
@@ -174,14 +174,19 @@ impl TokenProvider {
     ///
     /// As for [`token`](Self::token).
     pub async fn token_for(&self, min_remaining: Duration) -> Result<Token, Error> {
-        self.obtain(Need::Lasting(min_remaining)).await
+        // A reader can only wait for its publisher, which refreshes when the token is expiring.
+        let need = if self.core().login.is_reader() { Need::Any } else { Need::Lasting(min_remaining) };
+        self.obtain(need).await
     }
 
-    /// Uses `token` from now on, which the program got in another way, until it is expiring or is challenged. Callers that
-    /// wait for a refresh get it.
+    /// Uses `token` from now on, which the program got in another way, until it is expiring or is challenged. A token that
+    /// has expired, or expires within 100 ms, is ignored.
     ///
-    /// It is the token of this process only: a [store](TokenProviderBuilder::store) does not get it. Its refresh token is
-    /// not used: [`log_in`](Self::log_in) takes one.
+    /// Callers that wait for a refresh get it, and the result of a refresh that is running is not used. An event reports it
+    /// as a published token, in a span with the reason `set` ([`observability`](crate::observability)).
+    ///
+    /// It is the token of this process only: a [store](TokenProviderBuilder::store) does not get it, and the token in the
+    /// store counts as one of the source. Its refresh token is not used: [`log_in`](Self::log_in) takes one.
     pub fn set(&self, token: Token) {
         self.core().set(token);
     }

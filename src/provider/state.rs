@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) published_at: Option<Instant>,
     /// When the source was asked for it.
     asked_at: Option<Instant>,
+    /// Whether the newest token was obtained from the source, by this process.
+    pub(super) is_from_source: bool,
     pub(super) running: Option<Arc<Refresh>>,
     /// Those who wait for the running refresh. Another in its place inherits them.
     pub(super) waiters: Option<Box<(Sender, Waiter)>>,
@@ -191,10 +193,8 @@ impl State {
                     let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
                     pace.charge(now, was_accepted, refresh.by_program);
                 }
-                // One that the program has set meanwhile is newer.
-                let set = self.newest.clone().filter(|_| self.asked_at > Some(asked.at));
-                let (token, asked_at) = set.zip(self.asked_at).unwrap_or((token, asked.at));
-                let (token, is_same, failure) = self.take(token, asked_at, config, now);
+                let (token, is_same, failure) = self.take(token, asked.at, config, now);
+                self.is_from_source = refresh.has_asked();
                 (Ok(token), is_same, failure.map(|failure| failure.error))
             }
             Err(error) if is_running => {
@@ -205,6 +205,18 @@ impl State {
         };
         self.running.take_if(|_| is_running);
         Ok(Ended { outcome, is_same, sender: self.renew_waiters(), _replaced: replaced })
+    }
+
+    /// The program has set a token: a refresh that is running ends without a result. Returns what wakes those who wait.
+    pub(super) fn supersede(&mut self) -> Option<Sender> {
+        self.running = None;
+        self.is_from_source = false;
+        self.renew_waiters()
+    }
+
+    /// The number of the newest refresh.
+    pub(super) fn started(&self) -> u64 {
+        self.started
     }
 
     /// Takes what wakes those who wait. A late token is one for those who wait for the refresh in its place, too.

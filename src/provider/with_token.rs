@@ -69,7 +69,6 @@ impl TokenProvider {
                 if core.retry_budget().is_some_and(|budget| !budget.withdraw()) {
                     return Ok(answer);
                 }
-                drop(answer);
                 let is_last = retry == policy.retries();
                 let now = Instant::now();
                 let settled_at = core.settled_at(next.id().generation).filter(|_| is_last).unwrap_or(now);
@@ -77,8 +76,9 @@ impl TokenProvider {
                     backoff.await;
                 }
             }
-            // It may have been replaced during the backoff.
-            token = self.current().unwrap_or(next);
+            // It may have expired during the backoff, or belong to another login.
+            let Ok(next) = self.token().await else { return Ok(answer) };
+            token = next;
         }
     }
 }

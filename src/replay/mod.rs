@@ -5,8 +5,8 @@
 //! | what is wrapped | what to add | sent again |
 //! |---|---|---|
 //! | a client whose body is `Clone` (`Full<Bytes>`, `Empty`, `String`) | nothing: [`Cloned`] | always |
-//! | hyper-util's client with a streamed body | [`.buffered(limit)`](crate::BearerAuthLayer::buffered) | up to the limit |
-//! | a service with a body type of its own, such as tonic's, octocrab's or reqwest's | [`.replay_with(limit, tonic::body::Body::new)`](crate::BearerAuthLayer::replay_with) | up to the limit |
+//! | hyper-util's or reqwest's client, with any body | [`.buffered(limit)`](crate::BearerAuthLayer::buffered) | up to the limit |
+//! | a service with a body type of its own, such as tonic's or octocrab's | [`.replay_with(limit, tonic::body::Body::new)`](crate::BearerAuthLayer::replay_with) | up to the limit |
 //! | a body that knows how to clone itself, such as kube's | [`.clone_with(Body::try_clone)`](crate::BearerAuthLayer::clone_with) | as the body allows |
 //! | anything | [`.no_replay()`](crate::BearerAuthLayer::no_replay) | never |
 //!

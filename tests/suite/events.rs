@@ -237,6 +237,7 @@ async fn trigger_every_event() {
     service.oneshot(own.unwrap()).await.unwrap();
     let long = layer.buffered(1).layer(other.service());
     let request = Request::post("http://127.0.0.1/").body(Full::<Bytes>::from("long")).unwrap();
+    assert_eq!(long.clone().oneshot(request.clone()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
     assert_eq!(long.oneshot(request).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 
     // The program sets tokens, one of them without a lifetime.

@@ -6,11 +6,11 @@ use http::StatusCode;
 use tokio::time::{Instant, advance, sleep};
 use tower::ServiceExt;
 use tower_bearer::{
-    Error, SourceError, StaticToken, Token, TokenProvider, TokenProviders,
+    Error, Freshness, SourceError, StaticToken, Token, TokenProvider, TokenProviders, source_fn,
     store::{StoreError, StoreErrorKind},
 };
 
-use crate::support::{Act, HOUR, MILLISECOND, MINUTE, SECOND, Scene, Source, get, scene};
+use crate::support::{Act, HOUR, MILLISECOND, MINUTE, SECOND, Scene, Source, fleet, get, log::Record, scene};
 
 const CHALLENGED: u16 = 401;
 
@@ -156,11 +156,6 @@ async fn initial_token_is_used_first() {
     api.accept("access-1");
     assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
     assert_eq!(*source.previous.lock().unwrap(), [Some(1)]);
-    // One that has expired is replaced as any other one.
-    let expired = Token::builder("old").expires_in(MINUTE).build().unwrap();
-    advance(HOUR).await;
-    let Scene { provider, .. } = scene().provider(|builder| builder.initial(expired)).build();
-    assert_eq!(provider.token().await.unwrap().access_token(), "old", "a lifetime that is over is unknown");
 }
 
 /// The program gets a token in another way while a refresh hangs, or fails.
@@ -178,25 +173,149 @@ async fn set_token_reaches_those_who_wait() {
     assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-1");
     assert!(begun.elapsed() < SECOND);
 
-    // The answer to a refresh that began before is older.
-    let Scene { provider, source, .. } = scene().build();
+    // The answer to a refresh that began before is older, and so is the end of its runtime.
+    for act in [Act::Live(HOUR), Act::Panic, Act::Fail(SourceError::rejected("no such key"))] {
+        let Scene { provider, .. } = scene().then(act).build();
+        let waiting = tokio::spawn({
+            let provider = provider.clone();
+            async move { provider.token().await }
+        });
+        sleep(SECOND / 2).await;
+        set(&provider, "set-2");
+        assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-2");
+        sleep(SECOND).await;
+        let (current, status) = (provider.current().unwrap(), provider.status());
+        assert_eq!((current.access_token(), status.generation, status.refreshing), ("set-2", 1, false));
+        assert!(status.last_error.is_none() && status.freshness == Freshness::Fresh, "{status:?}");
+    }
+    // Also one that waits for its next attempt.
+    let Scene { provider, source, .. } = scene().then(Act::Fail(SourceError::unavailable("down"))).build();
     let waiting = tokio::spawn({
         let provider = provider.clone();
         async move { provider.token().await }
     });
-    sleep(SECOND / 2).await;
-    set(&provider, "set-2");
-    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-2");
-    sleep(SECOND).await;
-    assert_eq!((provider.current().unwrap().access_token(), source.fetches()), ("set-2", 1));
-    assert_eq!(provider.status().generation, 1);
+    sleep(1050 * MILLISECOND).await;
+    set(&provider, "set-3");
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set-3");
+    sleep(MINUTE).await;
+    assert_eq!((provider.current().unwrap().access_token(), source.fetches()), ("set-3", 1));
 
     // It ends a failure.
     let Scene { provider, .. } = scene().then(Act::Fail(SourceError::rejected("no such key"))).build();
     provider.token().await.unwrap_err();
-    set(&provider, "set-3");
-    assert_eq!(provider.token().await.unwrap().access_token(), "set-3");
+    set(&provider, "set-4");
+    assert_eq!(provider.token().await.unwrap().access_token(), "set-4");
     assert!(provider.status().last_error.is_none());
+}
+
+/// The program sets a token while a challenge is about to replace another one, and the API accepts it.
+#[tokio::test(start_paused = true)]
+async fn set_token_keeps_its_evidence() {
+    let (record, _guard) = Record::start();
+    let Scene { provider, api, service, .. } = scene().with_token().await;
+    let challenged = tokio::spawn({
+        let service = service.clone();
+        async move { service.oneshot(get()).await.unwrap().status() }
+    });
+    sleep(SECOND / 2).await;
+    api.accept("set");
+    provider.set(Token::builder("set").build().unwrap());
+    assert_eq!(challenged.await.unwrap(), StatusCode::OK);
+    sleep(2 * SECOND).await;
+    // Its own revocation heals at once: the API has accepted it.
+    api.revoke_all();
+    api.accept("access-3");
+    assert_eq!(service.oneshot(get()).await.unwrap().status(), StatusCode::OK);
+    let warnings = record.events().into_iter().filter(|event| event.level == tracing::Level::WARN);
+    assert_eq!(warnings.count(), 0);
+}
+
+/// A set token is challenged, and the provider has an older one of a login or of a store.
+#[tokio::test(start_paused = true)]
+async fn challenged_set_token_asks_source() {
+    for has_store in [false, true] {
+        let number = Cell::new(0);
+        let source = source_fn({
+            let number = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(number.take()));
+            move |_| {
+                let number = number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+                async move {
+                    let token =
+                        Token::builder(format!("access-{number}")).refresh_token(format!("refresh-{number}"));
+                    Ok(token.expires_in(HOUR).build()?)
+                }
+            }
+        });
+        let builder = TokenProvider::builder(source).login("refresh-0");
+        let builder = if has_store { builder.store(fleet::MemoryStore::default()) } else { builder };
+        let provider = builder.build().unwrap();
+        assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+        provider.set(Token::builder("set").build().unwrap());
+        let set = provider.token().await.unwrap();
+        let next = provider.refresh(&set).await.unwrap();
+        assert_eq!(next.access_token(), "access-2", "with a store: {has_store}");
+    }
+}
+
+/// A token that is set, or is there at the start, has expired.
+#[tokio::test(start_paused = true)]
+async fn expired_token_is_not_set() {
+    let expired = || Token::builder("old").expires_at(std::time::SystemTime::UNIX_EPOCH).build().unwrap();
+    let Scene { provider, .. } = scene().provider(|builder| builder.initial(expired())).build();
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+    provider.set(expired());
+    assert_eq!(provider.token().await.unwrap().access_token(), "access-1");
+}
+
+/// A user logs in while a client without the layer waits for its next attempt, or its tokens expire within a second.
+#[tokio::test(start_paused = true)]
+async fn with_token_sends_no_old_token() {
+    let source = source_fn(|request| async move {
+        let user = request.refresh_token().unwrap().split('-').next().unwrap().to_owned();
+        let (access, next) = (format!("{user}-access"), format!("{user}-{}", request.reason() as u8));
+        Ok(Token::builder(access).refresh_token(next).expires_in(300 * MILLISECOND).build()?)
+    });
+    let provider = TokenProvider::builder(source).login("alice-0").build().unwrap();
+    let sent = RefCell::new(Vec::new());
+    let answer = |token: Token| {
+        assert!(!token.remaining().unwrap().is_zero(), "{token:?}");
+        sent.borrow_mut().push(token.access_token().to_owned());
+        if sent.borrow().len() == 2 {
+            provider.log_in("bob-0");
+        }
+        async { CHALLENGED }
+    };
+    provider.with_token(answer, is_challenge).await.unwrap();
+    assert_eq!(*sent.borrow(), ["alice-access", "alice-access", "bob-access"]);
+}
+
+/// The current token does not come from the source, or the source is asked for other reasons.
+#[tokio::test(start_paused = true)]
+async fn token_for_asks_source_if_it_has_longer_ones() {
+    let five_minutes = || Token::builder("initial").expires_in(5 * MINUTE).build().unwrap();
+    let Scene { provider, .. } =
+        scene().living(HOUR).provider(|builder| builder.initial(five_minutes())).build();
+    assert_eq!(provider.token_for(30 * MINUTE).await.unwrap().access_token(), "access-1");
+    provider.set(five_minutes());
+    assert_eq!(provider.token_for(30 * MINUTE).await.unwrap().access_token(), "access-2");
+    // Refreshes at the pace of the lifetimes take nothing from the bucket of challenges.
+    let Scene { provider, .. } = scene().living(2 * SECOND).build();
+    for _ in 0..30 {
+        provider.token_for(std::time::Duration::ZERO).await.unwrap();
+        sleep(2 * SECOND).await;
+    }
+    let token = provider.token().await.unwrap();
+    assert_ne!(provider.refresh(&token).await.unwrap().generation(), token.generation());
+    // A reader waits for nobody.
+    let store = std::sync::Arc::new(fleet::MemoryStore::default());
+    let member = TokenProvider::builder(Source::living(20 * SECOND))
+        .store(std::sync::Arc::clone(&store))
+        .build()
+        .unwrap();
+    member.token().await.unwrap();
+    let reader = TokenProvider::reader(store).build().unwrap();
+    let token = reader.token().await.unwrap();
+    assert_eq!(reader.token_for(HOUR).await.unwrap().generation(), token.generation());
 }
 
 /// An SDK has an error type of its own, and looks for what failed beneath it.
