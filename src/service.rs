@@ -133,22 +133,23 @@ impl<S, R> BearerAuth<S, R> {
         };
         let Some((header, token)) = token else {
             return if self.keeps_authorization(request) {
-                self.keep(selected)
+                self.keep(&selected)
             } else {
                 Plan::Obtain(selected)
             };
         };
         match authorize(request.headers_mut(), header, options.existing) {
             Some(Authorized::Layer) => Plan::Send(token.generation, selected),
-            Some(Authorized::Caller) => self.keep(selected),
+            Some(Authorized::Caller) => self.keep(&selected),
             None => Plan::Fail(Error::TooManyHeaders),
         }
     }
 
     /// For a request that keeps the `Authorization` header of its caller.
     #[cold]
-    fn keep(&self, selected: Option<TokenProvider>) -> Plan {
-        Via::new(&self.shared, selected).provider().reporter().authorization_kept();
+    fn keep(&self, selected: &Option<TokenProvider>) -> Plan {
+        let provider = selected.as_ref().unwrap_or(&self.shared.options.providers.default);
+        provider.reporter().authorization_kept();
         Plan::Pass
     }
 
@@ -181,7 +182,7 @@ impl<S, R> BearerAuth<S, R> {
         }
         match authorize(request.headers_mut(), token.header(), options.existing) {
             Some(Authorized::Layer) => Plan::Pass,
-            Some(Authorized::Caller) => self.keep(selected),
+            Some(Authorized::Caller) => self.keep(&selected),
             None => Plan::Fail(Error::TooManyHeaders),
         }
     }
@@ -190,7 +191,7 @@ impl<S, R> BearerAuth<S, R> {
     #[cold]
     fn pass_foreign<B>(&self, request: &Request<B>, selected: Option<TokenProvider>) -> Plan {
         if self.keeps_authorization(request) {
-            return self.keep(selected);
+            return self.keep(&selected);
         }
         let (options, via) = (&self.shared.options, Via::new(&self.shared, selected));
         if !options.is_strict {
@@ -207,7 +208,7 @@ impl<S, R> BearerAuth<S, R> {
     #[cold]
     fn plan_without_provider<B>(&self, request: &Request<B>, error: Error) -> Plan {
         if self.keeps_authorization(request) {
-            return self.keep(None);
+            return self.keep(&None);
         }
         self.shared.options.providers.default.reporter().request_failed(&error);
         Plan::Fail(error)
