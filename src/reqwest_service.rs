@@ -13,17 +13,18 @@ use tower_service::Service;
 use crate::error::{BoxError, Error};
 use crate::future::Redirected;
 use crate::replay::ReplayBody;
+use crate::service::BearerAuth;
 
 /// A [`reqwest::Client`] as the inner service of a layer such as [`BearerAuthLayer`](crate::BearerAuthLayer): it takes
 /// [`http::Request`]s and returns [`http::Response`]s.
 ///
-/// [`ReqwestExt::execute`] sends reqwest's own requests. A body that is `Clone` needs no option of the layer, and any other
+/// [`BearerAuth::execute`] sends reqwest's own requests. A body that is `Clone` needs no option of the layer, and any other
 /// one, such as [`reqwest::Body`], needs [`buffered`](crate::BearerAuthLayer::buffered):
 ///
 /// ```
 /// # use tower_bearer::{StaticToken, TokenProvider};
 /// use tower::ServiceBuilder;
-/// use tower_bearer::{BearerAuthLayer, ReqwestExt, ReqwestService};
+/// use tower_bearer::{BearerAuthLayer, ReqwestService};
 ///
 /// # async fn run(provider: TokenProvider) -> Result<(), Box<dyn std::error::Error>> {
 /// let http = reqwest::Client::new();
@@ -123,9 +124,10 @@ where
     }
 }
 
-/// Sends reqwest's requests by a client that is a tower service, such as a [`ReqwestService`] with layers around it.
-pub trait ReqwestExt: Clone + Send + Sync {
-    /// Sends `request`, as [`reqwest::Client::execute`] does. reqwest's methods read the response.
+impl<S, R> BearerAuth<S, R> {
+    /// Sends `request`, as [`reqwest::Client::execute`] does. reqwest's methods read the response. Feature `reqwest`.
+    ///
+    /// With layers around this service, [`ReqwestExt`] has the method.
     ///
     /// # Errors
     ///
@@ -134,29 +136,50 @@ pub trait ReqwestExt: Clone + Send + Sync {
     /// # Cancel safety
     ///
     /// Dropping the future ends the request. A refresh that is running goes on.
-    fn execute<ResBody>(
-        &self,
-        request: reqwest::Request,
-    ) -> impl Future<Output = Result<reqwest::Response, ExecuteError>> + Send
+    pub async fn execute<ResBody>(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError>
     where
-        // Bounds of the method, not of the trait: then the compiler names what is missing.
-        Self: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>,
-        ResBody: Into<Body>;
-}
-
-impl<S: Clone + Send + Sync> ReqwestExt for S {
-    async fn execute<ResBody>(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError>
-    where
-        S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>,
+        // Bounds of the method: the compiler names what is missing.
+        Self: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>> + Clone,
         ResBody: Into<Body>,
     {
-        let request = Request::try_from(request).map_err(ExecuteError::Reqwest)?;
-        let response = self.clone().oneshot(request).await;
-        response.map(Into::into).map_err(|error| ExecuteError::of(error.into()))
+        execute(self.clone(), request).await
     }
 }
 
-/// Why [`ReqwestExt::execute`] has no response.
+/// Sends reqwest's requests by a client that is a tower service, such as a [`BearerAuth`] over [`ReqwestService`] with layers
+/// around it.
+pub trait ReqwestExt {
+    /// As [`BearerAuth::execute`].
+    fn execute(
+        &self,
+        request: reqwest::Request,
+    ) -> impl Future<Output = Result<reqwest::Response, ExecuteError>> + Send;
+}
+
+impl<S, ResBody> ReqwestExt for S
+where
+    S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync,
+    ResBody: Into<Body>,
+{
+    async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError> {
+        execute(self.clone(), request).await
+    }
+}
+
+async fn execute<S, ResBody>(service: S, request: reqwest::Request) -> Result<reqwest::Response, ExecuteError>
+where
+    S: Service<Request<Body>, Response = Response<ResBody>, Error: Into<BoxError>>,
+    ResBody: Into<Body>,
+{
+    let request = Request::try_from(request).map_err(ExecuteError::Reqwest)?;
+    let response = service.oneshot(request).await;
+    response.map(Into::into).map_err(|error| ExecuteError::of(error.into()))
+}
+
+/// Why [`BearerAuth::execute`] has no response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecuteError {

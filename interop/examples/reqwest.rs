@@ -9,7 +9,7 @@
 
 use serde_json::json;
 use tower::{BoxError, ServiceBuilder};
-use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestExt, ReqwestService, TokenProvider};
+use tower_bearer::{ApiVideo, BearerAuthLayer, ReqwestService, TokenProvider};
 use tower_bearer_testing::AuthServer;
 
 #[tokio::main]

@@ -194,7 +194,8 @@ impl Login {
         let token = state.known.token.clone().filter(|_| state.pending().is_none())?;
         let of = state.known.credential.as_deref().and_then(Credential::token);
         let is_ours = of == credential.token() || self.is_reader();
-        let set = state.more.as_ref().and_then(|more| more.taken.as_ref());
+        // A reader has no source that it could ask instead.
+        let set = state.more.as_ref().and_then(|more| more.taken.as_ref()).filter(|_| !self.is_reader());
         let is_another = previous.into_iter().chain(set).all(|taken| !taken.has_same_access_token(&token));
         let works = !token.is_expired(Instant::now() + LEAST_LIFE);
         (is_ours && is_another && works).then_some(token)

@@ -29,7 +29,7 @@ pub(super) enum Registered {
     Never,
 }
 
-const OUTCOMES: &[&str] = &["published", "transient", "permanent"];
+const OUTCOMES: &[&str] = &["published", "transient", "permanent", "superseded"];
 
 #[rustfmt::skip]
 const METRICS: [Metric; 11] = {

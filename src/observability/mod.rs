@@ -124,7 +124,7 @@
 //!
 //! | name | type, unit | what it is | labels |
 //! |---|---|---|---|
-//! | `tower_bearer_refreshes_total` | counter | Refreshes that have asked the token source, and have ended. | `reason` as above; `outcome`: `published`, `transient`, `permanent` |
+//! | `tower_bearer_refreshes_total` | counter | Refreshes that have asked the token source, and have ended. | `reason` as above; `outcome`: `published`, `transient`, `permanent`, or `superseded` by a token that the program has set |
 //! | `tower_bearer_refresh_duration_seconds` | histogram, seconds | How long a refresh that has asked the token source took. | `outcome` |
 //! | `tower_bearer_source_failures_total` | counter | Attempts of a refresh that failed transiently. | `kind`: `unavailable`, `invalid_response` |
 //! | `tower_bearer_token_expiry_timestamp_seconds` | gauge, seconds | When the current token expires, in seconds since 1970; 0 without a token, +Inf without a lifetime. | |
@@ -183,7 +183,6 @@ pub(crate) fn within<F: Future>(span: Span, future: F) -> impl Future<Output = F
     future
 }
 
-/// A duration as events show it, and records keep it.
 /// Calls a function within a span.
 pub(crate) fn in_span<R>(span: &Span, function: impl FnOnce() -> R) -> R {
     #[cfg(feature = "tracing")]
@@ -192,6 +191,7 @@ pub(crate) fn in_span<R>(span: &Span, function: impl FnOnce() -> R) -> R {
     function()
 }
 
+/// A duration as events show it, and records keep it.
 pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }

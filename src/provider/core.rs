@@ -26,8 +26,7 @@ use super::state::{AskedAt, Ended, NotEnded, Refresh, State};
 use super::status::Status;
 use crate::error::{Error, SourceError};
 use crate::login::Login;
-use crate::observability;
-use crate::observability::{Reporter, TokenLeft};
+use crate::observability::{self, Reporter, TokenLeft};
 use crate::origins::AllowedOrigins;
 use crate::retry_budget::RetryBudget;
 use crate::source::RefreshReason;
@@ -164,8 +163,8 @@ impl Core {
                     Need::Other { challenge, by_program, .. } => {
                         (challenge.clone(), *by_program && *reason == RefreshReason::Challenged)
                     }
-                    // Only for one that works: any other refresh is paced by the lifetimes of the tokens.
-                    Need::Lasting(_) => (None, current.as_ref().is_some_and(|token| !token.is_expired(now))),
+                    // Only if a token works for too short: any other refresh is paced by the lifetimes of the tokens.
+                    Need::Lasting(_) => (None, *reason == RefreshReason::Expired && self.current().is_some()),
                     _ => (None, false),
                 };
                 state.runtime = runtime.map(Handle::id);
@@ -175,6 +174,7 @@ impl Core {
             }
             _ => return Some((decision, None)),
         };
+        state.is_joined |= !is_background;
         if reason == RefreshReason::Challenged {
             self.mark_expiring(&state, now);
         }
@@ -202,6 +202,7 @@ impl Core {
         let accepted = self.accepted.load(Ordering::Relaxed);
         let ended = state.finish(refresh, outcome, asked, accepted, &self.config, now)?;
         match &ended.outcome {
+            _ if ended.is_superseded => {}
             Ok(token) => {
                 if ended.is_same && refresh.reason == RefreshReason::Challenged {
                     // That the token was accepted before the challenge does not say that it is accepted now.
@@ -286,17 +287,19 @@ impl Core {
 
     /// Publishes a token that the program has, in place of what a running refresh brings. Callers that wait for that get it.
     pub(super) fn set(&self, token: Token) {
-        let now = Instant::now();
-        if token.is_expired(now + LEAST_LIFE) {
+        let is_current = |current: Token| current.has_same_access_token(&token);
+        if token.is_expired(Instant::now() + LEAST_LIFE) || self.published().is_some_and(is_current) {
             return;
         }
         self.login.token_was_set();
         let (token, before, sender, number, _dropped_unlocked) = {
             let mut state = self.state();
             let before = state.newest.clone();
-            let (token, _, failure) = state.take(token.without_refresh_token(), now, &self.config, now);
+            // Under the lock: what a refresh asks for later is newer.
+            let (token, sender, failure) =
+                state.set(token.without_refresh_token(), &self.config, Instant::now());
             let replaced = self.publish(&state, Some(token.clone()));
-            (token, before, state.supersede(), state.started(), (replaced, failure))
+            (token, before, sender, state.started(), (replaced, failure))
         };
         self.changed();
         self.report_expiry();
@@ -363,8 +366,7 @@ impl Core {
         }
     }
 
-    /// Whether a refresh is running, as far as can be known: one that is past its deadline is on a runtime that nobody
-    /// drives.
+    /// Whether a refresh is running, as far as is known: nobody drives the runtime of one that is past its deadline.
     pub(super) fn is_busy(&self) -> bool {
         self.state().running.as_ref().is_some_and(|refresh| Instant::now() <= refresh.deadline)
     }
@@ -389,7 +391,7 @@ impl Core {
 
     pub(super) fn status(&self) -> Status {
         let status = self.state().status(self.published().as_ref(), Instant::now());
-        // Without the state's lock, so that there is no order between it and the store's.
+        // Without the state's lock: there is no order between it and the store's.
         Status { store: self.login.store_status(), ..status }
     }
 }

@@ -163,7 +163,7 @@ impl TokenProvider {
     /// one.
     ///
     /// If the current one is not valid for so long, this waits for another one. The result is the current token if the
-    /// source has just given one that lives shorter, if the bucket of [challenges](Self#rules), from which each such
+    /// newest one of the source has never been valid for so long, if the bucket of [challenges](Self#rules), from which each such
     /// refresh takes one, is empty, or of a [reader](Self::reader), which does not refresh.
     ///
     /// # Errors
@@ -176,14 +176,18 @@ impl TokenProvider {
     pub async fn token_for(&self, min_remaining: Duration) -> Result<Token, Error> {
         // A reader can only wait for its publisher, which refreshes when the token is expiring.
         let need = if self.core().login.is_reader() { Need::Any } else { Need::Lasting(min_remaining) };
+        self.obtain(need.clone()).await?;
+        // That of a store, or one that was set, may not be valid for long enough.
         self.obtain(need).await
     }
 
     /// Uses `token` from now on, which the program got in another way, until it is expiring or is challenged. A token that
-    /// has expired, or expires within 100 ms, is ignored.
+    /// has expired, or expires within 100 ms, is ignored, and so is the current one.
     ///
-    /// Callers that wait for a refresh get it, and the result of a refresh that is running is not used. An event reports it
-    /// as a published token, in a span with the reason `set` ([`observability`](crate::observability)).
+    /// Callers that wait for a refresh get it. A refresh that is running goes on to its end, and changes nothing, unless
+    /// callers wait for another token by then: for these the source is asked once more. What a user's login was granted
+    /// meanwhile is kept for the next refresh. An event reports the token as a published one, in a span with the reason
+    /// `set` ([`observability`](crate::observability)).
     ///
     /// It is the token of this process only: a [store](TokenProviderBuilder::store) does not get it, and the token in the
     /// store counts as one of the source. Its refresh token is not used: [`log_in`](Self::log_in) takes one.

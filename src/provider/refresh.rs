@@ -63,7 +63,7 @@ pub(super) fn obtain(core: &Arc<Core>, need: Need) -> Waiting {
 fn start(core: &Arc<Core>, refresh: Arc<Refresh>, runtime: Option<Handle>) {
     // Made before foreign code runs: if that panics, the task is dropped, and its drop ends the refresh. Otherwise its
     // waiters would wait for it until its deadline.
-    let asked = AskedAt { at: refresh.started_at, logins: core.state().logins };
+    let asked = core.state().asked_at(refresh.started_at);
     let task = RefreshTask { core: Arc::clone(core), asked, refresh };
     core.changed();
     let Some(runtime) = runtime else { return };
@@ -87,7 +87,7 @@ impl RefreshTask {
             let mut last_error = None;
             let outcome = timeout_at(deadline, self.attempt(&mut last_error)).await;
             let timed_out = || last_error.unwrap_or(Error::TimedOut(self.core.config.refresh_timeout));
-            if self.finish(outcome.unwrap_or_else(|_| Err(timed_out()))) != Err(NotEnded::HasNewLogin) {
+            if self.finish(outcome.unwrap_or_else(|_| Err(timed_out()))) != Err(NotEnded::AsksAgain) {
                 return;
             }
         }
@@ -96,8 +96,10 @@ impl RefreshTask {
     /// Asks the source until it gives a token, fails permanently, or has failed too often.
     async fn attempt(&mut self, last_error: &mut Option<Error>) -> Outcome {
         let (core, refresh) = (&self.core, &self.refresh);
+        // The program may have set one since the refresh was started.
+        let previous = core.state().newest.clone();
         let request =
-            TokenRequest::of(refresh.previous.as_ref(), &refresh.current_reason, refresh.challenge.as_ref());
+            TokenRequest::of(previous.as_ref(), &refresh.current_reason, refresh.challenge.as_ref());
         let retries = core.config.retry.retries();
         let mut attempt = 0_u32;
         loop {
@@ -112,7 +114,10 @@ impl RefreshTask {
             // A runtime that is driven again after the deadline finds another refresh in place of this one.
             let may_ask = {
                 let state = core.state();
-                self.asked = AskedAt { at: Instant::now(), logins: state.logins };
+                if state.is_superseded(self.asked) {
+                    return Err(Error::Interrupted);
+                }
+                self.asked = state.asked_at(Instant::now());
                 state.is_running(refresh) && self.asked.at < refresh.deadline
             };
             if !may_ask {
@@ -130,8 +135,12 @@ impl RefreshTask {
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
-            if core.state().logins != self.asked.logins {
-                // It says nothing of the login that has begun.
+            let is_other = {
+                let state = core.state();
+                (state.logins, state.sets) != (self.asked.logins, self.asked.sets)
+            };
+            if is_other {
+                // It says nothing of the login that has begun, or of the token that was set.
                 continue;
             }
             let delay = core.back_off(refresh, &error);
@@ -152,10 +161,12 @@ impl RefreshTask {
         let (core, refresh) = (&self.core, &self.refresh);
         // The token is published before the waiters wake: otherwise one of them could read the old token, and start
         // another refresh. Their sender is a local: if a subscriber or a waker panics, its drop interrupts them.
-        let Ended { outcome, is_same, sender, .. } = core.finish(refresh, outcome, self.asked)?;
+        let Ended { outcome, is_same, is_superseded, sender, .. } =
+            core.finish(refresh, outcome, self.asked)?;
         core.changed();
         let (reporter, took) = (core.reporter(), refresh.started_at.elapsed());
         let label = match &outcome {
+            _ if is_superseded => "superseded",
             Ok(token) => {
                 core.report_expiry();
                 reporter.published(token, took, is_same, refresh.reason == RefreshReason::Challenged);

@@ -35,6 +35,10 @@ pub(super) struct State {
     asked_at: Option<Instant>,
     /// Whether the newest token was obtained from the source, by this process.
     pub(super) is_from_source: bool,
+    /// How many tokens the program has set.
+    pub(super) sets: u32,
+    /// Whether a caller has waited for the running refresh since then.
+    pub(super) is_joined: bool,
     pub(super) running: Option<Arc<Refresh>>,
     /// Those who wait for the running refresh. Another in its place inherits them.
     pub(super) waiters: Option<Box<(Sender, Waiter)>>,
@@ -86,6 +90,7 @@ impl Refresh {
 pub(super) struct AskedAt {
     pub(super) at: Instant,
     pub(super) logins: u32,
+    pub(super) sets: u32,
 }
 
 /// What the end of a refresh has changed.
@@ -93,6 +98,8 @@ pub(super) struct Ended {
     pub(super) outcome: Outcome,
     /// Whether the access token is the one before.
     pub(super) is_same: bool,
+    /// Whether the program has set a token meanwhile, so that nothing has changed.
+    pub(super) is_superseded: bool,
     /// For the waiters.
     pub(super) sender: Option<Sender>,
     /// The error before, to be dropped without the lock.
@@ -104,8 +111,8 @@ pub(super) struct Ended {
 pub(super) enum NotEnded {
     /// It has ended before, or another one has replaced it, and the source was asked for the current token later.
     HasEnded,
-    /// A login has begun since the source was asked: its answer is not used, and it is asked again.
-    HasNewLogin,
+    /// A login has begun, or a token was set, since the source was asked: its answer is not used, and it is asked again.
+    AsksAgain,
 }
 
 impl State {
@@ -178,21 +185,27 @@ impl State {
     ) -> Result<Ended, NotEnded> {
         let is_running = self.is_running(refresh);
         let is_answer = matches!(outcome, Ok(_) | Err(Error::Source(_)));
+        if is_running && self.is_superseded(asked) {
+            if outcome.is_ok() {
+                self.charge(refresh, accepted, config, now);
+            }
+            self.running = None;
+            self.waiters = None;
+            let outcome = self.newest.clone().ok_or(Error::Interrupted);
+            return Ok(Ended { outcome, is_same: false, is_superseded: true, sender: None, _replaced: None });
+        }
+        let is_other = asked.logins != self.logins || asked.sets != self.sets;
         let (outcome, is_same, replaced) = match outcome {
-            _ if is_answer && asked.logins != self.logins => {
+            _ if is_answer && is_other => {
                 let may_ask = is_running && now < refresh.deadline;
                 if may_ask || !is_running {
-                    return Err(if may_ask { NotEnded::HasNewLogin } else { NotEnded::HasEnded });
+                    return Err(if may_ask { NotEnded::AsksAgain } else { NotEnded::HasEnded });
                 }
                 let replaced = self.fail(refresh, &Error::Interrupted, config, now);
                 (Err(Error::Interrupted), false, replaced)
             }
             Ok(token) if is_running || self.asked_at < Some(asked.at) => {
-                if refresh.reason == RefreshReason::Challenged || refresh.by_program {
-                    let was_accepted = self.generation() == accepted;
-                    let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
-                    pace.charge(now, was_accepted, refresh.by_program);
-                }
+                self.charge(refresh, accepted, config, now);
                 let (token, is_same, failure) = self.take(token, asked.at, config, now);
                 self.is_from_source = refresh.has_asked();
                 (Ok(token), is_same, failure.map(|failure| failure.error))
@@ -204,14 +217,46 @@ impl State {
             _ => return Err(NotEnded::HasEnded),
         };
         self.running.take_if(|_| is_running);
-        Ok(Ended { outcome, is_same, sender: self.renew_waiters(), _replaced: replaced })
+        Ok(Ended {
+            outcome,
+            is_same,
+            is_superseded: false,
+            sender: self.renew_waiters(),
+            _replaced: replaced,
+        })
     }
 
-    /// The program has set a token: a refresh that is running ends without a result. Returns what wakes those who wait.
-    pub(super) fn supersede(&mut self) -> Option<Sender> {
-        self.running = None;
-        self.is_from_source = false;
-        self.renew_waiters()
+    /// Charges a token to the pace of challenges, if one has started its refresh.
+    fn charge(&mut self, refresh: &Refresh, accepted: u32, config: &ProviderOptions, now: Instant) {
+        if refresh.reason == RefreshReason::Challenged || refresh.by_program {
+            let was_accepted = self.generation() == accepted;
+            let pace = self.pace.get_or_insert_with(|| Box::new(Pace::new(config.cool_down)));
+            pace.charge(now, was_accepted, refresh.by_program);
+        }
+    }
+
+    /// Takes a token that the program has set. What a running refresh was asked for before is not used. Returns the token as it
+    /// is published, what wakes those who wait, and what has to be dropped without the lock.
+    pub(super) fn set(
+        &mut self,
+        token: Token,
+        config: &ProviderOptions,
+        now: Instant,
+    ) -> (Token, Option<Sender>, Option<Box<Failure>>) {
+        self.sets = self.sets.wrapping_add(1);
+        (self.is_joined, self.is_from_source) = (false, false);
+        let (token, _, failure) = self.take(token, now, config, now);
+        (token, self.renew_waiters(), failure)
+    }
+
+    /// Whether a token was set since the source was asked then, and nobody has waited for another one since.
+    pub(super) fn is_superseded(&self, asked: AskedAt) -> bool {
+        asked.sets != self.sets && !self.is_joined
+    }
+
+    /// What a refresh knows that asks the source now.
+    pub(super) fn asked_at(&self, at: Instant) -> AskedAt {
+        AskedAt { at, logins: self.logins, sets: self.sets }
     }
 
     /// The number of the newest refresh.

@@ -32,8 +32,7 @@ impl TokenProvider {
     /// is paced as one of [`refresh`](Self::refresh). The program must send the token only to the
     /// [origins](crate::AllowedOrigins) that it is meant for. The metrics of challenges do not count it.
     ///
-    /// A challenge is kept until there is another token, since it is the result if there is none, and is dropped before
-    /// the next call of `send`. If it keeps a connection, the token source must not need the same one.
+    /// A challenge is kept until the next call of `send`, since it is the result if there is no other token. If it keeps a connection, the token source must not need the same one.
     ///
     /// # Errors
     ///

@@ -208,6 +208,60 @@ async fn set_token_reaches_those_who_wait() {
     assert!(provider.status().last_error.is_none());
 }
 
+/// The program sets tokens beside a source that hangs: refreshes add up, or a shutdown does not wait for the running one.
+#[tokio::test(start_paused = true)]
+async fn set_starts_no_second_refresh() {
+    let Scene { provider, source, .. } = scene().then(Act::Hang).build();
+    for number in 0..100 {
+        let waiting = tokio::spawn({
+            let provider = provider.clone();
+            async move { provider.token().await }
+        });
+        sleep(50 * MILLISECOND).await;
+        let short = Token::builder(format!("set-{number}")).expires_in(150 * MILLISECOND).build().unwrap();
+        provider.set(short);
+        waiting.await.unwrap().unwrap();
+        sleep(200 * MILLISECOND).await;
+    }
+    assert_eq!(source.fetches(), 1);
+
+    let Scene { provider, .. } = scene().build();
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(SECOND / 4).await;
+    provider.set(Token::builder("set").build().unwrap());
+    assert!(provider.status().refreshing);
+    let begun = Instant::now();
+    provider.shutdown().await;
+    assert_eq!(begun.elapsed(), SECOND * 3 / 4);
+    assert_eq!(waiting.await.unwrap().unwrap().access_token(), "set");
+}
+
+/// A caller cannot use the token that was set while a refresh was running.
+#[tokio::test(start_paused = true)]
+async fn source_is_asked_again_after_set() {
+    let Scene { provider, source, .. } = scene().build();
+    let waiting = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.token().await }
+    });
+    sleep(SECOND / 4).await;
+    provider.set(Token::builder("set").build().unwrap());
+    let set = waiting.await.unwrap().unwrap();
+    let next = provider.refresh(&set).await.unwrap();
+    // The answer to the first question is older than the token that was set.
+    assert_eq!((next.access_token(), source.fetches()), ("access-2", 2));
+    // The current token again changes nothing.
+    let begun = Instant::now();
+    let (refreshed, ()) = tokio::join!(provider.refresh(&next), async {
+        sleep(SECOND / 4).await;
+        provider.set(Token::builder("access-2").build().unwrap());
+    });
+    assert_eq!((refreshed.unwrap().access_token(), begun.elapsed()), ("access-3", SECOND));
+}
+
 /// The program sets a token while a challenge is about to replace another one, and the API accepts it.
 #[tokio::test(start_paused = true)]
 async fn set_token_keeps_its_evidence() {
@@ -306,6 +360,14 @@ async fn token_for_asks_source_if_it_has_longer_ones() {
     }
     let token = provider.token().await.unwrap();
     assert_ne!(provider.refresh(&token).await.unwrap().generation(), token.generation());
+    // That of a store may be too short.
+    let store = std::sync::Arc::new(fleet::MemoryStore::default());
+    let member =
+        || TokenProvider::builder(Source::living(HOUR)).store(std::sync::Arc::clone(&store)).build().unwrap();
+    member().token().await.unwrap();
+    advance(50 * MINUTE).await;
+    let left = member().token_for(30 * MINUTE).await.unwrap().remaining().unwrap();
+    assert!(left > 30 * MINUTE, "{left:?}");
     // A reader waits for nobody.
     let store = std::sync::Arc::new(fleet::MemoryStore::default());
     let member = TokenProvider::builder(Source::living(20 * SECOND))
