@@ -102,7 +102,7 @@ pub(super) struct Ended {
     pub(super) is_superseded: bool,
     /// For the waiters.
     pub(super) sender: Option<Sender>,
-    /// The error before, to be dropped without the lock.
+    /// An error that is not used any more, to be dropped without the lock.
     pub(super) _replaced: Option<Error>,
 }
 
@@ -191,8 +191,14 @@ impl State {
             }
             self.running = None;
             self.waiters = None;
-            let outcome = self.newest.clone().ok_or(Error::Interrupted);
-            return Ok(Ended { outcome, is_same: false, is_superseded: true, sender: None, _replaced: None });
+            let (newest, replaced) = (self.newest.clone().ok_or(Error::Interrupted), outcome.err());
+            return Ok(Ended {
+                outcome: newest,
+                is_same: false,
+                is_superseded: true,
+                sender: None,
+                _replaced: replaced,
+            });
         }
         let is_other = asked.logins != self.logins || asked.sets != self.sets;
         let (outcome, is_same, replaced) = match outcome {

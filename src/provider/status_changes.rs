@@ -24,10 +24,10 @@ impl StatusChanges {
 
     /// Waits for the next change, and returns the status after it. Changes in quick succession count as one.
     ///
-    /// These are changes: a refresh starts, fails an attempt, or ends; the token is invalidated; the
+    /// These are changes: a refresh starts, fails an attempt, or ends; the token is set or invalidated; a user logs in; the
     /// provider is shut down. Expiry alone does not send a notification.
     ///
-    /// `None` if no change can follow: the provider was shut down or its last handle dropped, and no refresh is
+    /// `None` if no change by itself can follow: the provider was shut down or its last handle dropped, and no refresh is
     /// running.
     ///
     /// # Cancel safety
