@@ -63,7 +63,7 @@ impl Provider {
                     Ok(Token::builder(format!("access-{fetch}")).build().unwrap())
                 };
                 let ended = {
-                    let asked = AskedAt { at: refresh.started_at, logins: 0 };
+                    let asked = AskedAt { at: refresh.started_at, logins: 0, sets: 0 };
                     self.core.finish(&refresh, outcome, asked).unwrap()
                 };
                 let _ = ended.sender.unwrap().send(ended.outcome.clone());
