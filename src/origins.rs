@@ -78,8 +78,7 @@ impl AllowedOrigins {
     ///
     /// [`Error::InvalidOption`] unless it is `http` or `https`, and has a host without a wildcard and a valid port.
     pub fn of(uri: &Uri) -> Result<Self, Error> {
-        Origin::checked(uri)?;
-        Ok(Self::origin_of(uri))
+        Ok(Self(Allowed::Origins(Arc::new([Origin::checked(uri)?]))))
     }
 
     /// Allows every `https` origin, and `http` on loopback (`localhost`, 127.0.0.0/8, `::1`).

@@ -103,8 +103,8 @@ events! { of provider
     not_retrying(token: u32, reason: &'static str) DEBUG
         { generation = token, reason } "not retrying; returning the challenge"
         counts "tower_bearer_challenges_total" "outcome" = reason;
-    body_not_replayed(token: u32, reason: &'static str, limit: usize, is_news: bool) WARN if is_news { generation = token, reason, limit }
-        "the request body cannot be sent again; returning the challenge"
+    body_not_replayed(token: u32, reason: &'static str, limit: usize, is_news: bool) WARN if is_news
+        { generation = token, reason, limit } "the request body cannot be sent again; returning the challenge"
         counts "tower_bearer_challenges_total" "outcome" = reason;
     not_refreshing(token: &Token, repeated: Option<u64>, is_news: bool) WARN if is_news
         { generation = token.generation(), repeated } "the API challenges new tokens too; not asking the source";

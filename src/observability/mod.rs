@@ -103,11 +103,11 @@
 //!
 //! # Many tenants
 //!
-//! With `TokenProviders` (feature `tenants`), the field `provider` has the name that the factory gave
-//! the tenant's [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a
-//! secret. A tenant's new token is a DEBUG event. An INFO event of the group has their number: with the first one, and then with
-//! the first one after each minute. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each tenant that
-//! needs a token.
+//! With `TokenProviders` (feature `tenants`), the field `provider` has the name that the factory gave the tenant's
+//! [builder](crate::TokenProviderBuilder::name), or the group's name. It never has the key, which may be a secret. A tenant's
+//! new token is a DEBUG event. An INFO event of the group has their number: with the first one, and then with the first one
+//! after each minute. What repeats is counted for each tenant: an outage of the auth endpoint takes a few lines for each
+//! tenant that needs a token.
 //!
 //! The metrics of all tenants have the label of their group, so that the number of series does not depend on the number of
 //! tenants (`TokenProvidersBuilder::metrics_by_provider` changes that). A group has no

@@ -135,11 +135,7 @@ impl RefreshTask {
                 Err(error) if !error.is_transient() => return Err(error.into()),
                 Err(error) => error,
             };
-            let is_other = {
-                let state = core.state();
-                (state.logins, state.sets) != (self.asked.logins, self.asked.sets)
-            };
-            if is_other {
+            if core.state().has_changed_since(self.asked) {
                 // It says nothing of the login that has begun, or of the token that was set.
                 continue;
             }

@@ -200,9 +200,8 @@ impl State {
                 _replaced: replaced,
             });
         }
-        let is_other = asked.logins != self.logins || asked.sets != self.sets;
         let (outcome, is_same, replaced) = match outcome {
-            _ if is_answer && is_other => {
+            _ if is_answer && self.has_changed_since(asked) => {
                 let may_ask = is_running && now < refresh.deadline;
                 if may_ask || !is_running {
                     return Err(if may_ask { NotEnded::AsksAgain } else { NotEnded::HasEnded });
@@ -253,6 +252,11 @@ impl State {
         (self.is_joined, self.is_from_source) = (false, false);
         let (token, _, failure) = self.take(token, now, config, now);
         (token, self.renew_waiters(), failure)
+    }
+
+    /// Whether a login has begun, or a token was set, since the source was asked then.
+    pub(super) fn has_changed_since(&self, asked: AskedAt) -> bool {
+        (asked.logins, asked.sets) != (self.logins, self.sets)
     }
 
     /// Whether a token was set since the source was asked then, and nobody has waited for another one since.
