@@ -1047,7 +1047,8 @@ async fn each_answer_decides_about_refresh_token() {
         (401, r#"{"detail":"Invalid token","title":"invalid_client"}"#, Client(Rejected)),
         (200, r#"{"error":"invalid_grant","refresh_token":"canary"}"#, Ended),
         (302, "", Client(Configuration)),
-        (400, "", Outage),
+        // Glewlwyd.
+        (400, "", Doubt),
         (400, "<html>", Outage),
         (401, "error code: 1010", Outage),
         (200, "[]", Outage),

@@ -39,8 +39,8 @@ const SANDBOX: &str = "https://sandbox.api.video";
 /// | response to the refresh token | what follows |
 /// |---|---|
 /// | 408, 425, 429, a 4xx with `Retry-After`, or the request was not sent | it is not spent: it is presented again after the backoff |
-/// | any other 4xx with JSON; 404, 405, 410, 415; an empty 401 or 403; a redirect | it is rejected: the API key is used |
-/// | everything else, such as a 5xx, an empty 400, a page, or a response that is lost or late | it may be spent: it is presented once more after the backoff, then the API key is used |
+/// | any other 4xx with JSON; 404, 405, 410, 415; an empty 400, 401 or 403; a redirect | it is rejected: the API key is used |
+/// | everything else, such as a 5xx, a page, or a response that is lost or late | it may be spent: it is presented once more after the backoff, then the API key is used |
 ///
 /// A refresh endpoint that always fails thus costs at most one authentication per token. With the default client, it is
 /// known exactly whether a request was sent. With [another one](TokenClient::with_service), a request counts as sent

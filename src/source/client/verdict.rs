@@ -141,7 +141,6 @@ impl Verdict {
             (400..=499, _) if asks_for_delay => Self::new(Unavailable, Unspent),
             (404 | 405 | 410 | 415, _) if is_fields => Self::new(Configuration, Doubtful),
             (300..=399 | 404 | 405 | 410 | 415, _) => Self::new(Configuration, Unspent),
-            (400, _) if content == Content::Empty => Self::new(Refused, Unclear),
             (400..=499, _) if is_fields => Self::new(Refused, Doubtful),
             (400 | 401 | 403, _) if content != Content::Other => Self::new(Refused, Doubtful),
             (200..=299, _) if has_error => Self::new(Refused, Doubtful),
