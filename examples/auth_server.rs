@@ -65,7 +65,7 @@ revoke                      revoke all access tokens
 logout                      end all logins
 login                       print the refresh token of a new login
 fault ROUTE KIND [always]   inject a fault into the next request to ROUTE, or into all
-                            ROUTE: api-key, refresh, token, metadata, api
+                            ROUTE: api-key, refresh, authorize, token, metadata, api
                             KIND: a status, delay=MS, hang, reset, lose, truncate, drip=MS
 clear                       remove all faults
 counters                    print the number of calls of each kind
@@ -171,9 +171,14 @@ fn route(name: &str) -> Result<Route, String> {
         "api-key" => Route::ApiKeyGrant,
         "refresh" => Route::RefreshGrant,
         "token" => Route::OAuthToken,
+        "authorize" => Route::OAuthAuthorization,
         "metadata" => Route::Metadata,
         "api" => Route::Api,
-        _ => return Err(format!("ROUTE must be api-key, refresh, token, metadata or api, got {name}")),
+        _ => {
+            return Err(format!(
+                "ROUTE must be api-key, refresh, authorize, token, metadata or api, got {name}"
+            ));
+        }
     })
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Route,
+    authorization::Authorization,
     credential::Credential,
     faults::Faults,
     jwt::TrustedKey,
@@ -33,6 +34,8 @@ pub struct Counters {
     pub refresh_grants: u64,
     /// `POST /auth/refresh` that were rejected because the refresh token is spent or unknown.
     pub rejected_refresh_tokens: u64,
+    /// `POST /oauth/token` that returned the first tokens of a login for a code.
+    pub authorization_code_grants: u64,
     /// `POST /oauth/token` that returned a token for the client's credentials.
     pub client_credentials_grants: u64,
     /// `POST /oauth/token` that returned a token for a refresh token.
@@ -93,6 +96,8 @@ pub(super) struct Authority {
     /// The `jti` of each client assertion that was accepted.
     pub(super) seen_jtis: HashSet<String>,
     pub(super) logins: Logins,
+    /// The codes that were not exchanged yet.
+    pub(super) codes: HashMap<String, Authorization>,
     /// The newest forms of token requests, without their secrets.
     pub(super) token_requests: VecDeque<Vec<(String, String)>>,
     /// The valid access tokens, and those that have expired since the last grant.
@@ -171,6 +176,7 @@ impl Authority {
             trusted_key: TrustedKey::generate(),
             seen_jtis: HashSet::new(),
             logins: Logins::new(),
+            codes: HashMap::new(),
             token_requests: VecDeque::new(),
             access_tokens: HashMap::new(),
             upload_tokens: HashMap::new(),

@@ -13,6 +13,8 @@ pub enum Route {
     ApiKeyGrant,
     /// `POST /auth/refresh`
     RefreshGrant,
+    /// `GET /oauth/authorize`
+    OAuthAuthorization,
     /// `POST /oauth/token`
     OAuthToken,
     /// `GET /.well-known/oauth-authorization-server`

@@ -54,6 +54,7 @@
 //! |---|---|
 //! | `POST /auth/api-key` `{"apiKey"}` | returns a token; ends the account's refresh token before it |
 //! | `POST /auth/refresh` `{"refreshToken"}` | returns a token; spends the refresh token |
+//! | `GET /oauth/authorize` | redirects with a code, as if a user had agreed |
 //! | `POST /oauth/token` | the OAuth 2.0 token endpoint, see below |
 //! | `GET /.well-known/oauth-authorization-server` | returns the metadata (RFC 8414) |
 //! | `GET /videos` | returns a page of the videos of the account: `currentPage`, `pageSize`, `sortBy`, `sortOrder`, and the filters `title`, `description`, `tags[]` and `metadata[key]` |
@@ -87,6 +88,7 @@
 //!
 //! | `grant_type` | what it needs | client |
 //! |---|---|---|
+//! | `authorization_code` | a code of the authorization endpoint, with its redirect URI on loopback and the code verifier (RFC 7636, `S256`); begins a login | authenticated, or its ID only |
 //! | `client_credentials` | | authenticated |
 //! | `refresh_token` | a refresh token of a [login](AuthServer::log_in), which is spent and replaced by the next one of its family; a spent one that is used again revokes the family | authenticated, or its ID only |
 //! | `urn:ietf:params:oauth:grant-type:token-exchange` (RFC 8693) | a subject token: a JWT (`…:jwt`, `…:id_token`), or an access token of this server (`…:access_token`) | authenticated |
@@ -101,6 +103,7 @@
 
 mod api_video;
 mod authority;
+mod authorization;
 mod builder;
 mod connection;
 mod credential;
@@ -235,7 +238,7 @@ impl AuthServer {
 
     /// Returns what the login of a user gives: the first refresh token of a family. It belongs to the OAuth 2.0 client.
     pub fn log_in(&self) -> String {
-        self.server.authority().logins.start()
+        self.server.authority().logins.start().1
     }
 
     /// Returns the certificate that clients have to trust, in DER. `None` without TLS.

@@ -38,10 +38,11 @@ impl Logins {
         Self { rotate: true, grace: Duration::ZERO, started: 0, refresh_tokens: HashMap::new() }
     }
 
-    /// Starts a login. Returns its first refresh token.
-    pub(super) fn start(&mut self) -> String {
+    /// Starts a login. Returns it with its first refresh token.
+    pub(super) fn start(&mut self) -> (Login, String) {
         self.started += 1;
-        self.add(Login(self.started))
+        let login = Login(self.started);
+        (login, self.add(login))
     }
 
     /// Returns the login of a refresh token, and the token's successor if tokens rotate.

@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 
 use super::{
     authority::{Authority, Granted},
+    authorization::AUTHORIZATION_PATH,
     logins::Rejected,
 };
 
 pub(super) const TOKEN_PATH: &str = "/oauth/token";
 pub(super) const METADATA_PATH: &str = "/.well-known/oauth-authorization-server";
 
+const AUTHORIZATION_CODE: &str = "authorization_code";
 const CLIENT_CREDENTIALS: &str = "client_credentials";
 const REFRESH_TOKEN: &str = "refresh_token";
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -25,8 +27,16 @@ const JWT_TYPES: [&str; 2] =
     ["urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"];
 
 /// The parameters that are not recorded.
-const SECRETS: [&str; 6] =
-    ["client_secret", "client_assertion", "assertion", "refresh_token", "subject_token", "actor_token"];
+const SECRETS: [&str; 8] = [
+    "client_secret",
+    "client_assertion",
+    "assertion",
+    "code",
+    "code_verifier",
+    "refresh_token",
+    "subject_token",
+    "actor_token",
+];
 
 /// The number of token requests that are recorded.
 const RECORDED: usize = 64;
@@ -38,7 +48,7 @@ pub(super) struct TokenError {
     pub(super) description: String,
 }
 
-fn error<T>(code: &'static str, description: impl Into<String>) -> Result<T, TokenError> {
+pub(super) fn error<T>(code: &'static str, description: impl Into<String>) -> Result<T, TokenError> {
     Err(TokenError { code, description: description.into() })
 }
 
@@ -71,13 +81,15 @@ impl Authority {
         self.counters.metadata_requests += 1;
         json!({
             "issuer": self.issuer,
+            "authorization_endpoint": format!("{}{AUTHORIZATION_PATH}", self.issuer),
             "token_endpoint": self.token_endpoint(),
-            "grant_types_supported": [CLIENT_CREDENTIALS, REFRESH_TOKEN, TOKEN_EXCHANGE, JWT_BEARER],
+            "grant_types_supported": [AUTHORIZATION_CODE, CLIENT_CREDENTIALS, REFRESH_TOKEN, TOKEN_EXCHANGE, JWT_BEARER],
             "token_endpoint_auth_methods_supported":
                 ["client_secret_basic", "client_secret_post", "private_key_jwt", "none"],
             "token_endpoint_auth_signing_alg_values_supported": ["ES256"],
-            // Required, and there is no authorization endpoint.
-            "response_types_supported": [],
+            "response_types_supported": ["code"],
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": true,
         })
     }
 
@@ -87,7 +99,7 @@ impl Authority {
         headers: &HeaderMap,
         body: Option<&[u8]>,
     ) -> Result<Granted, TokenError> {
-        let granted = Form::parse(headers, body).and_then(|form| {
+        let granted = Form::of_request(headers, body).and_then(|form| {
             self.record(&form);
             self.grant_for(headers, &form)
         });
@@ -111,6 +123,10 @@ impl Authority {
         let client = self.client(headers, form)?;
         form.check_targets()?;
         match form.required("grant_type")? {
+            AUTHORIZATION_CODE => {
+                client.at_least(Client::Public)?;
+                self.exchange_code(form)
+            }
             CLIENT_CREDENTIALS => {
                 client.at_least(Client::Authenticated)?;
                 self.counters.client_credentials_grants += 1;
@@ -233,11 +249,11 @@ impl Authority {
     }
 }
 
-/// The parameters of a token request that have a value.
-struct Form(Vec<(String, String)>);
+/// The parameters of a request that have a value.
+pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    fn parse(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Self, TokenError> {
+    fn of_request(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Self, TokenError> {
         let content_type =
             headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
@@ -246,8 +262,12 @@ impl Form {
         else {
             return error("invalid_request", "The request is not a form.");
         };
+        Self::parse(body)
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Result<Self, TokenError> {
         let mut form = Self(Vec::new());
-        for (name, value) in form_urlencoded::parse(body).into_owned() {
+        for (name, value) in form_urlencoded::parse(text).into_owned() {
             // RFC 8693 §2.1: only these two can be repeated.
             if !["resource", "audience"].contains(&name.as_str()) && form.get(&name).is_some() {
                 return error("invalid_request", "A parameter is repeated.");
@@ -260,17 +280,17 @@ impl Form {
         Ok(form)
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
     }
 
-    fn required(&self, name: &str) -> Result<&str, TokenError> {
+    pub(super) fn required(&self, name: &str) -> Result<&str, TokenError> {
         self.get(name)
             .map_or_else(|| error("invalid_request", format!("This parameter is required: {name}.")), Ok)
     }
 
     /// Checks the form of the scopes (RFC 6749 §3.3) and the resources (RFC 8707 §2). All are granted.
-    fn check_targets(&self) -> Result<(), TokenError> {
+    pub(super) fn check_targets(&self) -> Result<(), TokenError> {
         let is_scope = |scope: &str| {
             !scope.is_empty() && scope.bytes().all(|byte| matches!(byte, b'!' | b'#'..=b'[' | b']'..=b'~'))
         };

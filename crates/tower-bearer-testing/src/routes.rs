@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     Fault, Route,
     authority::Authority,
+    authorization::AUTHORIZATION_PATH,
     credential::Credential,
     oauth2::{METADATA_PATH, TOKEN_PATH},
     request_body::{CheckFailed, RequestBody},
@@ -82,6 +83,7 @@ impl Server {
         let route = match request.uri().path() {
             "/auth/api-key" => Route::ApiKeyGrant,
             "/auth/refresh" => Route::RefreshGrant,
+            AUTHORIZATION_PATH => Route::OAuthAuthorization,
             TOKEN_PATH => Route::OAuthToken,
             METADATA_PATH => Route::Metadata,
             _ => Route::Api,
@@ -126,7 +128,7 @@ impl Server {
 
     async fn token_route(&self, route: Route, request: Request<Incoming>) -> Response<Bytes> {
         let allowed = match route {
-            Route::Metadata => Method::GET,
+            Route::Metadata | Route::OAuthAuthorization => Method::GET,
             _ => Method::POST,
         };
         if request.method() != allowed {
@@ -134,6 +136,9 @@ impl Server {
         }
         match route {
             Route::Metadata => answer(StatusCode::OK, &self.authority().metadata()),
+            Route::OAuthAuthorization => {
+                self.authority().authorize(request.uri().query().unwrap_or_default())
+            }
             Route::OAuthToken => self.oauth_token(request).await,
             _ => self.api_video_token(route, request).await,
         }

@@ -1119,7 +1119,8 @@ async fn metadata_names_token_endpoint() {
         assert_eq!(metadata["issuer"], server.issuer());
         assert_eq!(metadata["token_endpoint"], server.token_endpoint());
         assert_eq!(server.token_endpoint(), format!("{}/oauth/token", server.issuer()));
-        let grants = json!(["client_credentials", "refresh_token", EXCHANGE, JWT_BEARER]);
+        let grants =
+            json!(["authorization_code", "client_credentials", "refresh_token", EXCHANGE, JWT_BEARER]);
         assert_eq!(metadata["grant_types_supported"], grants);
         let methods = json!(["client_secret_basic", "client_secret_post", "private_key_jwt", "none"]);
         assert_eq!(metadata["token_endpoint_auth_methods_supported"], methods);
