@@ -9,11 +9,11 @@ fn killed_processes_keep_login() {
     assert!(status.success(), "{status}");
 }
 
-/// The program has the client of the page `guide::mcp`, so its figures are those of the recipe.
+/// The programs have the client of the page `guide::mcp`, so their figures are those of the recipe.
 #[test]
 fn program_has_recipe() {
     let page = include_str!("../../../src/guide/mcp.md");
-    let program = include_str!("../src/bin/mcp_fleet.rs");
+    let program = include_str!("../src/mcp_client.rs");
     let start = page.find("type Headers =").expect("the recipe");
     let end = page.find("let (url, issuer, client_id)").expect("the recipe's end");
     assert!(program.contains(page[start..end].trim()), "the recipe and the program differ");
