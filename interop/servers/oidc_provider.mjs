@@ -1,8 +1,9 @@
-// An authorization server (oidc-provider) and an API that checks its tokens, for tests/oauth2.rs.
+// An authorization server (oidc-provider) and an API that checks its tokens, for tests/oauth2.rs and foreign_servers.
 //
-//   node server.mjs [port]
+//   node oidc_provider.mjs [port [folder [lifetime [grace]]]]
 //
-// Listens on loopback, prints {"port": number} on a line, and ends when its standard input closes. The routes beneath
+// Listens on loopback, prints {"port": number} on a line, and ends when its standard input closes. What it knows is in
+// the folder, if there is one, and in memory. Lifetime and grace are those of `settings`, in seconds. The routes beneath
 // /test/ control it: they stand for logins, revocations and slow networks.
 import { generateKeyPairSync, randomUUID } from "node:crypto";
 import { once } from "node:events";
@@ -10,31 +11,37 @@ import { createServer } from "node:http";
 
 import Provider from "oidc-provider";
 // The package exports no adapter. Tokens are kept as its own in-memory adapter keeps them, with a grace added.
-import MemoryAdapter from "./node_modules/oidc-provider/lib/adapters/memory_adapter.js";
+import MemoryAdapter, { setStorage } from "./node_modules/oidc-provider/lib/adapters/memory_adapter.js";
 
+import { Saved } from "./saved.mjs";
+
+const [portToUse = "0", folder, lifetime = "3600", grace = "0"] = process.argv.slice(2);
 const server = createServer();
-server.listen(Number(process.argv[2] ?? 0), "127.0.0.1");
+server.listen(Number(portToUse), "127.0.0.1");
 await once(server, "listening");
 const { port } = server.address();
 
 /** What a test may set: the access tokens' lifetime in seconds, a used refresh token's grace in milliseconds. */
-const settings = { lifetime: 3600, grace: 0, rfc8414: true };
+const settings = { lifetime: Number(lifetime), grace: Number(grace) * 1000, rfc8414: true };
 
 const counts = { token: {}, api: {}, metadata: {} };
 const count = (route, name) => { counts[route][name] = (counts[route][name] ?? 0) + 1; };
 
+const saved = new Saved(folder);
+setStorage(saved);
+
 /** With a grace, a used refresh token still counts as unused until the grace has passed since its first use. */
 class Adapter extends MemoryAdapter {
-  #used = new Map();
-
   async consume(id) {
-    if (!this.#used.has(id)) this.#used.set(id, Date.now());
+    const found = await super.find(id);
+    found.usedAt ??= Date.now();
     await super.consume(id);
+    saved.save();
   }
 
   async find(id) {
     const found = await super.find(id);
-    return Date.now() < this.#used.get(id) + settings.grace ? { ...found, consumed: undefined } : found;
+    return Date.now() < found?.usedAt + settings.grace ? { ...found, consumed: undefined } : found;
   }
 }
 

@@ -1,6 +1,6 @@
 //! `OAuth2` with a real authorization server, and an API that checks its tokens.
 //!
-//! Needs `node` 20 or newer, and `npm ci` in `oidc`.
+//! Needs `node` 20 or newer, and `npm ci` in `servers`.
 
 use std::{process::Stdio, time::Duration};
 
@@ -48,7 +48,7 @@ impl Server {
 
     async fn start_at(port: u16) -> Self {
         let mut process = Command::new("node")
-            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/oidc/server.mjs"), &port.to_string()])
+            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/servers/oidc_provider.mjs"), &port.to_string()])
             // It ends when this pipe is closed, even if this process is killed.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -61,7 +61,7 @@ impl Server {
         let Ok(started) = serde_json::from_str::<Value>(&line) else {
             let mut error = String::new();
             process.stderr.take().unwrap().read_to_string(&mut error).await.unwrap();
-            panic!("the server did not start (`npm ci` in interop/oidc installs it): {error}");
+            panic!("the server did not start (`npm ci` in interop/servers installs it): {error}");
         };
         let port = started["port"].as_u64().unwrap().try_into().unwrap();
         Self { url: format!("http://127.0.0.1:{port}"), port, process }
@@ -76,7 +76,7 @@ impl Server {
         oauth2::Server::token_endpoint(format!("{}/token", self.url))
     }
 
-    /// Runs a command of `server.mjs`.
+    /// Runs a command of `oidc_provider.mjs`.
     async fn run(&self, command: &str, parameters: &[(&str, &str)]) -> Value {
         let url = reqwest::Url::parse_with_params(&format!("{}/test/{command}", self.url), parameters);
         reqwest::get(url.unwrap()).await.unwrap().json().await.unwrap()
