@@ -11,7 +11,10 @@ use http::{
 use tokio::net::TcpListener;
 use tower_bearer_testing::{AuthServer, Fault, Route};
 
-use crate::{BoxError, peer::Setup};
+use crate::{
+    BoxError,
+    peer::{DUE, Setup},
+};
 
 /// How long the token endpoint takes for a response in most scenarios.
 pub const LATENCY: Duration = Duration::from_millis(500);
@@ -36,7 +39,10 @@ pub async fn setup(server: &AuthServer, ahead: Option<Duration>) -> Result<Setup
         client_id,
         client_secret,
         refresh_token: None,
+        login: server.log_in(),
+        state: None,
         ahead,
+        due: DUE,
     })
 }
 

@@ -23,13 +23,14 @@ struct Aliri {
 }
 
 pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
+    let share_until_due = setup.share_until_due();
     let (client_id, client_secret) = (ClientId::new(setup.client_id), ClientSecret::new(setup.client_secret));
     let client = reqwest_012::Client::builder().no_proxy().build()?;
     let token_url = setup.token_endpoint.parse()?;
-    let lifetime = match setup.ahead {
+    let lifetime = match share_until_due {
         None => TokenLifetimeConfig::default(),
-        // A quarter of twelve seconds. The default keeps a token for at least 30 s, however short it lives.
-        Some(_) => TokenLifetimeConfig::new(0.25, DurationSecs(1)),
+        // The default keeps a token for at least 30 s, however short it lives.
+        Some(share) => TokenLifetimeConfig::new(share, DurationSecs(1)),
     };
     let backoff = ErrorBackoffConfig::default();
     // The jitter of the documentation's example is a minute, longer than the life of these tokens.

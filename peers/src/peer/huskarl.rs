@@ -1,13 +1,18 @@
 //! huskarl: `HttpAuthorizer` over `InMemoryTokenCache`, with the request loop of its guide and a reqwest client.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Uri};
 use huskarl::{
     authorizer::HttpAuthorizer,
-    cache::{GrantTokenSource, InMemoryRefreshTokenStore, InMemoryTokenCache, NoSource, RefreshTokenStore},
+    cache::{
+        GrantTokenSource, InMemoryRefreshTokenStore, InMemoryTokenCache, NoSource, Recovery,
+        RefreshTokenStore, TokenError,
+    },
     core::{
+        Error, RetryAdvice,
         client_auth::ClientSecret,
+        platform::MaybeSendBoxFuture,
         secrets::{ProvidedSecret, SecretString},
     },
     grant::client_credentials::{ClientCredentialsGrant, ClientCredentialsGrantParameters},
@@ -16,6 +21,26 @@ use huskarl::{
 use huskarl_reqwest::ReqwestClient;
 
 use super::{BoxError, Peer, Setup, in_memory, reqwest_client, reqwest_status, stub_call};
+
+/// The refresh token in a file. huskarl has the trait, and a store in memory.
+struct InFile(PathBuf);
+
+impl RefreshTokenStore for InFile {
+    fn get(&self) -> MaybeSendBoxFuture<'_, Result<Option<RefreshToken>, Error>> {
+        let token = std::fs::read_to_string(&self.0).ok();
+        Box::pin(async { Ok(token.map(|token| RefreshToken::new(SecretString::new(token), None))) })
+    }
+
+    fn set<'a>(&'a self, token: &'a RefreshToken) -> MaybeSendBoxFuture<'a, Result<(), Error>> {
+        let written = std::fs::write(&self.0, token.token().expose_secret());
+        Box::pin(async { written.map_err(|error| Error::new(RetryAdvice::No, error)) })
+    }
+
+    fn clear(&self) -> MaybeSendBoxFuture<'_, Result<(), Error>> {
+        let removed = std::fs::remove_file(&self.0);
+        Box::pin(async { removed.map_err(|error| Error::new(RetryAdvice::No, error)) })
+    }
+}
 
 struct Huskarl {
     authorizer: HttpAuthorizer,
@@ -32,12 +57,17 @@ pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
         .client_auth(ClientSecret::new(secret))
         .http_client(ReqwestClient::from(client.clone()))
         .build();
-    let refresh_store = InMemoryRefreshTokenStore::default();
+    let refresh_store: Box<dyn RefreshTokenStore> = match setup.state {
+        Some(folder) => Box::new(InFile(folder.join("huskarl"))),
+        None => Box::new(InMemoryRefreshTokenStore::default()),
+    };
     let source = GrantTokenSource::builder().grant(grant);
     let source = match setup.refresh_token {
         None => source.grant_parameters(ClientCredentialsGrantParameters::new()),
         Some(refresh_token) => {
-            refresh_store.set(&RefreshToken::new(SecretString::new(refresh_token), None)).await?;
+            if refresh_store.get().await?.is_none() {
+                refresh_store.set(&RefreshToken::new(SecretString::new(refresh_token), None)).await?;
+            }
             source.grant_parameters(NoSource)
         }
     };
@@ -97,5 +127,10 @@ impl Peer for Huskarl {
             std::hint::black_box(response);
         }
         Ok(())
+    }
+
+    fn asks_for_login(&self, outcome: &Result<StatusCode, BoxError>) -> bool {
+        let error = outcome.as_ref().err().and_then(|error| error.downcast_ref::<TokenError>());
+        error.is_some_and(|error| error.recovery() == Recovery::Reauthenticate)
     }
 }

@@ -1,17 +1,20 @@
 //! The peers, each wired as its own documentation says.
 
 mod aliri;
+mod aws;
 mod azure;
 mod by_hand;
 mod gears;
 mod google;
 mod huskarl;
+mod rmcp;
 mod tower_bearer;
 
 use std::{
     convert::Infallible,
     future::ready,
     hint::black_box,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,8 +46,21 @@ pub struct Setup {
     pub client_secret: String,
     /// `None` for the grant of the client's credentials.
     pub refresh_token: Option<String>,
+    /// The refresh token of another login, for a peer that has no other grant.
+    pub login: String,
+    /// The folder in which a peer keeps what survives a restart, if it does.
+    pub state: Option<PathBuf>,
     /// How long before its expiry a token is refreshed. `None` for the peer's default.
     pub ahead: Option<Duration>,
+    /// When the token is due, if `ahead` is set.
+    pub due: Duration,
+}
+
+impl Setup {
+    /// The part of a token's life after which it is due, if `ahead` is set.
+    fn share_until_due(&self) -> Option<f64> {
+        self.ahead.map(|ahead| self.due.as_secs_f64() / (self.due + ahead).as_secs_f64())
+    }
 }
 
 #[async_trait::async_trait]
@@ -57,6 +73,11 @@ pub trait Peer: Send + Sync {
 
     /// Sends requests to a service that responds at once: through the peer, or the same without it.
     async fn stub(&self, requests: usize, through: bool) -> Result<(), BoxError>;
+
+    /// Whether an outcome of [`get`](Self::get) says that a user has to log in again.
+    fn asks_for_login(&self, _: &Result<StatusCode, BoxError>) -> bool {
+        false
+    }
 }
 
 type Built = BoxFuture<'static, Result<Arc<dyn Peer>, BoxError>>;
@@ -75,6 +96,8 @@ pub struct Info {
     pub on_401: bool,
     /// Why the peer cannot use a rotating refresh token.
     pub no_refresh_token: Option<&'static str>,
+    /// Whether the peer has a store for a login, or the trait of one.
+    pub has_store: bool,
     /// The kind of body that is sent again.
     pub upload: &'static str,
     pub build: fn(Setup) -> Built,
@@ -86,9 +109,9 @@ pub const DUE: Duration = Duration::from_secs(3);
 /// How long before its expiry a token is due, for peers that have an option for it.
 pub const AHEAD: Duration = Duration::from_secs(9);
 
-const CONFIGURED: Duration = Duration::from_secs(3 + 9);
+pub const CONFIGURED: Duration = Duration::from_secs(3 + 9);
 
-pub static PEERS: [Info; 7] = [
+pub static PEERS: [Info; 9] = [
     Info {
         name: "tower-bearer",
         package: "tower-bearer",
@@ -96,6 +119,7 @@ pub static PEERS: [Info; 7] = [
         in_background: false,
         on_401: true,
         no_refresh_token: None,
+        has_store: true,
         upload: "any stream",
         build: |setup| Box::pin(tower_bearer::build(setup)),
     },
@@ -106,6 +130,7 @@ pub static PEERS: [Info; 7] = [
         in_background: false,
         on_401: true,
         no_refresh_token: None,
+        has_store: true,
         upload: "by the caller",
         build: |setup| Box::pin(huskarl::build(setup)),
     },
@@ -117,8 +142,31 @@ pub static PEERS: [Info; 7] = [
         in_background: false,
         on_401: true,
         no_refresh_token: None,
+        has_store: false,
         upload: "a seekable stream",
         build: |setup| Box::pin(azure::build(setup)),
+    },
+    Info {
+        name: "rmcp",
+        package: "rmcp",
+        lifetime: DUE.saturating_add(rmcp::MARGIN).saturating_add(rmcp::MARGIN),
+        in_background: false,
+        on_401: true,
+        no_refresh_token: None,
+        has_store: true,
+        upload: "from memory",
+        build: |setup| Box::pin(rmcp::build(setup)),
+    },
+    Info {
+        name: "aws",
+        package: "aws-smithy-runtime",
+        lifetime: CONFIGURED,
+        in_background: false,
+        on_401: false,
+        no_refresh_token: None,
+        has_store: false,
+        upload: "no",
+        build: |setup| Box::pin(aws::build(setup)),
     },
     Info {
         name: "google-cloud-auth",
@@ -128,6 +176,7 @@ pub static PEERS: [Info; 7] = [
         in_background: true,
         on_401: false,
         no_refresh_token: Some("no rotation"),
+        has_store: false,
         upload: "no",
         build: |setup| Box::pin(google::build(setup)),
     },
@@ -138,6 +187,7 @@ pub static PEERS: [Info; 7] = [
         in_background: true,
         on_401: true,
         no_refresh_token: Some("no such grant"),
+        has_store: false,
         upload: "from memory",
         build: |setup| Box::pin(gears::build(setup)),
     },
@@ -148,6 +198,7 @@ pub static PEERS: [Info; 7] = [
         in_background: true,
         on_401: false,
         no_refresh_token: None,
+        has_store: false,
         upload: "no",
         build: |setup| Box::pin(aliri::build(setup)),
     },
@@ -159,6 +210,7 @@ pub static PEERS: [Info; 7] = [
         in_background: false,
         on_401: true,
         no_refresh_token: None,
+        has_store: false,
         upload: "from memory",
         build: |setup| Box::pin(by_hand::build(setup)),
     },

@@ -6,9 +6,10 @@ use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 use tower_bearer::{
-    BearerAuthLayer, OAuth2, RefreshAhead, TokenProvider,
+    BearerAuthLayer, Error, OAuth2, RefreshAhead, SourceErrorKind, TokenProvider,
     oauth2::{ClientAuth, Server},
 };
+use tower_bearer_store::FileStore;
 
 use super::{BoxError, Peer, Setup, each, http_client, status, streamed, stub};
 
@@ -19,15 +20,18 @@ struct TowerBearer {
 }
 
 pub(super) async fn build(setup: Setup) -> Result<Arc<dyn Peer>, BoxError> {
+    let share_until_due = setup.share_until_due();
     let login = Server::token_endpoint(&setup.token_endpoint);
     let client = ClientAuth::basic(&setup.client_id, &setup.client_secret);
     let mut provider = match setup.refresh_token {
         None => TokenProvider::builder(OAuth2::client_credentials(login, client)),
         Some(refresh_token) => TokenProvider::builder(OAuth2::login(login, client)).login(refresh_token),
     };
-    if setup.ahead.is_some() {
-        // Nine of twelve seconds.
-        provider = provider.refresh_ahead(RefreshAhead::new().share(0.75).jitter(0.0));
+    if let Some(folder) = setup.state {
+        provider = provider.store(FileStore::new(folder.join("tower-bearer")));
+    }
+    if let Some(share) = share_until_due {
+        provider = provider.refresh_ahead(RefreshAhead::new().share(1.0 - share).jitter(0.0));
     }
     let layer = BearerAuthLayer::with_provider(provider.build()?);
     let client = layer.layer(http_client::<super::Body>()).map_err(Into::into);
@@ -55,5 +59,10 @@ impl Peer for TowerBearer {
             true => each(self.layer.layer(stub::<std::convert::Infallible>()), &self.videos, requests).await,
             false => each(stub::<std::convert::Infallible>(), &self.videos, requests).await,
         }
+    }
+
+    fn asks_for_login(&self, outcome: &Result<StatusCode, BoxError>) -> bool {
+        let error = outcome.as_ref().err().and_then(|error| error.downcast_ref());
+        matches!(error, Some(Error::Source(error)) if error.kind() == SourceErrorKind::LoginRequired)
     }
 }
