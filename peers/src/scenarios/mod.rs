@@ -1,5 +1,7 @@
 //! The scenarios. Each runs one peer against a server of its own, and counts at the server and at the callers.
 
+mod field;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +24,7 @@ use crate::{
 /// A name, and the names of its figures.
 pub type Scenario = (&'static str, &'static [&'static str]);
 
-pub static SCENARIOS: [Scenario; 11] = [
+pub static SCENARIOS: [Scenario; 16] = [
     ("cold start", &["POSTs", "failed", "last response after"]),
     ("refresh under load", &["POSTs", "failed or 401", "waited"]),
     ("expired while idle", &["POSTs", "failed or 401", "waited"]),
@@ -33,6 +35,14 @@ pub static SCENARIOS: [Scenario; 11] = [
     ("token endpoint hangs", &["failed or 401", "waited", "POSTs in 7 s"]),
     ("401 indefinitely", &["POSTs per minute", "API requests per request"]),
     ("upload refused midway", &["response", "sent again"]),
+    ("dead connection", &["failed or 401", "waited", "refreshed after"]),
+    ("gzip", &["response", "the login"]),
+    ("two resets", &["failed or 401", "the login", "last response after"]),
+    (
+        "odd rejection",
+        &["401: POSTs in 7 s", "401: asks for a login", "400: POSTs in 7 s", "400: asks for a login"],
+    ),
+    ("restart", &["the same login", "another login"]),
     ("happy path", &["ns", "instructions", "allocations"]),
 ];
 
@@ -44,7 +54,12 @@ pub struct Scale {
 impl Scale {
     /// The number of callers at one moment, or of requests per second.
     pub fn callers(self) -> usize {
-        if self.brief { 100 } else { 1_000 }
+        if self.brief { 50 } else { 1_000 }
+    }
+
+    /// The number of requests per second while a fault lasts.
+    fn rate(self) -> usize {
+        if self.brief { 20 } else { 100 }
     }
 }
 
@@ -63,10 +78,15 @@ pub async fn run(scenario: &str, info: &Info, scale: Scale) -> Result<Vec<String
         "revocation" => revocations(info, scale).await,
         "late 401" => late_challenge(info).await,
         "caller dropped in the exchange" => dropped_caller(info).await,
-        "token endpoint fails" => outage(info, Fault::Status(StatusCode::SERVICE_UNAVAILABLE)).await,
-        "token endpoint hangs" => outage(info, Fault::Hang).await,
+        "token endpoint fails" => outage(info, Fault::Status(StatusCode::SERVICE_UNAVAILABLE), scale).await,
+        "token endpoint hangs" => outage(info, Fault::Hang, scale).await,
         "401 indefinitely" => always_challenged(info, scale).await,
         "upload refused midway" => refused_upload(info).await,
+        "dead connection" => field::dead_connection(info, scale).await,
+        "gzip" => field::compressed(info).await,
+        "two resets" => field::two_resets(info, scale).await,
+        "odd rejection" => field::odd_rejections(info, scale).await,
+        "restart" => field::restart(info).await,
         "happy path" => happy::figures(info, scale.brief).await,
         _ => Err(format!("there is no scenario '{scenario}'").into()),
     }
@@ -262,12 +282,12 @@ async fn dropped_caller(info: &Info) -> Result<Vec<String>, BoxError> {
 }
 
 /// From before the token is due, the token endpoint does not work. The token does, for all of the time.
-async fn outage(info: &Info, fault: Fault) -> Result<Vec<String>, BoxError> {
+async fn outage(info: &Info, fault: Fault, scale: Scale) -> Result<Vec<String>, BoxError> {
     let server = start(info.lifetime).await?;
     let peer = warm(info, &server, Some(AHEAD)).await?;
     server.inject_always(Route::OAuthToken, fault);
     sleep(DUE).await;
-    let requests = send_at_rate(&peer, 100, Duration::from_secs(7), SHORT_PATIENCE).await;
+    let requests = send_at_rate(&peer, scale.rate(), Duration::from_secs(7), SHORT_PATIENCE).await;
     // There are no other faults.
     let posts = server.counters().faults;
     let seen = join(requests).await;
@@ -280,7 +300,7 @@ async fn always_challenged(info: &Info, scale: Scale) -> Result<Vec<String>, Box
     let peer = warm(info, &server, None).await?;
     let before = posts(&server);
     server.inject_always(Route::Api, challenge());
-    let seen = join(send_at_rate(&peer, 100, length, PATIENCE).await).await;
+    let seen = join(send_at_rate(&peer, scale.rate(), length, PATIENCE).await).await;
     let per_minute = (posts(&server) - before) * 60 / length.as_secs();
     // There are no other faults.
     let amplification = server.counters().faults as f64 / (seen.challenged + seen.failed) as f64;
