@@ -1,7 +1,7 @@
 //! The same scenarios for tower-bearer and for other crates that keep a bearer token.
 //!
 //! ```text
-//! cargo run --release --manifest-path peers/Cargo.toml                # all, about ten minutes
+//! cargo run --release --manifest-path peers/Cargo.toml                # all, about twelve minutes
 //! cargo run --release --manifest-path peers/Cargo.toml -- --write     # and updates the page and the plot
 //! cargo run --release --manifest-path peers/Cargo.toml -- --peer huskarl --scenario revocation
 //! cargo run --manifest-path peers/Cargo.toml -- --brief               # shows only that it runs

@@ -16,11 +16,16 @@ const PANELS: [Panel; 4] = [
     ("401 indefinitely: POSTs per minute", "401 indefinitely", &[0]),
 ];
 
+/// Where the first bar of a panel begins, and how far the next ones are below it.
+const TOP: i32 = 42;
+const ROW: i32 = 27;
+
 const OWN: RGBColor = RGBColor(0, 114, 178);
 const OTHER: RGBColor = RGBColor(170, 170, 170);
 
 pub fn draw(path: &Path, results: &Results) -> Result<(), BoxError> {
-    let root = SVGBackend::new(path, (1000, 480)).into_drawing_area();
+    let height = TOP + ROW * PEERS.len() as i32 + 8;
+    let root = SVGBackend::new(path, (1000, 2 * height as u32)).into_drawing_area();
     root.fill(&WHITE)?;
     for (area, (title, scenario, columns)) in root.split_evenly((2, 2)).iter().zip(PANELS) {
         area.draw(&Text::new(title, (16, 14), ("sans-serif", 16)))?;
@@ -32,7 +37,7 @@ pub fn draw(path: &Path, results: &Results) -> Result<(), BoxError> {
             .collect();
         let most = values.iter().flatten().copied().max().unwrap_or(1).max(1);
         for (row, (info, value)) in (0..).zip(PEERS.iter().zip(values)) {
-            let (top, left) = (42 + row * 27, 140);
+            let (top, left) = (TOP + row * ROW, 140);
             area.draw(&Text::new(info.name, (16, top + 3), ("sans-serif", 14)))?;
             let width = (value.unwrap_or(0) * 270 / most) as i32;
             let style = if row == 0 { OWN } else { OTHER }.filled();
