@@ -97,7 +97,8 @@ async fn main() -> BoxResult<()> {
     let mcp = env::args().nth(1).ok_or("usage: mcp_conformance URL")?;
     let scenario = env::var("MCP_CONFORMANCE_SCENARIO")?;
     let context = serde_json::from_str(&env::var("MCP_CONFORMANCE_CONTEXT")?)?;
-    let client = reqwest::Client::builder().redirect(Policy::none()).pool_max_idle_per_host(0).no_proxy().build()?;
+    let client =
+        reqwest::Client::builder().redirect(Policy::none()).pool_max_idle_per_host(0).no_proxy().build()?;
     let source = source(&scenario, &context, discover(&client, &mcp).await?)?;
     let client = WithToken { client, provider: TokenProvider::builder(source).build()? };
     let config = StreamableHttpClientTransportConfig::with_uri(mcp);
