@@ -149,6 +149,13 @@ impl Token {
         Self(Arc::new(Inner { refresh_token: Some(refresh_token), ..Arc::unwrap_or_clone(self.0) }))
     }
 
+    /// Returns the token with a refresh token that is not accepted after this.
+    pub(crate) fn renewable_until(self, at: Instant) -> Self {
+        let inner = Arc::unwrap_or_clone(self.0);
+        let at = inner.refresh_token_expires_at.map_or(at, |before| before.min(at));
+        Self(Arc::new(Inner { refresh_token_expires_at: Some(at), ..inner }))
+    }
+
     /// Whether both have the same access token. The lifetime and the refresh token may differ.
     pub(crate) fn has_same_access_token(&self, other: &Self) -> bool {
         self.0.header == other.0.header

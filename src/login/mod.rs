@@ -198,7 +198,7 @@ impl Login {
         let set = state.more.as_ref().and_then(|more| more.taken.as_ref()).filter(|_| !self.is_reader());
         let is_another = previous.into_iter().chain(set).all(|taken| !taken.has_same_access_token(&token));
         let works = !token.is_expired(Instant::now() + LEAST_LIFE);
-        (is_ours && is_another && works).then_some(token)
+        (is_ours && is_another && works).then(|| state.known.chain.renewable(token))
     }
 
     /// The program has set a token: the one that is known is not used in its place.

@@ -188,7 +188,7 @@ impl Login {
             // without its future, and its operations record the result.
             drop(self.check_store());
         }
-        Some(token)
+        Some(found.chain.renewable(token))
     }
 
     /// Continues with what a record knows, unless this process knows better. `adopts`: its token is used, so it must be one of

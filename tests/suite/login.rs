@@ -130,6 +130,29 @@ async fn stored_seed_outlives_its_process() {
     assert_eq!((logins.processed(), logins.reused()), (vec!["seed".to_owned(); 2], 0));
 }
 
+/// A process is killed while it refreshes ahead of the expiry, and starts again: the stored access token works for longer
+/// than the server accepts the refresh token that the process has spent.
+#[tokio::test(start_paused = true)]
+async fn process_killed_while_refreshing_ahead() {
+    let (logins, store) = logged_in();
+    (logins.state().grace, logins.state().lifetime) = (SECOND * 30, 3600);
+    let life = Life::default();
+    let first = logins.builder("seed").store(Mortal(store.clone(), life.clone())).build().unwrap();
+    first.token().await.unwrap();
+    sleep(SECOND * 3_300).await;
+    tokio::spawn(async move { first.token().await });
+    sleep(POST / 2).await;
+    assert_eq!(logins.processed(), ["seed", "r-seed-1"]);
+    life.end();
+
+    let second = logins.process(&store, "seed");
+    for _ in 0..60 {
+        second.token().await.unwrap();
+        sleep(SECOND * 10).await;
+    }
+    assert_eq!((logins.processed()[2..].to_vec(), logins.reused()), (vec!["r-seed-1".to_owned()], 0));
+}
+
 /// A stored refresh token expires before the access token: another process than the one that got it presents it in
 /// time.
 #[tokio::test(start_paused = true)]
