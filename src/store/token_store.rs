@@ -32,7 +32,8 @@ use crate::error::Error;
 ///
 /// A refresh token that another process has marked as presented may have been exchanged, and the store may have failed
 /// since. So a process that finds one reads again for 3 s, for what the other one may be about to store, before it asks for
-/// the lease.
+/// the lease. If it adopts the record's access token, that counts as expiring after 3 s: the process that has presented the
+/// refresh token may have been killed, and a server accepts a spent one for a short time only.
 ///
 /// # What makes it right
 ///
