@@ -132,6 +132,7 @@ mod tests {
     fn forms_of_public_collection_are_read() {
         for (field, expected) in [
             (r#"Bearer realm="foo""#, &["realm=foo"][..]),
+            ("Bearer\r\n realm=\"foo\"", &["realm=foo"]),
             (r#"BEARER REALM="foo""#, &["realm=foo"]),
             ("Bearer realm=foo", &["realm=foo"]),
             (r"Bearer realm=\f\o\o", &[r"realm=\f\o\o"]),
@@ -149,11 +150,16 @@ mod tests {
             ("Bearer realm=\"foo-ä\"", &["realm=foo-ä"]),
             (r#"Bearer realm="=?ISO-8859-1?Q?foo-=E4?=""#, &["realm==?ISO-8859-1?Q?foo-=E4?="]),
             (r#"Bearer realm="b", Newauth realm="n""#, &["realm=b"]),
+            (r#"Bearer realm="b", Newauth"#, &["realm=b"]),
             (r#"Newauth realm="n", Bearer realm="b""#, &["realm=b"]),
+            (r#"Newauth, Bearer realm="b""#, &["realm=b"]),
             (r#",Bearer realm="b""#, &["realm=b"]),
             (r#"Newauth realm="apps", type=1, title="Login to \"apps\"", Bearer realm="b""#, &["realm=b"]),
             (r#"Newauth realm="n", bearer=foo, Bearer realm="b""#, &["realm=b"]),
             (r#"Newauth realm="newauth""#, &[]),
+            ("A, B", &[]),
+            ("A, Bearer", &[""]),
+            ("Bearer, B", &[""]),
             (r#"Bearer foo="realm=other", realm="b""#, &["foo=realm=other realm=b"]),
             (r#"Bearer other="other", realm="b""#, &["other=other realm=b"]),
             (r#"Bearer realm="b"#, &["realm=b"]),
@@ -162,6 +168,69 @@ mod tests {
         }
         // A character of ISO-8859-1.
         assert_eq!(bearer_challenges(b"Bearer realm=\"\xe4\", error=a")[0][1].1, "a");
+    }
+
+    /// A `WWW-Authenticate` field of that collection, for Basic, has a Bearer challenge too.
+    #[test]
+    fn bearer_is_read_beside_each_form_of_public_collection() {
+        const BEARER: &str =
+            r#"Bearer error="insufficient_scope", scope="a, b", error_description="größer \"c\"""#;
+        const READ: &str = r#"error=insufficient_scope scope=a, b error_description=größer "c""#;
+        for (name, other) in [
+            ("simplebasic", r#"Basic realm="foo""#),
+            ("simplebasiclf", "Basic\r\n realm=\"foo\""),
+            ("simplebasicucase", r#"BASIC REALM="foo""#),
+            ("simplebasictok", "Basic realm=foo"),
+            ("simplebasictokbs", r"Basic realm=\f\o\o"),
+            ("simplebasicsq", "Basic realm='foo'"),
+            ("simplebasicpct", r#"Basic realm="foo%20bar""#),
+            ("simplebasiccomma", r#"Basic , realm="foo""#),
+            ("simplebasiccomma2", r#"Basic, realm="foo""#),
+            ("simplebasicnorealm", "Basic"),
+            ("simplebasic2realms", r#"Basic realm="foo", realm="bar""#),
+            ("simplebasicwsrealm", r#"Basic realm = "foo""#),
+            ("simplebasicrealmsqc", r#"Basic realm="\f\o\o""#),
+            ("simplebasicrealmsqc2", r#"Basic realm="\"foo\"""#),
+            ("simplebasicnewparam1", r#"Basic realm="foo", bar="xyz",, a=b,,,c=d"#),
+            ("simplebasicnewparam2", r#"Basic bar="xyz", realm="foo""#),
+            ("simplebasicrealmutf8", r#"Basic realm="foo-ä""#),
+            ("simplebasicrealmrfc2047", r#"Basic realm="=?ISO-8859-1?Q?foo-=E4?=""#),
+            ("multibasicunknown", r#"Basic realm="basic", Newauth realm="newauth""#),
+            ("multibasicunknownnoparam", r#"Basic realm="basic", Newauth"#),
+            ("multibasicunknown2", r#"Newauth realm="newauth", Basic realm="basic""#),
+            ("multibasicunknown2np", r#"Newauth, Basic realm="basic""#),
+            ("multibasicempty", r#",Basic realm="basic""#),
+            (
+                "multibasicqs",
+                r#"Newauth realm="apps", type=1, title="Login to \"apps\"", Basic realm="simple""#,
+            ),
+            ("multidisgscheme", r#"Newauth realm="Newauth Realm", basic=foo, Basic realm="Basic Realm""#),
+            (
+                "the same, of Bearer",
+                r#"Newauth realm="Newauth Realm", bearer=foo, Basic realm="Basic Realm""#,
+            ),
+            ("unknown", r#"Newauth param="value""#),
+            ("parametersnotrequired", "A, B"),
+            ("disguisedrealm", r#"Basic foo="realm=nottherealm", realm="basic""#),
+            ("a disguised challenge", r#"Basic foo="Bearer error=invalid_token", realm="basic""#),
+            ("disguisedrealm2", r#"Basic nottherealm="nottherealm", realm="basic""#),
+            ("missingquote", r#"Basic realm="basic"#),
+            ("token68", "Negotiate YIIKjQ+/=="),
+            ("unknown, token68", "Newauth YIIKjQ+/=="),
+            ("an empty value", "Basic realm="),
+            ("no scheme", r#"realm="basic""#),
+            ("no words", r#"= , @[], "", ;"#),
+        ] {
+            assert_eq!(read(&format!("{other}, {BEARER}")), [READ], "{name}, before");
+            // A parameter after it is its own.
+            let after = if name == "no scheme" { " realm=basic" } else { "" };
+            assert_eq!(read(&format!("{BEARER}, {other}")), [format!("{READ}{after}")], "{name}, after");
+            // Without the comma, another scheme may be a word of a value that was not quoted.
+            for field in [format!("{other} {BEARER}"), format!("{BEARER} {other}")] {
+                let found = read(&field);
+                assert!(found.len() == 1 && found[0].starts_with(READ), "{name}: {field}: {found:?}");
+            }
+        }
     }
 
     /// A `WWW-Authenticate` field breaks its grammar, as those of real servers do.

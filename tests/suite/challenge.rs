@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{AUTHORIZATION, WWW_AUTHENTICATE},
+};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::task::JoinSet;
 use tower::{Layer, Service, ServiceExt};
@@ -241,6 +244,48 @@ async fn passes_through_non_challenges() {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "unchanged");
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(source.fetches(), 1, "{status}");
+    }
+}
+
+/// The 401 has other challenges in the same field or in another one, no commas, UTF-8, or a syntax error before or after the
+/// Bearer challenge: whether another token helps is read in all of them.
+#[tokio::test(start_paused = true)]
+async fn bearer_challenge_is_found_beside_others() {
+    for fields in [
+        &[r#"Bearer error="E", scope="a b""#][..],
+        &[r#"Bearer realm="x" error="E" scope="a b""#],
+        &[r#"Bearer realm=x, error=E, scope=a"#],
+        &[r#"Bearer error="E", error_description="größer""#],
+        &[r#"Basic realm="x", Bearer error="E""#],
+        &[r#"Bearer error="E", Basic realm="x""#],
+        &[r#"Basic realm="x""#, r#"Bearer error="E""#],
+        &[r#"Bearer error="E""#, r#"Basic realm="x""#],
+        &[r#"Newauth, Basic realm="x", Digest realm="x", qop="auth,auth-int""#, r#"Bearer error="E""#],
+        &[r#"Negotiate YIIKjQ+/==, Bearer error="E""#],
+        &[r#"Negotiate YIIKjQ+/=="#, "NTLM", r#"Bearer error="E""#],
+        &[r#"Basic realm="x, Bearer error="E""#],
+        &[r#"Bearer error="E", Basic realm="x"#],
+        &[r#"= , @[], "a, Bearer error="E""#],
+        &[r#"Bearer error="E", = , @[], "a"#],
+        &[r#"Bearer realm="x", Bearer error="E""#],
+    ] {
+        for (error, fetches) in [("insufficient_scope", 1), ("invalid_request", 1), ("invalid_token", 2)] {
+            let (_, source, layer) = revoked_once().await;
+            let service = tower::service_fn(move |request: Request<Empty<Bytes>>| async move {
+                let mut response = Response::new(Full::<Bytes>::default());
+                if request.headers()[AUTHORIZATION] != "Bearer access-2" {
+                    *response.status_mut() = StatusCode::UNAUTHORIZED;
+                    for field in fields {
+                        let field = HeaderValue::from_bytes(field.replace('E', error).as_bytes()).unwrap();
+                        response.headers_mut().append(WWW_AUTHENTICATE, field);
+                    }
+                }
+                Ok::<_, BoxError>(response)
+            });
+            let response = layer.layer(service).oneshot(get()).await.unwrap();
+            assert_eq!(source.fetches(), fetches, "{fields:?}, {error}");
+            assert_eq!(response.status(), if fetches == 1 { 401 } else { 200 }, "{fields:?}, {error}");
+        }
     }
 }
 
