@@ -56,11 +56,16 @@ impl Logins {
             None => token.spent = Some(Instant::now()),
             Some(spent) if spent.elapsed() < self.grace => {}
             Some(_) => {
-                self.refresh_tokens.retain(|_, token| token.login != login);
+                self.end(login);
                 return Err(Rejected::Reused(login));
             }
         }
         Ok((login, Some(self.add(login))))
+    }
+
+    /// Ends a login.
+    pub(super) fn end(&mut self, login: Login) {
+        self.refresh_tokens.retain(|_, token| token.login != login);
     }
 
     /// Ends all logins.

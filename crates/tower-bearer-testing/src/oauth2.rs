@@ -27,12 +27,14 @@ const JWT_TYPES: [&str; 2] =
     ["urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token"];
 
 /// The parameters that are not recorded.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 10] = [
     "client_secret",
     "client_assertion",
     "assertion",
     "code",
     "code_verifier",
+    "device_code",
+    "password",
     "refresh_token",
     "subject_token",
     "actor_token",
@@ -115,7 +117,8 @@ impl Authority {
         if self.token_requests.len() == RECORDED {
             self.token_requests.pop_front();
         }
-        let kept = form.0.iter().filter(|(name, _)| !SECRETS.contains(&name.as_str()));
+        let kept =
+            form.0.iter().filter(|(name, _)| !SECRETS.iter().any(|secret| name.eq_ignore_ascii_case(secret)));
         self.token_requests.push_back(kept.cloned().collect());
     }
 

@@ -47,6 +47,12 @@ async fn token(server: &AuthServer, fields: Fields<'_>) -> Value {
     serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
 }
 
+async fn refresh(server: &AuthServer, refresh_token: &str) -> Value {
+    let id = server.client_id();
+    token(server, &[("grant_type", "refresh_token"), ("client_id", &*id), ("refresh_token", refresh_token)])
+        .await
+}
+
 fn value<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
     fields.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
 }
@@ -80,12 +86,11 @@ async fn code_begins_login() {
         ];
         let granted = token(&server, &exchange).await;
         assert_eq!(granted["error"], if is_good { Value::Null } else { "invalid_grant".into() });
-        if let Some(refresh_token) = granted["refresh_token"].as_str() {
-            let refresh =
-                [("grant_type", "refresh_token"), ("client_id", &*id), ("refresh_token", refresh_token)];
-            assert!(token(&server, &refresh).await["access_token"].is_string());
-        }
+        let Some(refresh_token) = granted["refresh_token"].as_str() else { continue };
+        let refreshed = refresh(&server, refresh_token).await;
+        let next = refreshed["refresh_token"].as_str().unwrap();
         assert_eq!(token(&server, &exchange).await["error"], "invalid_grant", "a code is valid once");
+        assert_eq!(refresh(&server, next).await["error"], "invalid_grant", "its login has ended");
     }
     let counters = server.counters();
     assert_eq!((counters.authorization_code_grants, counters.oauth_refresh_grants), (1, 1));
@@ -105,6 +110,9 @@ async fn redirects_only_to_loopback() {
         ("another", REDIRECT, "S256", None),
         (&*id, "http://login.example/", "S256", None),
         (&*id, "custom:callback", "S256", None),
+        (&*id, "http://127.0.0.1:9/callback#fragment", "S256", None),
+        (&*id, "http://login.example@127.0.0.1:9/", "S256", None),
+        (&*id, "http://127.0.0.1:99999/", "S256", None),
         (&*id, "", "S256", None),
     ] {
         let asked = [
