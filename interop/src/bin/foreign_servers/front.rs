@@ -127,7 +127,9 @@ impl Ledger {
         if earlier.is_some() {
             *if is_accepted { &mut self.reuse_accepted } else { &mut self.reuse_rejected } += 1;
         }
-        if !is_accepted {
+        if is_accepted {
+            self.rejection = None;
+        } else {
             self.rejection.get_or_insert(match earlier {
                 Some(Fate::Lost(why)) => why,
                 Some(Fate::Delivered(_)) => "presented by two processes",
@@ -243,7 +245,9 @@ impl Front {
                 return Err(error.into());
             }
         };
-        self.ledger().judged(token, status.is_success());
+        if status.is_success() || matches!(status.as_u16(), 400 | 401) {
+            self.ledger().judged(token, status.is_success());
+        }
         if status.is_success() {
             let fate = match &fault {
                 Some(Fault { at: Step::Answered | Step::Half, kills: true, .. }) => Fate::Lost(PROCESS_DIED),
