@@ -18,8 +18,8 @@ pub enum RefreshReason {
     /// The current token has expired, or is not valid for as long as a caller needs
     /// ([`TokenProvider::token_for`](crate::TokenProvider::token_for)).
     Expired,
-    /// The current token is about to expire ([`RefreshAhead`](crate::RefreshAhead)), or its refresh was
-    /// interrupted.
+    /// The current token is about to expire ([`RefreshAhead`](crate::RefreshAhead)), its refresh was interrupted, or
+    /// another process has presented the login's refresh token and has stored no answer.
     Expiring,
     /// The API has challenged the current token.
     Challenged,

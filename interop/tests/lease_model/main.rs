@@ -21,7 +21,9 @@
 //!   loses the lease, or its clock is set.
 //! - **A process stores what it was granted within `PUBLISH_GRACE`** once the store works (`MarkWaited`).
 //! - **The grace of the endpoint** ends when no process is on its way to present the refresh token again (`GraceEnds`). One
-//!   whose access token is expiring, as far as it knows, is on its way.
+//!   whose access token is expiring, as far as it knows, is on its way. So the model assumes that processes have requests,
+//!   that a killed one starts again within the grace, and that all learn of an expiry together. Without one of these the
+//!   login can be lost: the page `fleet` says what that means for a deployment.
 //! - **An access token lives longer** than a refresh takes, a stop of its process included.
 //!
 //! The check that half of the lease is left is not in the model. It only prevents steps that the model takes.
@@ -34,10 +36,11 @@
 //! | no spent refresh token is presented | the same, no process killed, no answer lost |
 //! | no record replaces a newer one | nothing |
 //! | every process ends with a token, or with 'login required' | nothing |
-//! | the login is never lost | a grace, or no process killed and no answer lost; no record lost |
+//! | the login is never lost | a grace, and processes with requests that start again within it; or no process killed and no answer lost; and no record lost |
 //!
 //! `two_holders_cost_no_login`, `lost_record_hangs_nobody` and `without_grace_fleet_ends_with_login_required` show that each
-//! assumption is needed, `each_rule_is_needed` that each property fails if the protocol lacks a rule.
+//! assumption is needed, `each_rule_is_needed` that each property fails if the protocol lacks one of its mutants' rules. Six rules of the model have no mutant: the read
+//! before a rejection counts, `cannot_write`, `compare_with`, `store_again`, `untaken`, and the adoption after `Superseded`.
 //!
 //! # Bounds
 //!
