@@ -288,7 +288,7 @@ fn is_good(row: &Row) -> bool {
     let heard = lock(&row.shared.heard);
     let had_to_be_lost = row.lost.keys().all(|why| ANSWER_LOST.contains(why));
     let is_kept = row.lost.is_empty() && heard.lost == 0;
-    heard.tokens.iter().all(|tokens| tokens.len() > row.rotations / 4)
+    heard.tokens.iter().all(|tokens| tokens.len() > row.rotations / 8)
         && (is_kept || !row.has_grace && had_to_be_lost)
 }
 
