@@ -96,7 +96,7 @@ pub(super) struct Authority {
     /// The `jti` of each client assertion that was accepted.
     pub(super) seen_jtis: HashSet<String>,
     pub(super) logins: Logins,
-    /// The codes that were not exchanged yet.
+    /// The codes, of which each is exchanged once.
     pub(super) codes: HashMap<String, Authorization>,
     /// The newest forms of token requests, without their secrets.
     pub(super) token_requests: VecDeque<Vec<(String, String)>>,
