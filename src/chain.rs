@@ -17,8 +17,9 @@ const MAX_REPLACED: usize = 16;
 /// How often a doubtful refresh token is presented at most.
 pub(crate) const DOUBT: Duration = Duration::from_secs(60);
 
-/// How long a refresh token that was presented counts as accepted, if its answer is not known.
-const PRESENTED: Duration = Duration::from_secs(3);
+/// How long the process that presents a refresh token may take to store what it was granted, once the store works. Then the
+/// refresh token is presented again.
+pub(crate) const PUBLISH_GRACE: Duration = Duration::from_secs(3);
 
 /// What a process, or a record, knows.
 #[derive(Clone, Default)]
@@ -239,7 +240,7 @@ impl Chain {
     /// Returns its access token as one that is refreshed soon, if the refresh token may be spent: the process that presents it
     /// may have been killed, and a server accepts it again for a short time only, however long the access token works.
     pub(crate) fn renewable(&self, token: Token) -> Token {
-        if self.is_presented() { token.renewable_until(Instant::now() + PRESENTED) } else { token }
+        if self.is_presented() { token.renewable_until(Instant::now() + PUBLISH_GRACE) } else { token }
     }
 }
 

@@ -6,15 +6,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::present::{OLD, STORED, shared};
 use super::{Asked, Asking, Login};
-use crate::chain::{Before, Chain, Known};
+use crate::chain::{Before, Chain, Known, PUBLISH_GRACE};
 use crate::error::{SourceError, StoreError, StoreErrorKind};
 use crate::retry::Backoff;
 use crate::source::{Credential, RefreshReason, TokenRequest};
 use crate::store::{POLL_BACKOFF, StoreAccess};
 use crate::token::{LEAST_LIFE, Token};
-
-/// How long the process that presents a refresh token may take to store what it was granted, once the store works.
-const PUBLISH_GRACE: Duration = Duration::from_secs(3);
 
 /// A store that is set up wrongly is asked again after this: a server that starts may reject a password for a moment.
 const HEALS_WITHIN: Duration = Duration::from_secs(3);
